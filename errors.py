@@ -1,0 +1,99 @@
+"""Every error that llama4-edge raises on purpose, as one tree.
+
+    Llama4EdgeError
+    ├── CheckpointError       a checkpoint directory that cannot be read, or is not whole
+    │   └── UnsupportedError  a checkpoint that is whole, but that llama.cpp cannot represent
+    ├── RecipeError           an unknown recipe or tensor type, or an override that fits nothing
+    ├── OutputError           the target exists, the disk is too small, or writing failed
+    ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
+    ├── EngineError           llama.cpp refused to load, to make a context or to decode
+    │   └── ContextFullError  the prompt, or the answer, does not fit into the context
+    ├── TemplateError         a chat template that is missing or does not render
+    ├── VocabularyError       a tokenizer that llama.cpp would read differently
+    └── SessionError          a saved conversation that cannot be read or written
+
+The library raises; only the command line prints and exits.
+"""
+
+from __future__ import annotations
+
+
+class Llama4EdgeError(Exception):
+    """Says what is wrong and where, then what was found, what was expected and what to do.
+
+    Args:
+        problem: one clause that names the file, tensor or setting at fault.
+        found: what was there.
+        expected: what should have been there.
+        hint: what the reader can do about it, as an imperative sentence.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        parts = [problem]
+        if found is not None:
+            parts.append(f"found {found}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        message = ", ".join(parts)
+        super().__init__(f"{message}. {hint}" if hint else message)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The same fields for a program to read (``--json``)."""
+        return {
+            "error": type(self).__name__,
+            "problem": self.problem,
+            "found": None if self.found is None else str(self.found),
+            "expected": None if self.expected is None else str(self.expected),
+            "hint": self.hint,
+        }
+
+
+class CheckpointError(Llama4EdgeError):
+    """A checkpoint directory that cannot be read, or is not whole."""
+
+
+class UnsupportedError(CheckpointError):
+    """A checkpoint that is whole, but that llama.cpp cannot represent."""
+
+
+class RecipeError(Llama4EdgeError):
+    """An unknown recipe or tensor type, or an override that fits no tensor."""
+
+
+class OutputError(Llama4EdgeError):
+    """The target exists, the disk is too small, or writing failed."""
+
+
+class ModelFileError(Llama4EdgeError):
+    """A GGUF file that is truncated, damaged or of another architecture."""
+
+
+class EngineError(Llama4EdgeError):
+    """llama.cpp refused to load a model, to make a context or to decode."""
+
+
+class ContextFullError(EngineError):
+    """The prompt, or the answer, does not fit into the context."""
+
+
+class TemplateError(Llama4EdgeError):
+    """A chat template that is missing or does not render these messages."""
+
+
+class VocabularyError(Llama4EdgeError):
+    """A tokenizer that llama.cpp would read differently."""
+
+
+class SessionError(Llama4EdgeError):
+    """A saved conversation that cannot be read or written."""
