@@ -1,0 +1,1 @@
+"""What this machine has, what fits where, and what the model says."""
