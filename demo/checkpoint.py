@@ -1,0 +1,629 @@
+"""Writes a small Llama 4 checkpoint that looks like the published ones and knows nothing.
+
+Promises: the files, names, shapes, types and settings of Meta's repositories (sharded bf16
+safetensors with their index, nested config, tokenizer, chat template), with random weights
+scaled so that no logit, attention score or router decision is degenerate; the same bytes for the
+same arguments. Needs numpy and tokenizers, nothing else.
+
+Does not know GGUF, llama.cpp or the package beside it: the converter meets these files as it
+meets anyone's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer
+
+TemplatePlace = Literal["chat_template.jinja", "tokenizer_config.json", "chat_template.json"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Long-context scaling of the rotary frequencies, in the terms of the published configs."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int = 8192
+    rope_type: str = "llama3"
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Shape of the vision tower; ``projector`` is the width it hands to the language model."""
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    image_size: int = 56
+    patch_size: int = 14
+    projector: int = 96
+
+    @property
+    def intermediate(self) -> int:
+        """Pixel shuffle by 0.5 quarters the patches and quadruples their width: the FFN width."""
+        return 4 * self.hidden
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything that shapes a checkpoint; sizes in elements, counts as counts.
+
+    ``expert_ffn`` is transformers' ``intermediate_size`` and ``dense_ffn`` its
+    ``intermediate_size_mlp``. ``text_only`` drops the vision tower and the ``language_model.``
+    prefix, as ``Llama4ForCausalLM`` saves itself.
+    """
+
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    expert_ffn: int = 256
+    dense_ffn: int = 512
+    experts: int = 16
+    moe_step: int = 1
+    vocabulary: int = 1024
+    max_positions: int = 10_485_760
+    rope: Rope | None = field(default_factory=lambda: Rope(16.0, 1.0, 1.0))
+    qk_norm: bool = True
+    tied: bool = False
+    vision: Vision | None = field(default_factory=Vision)
+    text_only: bool = False
+    config_form: Literal["rope_scaling", "rope_parameters"] = "rope_scaling"
+    shards: int = 3
+
+    @property
+    def prefix(self) -> str:
+        """What stands before ``model.`` and ``lm_head.`` in tensor names."""
+        return "" if self.text_only else "language_model."
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer routes to experts (every ``moe_step``-th does)."""
+        return (layer + 1) % self.moe_step == 0
+
+
+SCOUT_LIKE = Geometry()
+SCOUT_BASE_LIKE = Geometry(
+    max_positions=262_144, rope=Rope(8.0, 1.0, 4.0), config_form="rope_parameters", shards=2
+)
+MAVERICK_LIKE = Geometry(experts=128, moe_step=2, max_positions=1_048_576, rope=None, qk_norm=False)
+TEXT_ONLY = Geometry(text_only=True, vision=None, config_form="rope_parameters", shards=1)
+TIED = Geometry(tied=True, shards=1)
+# llama.cpp has quantization rules of its own for models of eight experts.
+EIGHT_EXPERTS = Geometry(experts=8, shards=1)
+# Rows that 32 divides and 256 does not, so that every K-quant must fall back.
+ODD = Geometry(hidden=160, head_dim=32, expert_ffn=96, dense_ffn=224, moe_step=2, shards=2)
+# Rows of the experts' down projection that not even 32 divides.
+UNEVEN = Geometry(expert_ffn=48, dense_ffn=208, moe_step=2, shards=1)
+
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|header_start|>",
+    "<|header_end|>",
+    "<|eom|>",
+    "<|eot|>",
+    "<|step|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|finetune_right_pad|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|image|>",
+    "<|patch|>",
+    "<|reasoning_thinking_start|>",
+    "<|reasoning_thinking_end|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|reserved_special_token_2|>",
+)
+
+# How Llama 4 cuts text before byte-pair merging: the pattern in llama_models/llama4/tokenizer.py.
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+PRE_TOKENIZER_PATTERN = "|".join(
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+# Llama 4's conversation format for text; the tokens are those of Meta's ChatFormat.
+CHAT_TEMPLATE = """\
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part['type'] != 'text' -%}
+                {{- raise_exception('this template takes text, not ' + part['type']) -}}
+            {%- endif -%}
+            {{- part['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- set from_tool = message['role'] in ('tool', 'ipython') -%}
+    {{- '<|header_start|>' + ('ipython' if from_tool else message['role']) + '<|header_end|>\\n\\n' -}}
+    {{- text_of(message['content']) -}}
+    {{- '<|eom|>' if from_tool else '<|eot|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|header_start|>assistant<|header_end|>\\n\\n' -}}
+{%- endif -%}
+"""  # noqa: E501
+
+# What the small tokenizer learns its merges from: prose, code, digits and a few other scripts.
+_TRAINING_TEXT = """\
+The harbour was quiet before sunrise. A fisherman mended his nets beside the water, and the gulls
+waited on the wall for something to happen. Nobody in the village could remember a winter so mild;
+even the oldest houses, with their narrow windows and heavy doors, stood open to the morning air.
+"Shall we go out today?" asked the boy. "We'll go when the wind turns," said his grandfather, "and
+not a minute earlier. It's the wind that decides; we're only passengers, and they've never listened
+to anyone who shouted. I'd rather wait than swim." The boy didn't answer. He counted the boats: 1,
+2, 3, 12, 27, 148, and one more that was painted blue. Then he wrote the numbers into a little book.
+What is a model? A model is a story about numbers, told quickly. It reads a question, looks at every
+word, and guesses what comes next. Sometimes the guess is right. Sometimes it is wonderful. An
+expert knows one thing very well; a router knows which expert to ask. Together they know many things
+that neither of them could explain. Please explain how this works, step by step, and thank you.
+def distance(points, origin=(0, 0)):
+    total = 0.0
+    for index, (x, y) in enumerate(points):
+        if index % 2 == 0 and x != origin[0]:
+            total += ((x - origin[0]) ** 2 + (y - origin[1]) ** 2) ** 0.5
+    return {"total": total, "count": len(points)}
+#include <stdio.h>
+int main(void) { printf("Hello, world!\\n"); return 0; }
+SELECT name, price FROM products WHERE price > 10.50 ORDER BY name; -- https://example.org/list?page=2
+Der Wind kommt aus dem Norden, und die Kinder laufen über die Brücke nach Hause. Où est la gare ?
+Elle est derrière le marché, à côté de la vieille église. El río cruza la ciudad y llega al mar.
+Утром над рекой стоял туман, и лодки ждали у берега. Το πρωί η θάλασσα ήταν ήσυχη.
+朝の港は静かだった。今天的天气很好。오늘은 바람이 분다. في الصباح كان البحر هادئا. सुबह की हवा ठंडी थी।
+"""  # noqa: E501, RUF001
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor to come: random around ``mean`` with standard deviation ``std``."""
+
+    name: str
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * math.prod(self.shape)
+
+
+def write_checkpoint(
+    directory: Path | str,
+    geometry: Geometry = SCOUT_LIKE,
+    *,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    chat_template: TemplatePlace = "chat_template.jinja",
+) -> Path:
+    """Write a checkpoint into ``directory`` (made if absent) and return its path.
+
+    Args:
+        directory: where the files go; files of the same names are overwritten.
+        geometry: the model's shape and the dialect of its files.
+        seed: of the random weights; nothing else depends on it.
+        tokenizer: a directory with a tokenizer to copy instead of training a small one. Its size
+            must be ``geometry.vocabulary``.
+        chat_template: which file holds the chat template, as transformers has kept it over time.
+
+    Raises:
+        ValueError: the tokenizer's size is not the geometry's vocabulary.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = _write_tokenizer(directory, geometry, tokenizer)
+    _write_chat_template(directory, chat_template)
+    _write_json(directory / "config.json", _config(geometry, ids))
+    _write_json(directory / "generation_config.json", _generation_config(ids))
+    (directory / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
+    _write_weights(directory, list(_tensors(geometry)), geometry.shards, seed)
+    return directory
+
+
+_MODEL_CARD = """\
+---
+license: mit
+tags:
+- llama4
+- random-weights
+---
+# A Llama 4 with random weights
+Made to try a converter and a runtime. It has the shape of Llama 4 and has learned nothing.
+"""
+
+
+# Weights ----------------------------------------------------------------------------------------
+
+
+def _tensors(g: Geometry) -> Iterator[_Tensor]:
+    """Every tensor of the checkpoint, in the order of the layers."""
+    root = f"{g.prefix}model"
+    # A tied matrix is also the output: logits of unit variance matter more than the embedding's.
+    yield _Tensor(
+        f"{root}.embed_tokens.weight", (g.vocabulary, g.hidden), _fan_in(g.hidden) if g.tied else 1
+    )
+    for layer in range(g.layers):
+        yield from _layer(g, layer, f"{root}.layers.{layer}")
+    yield _norm(f"{root}.norm", g.hidden)
+    if not g.tied:
+        yield _linear(f"{g.prefix}lm_head", g.hidden, g.vocabulary)
+    if g.vision is not None:
+        yield from _vision(g.vision, g.hidden)
+
+
+def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
+    """One decoder layer. Linear weights are [out, in]; expert weights are [expert, in, out]."""
+    queries, keys = g.heads * g.head_dim, g.kv_heads * g.head_dim
+    yield _norm(f"{name}.input_layernorm", g.hidden)
+    yield _linear(f"{name}.self_attn.q_proj", g.hidden, queries)
+    yield _linear(f"{name}.self_attn.k_proj", g.hidden, keys)
+    yield _linear(f"{name}.self_attn.v_proj", g.hidden, keys)
+    yield _linear(f"{name}.self_attn.o_proj", queries, g.hidden)
+    yield _norm(f"{name}.post_attention_layernorm", g.hidden)
+    ffn = f"{name}.feed_forward"
+    if not g.is_moe(layer):
+        yield from _gated_ffn(ffn, g.hidden, g.dense_ffn)
+        return
+    yield _linear(f"{ffn}.router", g.hidden, g.experts)
+    # gate comes before up inside gate_up_proj, and neither expert tensor ends in ".weight".
+    yield _Tensor(
+        f"{ffn}.experts.gate_up_proj", (g.experts, g.hidden, 2 * g.expert_ffn), _fan_in(g.hidden)
+    )
+    yield _Tensor(
+        f"{ffn}.experts.down_proj", (g.experts, g.expert_ffn, g.hidden), _fan_in(g.expert_ffn)
+    )
+    yield from _gated_ffn(f"{ffn}.shared_expert", g.hidden, g.expert_ffn)
+
+
+def _gated_ffn(name: str, hidden: int, width: int) -> Iterator[_Tensor]:
+    yield _linear(f"{name}.gate_proj", hidden, width)
+    yield _linear(f"{name}.up_proj", hidden, width)
+    yield _linear(f"{name}.down_proj", width, hidden)
+
+
+def _vision(v: Vision, text_hidden: int) -> Iterator[_Tensor]:
+    """The vision tower and its projector, as transformers' Llama4VisionModel names them."""
+    patches = (v.image_size // v.patch_size) ** 2
+    yield _linear("vision_model.patch_embedding.linear", 3 * v.patch_size**2, v.hidden)
+    yield _Tensor("vision_model.class_embedding", (v.hidden,), _fan_in(v.hidden))
+    yield _Tensor(
+        "vision_model.positional_embedding_vlm", (patches + 1, v.hidden), _fan_in(v.hidden)
+    )
+    yield from _layer_norm("vision_model.layernorm_pre", v.hidden)
+    yield from _layer_norm("vision_model.layernorm_post", v.hidden)
+    for layer in range(v.layers):
+        name = f"vision_model.model.layers.{layer}"
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield from _biased(f"{name}.self_attn.{projection}", v.hidden, v.hidden)
+        yield from _biased(f"{name}.mlp.fc1", v.hidden, v.intermediate)
+        yield from _biased(f"{name}.mlp.fc2", v.intermediate, v.hidden)
+        yield from _layer_norm(f"{name}.input_layernorm", v.hidden)
+        yield from _layer_norm(f"{name}.post_attention_layernorm", v.hidden)
+    yield _linear("vision_model.vision_adapter.mlp.fc1", v.intermediate, v.projector)
+    yield _linear("vision_model.vision_adapter.mlp.fc2", v.projector, v.projector)
+    yield _linear("multi_modal_projector.linear_1", v.projector, text_hidden)
+
+
+def _fan_in(width: int) -> float:
+    """Standard deviation that keeps the variance of a dot product of ``width`` terms at one."""
+    return 1.0 / math.sqrt(width)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> _Tensor:
+    return _Tensor(f"{name}.weight", (outputs, inputs), _fan_in(inputs))
+
+
+def _biased(name: str, inputs: int, outputs: int) -> Iterator[_Tensor]:
+    yield _linear(name, inputs, outputs)
+    yield _Tensor(f"{name}.bias", (outputs,), 0.1)
+
+
+def _norm(name: str, width: int) -> _Tensor:
+    # Not all ones: a norm weight that lands in the wrong layer must change the logits.
+    return _Tensor(f"{name}.weight", (width,), 0.2, mean=1.0)
+
+
+def _layer_norm(name: str, width: int) -> Iterator[_Tensor]:
+    yield _norm(name, width)
+    yield _Tensor(f"{name}.bias", (width,), 0.1)
+
+
+def _random_bf16(tensor: _Tensor, seed: int) -> npt.NDArray[np.uint16]:
+    """The tensor's values as bf16 bit patterns, a function of its name, shape and the seed.
+
+    Sums of four uniform 16-bit integers are close to normal, and unlike NumPy's distributions the
+    raw bits of its generators are promised not to change between releases.
+    """
+    count = math.prod(tensor.shape)
+    source = np.random.PCG64([seed, zlib.crc32(tensor.name.encode())])
+    uniform = source.random_raw(count).astype("<u8", copy=False).view("<u2").reshape(count, 4)
+    centred = uniform.sum(axis=1, dtype=np.int32) - 2 * 65535
+    # Each term has variance (2^32 - 1) / 12.
+    scale = tensor.std / math.sqrt(4 * (2**32 - 1) / 12)
+    bits = (centred * np.float32(scale) + np.float32(tensor.mean)).astype("<f4").view("<u4")
+    # Round to nearest, ties to even.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: int) -> None:
+    """Write the tensors as one file, or as several of like size with their index."""
+    if shards == 1:
+        _write_safetensors(directory / "model.safetensors", tensors, seed)
+        return
+    total = sum(tensor.nbytes for tensor in tensors)
+    groups: list[list[_Tensor]] = [[] for _ in range(shards)]
+    written = 0
+    for tensor in tensors:
+        groups[min(shards - 1, written * shards // total)].append(tensor)
+        written += tensor.nbytes
+    weight_map = {}
+    for number, group in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{shards:05d}.safetensors"
+        _write_safetensors(directory / name, group, seed)
+        weight_map.update({tensor.name: name for tensor in group})
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(directory / "model.safetensors.index.json", index)
+
+
+def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int) -> None:
+    """Eight bytes of header length, a JSON header padded to 8 bytes, then the raw values."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for tensor in tensors:
+            file.write(_random_bf16(tensor, seed).data)
+
+
+# Settings ---------------------------------------------------------------------------------------
+
+
+def _config(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
+    """``config.json`` as transformers saves it for either class."""
+    new_form = g.config_form == "rope_parameters"
+    dtype = {"dtype" if new_form else "torch_dtype": "bfloat16"}
+    version = {"transformers_version": "5.0.0" if new_form else "4.51.0.dev0"}
+    text = _text_config(g, ids) | dtype
+    if g.text_only:
+        return {"architectures": ["Llama4ForCausalLM"]} | text | version
+    config: dict[str, Any] = {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "boi_token_index": ids["<|image_start|>"],
+        "eoi_token_index": ids["<|image_end|>"],
+        "image_token_index": ids["<|patch|>"],
+        "model_type": "llama4",
+        "text_config": text,
+        "tie_word_embeddings": g.tied,
+    }
+    if g.vision is not None:
+        config["vision_config"] = _vision_config(g.vision, new_form)
+    return config | dtype | version
+
+
+def _text_config(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
+    rope_layers = [int((layer + 1) % 4 != 0) for layer in range(g.layers)]
+    config: dict[str, Any] = {
+        "attention_bias": False,
+        "attention_chunk_size": 8192,
+        "attention_dropout": 0.0,
+        "attn_scale": 0.1,
+        # The published configs say 4 where transformers has a boolean.
+        "attn_temperature_tuning": 4,
+        "bos_token_id": ids["<|begin_of_text|>"],
+        "cache_implementation": "hybrid",
+        "eos_token_id": _eos(ids),
+        "floor_scale": 8192,
+        "for_llm_compressor": False,
+        "head_dim": g.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": g.hidden,
+        "initializer_range": 0.02,
+        "interleave_moe_layer_step": g.moe_step,
+        "intermediate_size": g.expert_ffn,
+        "intermediate_size_mlp": g.dense_ffn,
+        "max_position_embeddings": g.max_positions,
+        "model_type": "llama4_text",
+        "moe_layers": [layer for layer in range(g.layers) if g.is_moe(layer)],
+        # An empty list stands for every fourth layer.
+        "no_rope_layers": [],
+        "num_attention_heads": g.heads,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": g.layers,
+        "num_key_value_heads": g.kv_heads,
+        "num_local_experts": g.experts,
+        "output_router_logits": False,
+        "pad_token_id": ids["<|finetune_right_pad|>"],
+        "rms_norm_eps": 1e-05,
+        "router_aux_loss_coef": 0.001,
+        "router_jitter_noise": 0.0,
+        "tie_word_embeddings": g.tied,
+        "use_cache": True,
+        "use_qk_norm": g.qk_norm,
+        "vocab_size": g.vocabulary,
+    }
+    rope = asdict(g.rope) if g.rope else None
+    if g.config_form == "rope_scaling":
+        return config | {"rope_scaling": rope, "rope_theta": 500000.0}
+    del config["for_llm_compressor"]
+    return config | {
+        "attn_temperature_tuning": True,
+        "layer_types": [
+            "chunked_attention" if rotary else "full_attention" for rotary in rope_layers
+        ],
+        "no_rope_layers": rope_layers,
+        "rope_parameters": (rope or {"rope_type": "default"}) | {"rope_theta": 500000.0},
+    }
+
+
+def _vision_config(v: Vision, new_form: bool) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": v.hidden,
+        "image_size": v.image_size,
+        "initializer_range": 0.02,
+        "intermediate_size": v.intermediate,
+        "model_type": "llama4_vision_model",
+        "multi_modal_projector_bias": False,
+        "norm_eps": 1e-05,
+        "num_attention_heads": v.heads,
+        "num_channels": 3,
+        "num_hidden_layers": v.layers,
+        "patch_size": v.patch_size,
+        "pixel_shuffle_ratio": 0.5,
+        "projector_dropout": 0.0,
+        "projector_input_dim": v.projector,
+        "projector_output_dim": v.projector,
+        "vision_feature_select_strategy": "default",
+        "vision_output_dim": v.projector,
+    }
+    if new_form:
+        return config | {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    return config | {"rope_theta": 10000}
+
+
+def _generation_config(ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "bos_token_id": ids["<|begin_of_text|>"],
+        "do_sample": True,
+        "eos_token_id": _eos(ids),
+        "pad_token_id": ids["<|finetune_right_pad|>"],
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "transformers_version": "4.51.0.dev0",
+    }
+
+
+def _eos(ids: dict[str, int]) -> list[int]:
+    return [ids["<|end_of_text|>"], ids["<|eom|>"], ids["<|eot|>"]]
+
+
+# Tokenizer --------------------------------------------------------------------------------------
+
+
+def _write_tokenizer(directory: Path, g: Geometry, source: Path | None) -> dict[str, int]:
+    """Write or copy the tokenizer's files; return the ids of its special tokens."""
+    if source is None:
+        tokenizer = _train_tokenizer(g.vocabulary)
+        tokenizer.save(str(directory / "tokenizer.json"))
+    else:
+        shutil.copyfile(source / "tokenizer.json", directory / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if tokenizer.get_vocab_size() != g.vocabulary:
+        raise ValueError(
+            f"a tokenizer of {tokenizer.get_vocab_size()} tokens for a model of {g.vocabulary}"
+        )
+    added = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
+    _write_tokenizer_config(directory, g, added)
+    return {content: id_ for id_, content in added.items()}
+
+
+def _train_tokenizer(size: int) -> Tokenizer:
+    """A byte-level BPE of ``size`` tokens built as transformers' TikTokenConverter builds one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENIZER_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=size - len(SPECIAL_TOKENS),
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TRAINING_TEXT], trainer)
+    tokenizer.model.ignore_merges = True
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+    )
+    bos = SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{bos} $A",
+                pair=f"{bos} $A {bos}:1 $B:1",
+                special_tokens=[(bos, tokenizer.token_to_id(bos))],
+            ),
+        ]
+    )
+    return tokenizer
+
+
+def _write_tokenizer_config(directory: Path, g: Geometry, added: dict[int, str]) -> None:
+    named = {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot|>",
+        "pad_token": "<|finetune_right_pad|>",
+    }
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    decoder = {
+        str(id_): {"content": content, "special": True} | flags
+        for id_, content in sorted(added.items())
+    }
+    config = named | {
+        "added_tokens_decoder": decoder,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": g.max_positions,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write_json(directory / "tokenizer_config.json", config)
+    _write_json(directory / "special_tokens_map.json", named)
+
+
+def _write_chat_template(directory: Path, place: TemplatePlace) -> None:
+    path = directory / place
+    if place == "chat_template.jinja":
+        path.write_text(CHAT_TEMPLATE, encoding="utf-8")
+        return
+    beside = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    _write_json(path, beside | {"chat_template": CHAT_TEMPLATE})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
