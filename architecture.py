@@ -1,0 +1,37 @@
+"""What Llama 4 is wherever llama.cpp fixes it in code instead of reading it from the file.
+
+The converter refuses a checkpoint that differs, the runtime a GGUF that does. Source: llama.cpp's
+``src/models/llama4.cpp`` and ``src/llama-hparams.h``; for the tokenizer, Meta's ``O200K_PATTERN`` in
+``llama_models/llama4/tokenizer.py``.
+"""
+
+from __future__ import annotations
+
+# Layers attend inside chunks of this many tokens, but for every fourth, which sees everything,
+# has no RoPE, and scales its queries with the position.
+ATTENTION_CHUNK = 8192
+FULL_ATTENTION_EVERY = 4
+TEMPERATURE_FLOOR = 8192
+TEMPERATURE_SCALE = 0.1
+
+# With fewer layers llama.cpp aborts the process at the first decode.
+MIN_LAYERS = 4
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
+
+# Query-key normalization has no key in the file: llama.cpp turns it off for exactly this many experts.
+EXPERTS_WITHOUT_QK_NORM = 128
+
+# How text is cut up before byte pairs are merged.
+PRE_TOKENIZER = "llama4"
+PRE_TOKENIZER_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)

@@ -1,0 +1,95 @@
+"""Numbers to bytes, by ggml's own encoders.
+
+The one file that calls ggml's quantizers. Works on whole rows; releases the GIL while ggml works, so
+that threads encode side by side. Knows nothing of files or of which tensor gets which type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError
+from .types import TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Halves = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float32]
+
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+
+
+def encode_rows(rows: Floats, tensor_type: TensorType, out: Bytes) -> None:
+    """Encode `rows` [n, row_length] into `out` [n * row_bytes], both contiguous.
+
+    Raises:
+        ValueError: the numbers do not survive in this type (a scale overflows).
+    """
+    count, length = rows.shape
+    assert rows.flags.c_contiguous and out.flags.c_contiguous
+    assert out.nbytes == count * tensor_type.row_bytes(length)
+    ggml = _ggml()
+    ggml.ggml_quantize_chunk(
+        tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length, None
+    )
+    if not ggml.ggml_validate_row_data(tensor_type.ggml_id, out.ctypes.data, out.nbytes):
+        raise ValueError(f"numbers too large for {tensor_type.name}")
+
+
+def bf16_to_f32(halves: Halves, out: Floats) -> None:
+    """Widen `halves`, bf16 as raw 16-bit words, into `out` of the same size; exact."""
+    assert halves.size == out.size and halves.flags.c_contiguous and out.flags.c_contiguous
+    _ggml().ggml_bf16_to_fp32_row(halves.ctypes.data, out.ctypes.data, halves.size)
+
+
+def f32_to_bf16(floats: Floats) -> Halves:
+    """Round `floats` to bf16, to nearest even, as raw 16-bit words of the same shape."""
+    halves = np.empty(floats.shape, np.uint16)
+    contiguous = np.ascontiguousarray(floats)
+    _ggml().ggml_fp32_to_bf16_row_ref(contiguous.ctypes.data, halves.ctypes.data, halves.size)
+    return halves
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    """libggml-base with the prototypes of the functions used here (ggml.h)."""
+    path = _library_directory() / f"libggml-base{_SUFFIX}"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(
+            f"ggml's library {path} does not load",
+            found=str(error),
+            hint="Run `llama4 doctor` for the command that builds it.",
+        ) from None
+    pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, pointer, pointer, int64, int64, int64, pointer,
+    ]  # fmt: skip
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    for name in ("ggml_bf16_to_fp32_row", "ggml_fp32_to_bf16_row_ref"):
+        getattr(library, name).argtypes = [pointer, pointer, int64]
+        getattr(library, name).restype = None
+    return library
+
+
+def _library_directory() -> Path:
+    """Where llama-cpp-python keeps its native libraries, without importing it."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if override:
+        return Path(override)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise EngineError(
+            "llama-cpp-python is not installed", hint="Run `llama4 doctor` for the command."
+        )
+    return Path(spec.origin).parent / "lib"

@@ -1,0 +1,42 @@
+"""What part of a Llama 4 model a tensor plays, told from its GGUF name."""
+
+from __future__ import annotations
+
+import re
+
+# Literal patterns in the order they are tried; the first that matches names the role.
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"_norm\.weight$", "norm"),
+    (r"^token_embd\.", "embedding"),
+    (r"^output\.", "output"),
+    (r"^rope_freqs\.", "rope"),
+    (r"\.attn_(q|k|v|output)\.", "attention"),
+    (r"\.ffn_gate_inp\.", "router"),
+    (r"\.ffn_(gate|up|down)_exps\.", "expert"),
+    (r"\.ffn_(gate|up|down)_shexp\.", "shared_expert"),
+    (r"\.ffn_(gate|up|down)\.", "dense_ffn"),
+)
+
+# In the order a report lists them: what is read for every token last.
+ROLES: tuple[str, ...] = (
+    "expert",
+    "shared_expert",
+    "dense_ffn",
+    "attention",
+    "router",
+    "embedding",
+    "output",
+    "norm",
+    "rope",
+    "other",
+)
+
+_COMPILED = tuple((re.compile(pattern), role) for pattern, role in _PATTERNS)
+
+
+def role_of(name: str) -> str:
+    """The role of the tensor called `name` in a GGUF, one of `ROLES`."""
+    for pattern, role in _COMPILED:
+        if pattern.search(name):
+            return role
+    return "other"
