@@ -7,12 +7,12 @@ unless the application asks for it. Knows nothing of models, files or devices.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import ctypes
 import functools
 import importlib
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +134,8 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
         _receiver.receive(level, (text or b"").decode("utf-8", "replace"))
     except KeyboardInterrupt:
         # Ctrl-C arrived while llama.cpp was logging: raise it again once Python has control.
-        again = threading.Timer(0.05, _thread.interrupt_main)
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
     except Exception:
