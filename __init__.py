@@ -4,8 +4,64 @@
     >>> llama4_edge.convert("Llama-4-Scout-17B-16E-Instruct", "scout-int4.gguf", recipe="int4")
     >>> with llama4_edge.Model("scout-int4.gguf") as model:
     ...     print(model.chat([{"role": "user", "content": "Hello!"}]).text)
+
+`Model` and what goes with it load llama.cpp's native library on first use, not on import.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from .convert import Progress, Report, convert
+from .errors import (
+    CheckpointError,
+    ContextFullError,
+    EngineError,
+    Llama4EdgeError,
+    ModelFileError,
+    OutputError,
+    RecipeError,
+    SessionError,
+    TemplateError,
+    UnsupportedError,
+    VocabularyError,
+)
+from .quant import RECIPES
+
+if TYPE_CHECKING:
+    from .runtime import Completion, Message, Model, Sampling, Stream
+
 __version__ = "0.1.0"
+
+_RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Sampling", "Stream"})
+
+__all__ = [
+    "RECIPES",
+    "CheckpointError",
+    "Completion",
+    "ContextFullError",
+    "EngineError",
+    "Llama4EdgeError",
+    "Message",
+    "Model",
+    "ModelFileError",
+    "OutputError",
+    "Progress",
+    "RecipeError",
+    "Report",
+    "Sampling",
+    "SessionError",
+    "Stream",
+    "TemplateError",
+    "UnsupportedError",
+    "VocabularyError",
+    "convert",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RUNTIME_NAMES:
+        from . import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """What Llama 4 is wherever llama.cpp fixes it in code instead of reading it from the file.
 
 The converter refuses a checkpoint that differs, the runtime a GGUF that does. Source: llama.cpp's
-``src/models/llama4.cpp`` and ``src/llama-hparams.h``; for the tokenizer, Meta's ``O200K_PATTERN`` in
-``llama_models/llama4/tokenizer.py``.
+``src/models/llama4.cpp`` and ``src/llama-hparams.h``; for the tokenizer, Meta's ``O200K_PATTERN``
+in ``llama_models/llama4/tokenizer.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MIN_LAYERS = 4
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 
-# Query-key normalization has no key in the file: llama.cpp turns it off for exactly this many experts.
+# Query-key normalization has no key in the file: llama.cpp turns it off for just this many experts.
 EXPERTS_WITHOUT_QK_NORM = 128
 
 # How text is cut up before byte pairs are merged.

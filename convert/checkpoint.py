@@ -1,8 +1,8 @@
 """What is in a checkpoint directory: configuration files, and where each tensor's bytes lie.
 
-Reads headers only. Every shard's header is checked against the file's length, and the shards against
-their index, so that whoever reads tensor data later finds it where it was promised. Knows nothing of
-Llama 4 and nothing of GGUF.
+Reads headers only. Every shard's header is checked against the file's length, and the shards
+against their index, so that whoever reads tensor data later finds it where it was promised. Knows
+nothing of Llama 4 and nothing of GGUF.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON", found=str(error)) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged", found=type(value).__name__, expected="an object")
+        raise CheckpointError(
+            f"{path} is damaged", found=type(value).__name__, expected="an object"
+        )
     return value
 
 
@@ -204,7 +206,7 @@ def _read_indexed(path: Path, weight_map: Mapping[str, str]) -> dict[str, Stored
 def read_shard(path: Path) -> list[StoredTensor]:
     """The tensors that the safetensors file `path` says it holds, in the order of their bytes.
 
-    Layout: 8 bytes with the header's length, the header as JSON, then the tensors' bytes end to end.
+    Layout: 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
 
     Raises:
         CheckpointError: the file is truncated, or its header is damaged or lies about the bytes.
@@ -256,13 +258,10 @@ def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if (
-        not isinstance(dtype, str)
-        or not _whole_numbers(shape)
-        or not _whole_numbers(span)
-        or len(span) != 2
-    ):
+    dtype = fields.get("dtype")
+    shape = _whole_numbers(fields.get("shape"))
+    span = _whole_numbers(fields.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
         raise CheckpointError(
             f"{path} describes {name} wrongly",
             found=re.sub(r"\s+", " ", repr(entry))[:120],
@@ -270,7 +269,9 @@ def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> Store
         )
     if dtype not in DTYPE_BYTES:
         raise CheckpointError(
-            f"{path} stores {name} in an unknown dtype", found=dtype, expected=", ".join(DTYPE_BYTES)
+            f"{path} stores {name} in an unknown dtype",
+            found=dtype,
+            expected=", ".join(DTYPE_BYTES),
         )
     nbytes = prod(shape) * DTYPE_BYTES[dtype]
     if span[1] - span[0] != nbytes:
@@ -282,8 +283,11 @@ def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> Store
     return StoredTensor(name, dtype, tuple(shape), path, start + span[0], nbytes)
 
 
-def _whole_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _whole_numbers(value: object) -> list[int] | None:
+    """The list, when it is one of whole numbers."""
+    if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
+        return value
+    return None
 
 
 def _check_extents(path: Path, tensors: list[StoredTensor], *, start: int, size: int) -> None:

@@ -1,7 +1,7 @@
 """Numbers to bytes, by ggml's own encoders.
 
-The one file that calls ggml's quantizers. Works on whole rows; releases the GIL while ggml works, so
-that threads encode side by side. Knows nothing of files or of which tensor gets which type.
+The one file that calls ggml's quantizers. Works on whole rows; releases the GIL while ggml works,
+so that threads encode side by side. Knows nothing of files or of which tensor gets which type.
 """
 
 from __future__ import annotations

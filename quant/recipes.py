@@ -1,8 +1,8 @@
 """Recipes: which type each tensor of a Llama 4 model gets.
 
 Five recipes are llama.cpp's own, byte for byte: what llama-quantize makes of the bf16 file that
-convert_hf_to_gguf.py writes. Two are ours: ``int8`` and ``int4`` put the routed experts, nine tenths of
-Scout, into 8 or 4 bits and keep what every token passes through in 8.
+convert_hf_to_gguf.py writes. Two are ours: ``int8`` and ``int4`` put the routed experts, nine
+tenths of Scout, into 8 or 4 bits and keep what every token passes through in 8.
 
 Knows tensors by GGUF name and shape only; nothing here reads or writes a number.
 """
@@ -81,8 +81,8 @@ def assign_types(
         tensors: the whole model's, since some rules count tensors.
         n_layer: layers of the model.
         n_expert: routed experts in a layer.
-        overrides: (regex, type) pairs; the first whose regex is found in a tensor's name decides, as
-            with llama-quantize's ``--tensor-type``. Norms, the router and 1-D tensors stay F32.
+        overrides: (regex, type) pairs; the first whose regex is found in a tensor's name decides,
+            as with llama-quantize's ``--tensor-type``. Norms, the router and 1-D tensors stay F32.
 
     Raises:
         RecipeError: a regex that is none, or that finds no tensor it may type.
@@ -112,7 +112,7 @@ def assign_types(
         raise RecipeError(
             "--type matches no tensor whose type can be chosen",
             found=", ".join(repr(pattern) for pattern in sorted(unused)),
-            hint="List the names with `llama4 inspect SOURCE --tensors`; norms and routers stay F32.",
+            hint="`llama4 inspect SOURCE --tensors` lists the names; norms and routers stay F32.",
         )
     return [assigned[spec.name] for spec in tensors]
 
@@ -125,7 +125,9 @@ def recipe_named(name: str) -> Recipe:
     """
     found = RECIPES.get(name.lower())
     if found is None:
-        raise RecipeError("unknown recipe", found=repr(name), expected=f"one of {', '.join(RECIPES)}")
+        raise RecipeError(
+            "unknown recipe", found=repr(name), expected=f"one of {', '.join(RECIPES)}"
+        )
     return found
 
 
@@ -162,15 +164,12 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _compile(
     overrides: Sequence[tuple[str, TensorType]],
 ) -> list[tuple[re.Pattern[str], TensorType]]:
-    compiled = []
-    for pattern, tensor_type in overrides:
-        try:
-            compiled.append((re.compile(pattern), tensor_type))
-        except re.error as error:
-            raise RecipeError(
-                "--type is not a regular expression", found=f"{pattern!r} ({error})"
-            ) from None
-    return compiled
+    try:
+        return [(re.compile(pattern), tensor_type) for pattern, tensor_type in overrides]
+    except re.error as error:
+        raise RecipeError(
+            "--type is not a regular expression", found=f"{error.pattern!r} ({error})"
+        ) from None
 
 
 # Where a row is not a whole number of blocks, llama.cpp takes a type of nearly the same bits with

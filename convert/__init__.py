@@ -1,0 +1,13 @@
+"""What is in this checkpoint, and how does it become a GGUF?
+
+``checkpoint`` reads headers, ``config`` and ``names`` say what must be there, ``tokenizer`` and
+``metadata`` what is said about it, ``pipeline`` moves the numbers, ``output`` the file, and
+``converter`` is the job from top to bottom.
+"""
+
+from __future__ import annotations
+
+from .converter import DEFAULT_RECIPE, convert, inspect_checkpoint
+from .report import Fallback, Progress, Report
+
+__all__ = ["DEFAULT_RECIPE", "Fallback", "Progress", "Report", "convert", "inspect_checkpoint"]

@@ -1,0 +1,175 @@
+"""Everything a GGUF says before its tensors: hyperparameters, vocabulary, where it comes from.
+
+Keys and their spelling are the ``gguf`` package's. Two runs over one checkpoint write the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from ..architecture import PRE_TOKENIZER
+from ..errors import CheckpointError
+from ..quant import Recipe, TensorSpec, role_of
+from .checkpoint import Checkpoint
+from .config import ModelConfig, RopeScaling
+from .tokenizer import ChatTemplate, Vocabulary
+
+ROPE_FREQS = "rope_freqs.weight"
+RECIPE_KEY = "llama4_edge.recipe"
+
+
+def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32] | None:
+    """What llama.cpp divides each RoPE frequency by: [head_dim / 2], or None without scaling.
+
+    Llama 3's rule: short wavelengths stay, long ones are slowed by the factor, those between are
+    interpolated. Where both bounds meet, as in Scout Instruct, nothing lies between. Source:
+    ``_compute_llama3_parameters`` in transformers' modeling_rope_utils.py.
+    """
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    # Step by step in float32, in the order in which llama.cpp's converter computes with PyTorch
+    # (which divides a number by a tensor as "reciprocal, times"), so that the bytes are the same.
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / (config.rope_theta ** exponents.astype(np.float64)).astype(
+        np.float32
+    )
+    return np.array([_rope_factor(frequency, scaling) for frequency in frequencies], np.float32)
+
+
+def _rope_factor(frequency: np.float32, scaling: RopeScaling) -> float:
+    one, factor = np.float32(1), np.float32(scaling.factor)
+    low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
+    original = np.float32(scaling.original_context)
+    wavelength = one / frequency * np.float32(2 * math.pi)
+    if wavelength < scaling.original_context / scaling.high_freq_factor:
+        return 1.0
+    if wavelength > scaling.original_context / scaling.low_freq_factor or low == high:
+        return scaling.factor
+    smooth = (one / wavelength * original - low) / (high - low)
+    return float(one / ((one - smooth) / factor + smooth))
+
+
+def write_metadata(
+    writer: gguf.GGUFWriter,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    recipe: Recipe,
+    tensors: list[TensorSpec],
+) -> None:
+    """Give `writer` every key-value pair of the file, in a fixed order."""
+    writer.add_type(gguf.GGUFType.MODEL)
+    _add_origin(writer, checkpoint, config, tensors)
+    _add_hyperparameters(writer, config)
+    writer.add_file_type(recipe.file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_string(RECIPE_KEY, recipe.name)
+    _add_vocabulary(writer, vocabulary)
+
+
+def _add_origin(
+    writer: gguf.GGUFWriter,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    tensors: list[TensorSpec],
+) -> None:
+    """``general.*``: name, licence, source and defaults, from the model card and the directory."""
+    total = sum(math.prod(spec.shape) for spec in tensors)
+    try:
+        origin = gguf.Metadata.load(model_path=checkpoint.path, total_params=total)
+    except Exception as error:  # the package parses a person's YAML and lets any error through
+        raise CheckpointError(
+            f"the model card in {checkpoint.path} cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            hint="Mend or remove its README.md.",
+        ) from error
+    experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
+    repository = hub_repository(checkpoint)
+    if repository is not None:
+        origin.name = repository.split("/")[1].replace("-", " ")
+        origin.organization = repository.split("/")[0]
+        origin.source_url = origin.source_url or f"https://huggingface.co/{repository}"
+    origin.name = origin.name or checkpoint.path.resolve().name
+    origin.size_label = gguf.size_label(
+        total, total - experts, experts // max(config.n_expert, 1), config.n_expert
+    )
+    origin.set_gguf_meta_model(writer)
+
+
+def hub_repository(checkpoint: Checkpoint) -> str | None:
+    """The hub repository the checkpoint came from, where its path or its config says so."""
+    cached = re.search(
+        r"models--([^/]+?)--([^/]+)/snapshots/", checkpoint.path.absolute().as_posix()
+    )
+    if cached:
+        return f"{cached.group(1)}/{cached.group(2)}"
+    named = checkpoint.config.get("_name_or_path")
+    if (
+        isinstance(named, str)
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", named)
+        and not Path(named).exists()
+    ):
+        return named
+    return None
+
+
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    writer.add_vocab_size(config.n_vocab)
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.n_ctx_train)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_ff_dense)
+    writer.add_expert_feed_forward_length(config.n_ff_expert)
+    writer.add_interleave_moe_layer_step(config.moe_step)
+    writer.add_expert_count(config.n_expert)
+    writer.add_expert_used_count(config.n_expert_used)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_head_kv)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_eos_token_id(vocabulary.eos)
+    for add, token in (
+        (writer.add_bos_token_id, vocabulary.bos),
+        (writer.add_eot_token_id, vocabulary.eot),
+        (writer.add_eom_token_id, vocabulary.eom),
+        (writer.add_pad_token_id, vocabulary.pad),
+    ):
+        if token is not None:
+            add(token)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    _add_chat_template(writer, vocabulary.chat_template)
+
+
+def _add_chat_template(writer: gguf.GGUFWriter, template: ChatTemplate | None) -> None:
+    """One template, or several by name; the package would list the names in a random order."""
+    keys = gguf.Keys.Tokenizer
+    named = template if isinstance(template, list) else []
+    default = next((entry["template"] for entry in named if entry["name"] == "default"), None)
+    others = sorted(
+        (entry["name"], entry["template"]) for entry in named if entry["name"] != "default"
+    )
+    for name, text in others:
+        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=name), text)
+    if others:
+        writer.add_array(keys.CHAT_TEMPLATES, [name for name, _ in others])
+    if isinstance(template, str) or default is not None:
+        writer.add_string(keys.CHAT_TEMPLATE, template if isinstance(template, str) else default)

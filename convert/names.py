@@ -1,0 +1,202 @@
+"""Which tensors a Llama 4 checkpoint must hold, and what each becomes in a GGUF.
+
+Literal tables; `plan_tensors` lays them out over a model's layers and holds them against what is
+really there. An unknown, missing or misshapen tensor is an error before a byte is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..errors import CheckpointError
+from .checkpoint import StoredTensor
+from .config import ModelConfig
+
+# Axis sizes by name, as the tables below use them; see `_sizes`.
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of the checkpoint: its name, its shape, and the GGUF tensors it becomes.
+
+    Where `experts`, the tensor is [expert, in, out] and GGUF wants [expert, out, in]; several
+    targets share the `out` axis evenly, in order.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    targets: tuple[str, ...]
+    experts: bool = False
+
+
+MODEL_RULES = (
+    Rule("model.embed_tokens.weight", ("vocab", "embd"), ("token_embd.weight",)),
+    Rule("model.norm.weight", ("embd",), ("output_norm.weight",)),
+)
+OUTPUT_RULE = Rule("lm_head.weight", ("vocab", "embd"), ("output.weight",))
+
+_ATTENTION = "model.layers.{layer}.self_attn"
+_FFN = "model.layers.{layer}.feed_forward"
+LAYER_RULES = (
+    Rule(
+        "model.layers.{layer}.input_layernorm.weight", ("embd",), ("blk.{layer}.attn_norm.weight",)
+    ),
+    Rule(_ATTENTION + ".q_proj.weight", ("heads", "embd"), ("blk.{layer}.attn_q.weight",)),
+    Rule(_ATTENTION + ".k_proj.weight", ("kv_heads", "embd"), ("blk.{layer}.attn_k.weight",)),
+    Rule(_ATTENTION + ".v_proj.weight", ("kv_heads", "embd"), ("blk.{layer}.attn_v.weight",)),
+    Rule(_ATTENTION + ".o_proj.weight", ("embd", "heads"), ("blk.{layer}.attn_output.weight",)),
+    Rule(
+        "model.layers.{layer}.post_attention_layernorm.weight",
+        ("embd",),
+        ("blk.{layer}.ffn_norm.weight",),
+    ),
+)
+EXPERT_RULES = (
+    Rule(_FFN + ".router.weight", ("expert", "embd"), ("blk.{layer}.ffn_gate_inp.weight",)),
+    Rule(
+        _FFN + ".experts.gate_up_proj",
+        ("expert", "embd", "gate_up"),
+        ("blk.{layer}.ffn_gate_exps.weight", "blk.{layer}.ffn_up_exps.weight"),
+        experts=True,
+    ),
+    Rule(
+        _FFN + ".experts.down_proj",
+        ("expert", "ff_expert", "embd"),
+        ("blk.{layer}.ffn_down_exps.weight",),
+        experts=True,
+    ),
+    Rule(
+        _FFN + ".shared_expert.gate_proj.weight",
+        ("ff_expert", "embd"),
+        ("blk.{layer}.ffn_gate_shexp.weight",),
+    ),
+    Rule(
+        _FFN + ".shared_expert.up_proj.weight",
+        ("ff_expert", "embd"),
+        ("blk.{layer}.ffn_up_shexp.weight",),
+    ),
+    Rule(
+        _FFN + ".shared_expert.down_proj.weight",
+        ("embd", "ff_expert"),
+        ("blk.{layer}.ffn_down_shexp.weight",),
+    ),
+)
+DENSE_RULES = (
+    Rule(_FFN + ".gate_proj.weight", ("ff_dense", "embd"), ("blk.{layer}.ffn_gate.weight",)),
+    Rule(_FFN + ".up_proj.weight", ("ff_dense", "embd"), ("blk.{layer}.ffn_up.weight",)),
+    Rule(_FFN + ".down_proj.weight", ("embd", "ff_dense"), ("blk.{layer}.ffn_down.weight",)),
+)
+
+# The prefix that a multimodal checkpoint puts before the text model's names.
+LANGUAGE_PREFIX = "language_model."
+# Parts of a multimodal checkpoint that are not the text model.
+VISION_PREFIXES = ("vision_model.", "multi_modal_projector.")
+
+# Dtypes whose numbers a conversion takes as they are.
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GGUF tensor: its name, and its shape with rows along the last axis."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A stored tensor and what becomes of it; see `Rule`."""
+
+    stored: StoredTensor
+    targets: tuple[Target, ...]
+    experts: bool
+
+
+def rules_for(config: ModelConfig) -> list[tuple[Rule, int]]:
+    """Every rule that a model of this configuration needs, with its layer, in GGUF order."""
+    rules = [(rule, 0) for rule in MODEL_RULES]
+    if not config.tied:
+        rules.append((OUTPUT_RULE, 0))
+    for layer in range(config.n_layer):
+        feed_forward = EXPERT_RULES if config.has_experts(layer) else DENSE_RULES
+        rules.extend((rule, layer) for rule in (*LAYER_RULES, *feed_forward))
+    return rules
+
+
+def plan_tensors(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> list[MappedTensor]:
+    """Hold the stored tensors against the tables.
+
+    Args:
+        config: the text model's.
+        stored: every tensor of the checkpoint, by its name there.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, of another shape, or not of floats.
+    """
+    sizes = _sizes(config)
+    prefix = LANGUAGE_PREFIX if config.multimodal else ""
+    expected = {
+        prefix + rule.name.format(layer=layer): (rule, layer) for rule, layer in rules_for(config)
+    }
+    _check_names(expected.keys(), stored.keys() - set(vision_tensors(config, stored)))
+    return [_map(stored[name], rule, layer, sizes) for name, (rule, layer) in expected.items()]
+
+
+def vision_tensors(config: ModelConfig, stored: Iterable[str]) -> list[str]:
+    """The names in a multimodal checkpoint that are not the text model's."""
+    return [name for name in stored if config.multimodal and name.startswith(VISION_PREFIXES)]
+
+
+def _sizes(config: ModelConfig) -> Sizes:
+    return {
+        "vocab": config.n_vocab,
+        "embd": config.n_embd,
+        "heads": config.n_head * config.head_dim,
+        "kv_heads": config.n_head_kv * config.head_dim,
+        "expert": config.n_expert,
+        "ff_expert": config.n_ff_expert,
+        "gate_up": 2 * config.n_ff_expert,
+        "ff_dense": config.n_ff_dense,
+    }
+
+
+def _check_names(expected: Iterable[str], found: set[str]) -> None:
+    wanted = list(expected)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"tensor {missing[0]} is missing",
+            found=f"{len(missing)} of {len(wanted)} missing, {len(found)} present",
+            hint="The shards and config.json must be of the same model, and all of it.",
+        )
+    extra = sorted(found.difference(wanted))
+    if extra:
+        raise CheckpointError(
+            f"tensor {extra[0]} is not part of a Llama 4 model with this config.json",
+            found=f"{len(extra)} unexpected tensors",
+            hint="The shards and config.json must be of the same model.",
+        )
+
+
+def _map(stored: StoredTensor, rule: Rule, layer: int, sizes: Sizes) -> MappedTensor:
+    shape = tuple(sizes[axis] for axis in rule.shape)
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{stored.name} in {stored.file.name} has another shape than config.json says",
+            found=list(stored.shape),
+            expected=f"{list(shape)} ({', '.join(rule.shape)})",
+        )
+    if stored.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"{stored.name} in {stored.file.name} is stored in a dtype that cannot be converted",
+            found=stored.dtype,
+            expected=", ".join(FLOAT_DTYPES),
+        )
+    if rule.experts:
+        experts, inputs, outputs = shape
+        shape = (experts, outputs // len(rule.targets), inputs)
+    targets = tuple(Target(name.format(layer=layer), shape) for name in rule.targets)
+    return MappedTensor(stored, targets, rule.experts)

@@ -1,0 +1,71 @@
+"""What a conversion did, or in a dry run would do: a value to be printed or read by a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..quant.summary import RoleSummary, role_as_dict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is, in bytes of the source."""
+
+    bytes_done: int
+    bytes_total: int
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor whose rows the recipe's type cannot hold, and the type it got instead."""
+
+    tensor: str
+    wanted: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A conversion: what went in, what came out, and what deserves a look.
+
+    `bytes` is the size of the whole file, header and padding included; `seconds` is 0 for a dry
+    run.
+    """
+
+    source: str
+    output: str
+    recipe: str
+    dry_run: bool
+    bytes: int
+    source_bytes: int
+    parameters: int
+    seconds: float
+    roles: tuple[RoleSummary, ...]
+    fallbacks: tuple[Fallback, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one number takes on average."""
+        return sum(role.bytes for role in self.roles) * 8 / self.parameters
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole report, ready for JSON."""
+        return {
+            "source": self.source,
+            "output": self.output,
+            "recipe": self.recipe,
+            "dry_run": self.dry_run,
+            "bytes": self.bytes,
+            "source_bytes": self.source_bytes,
+            "parameters": self.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "seconds": self.seconds,
+            "roles": [role_as_dict(role) for role in self.roles],
+            "fallbacks": [vars(fallback) for fallback in self.fallbacks],
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
+        }
