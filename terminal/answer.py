@@ -1,0 +1,60 @@
+"""An answer on its way to stdout, piece by piece, and what is said of it when it has ended.
+
+Promises that an answer ends in exactly one newline, that a pipe gets the model's text byte for byte
+in UTF-8, and that a terminal gets it with control characters made visible.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from . import printable
+
+if TYPE_CHECKING:
+    from ..runtime.model import Completion
+
+
+class AnswerWriter:
+    """Writes the pieces of one answer as they come."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+        self._terminal = self._stream.isatty()
+        # Newlines are held back until text follows them: those at the end become one.
+        self._held = ""
+
+    def write(self, piece: str) -> None:
+        """Show one piece at once."""
+        text = self._held + (printable(piece) if self._terminal else piece)
+        shown = text.rstrip("\n")
+        self._held = text[len(shown) :]
+        if shown:
+            self._stream.write(shown)
+            self._stream.flush()
+
+    def end(self) -> None:
+        """End the answer's last line; call it once, also for an answer that was cut short."""
+        self._stream.write("\n")
+        self._stream.flush()
+
+
+def timings_text(completion: Completion) -> str:
+    """How many tokens were read and said, and how fast."""
+    read = completion.prompt_tokens - completion.reused_tokens
+    return (
+        f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read at "
+        f"{completion.prefill_tokens_per_second:,.1f} tokens/s; {speed_text(completion)}"
+    )
+
+
+def speed_text(completion: Completion) -> str:
+    """How many tokens were said, and how fast."""
+    count = len(completion.tokens)
+    unit = "token" if count == 1 else "tokens"
+    return f"{count:,} {unit}, {completion.decode_tokens_per_second:,.1f} tokens/s"
+
+
+def context_ran_out(completion: Completion, max_tokens: int | None) -> bool:
+    """Whether the answer was cut off by the end of the context, and not by `max_tokens`."""
+    return completion.finish_reason == "length" and len(completion.tokens) != max_tokens

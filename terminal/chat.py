@@ -1,0 +1,302 @@
+"""The chat: reads a message, shows the answer, obeys commands, until the person leaves.
+
+Promises that no answer, error or Ctrl-C during an answer ends the chat, and that the conversation
+only ever holds questions with their answers. Does not know how an answer is made: it is handed a
+function that makes one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import ContextFullError, Llama4EdgeError, SessionError
+from ..runtime.conversation import Conversation, Message
+from ..runtime.model import Completion
+from . import complain, note, printable
+from .answer import AnswerWriter, context_ran_out, speed_text
+from .prompt import Prompt, Source, decode, history_file
+
+CONTEXT_FULL = "/undo drops the last exchange, /reset all of them; a larger -c holds more."
+
+# Ends an answer that was stopped: for the reader, for the file, and for the model that reads on.
+STOPPED = " …"
+
+# What is said after Ctrl-C, by whether the answer had begun.
+STOPPED_NOTES = {
+    True: "Stopped. What was said is kept: /undo drops it, /retry asks again.",
+    False: "Stopped before the answer began. The message is not kept; Up brings it back.",
+}
+
+Messages = tuple[Message, ...]
+
+
+def opening(system: str | None) -> Messages:
+    """The messages a conversation begins with: the system message, if one was given.
+
+    Raises:
+        Llama4EdgeError: it is not UTF-8.
+    """
+    if system is None:
+        return ()
+    return (Message("system", decode(os.fsencode(system), "the system message")),)
+
+
+def terminal_source() -> Prompt:
+    """Messages typed here, with the history of earlier chats; says so if that cannot be kept."""
+    history = None
+    try:
+        history = history_file()
+    except SessionError as error:
+        complain(str(error))
+    files = [name for name, command in COMMANDS.items() if command.argument == "FILE"]
+    return Prompt(list(COMMANDS), files, history)
+
+
+class Answer(Protocol):
+    """An answer while it is being made, and when it is complete what it took."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer; only once it has ended."""
+
+
+class Chat:
+    """One conversation between a source of messages and a model.
+
+    Args:
+        reply: makes an answer to messages, piece by piece.
+        source: where messages come from.
+        conversation: what was said before, or only a system message.
+        interactive: whether a person is watching; asides are for them.
+        max_tokens: tokens of an answer at most, if that was limited.
+    """
+
+    def __init__(
+        self,
+        reply: Callable[[Messages], Answer],
+        source: Source,
+        conversation: Conversation,
+        *,
+        interactive: bool,
+        max_tokens: int | None,
+    ) -> None:
+        self._reply = reply
+        self._source = source
+        self._interactive = interactive
+        self._max_tokens = max_tokens
+        self.conversation = conversation
+        self.failures = 0
+
+    def run(self) -> None:
+        """Take messages until there are no more.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while nobody watches: a script's chat ends with it.
+        """
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """One message; False when it was the last."""
+        try:
+            self.take(self._source.read())
+        except EOFError:
+            return False
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            note("Ctrl-D or /quit leaves the chat; Ctrl-C stops an answer.")
+        except Llama4EdgeError as error:
+            self._fail(str(error))
+        return True
+
+    def take(self, text: str) -> None:
+        """Answer one message, or obey one command.
+
+        Raises:
+            EOFError: the command was to quit.
+            Llama4EdgeError: it could not be done; the conversation is as it was.
+        """
+        if text.startswith("//"):
+            self._ask(text[1:], self.conversation.messages)
+        elif text.startswith("/"):
+            self._obey(text)
+        elif text.strip():
+            self._ask(text, self.conversation.messages)
+
+    def _obey(self, text: str) -> None:
+        name, *rest = text.split(maxsplit=1)
+        argument = rest[0].strip() if rest else ""
+        command = COMMANDS.get(name)
+        if command is None:
+            self._fail(f"no command {name} (/help lists them; // sends a slash)")
+        elif argument and not command.argument:
+            self._fail(f"{name} takes nothing after it")
+        elif command.needs_argument and not argument:
+            self._fail(f"{name} needs a {command.argument}")
+        else:
+            command.obey(self, argument)
+
+    def _ask(self, question: str, before: Messages) -> None:
+        """Answer `question` after the messages `before`, and go on from there."""
+        asked = (*before, Message("user", question))
+        pieces: list[str] = []
+        writer = AnswerWriter()
+        try:
+            answer = self._reply(asked)
+            for piece in answer:
+                pieces.append(piece)
+                writer.write(piece)
+        except KeyboardInterrupt:
+            if pieces:
+                writer.write(STOPPED)
+                writer.end()
+                self._keep((*asked, Message("assistant", "".join(pieces) + STOPPED)))
+            if not self._interactive:
+                raise
+            note(STOPPED_NOTES[bool(pieces)])
+        except Llama4EdgeError as error:
+            if pieces:
+                writer.end()
+            if isinstance(error, ContextFullError):
+                self._fail(f"{error.problem}. {CONTEXT_FULL}")
+            else:
+                raise
+        else:
+            writer.end()
+            self._keep((*asked, Message("assistant", "".join(pieces))))
+            self._say_how_it_went(answer.completion)
+
+    def _say_how_it_went(self, completion: Completion) -> None:
+        if self._interactive:
+            note(speed_text(completion))
+        if context_ran_out(completion, self._max_tokens):
+            note(f"The answer ends here because the context is full. {CONTEXT_FULL}")
+
+    def _keep(self, messages: Messages) -> None:
+        self.conversation = replace(self.conversation, messages=messages)
+
+    def _fail(self, text: str) -> None:
+        self.failures += 1
+        complain(text)
+
+    # What the commands do. Each is handed the text after its name.
+
+    def _help(self, _argument: str) -> None:
+        lines = [f"{name} {command.argument}".rstrip() for name, command in COMMANDS.items()]
+        width = max(map(len, lines))
+        for line, command in zip(lines, COMMANDS.values(), strict=True):
+            note(f"{line:<{width}}  {command.help}")
+        note("//text sends /text. Alt-Enter, or \\ and Enter, begins a new line.")
+
+    def _system(self, argument: str) -> None:
+        system, rest = _system_apart(self.conversation.messages)
+        if argument:
+            new = () if argument == "-" else (Message("system", argument),)
+            self._keep((*new, *rest))
+        else:
+            note(system[0].content if system else "There is no system message.")
+
+    def _reset(self, _argument: str) -> None:
+        self._keep(_system_apart(self.conversation.messages)[0])
+
+    def _save(self, argument: str) -> None:
+        path = Path(argument).expanduser()
+        if path.exists():
+            _refuse_other_files(path)
+        self.conversation.save(path)
+        note(f"Saved {_counted(self.conversation)} to {path}.")
+
+    def _load(self, argument: str) -> None:
+        path = Path(argument).expanduser()
+        loaded = Conversation.load(path)
+        if loaded.messages and loaded.messages[-1].role not in ("assistant", "system"):
+            raise SessionError(f"{path}: the conversation ends in a message without an answer")
+        self._keep(loaded.messages)
+        note(f"Loaded {_counted(loaded)} from {path}.")
+
+    def _undo(self, _argument: str) -> None:
+        before, question = _before_last(self.conversation.messages)
+        if question is None:
+            self._fail("there is nothing to undo")
+        else:
+            self._keep(before)
+            note(f"Dropped: {_first_line(question)}")
+
+    def _retry(self, _argument: str) -> None:
+        before, question = _before_last(self.conversation.messages)
+        if question is None:
+            self._fail("there is nothing to retry")
+            return
+        sampling = self.conversation.sampling
+        if sampling.seed is not None or sampling.temperature == 0.0:
+            note("With --seed or --temp 0 the same messages get the same answer.")
+        self._ask(question, before)
+
+    def _quit(self, _argument: str) -> None:
+        raise EOFError  # the same end as Ctrl-D
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the chat; `argument` is what may follow it, in brackets if it need not."""
+
+    argument: str
+    help: str
+    obey: Callable[[Chat, str], None]
+
+    @property
+    def needs_argument(self) -> bool:
+        """Whether the command says nothing without its argument."""
+        return bool(self.argument) and not self.argument.startswith("[")
+
+
+COMMANDS: dict[str, Command] = {
+    "/help": Command("", "list the commands", Chat._help),
+    "/system": Command("[text]", "show or set the system message; - removes it", Chat._system),
+    "/reset": Command("", "forget all exchanges, keep the system message", Chat._reset),
+    "/save": Command("FILE", "save the conversation", Chat._save),
+    "/load": Command("FILE", "go on with a saved conversation", Chat._load),
+    "/undo": Command("", "drop the last exchange", Chat._undo),
+    "/retry": Command("", "answer the last message again", Chat._retry),
+    "/quit": Command("", "leave (so does Ctrl-D)", Chat._quit),
+}
+
+
+def _system_apart(messages: Messages) -> tuple[Messages, Messages]:
+    """The system message, if there is one, and what follows it."""
+    at = 1 if messages and messages[0].role == "system" else 0
+    return messages[:at], messages[at:]
+
+
+def _before_last(messages: Messages) -> tuple[Messages, str | None]:
+    """What was said before the last question, and that question; None when there was none."""
+    asked = [at for at, message in enumerate(messages) if message.role == "user"]
+    if not asked:
+        return messages, None
+    return messages[: asked[-1]], messages[asked[-1]].content
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        Conversation.load(path)
+    except SessionError as error:
+        raise SessionError(
+            f"{path} is there and is not a saved conversation", hint="Choose another name."
+        ) from error
+
+
+def _counted(conversation: Conversation) -> str:
+    count = sum(message.role == "user" for message in conversation.messages)
+    return "1 exchange" if count == 1 else f"{count} exchanges"
+
+
+def _first_line(text: str, limit: int = 60) -> str:
+    line = printable(text.strip().partition("\n")[0])
+    return line if len(line) <= limit else line[: limit - 1] + "…"

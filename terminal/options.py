@@ -1,0 +1,269 @@
+"""The options that several commands share, declared once, and how their help is shown.
+
+Promises that an option that was not given is not handed on, so that every default is the one the
+room behind it declares, and that help shows that one. Does not know what the commands do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..runtime.sampling import Sampling
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+# Keys of click's context.meta, which a command shares with the group it is in.
+JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
+MODEL, SAMPLING, ANSWER = "llama4_edge.model", "llama4_edge.sampling", "llama4_edge.answer"
+
+
+def type_override(value: str) -> tuple[str, str]:
+    """``REGEX=TYPE`` taken apart. The regex may hold ``=`` itself, a type's name never does."""
+    pattern, _, type_name = value.rpartition("=")
+    if not (pattern and type_name):
+        raise click.BadParameter(f"{value!r} is not REGEX=TYPE, as in 'ffn_down_exps=q6_k'")
+    return pattern, type_name
+
+
+def recipe_name(value: str) -> str:
+    """The name of a recipe, looked up when it is needed: recipes load ggml's types."""
+    from ..quant import RECIPES
+
+    if value.lower() not in RECIPES:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(RECIPES)}")
+    return value.lower()
+
+
+def _stop_string(value: str) -> str:
+    if not value:
+        raise click.BadParameter("the empty text would end every answer at once")
+    return value
+
+
+class _MinusOneIsNone(click.IntRange):
+    """A number from 0 up, or llama.cpp's -1 for what happens when the option is not given."""
+
+    def __init__(self) -> None:
+        super().__init__(min=-1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or None for -1."""
+        number = super().convert(value, param, ctx)
+        return None if number == -1 else number
+
+
+class CommandWithRecipes(click.Command):
+    """A command whose help ends with the recipes, a line each."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, then the recipes."""
+        from ..quant import RECIPES
+
+        super().format_options(ctx, formatter)
+        with formatter.section("Recipes"):
+            formatter.write_dl([(recipe.name, recipe.summary) for recipe in RECIPES.values()])
+
+
+class _Gathered(click.Option):
+    """An option that is kept with its group in ``context.meta`` when it was given."""
+
+    group: ClassVar[str]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's help, with the default that the room behind it declares."""
+        record = super().get_help_record(ctx)
+        default = self.declared().get(self.name or "")
+        if record is None or default is None:
+            return record
+        return record[0], f"{record[1]}  [default: {default}]"
+
+    @staticmethod
+    def declared() -> dict[str, Any]:
+        """The defaults of the group's options, by name."""
+        return {}
+
+
+class _ModelOption(_Gathered):
+    group = MODEL
+
+    @staticmethod
+    def declared() -> dict[str, Any]:
+        """What `Model` says."""
+        from ..runtime.model import DEFAULT_CONTEXT, Model
+
+        context = f"{DEFAULT_CONTEXT}, or what the model was trained for if that is less"
+        return {**_parameter_defaults(Model), "n_ctx": context}
+
+
+class _SamplingOption(_Gathered):
+    group = SAMPLING
+
+    @staticmethod
+    def declared() -> dict[str, Any]:
+        """What `Sampling` says."""
+        from ..runtime.sampling import Sampling
+
+        return _parameter_defaults(Sampling)
+
+
+class _AnswerOption(_Gathered):
+    group = ANSWER
+
+
+def _parameter_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: one.default for name, one in inspect.signature(function).parameters.items()}
+
+
+def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    assert isinstance(param, _Gathered)
+    if value is not None and value != ():
+        ctx.meta.setdefault(param.group, {})[param.name] = value
+
+
+def _option(
+    cls: type[_Gathered],
+    *names: str,
+    kind: Any,
+    help: str,
+    metavar: str = "N",
+    multiple: bool = False,
+) -> Callable[[Command], Command]:
+    return click.option(
+        *names,
+        cls=cls,
+        type=kind,
+        help=help,
+        metavar=metavar,
+        multiple=multiple,
+        expose_value=False,
+        callback=_gather,
+    )
+
+
+# What llama.cpp's int32_t can hold.
+_LARGEST = 2**31 - 1
+_COUNT = click.IntRange(1, _LARGEST)
+
+# Named as in llama.cpp, in the order of the help.
+_SHARED = (
+    _option(
+        _AnswerOption,
+        "-n",
+        "--n-predict",
+        "max_tokens",
+        kind=_MinusOneIsNone(),
+        help="Tokens of an answer at most.  [default: -1, until it ends]",
+    ),
+    _option(
+        _SamplingOption,
+        "--temp",
+        "temperature",
+        kind=float,
+        help="Divides the logits; 0 always takes the likeliest token.",
+    ),
+    _option(_SamplingOption, "--top-k", kind=int, help="Keep the N likeliest tokens; 0 keeps all."),
+    _option(
+        _SamplingOption,
+        "--top-p",
+        kind=float,
+        help="Keep the likeliest tokens that together have probability N.",
+    ),
+    _option(
+        _SamplingOption,
+        "--min-p",
+        kind=float,
+        help="Keep tokens at least N times as likely as the likeliest.",
+    ),
+    _option(
+        _SamplingOption,
+        "-s",
+        "--seed",
+        kind=_MinusOneIsNone(),
+        help="The same seed gives the same answer.  [default: -1, a new one each time]",
+    ),
+    _option(
+        _AnswerOption,
+        "--stop",
+        kind=_stop_string,
+        metavar="TEXT",
+        multiple=True,
+        help="End the answer before TEXT; may be given several times.",
+    ),
+    _option(
+        _ModelOption, "-c", "--ctx-size", "n_ctx", kind=_COUNT,
+        help="Tokens that prompt and answer have room for.",
+    ),
+    _option(
+        _ModelOption, "-t", "--threads", "n_threads", kind=_COUNT,
+        help="CPU threads.  [default: one for each core]",
+    ),
+    _option(
+        _ModelOption, "-b", "--batch-size", "n_batch", kind=_COUNT,
+        help="Tokens of a prompt handed over at once.",
+    ),
+    _option(
+        _ModelOption, "-ub", "--ubatch-size", "n_ubatch", kind=_COUNT,
+        help="Tokens of a prompt computed at once.",
+    ),
+    _option(
+        _ModelOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=click.IntRange(-1, _LARGEST),
+        help="Layers put on GPUs; -1 is all.",
+    ),
+)  # fmt: skip
+
+
+def model_options(command: Command) -> Command:
+    """The options of a command that loads a model and samples answers."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def sampling_of(ctx: click.Context) -> Sampling:
+    """The sampling that was asked for.
+
+    Raises:
+        click.UsageError: a value outside its range.
+    """
+    from ..runtime.sampling import Sampling
+
+    try:
+        return Sampling(**ctx.meta.get(SAMPLING, {}))
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from error
+
+
+def verbose_option(command: Command) -> Command:
+    """``-v``, before or after the name of the command."""
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember(VERBOSE),
+        help="llama.cpp's log and timings on stderr.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``, passed on as `as_json` and remembered for the errors."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        callback=_remember(JSON),
+        help="A JSON document on stdout, errors too.",
+    )(command)
+
+
+def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
+    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+        ctx.meta[key] = value or ctx.meta.get(key, False)
+        return value
+
+    return remember

@@ -1,0 +1,94 @@
+"""How far a conversion or the loading of a model is, on stderr, for a person to watch.
+
+Promises: nothing is drawn unless stderr is a terminal that can redraw a line, and nothing of it
+stays. Does not know what is converted or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from . import console, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..convert import Progress as State
+
+# Below this many columns the tensor's name would push the time left off the line.
+_WIDE = 100
+
+
+@contextmanager
+def conversion_progress() -> Iterator[Callable[[State], None] | None]:
+    """Draw a bar while the block runs; yields what to hand to ``convert(progress=…)``.
+
+    Yields None when stderr is not a terminal, or one that cannot redraw (``TERM=dumb``).
+    """
+    err = _screen()
+    if err is None:
+        yield None
+        return
+
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns: list[ProgressColumn] = [
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    ]
+    if err.width >= _WIDE:
+        columns.insert(2, DownloadColumn(binary_units=True))
+        columns.append(TextColumn("{task.fields[tensor]}", markup=False))
+
+    # Transient: the report that follows says how it went, and an error stands alone.
+    with Progress(*columns, console=err, transient=True, expand=True) as bar:
+        task = bar.add_task("", total=None, tensor="")
+
+        def show(state: State) -> None:
+            bar.update(
+                task,
+                completed=state.bytes_done,
+                total=state.bytes_total,
+                tensor=printable(state.tensor),
+            )
+
+        yield show
+
+
+@contextmanager
+def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
+    """Draw how much of the model `name` is loaded; yields ``Model(on_load_progress=…)`` or None."""
+    err = _screen()
+    if err is None:
+        yield None
+        return
+
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    label = TextColumn("loading {task.description}", markup=False)
+    with Progress(label, BarColumn(), TaskProgressColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(printable(name), total=1.0)
+
+        def show(fraction: float) -> None:
+            bar.update(task, completed=fraction)
+
+        yield show
+
+
+def _screen() -> Console | None:
+    """The terminal on stderr, or None where nothing can be redrawn."""
+    err = console(stderr=True)
+    return None if not err.file.isatty() or err.is_dumb_terminal else err

@@ -1,0 +1,188 @@
+"""Where a chat's messages come from: a person at a terminal, or lines of a pipe.
+
+Promises that both read alike: a line that ends in a backslash goes on in the next. Does not know
+what a message means; the commands are only completed here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import Llama4EdgeError, SessionError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
+
+class Source(Protocol):
+    """Gives one message after the other."""
+
+    def read(self) -> str:
+        """The next message; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
+
+
+class Lines:
+    """Messages from stdin, one a line, for scripts."""
+
+    def read(self) -> str:
+        """The next line; one that ends in a backslash goes on in the next."""
+        message = ""
+        for line in iter(sys.stdin.buffer.readline, b""):
+            text = decode(line.rstrip(b"\r\n"), "a line on standard input")
+            if not text.endswith("\\"):
+                return message + text
+            message += text[:-1] + "\n"
+        if not message:
+            raise EOFError
+        return message
+
+
+class Prompt:
+    """Messages typed at a terminal, with editing, completion and a history on disk.
+
+    Args:
+        commands: the commands to complete, each with its slash.
+        file_commands: those of them whose argument is a file name.
+        history: the file of earlier messages, or None to keep them for this chat only.
+    """
+
+    def __init__(
+        self, commands: Sequence[str], file_commands: Sequence[str], history: Path | None
+    ) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+        past: History = InMemoryHistory() if history is None else FileHistory(str(history))
+        self._session: PromptSession[str] = PromptSession(
+            "> ",
+            multiline=True,
+            prompt_continuation="… ",
+            history=past,
+            key_bindings=_keys(),
+            completer=_completer(commands, file_commands),
+            reserve_space_for_menu=4,
+        )
+
+    def read(self) -> str:
+        """What was typed before Enter."""
+        return self._session.prompt()
+
+
+def history_file() -> Path:
+    """The file of earlier messages, made if it is not there, for its owner's eyes only.
+
+    Raises:
+        SessionError: it cannot be made or written.
+    """
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # The XDG rules say to ignore a path that is not absolute.
+    folder = (state if state.is_absolute() else Path.home() / ".local" / "state") / "llama4-edge"
+    path = folder / "history"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600))
+    except OSError as error:
+        raise SessionError(
+            f"the history {path} cannot be written, earlier messages will not be offered",
+            found=error.strerror,
+        ) from error
+    return path
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt of a single answer: the argument, what is piped in, or one after the other.
+
+    ``-`` reads stdin even from a terminal. One newline at the end of stdin is left out, because
+    editors and ``echo`` write it. Empty when there is neither.
+
+    Raises:
+        Llama4EdgeError: stdin, or the argument, is not UTF-8.
+    """
+    parts = []
+    if argument is not None and argument != "-":
+        # The interpreter hands over bytes that are not UTF-8 as lone surrogates.
+        parts.append(decode(os.fsencode(argument), "the prompt"))
+    # None when the process was started with stdin closed.
+    if sys.stdin is not None and (argument == "-" or not sys.stdin.isatty()):
+        parts.append(decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def decode(data: bytes, what: str) -> str:
+    """`data` as text.
+
+    Raises:
+        Llama4EdgeError: it is not UTF-8; says where.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Llama4EdgeError(
+            f"{what} is not UTF-8",
+            found=f"byte 0x{data[error.start]:02x} at offset {error.start:,}",
+            hint="Convert it first, for example with iconv.",
+        ) from error
+
+
+def _keys() -> KeyBindings:
+    """Enter sends; Alt-Enter, or Enter after a backslash, begins a new line."""
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        before = buffer.document.current_line_before_cursor
+        if before.endswith("\\") and buffer.document.is_cursor_at_the_end_of_line:
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _alt_enter(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("c-c")
+    def _interrupt(event: KeyPressEvent) -> None:
+        # With text typed, Ctrl-C takes it back; only at an empty prompt does it want an answer.
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
+
+    return keys
+
+
+def _completer(commands: Sequence[str], file_commands: Sequence[str]) -> Completer:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    paths = PathCompleter(expanduser=True)
+
+    class Commands(Completer):
+        """Commands at the start of a message, file names after those that take one."""
+
+        def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+            text = document.text_before_cursor
+            command, space, argument = text.partition(" ")
+            if space and command in file_commands:
+                yield from paths.get_completions(Document(argument), event)
+            elif not space:
+                yield from _matching(commands, text)
+
+    def _matching(known: Iterable[str], begun: str) -> Iterator[Completion]:
+        if begun.startswith("/"):
+            for one in known:
+                if one.startswith(begun):
+                    yield Completion(one, start_position=-len(begun))
+
+    return Commands()

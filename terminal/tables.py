@@ -1,0 +1,185 @@
+"""What `inspect`, `convert` and `doctor` show, as tables.
+
+Promises that a narrow terminal folds them, a pipe gets them whole, and that every number comes from
+the value at hand. Does not read files or measure anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from . import printable
+
+if TYPE_CHECKING:
+    from ..convert import Report
+    from ..quant.summary import FileSummary, RoleSummary, TensorSummary
+
+# A template or licence is named by its first line; longer text than this says how long it is.
+_LONGEST_TEXT = 120
+# Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
+_LONGEST_ARRAY = 8
+
+_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+_COUNTS = ("", "K", "M", "B", "T")
+
+
+def bytes_text(count: int) -> str:
+    """`count` bytes in binary units: ``60.9 GiB``."""
+    return _scaled(count, 1024, _BYTES, " ")
+
+
+def count_text(count: int) -> str:
+    """`count` in thousands, millions, billions (10^9): ``107.8B``."""
+    return _scaled(count, 1000, _COUNTS, "")
+
+
+def _scaled(count: int, step: int, units: Sequence[str], gap: str) -> str:
+    value = float(count)
+    for unit in units:
+        # 999.96 would round to 1000.0 of a unit: it is 1.0 of the next.
+        if value < step - 0.05 or unit == units[-1]:
+            break
+        value /= step
+    digits = f"{count:d}" if unit == units[0] else f"{value:.1f}"
+    return f"{digits}{gap}{unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as a person says it: ``4.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def metadata_text(value: object) -> str:
+    """One line for a metadata value: long arrays as their length, long text as its beginning."""
+    if isinstance(value, (list, tuple)):
+        if len(value) > _LONGEST_ARRAY:
+            return f"{len(value):,} values"
+        return "[" + ", ".join(metadata_text(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.7g}"  # as many digits as the 32 bits of a GGUF hold
+    text = printable(str(value).replace("\n", "⏎"))
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f"{text[: _LONGEST_TEXT // 2]}… ({len(text):,} characters)"
+
+
+def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
+    """What `inspect` shows of a GGUF or a checkpoint; `tensors` adds a line for each tensor."""
+    parts: list[RenderableType] = [
+        _title(summary.path),
+        _facts((key, metadata_text(value)) for key, value in _flat(summary.metadata)),
+        "",
+    ]
+    if tensors:
+        parts += [_tensors_table(summary.tensors), ""]
+    return Group(*parts, roles_table(summary.roles), "", _facts(_totals(summary)))
+
+
+def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A checkpoint's config is nested; ``text_config.hidden_size`` is one line like any other."""
+    for key, value in metadata.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def report_view(report: Report) -> RenderableType:
+    """What `convert` shows when it is done, or would be."""
+    facts = [
+        ("recipe", report.recipe),
+        ("parameters", count_text(report.parameters)),
+        ("size", f"{bytes_text(report.bytes)}, from {bytes_text(report.source_bytes)}"),
+        ("bits per weight", f"{report.bits_per_weight:.2f}"),
+    ]
+    if not report.dry_run:
+        rate = bytes_text(round(report.source_bytes / report.seconds)) if report.seconds else "?"
+        facts.append(("time", f"{seconds_text(report.seconds)}, {rate}/s read"))
+    facts += [
+        ("fallback", f"{one.tensor}: {one.got}, its rows do not fit {one.wanted}")
+        for one in report.fallbacks
+    ]
+    if report.left_out:
+        facts.append(("left out", f"{len(report.left_out):,} tensors, {report.left_out[0]} first"))
+    facts += [("note", one) for one in report.notes]
+    facts.append(("would write" if report.dry_run else "wrote", report.output))
+    texts = ((name, printable(value)) for name, value in facts)
+    return Group(roles_table(report.roles), "", _facts(texts))
+
+
+def roles_table(roles: Iterable[RoleSummary]) -> Table:
+    """Parameters, bytes, bits per weight and types of each role."""
+    table = _table("role", ">tensors", ">params", ">size", ">bits/w", "*types")
+    for role in roles:
+        table.add_row(
+            role.role,
+            f"{role.tensors:,}",
+            count_text(role.parameters),
+            bytes_text(role.bytes),
+            f"{role.bits_per_weight:.2f}",
+            _types_text(role.types),
+        )
+    return table
+
+
+def _totals(summary: FileSummary) -> list[tuple[str, str]]:
+    experts = summary.expert_bits_per_weight
+    return [
+        ("kind", "GGUF" if summary.kind == "gguf" else "checkpoint"),
+        ("parameters", f"{count_text(summary.parameters)} in {len(summary.tensors):,} tensors"),
+        ("size", bytes_text(summary.bytes)),
+        ("bits per weight", f"{summary.bits_per_weight:.2f}"),
+        ("of the experts", "no experts" if experts is None else f"{experts:.2f}"),
+    ]
+
+
+def _types_text(types: Mapping[str, int]) -> str:
+    ordered = sorted(types.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(name if len(types) == 1 else f"{name} x{count}" for name, count in ordered)
+
+
+def _tensors_table(tensors: Iterable[TensorSummary]) -> Table:
+    table = _table("*tensor", "type", ">shape", ">size")
+    for tensor in tensors:
+        shape = "x".join(str(size) for size in tensor.shape)
+        table.add_row(printable(tensor.name), tensor.type, shape, bytes_text(tensor.bytes))
+    return table
+
+
+def _title(text: str) -> Text:
+    return Text(printable(text), style="bold", overflow="fold")
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", overflow="fold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(Text(printable(name)), Text(value))
+    return grid
+
+
+def _table(*columns: str) -> Table:
+    """A table of the named columns: ``>`` sets one to the right, ``*`` lets one fold."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.lstrip(">*"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=not column.startswith("*"),
+            overflow="fold" if column.startswith("*") else "ellipsis",
+        )
+    return table

@@ -1,0 +1,342 @@
+"""The chat's behaviour, with answers that the test makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama4_edge.errors import ContextFullError, EngineError, SessionError
+from llama4_edge.runtime.conversation import Conversation, Message
+from llama4_edge.runtime.model import Completion
+from llama4_edge.runtime.sampling import Sampling
+from llama4_edge.terminal.chat import COMMANDS, STOPPED, Chat
+
+Messages = tuple[Message, ...]
+
+
+class Script:
+    """A source of messages that a test wrote; an exception in it is raised."""
+
+    def __init__(self, *messages: str | BaseException) -> None:
+        self._messages = iter(messages)
+
+    def read(self) -> str:
+        message = next(self._messages, None)
+        if message is None:
+            raise EOFError
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+class Said(list[str]):
+    """A complete answer."""
+
+    @property
+    def completion(self) -> Completion:
+        return completed("".join(self))
+
+
+def completed(text: str, **changes: Any) -> Completion:
+    whole = Completion(
+        text=text,
+        tokens=(1, 2, 3),
+        finish_reason="stop",
+        stop_string=None,
+        prompt_tokens=10,
+        reused_tokens=4,
+        seed=1,
+        prefill_seconds=2.0,
+        decode_seconds=0.5,
+    )
+    return replace(whole, **changes)
+
+
+class Echo:
+    """Answers with the number of messages and the last one; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[tuple[str, str]]] = []
+
+    def __call__(self, messages: Messages) -> Said:
+        self.asked.append([(one.role, one.content) for one in messages])
+        return Said([f"{len(messages)}:", messages[-1].content])
+
+
+def chat(
+    *messages: str | BaseException,
+    reply: Callable[[Messages], Any] | None = None,
+    conversation: Conversation | None = None,
+    interactive: bool = True,
+    max_tokens: int | None = None,
+) -> Chat:
+    """A chat that has taken `messages` and ended."""
+    one = Chat(
+        reply or Echo(),
+        Script(*messages),
+        conversation or Conversation(),
+        interactive=interactive,
+        max_tokens=max_tokens,
+    )
+    one.run()
+    return one
+
+
+def said(one: Chat) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in one.conversation.messages]
+
+
+def breaking(error: BaseException, *pieces: str) -> Callable[[Messages], Iterator[str]]:
+    """An answer that says `pieces` and then fails."""
+
+    def reply(_messages: Messages) -> Iterator[str]:
+        yield from pieces
+        raise error
+
+    return reply
+
+
+def test_answers_go_to_stdout_and_build_the_conversation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = chat("hello", "again")
+    assert capsys.readouterr().out == "1:hello\n3:again\n"
+    assert said(one) == [
+        ("user", "hello"),
+        ("assistant", "1:hello"),
+        ("user", "again"),
+        ("assistant", "3:again"),
+    ]
+
+
+def test_empty_messages_are_not_sent() -> None:
+    echo = Echo()
+    chat("", "  \n ", reply=echo)
+    assert echo.asked == []
+
+
+def test_two_slashes_send_one_and_an_unknown_command_is_not_sent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    echo = Echo()
+    one = chat("//etc/hosts", "/etc/hosts\nis what?", "//", reply=echo)
+    assert [asked[-1][1] for asked in echo.asked] == ["/etc/hosts", "/"]
+    assert "no command /etc/hosts" in capsys.readouterr().err
+    assert one.failures == 1
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    chat("/help")
+    out, err = capsys.readouterr()
+    assert out == ""
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.argument}".strip() in err
+        assert command.help in err
+    assert "//" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("/save", "/save needs a FILE"),
+        ("/load  ", "/load needs a FILE"),
+        ("/undo twice", "/undo takes nothing after it"),
+        ("/undo", "there is nothing to undo"),
+        ("/retry", "there is nothing to retry"),
+        ("/Help", "no command /Help"),
+        ("/ help", "no command /"),
+    ],
+)
+def test_a_command_that_cannot_be_obeyed_is_one_line_of_error(
+    capsys: pytest.CaptureFixture[str], line: str, complaint: str
+) -> None:
+    chat(line, "still here")
+    out, err = capsys.readouterr()
+    assert [one for one in err.splitlines() if one.startswith("error: ")] == err.splitlines()
+    assert complaint in err
+    assert out == "1:still here\n"
+
+
+def test_the_system_message_is_shown_set_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    echo = Echo()
+    chat("/system", "/system Be\nbrief.", "a", "/system", "/system -", "b", reply=echo)
+    assert echo.asked[0] == [("system", "Be\nbrief."), ("user", "a")]
+    assert echo.asked[1][0] == ("user", "a")
+    err = capsys.readouterr().err
+    assert "There is no system message." in err
+    assert "Be\nbrief." in err
+
+
+def test_reset_forgets_the_exchanges_and_keeps_the_system_message() -> None:
+    one = chat("a", "/reset", conversation=Conversation((Message("system", "Be brief."),)))
+    assert said(one) == [("system", "Be brief.")]
+
+
+def test_undo_drops_one_exchange_and_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    one = chat("first", "second\nline", "/undo")
+    assert said(one) == [("user", "first"), ("assistant", "1:first")]
+    assert "Dropped: second" in capsys.readouterr().err
+
+
+def test_retry_asks_the_same_messages_again_and_replaces_the_answer() -> None:
+    answers = iter(["one", "two"])
+    asked = []
+
+    def reply(messages: Messages) -> Said:
+        asked.append(messages)
+        return Said([next(answers)])
+
+    one = chat("question", "/retry", reply=reply)
+    assert asked[0] == asked[1]
+    assert said(one) == [("user", "question"), ("assistant", "two")]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "repeatable"),
+    [(Sampling(), False), (Sampling(seed=1), True), (Sampling(temperature=0.0), True)],
+)
+def test_retry_says_when_the_answer_cannot_change(
+    capsys: pytest.CaptureFixture[str], sampling: Sampling, repeatable: bool
+) -> None:
+    chat("question", "/retry", conversation=Conversation(sampling=sampling))
+    assert ("get the same answer" in capsys.readouterr().err) is repeatable
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+def test_a_person_sees_the_speed_of_an_answer_and_a_script_does_not(
+    capsys: pytest.CaptureFixture[str], interactive: bool
+) -> None:
+    chat("question", interactive=interactive)
+    assert capsys.readouterr().err == ("3 tokens, 6.0 tokens/s\n" if interactive else "")
+
+
+@pytest.mark.parametrize(("max_tokens", "cut_by_context"), [(3, False), (None, True), (4, True)])
+def test_an_answer_that_the_context_cut_off_says_so(
+    capsys: pytest.CaptureFixture[str], max_tokens: int | None, cut_by_context: bool
+) -> None:
+    class CutOff(Said):
+        @property
+        def completion(self) -> Completion:
+            return completed("and so", finish_reason="length")
+
+    chat("go", reply=lambda _: CutOff(["and so"]), interactive=False, max_tokens=max_tokens)
+    assert ("context is full" in capsys.readouterr().err) is cut_by_context
+
+
+def test_a_failed_retry_leaves_the_first_answer() -> None:
+    calls = iter([Echo(), breaking(EngineError("no"))])
+    one = chat("question", "/retry", reply=lambda messages: next(calls)(messages))
+    assert said(one) == [("user", "question"), ("assistant", "1:question")]
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_it_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = iter([breaking(KeyboardInterrupt(), "so ", "far"), Echo()])
+    one = chat("question", "next", reply=lambda messages: next(calls)(messages))
+    out, err = capsys.readouterr()
+    assert out == f"so far{STOPPED}\n3:next\n"
+    assert said(one)[1] == ("assistant", f"so far{STOPPED}")
+    assert "Stopped. What was said is kept" in err
+
+
+def test_ctrl_c_before_the_first_word_keeps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    one = chat("question", reply=breaking(KeyboardInterrupt()))
+    assert said(one) == []
+    assert "Stopped before the answer began" in capsys.readouterr().err
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave_and_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chat(KeyboardInterrupt(), "hello")
+    out, err = capsys.readouterr()
+    assert "Ctrl-D or /quit" in err
+    assert out == "1:hello\n"
+
+
+def test_ctrl_c_ends_a_chat_that_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        chat("question", reply=breaking(KeyboardInterrupt(), "so far"), interactive=False)
+    assert capsys.readouterr().out == f"so far{STOPPED}\n"
+
+
+def test_a_full_context_says_what_to_do_and_leaves_the_conversation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = ContextFullError("the tokens do not fit into the context", hint="Open another model.")
+    calls = iter([Echo(), breaking(full, "partial"), Echo()])
+    one = chat("a", "b", "c", reply=lambda messages: next(calls)(messages))
+    out, err = capsys.readouterr()
+    assert out == "1:a\npartial\n3:c\n"
+    assert "error: the tokens do not fit into the context" in err
+    assert "/reset" in err
+    assert "-c" in err
+    assert "Open another model" not in err
+    assert [content for _, content in said(one)] == ["a", "1:a", "c", "3:c"]
+
+
+def test_any_other_error_is_one_line_and_the_chat_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = iter([breaking(EngineError("two\nlines")), Echo()])
+    one = chat("a", "b", reply=lambda messages: next(calls)(messages))
+    out, err = capsys.readouterr()
+    assert err == "error: two lines\n"
+    assert out == "1:b\n"
+    assert one.failures == 1
+
+
+def test_an_error_of_the_source_does_not_end_the_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    chat(SessionError("a line that cannot be read"), "b")
+    assert capsys.readouterr() == ("1:b\n", "error: a line that cannot be read\n")
+
+
+def test_quit_ends_the_chat() -> None:
+    echo = Echo()
+    chat("a", "/quit", "b", reply=echo)
+    assert len(echo.asked) == 1
+
+
+def test_a_saved_conversation_is_loaded_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.json"
+    before = chat("/system Be brief.", "hello 🦙", f"/save {file}", f"/save {file}")
+    after = chat("forgotten", f"/load {file}")
+    assert after.conversation.messages == before.conversation.messages
+    err = capsys.readouterr().err
+    assert f"Saved 1 exchange to {file}." in err
+    assert f"Loaded 1 exchange from {file}." in err
+
+
+def test_saving_replaces_no_other_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "thesis.txt"
+    file.write_text("years of work")
+    chat("hello", f"/save {file}")
+    assert file.read_text() == "years of work"
+    assert "is not a saved conversation" in capsys.readouterr().err
+
+
+def test_a_conversation_without_its_last_answer_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.json"
+    Conversation((Message("user", "unanswered"),)).save(file)
+    one = chat("hello", f"/load {file}")
+    assert said(one)[0] == ("user", "hello")
+    assert "ends in a message without an answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", json.dumps({"format": "something else"})])
+def test_a_file_that_cannot_be_loaded_leaves_the_conversation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "talk.json"
+    if content is not None:
+        file.write_text(content)
+    one = chat("hello", f"/load {file}")
+    assert said(one) == [("user", "hello"), ("assistant", "1:hello")]
+    assert capsys.readouterr().err.startswith(f"error: {file}")

@@ -1,0 +1,200 @@
+"""Where messages come from: pipes, terminals, the command line."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llama4_edge.errors import Llama4EdgeError, SessionError
+from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file, read_prompt
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+COMMANDS = ("/help", "/save", "/system")
+ALT_ENTER, ENTER, CTRL_C, CTRL_D = "\x1b\r", "\r", "\x03", "\x04"
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def piped(data: bytes, wrapper: type[io.TextIOWrapper] = io.TextIOWrapper) -> io.TextIOWrapper:
+    return wrapper(io.BytesIO(data), encoding="utf-8")
+
+
+Typed = Callable[[str], str]
+
+
+@pytest.fixture
+def typed(tmp_path: Path) -> Typed:
+    """What Prompt returns when these keys are pressed."""
+
+    def read(keys: str) -> str:
+        with create_pipe_input() as pipe:
+            pipe.send_text(keys)
+            with create_app_session(input=pipe, output=DummyOutput()):
+                return Prompt(COMMANDS, ("/save",), tmp_path / "history").read()
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("hello" + ENTER, "hello"),
+        ("one" + ALT_ENTER + "two" + ENTER, "one\ntwo"),
+        ("one\\" + ENTER + "two" + ENTER, "one\ntwo"),
+        ("a\\" + ENTER + "b\\" + ENTER + "c" + ENTER, "a\nb\nc"),
+        # A paste is bracketed by the terminal, and terminals send CR for its newlines.
+        ("\x1b[200~first\rsecond\nthird\x1b[201~" + ENTER, "first\nsecond\nthird"),
+        ("thrown away" + CTRL_C + "kept" + ENTER, "kept"),
+    ],
+)
+def test_enter_sends_and_a_backslash_alt_enter_or_paste_keeps_lines(
+    typed: Typed, keys: str, message: str
+) -> None:
+    assert typed(keys) == message
+
+
+def test_ctrl_c_at_an_empty_prompt_is_an_interrupt_and_ctrl_d_the_end(typed: Typed) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        typed(CTRL_C)
+    with pytest.raises(EOFError):
+        typed(CTRL_D)
+
+
+def test_messages_are_kept_for_the_next_chat(typed: Typed, tmp_path: Path) -> None:
+    typed("first question" + ENTER)
+    assert "+first question" in (tmp_path / "history").read_text()
+    up = "\x1b[A"
+    assert typed(up + ENTER) == "first question"
+
+
+@pytest.mark.parametrize(
+    ("text", "completions"),
+    [
+        ("/s", ["/save", "/system"]),
+        ("/", list(COMMANDS)),
+        ("/save", ["/save"]),
+        ("//", []),
+        ("hello /s", []),
+        ("", []),
+        ("/system note", []),
+    ],
+)
+def test_commands_complete_at_the_start_of_a_message(text: str, completions: list[str]) -> None:
+    assert complete(text) == completions
+
+
+def test_file_names_complete_after_a_command_that_takes_one(tmp_path: Path) -> None:
+    (tmp_path / "talk.json").touch()
+    assert complete(f"/save {tmp_path}/ta") == ["lk.json"]
+
+
+def complete(text: str) -> list[str]:
+    from llama4_edge.terminal.prompt import _completer
+    from prompt_toolkit.completion import CompleteEvent
+
+    completer = _completer(COMMANDS, ("/save",))
+    found = completer.get_completions(Document(text), CompleteEvent())
+    return [completion.text for completion in found]
+
+
+def test_lines_of_a_pipe_are_messages_and_a_backslash_joins_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped("one\ntwo\\\nthree\r\nünï\nlast\\".encode()))
+    lines = Lines()
+    assert [lines.read() for _ in range(4)] == ["one", "two\nthree", "ünï", "last\n"]
+    with pytest.raises(EOFError):
+        lines.read()
+
+
+def test_a_line_that_is_not_utf8_is_an_error_and_the_next_one_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(b"ab\xff\nfine\n"))
+    lines = Lines()
+    with pytest.raises(Llama4EdgeError, match=r"not UTF-8, found byte 0xff at offset 2"):
+        lines.read()
+    assert lines.read() == "fine"
+
+
+@pytest.mark.parametrize(
+    ("argument", "stdin", "prompt"),
+    [
+        ("question", b"", "question"),
+        (None, b"piped\n", "piped"),
+        (None, b"two\nlines\n\n", "two\nlines\n"),
+        ("-", b"piped", "piped"),
+        ("question:", b"document\n", "question:\n\ndocument"),
+        ("question", b"\n", "question"),
+        (None, b"", ""),
+        (None, "né🦙".encode(), "né🦙"),
+    ],
+)
+def test_a_prompt_is_the_argument_then_what_is_piped(
+    monkeypatch: pytest.MonkeyPatch, argument: str | None, stdin: bytes, prompt: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(stdin))
+    assert read_prompt(argument) == prompt
+
+
+def test_a_terminal_is_read_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(b"typed\n", Terminal))
+    assert read_prompt("question") == "question"
+    assert read_prompt(None) == ""
+    assert read_prompt("-") == "typed"
+
+
+def test_a_closed_stdin_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert read_prompt("question") == "question"
+    assert read_prompt(None) == ""
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_place() -> None:
+    with pytest.raises(Llama4EdgeError) as caught:
+        decode(b"abc\xc3(", "standard input")
+    assert caught.value.problem == "standard input is not UTF-8"
+    assert caught.value.found == "byte 0xc3 at offset 3"
+
+
+def test_an_argument_that_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(Llama4EdgeError, match="the prompt is not UTF-8"):
+        read_prompt(os.fsdecode(b"caf\xe9"))
+
+
+def test_the_history_is_for_its_owner_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = history_file()
+    assert path == tmp_path / "state" / "llama4-edge" / "history"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("state", ["", "relative/state"])
+def test_a_state_home_that_is_no_absolute_path_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert history_file() == tmp_path / ".local" / "state" / "llama4-edge" / "history"
+
+
+def test_a_history_that_cannot_be_written_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with pytest.raises(SessionError, match=r"history .* cannot be written"):
+        history_file()
