@@ -1,0 +1,66 @@
+"""How the next token is chosen. Declared once: the command line and the API take it from here.
+
+Promises that a ``Sampling`` that exists is one llama.cpp can carry out. Knows nothing of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, replace
+
+MAX_SEED = 2**32 - 2
+"""The largest seed: llama.cpp reads 2**32 - 1 as "choose one yourself" (LLAMA_DEFAULT_SEED)."""
+
+MAX_TOP_K = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings in the order llama.cpp's sampler chain applies them.
+
+    The defaults for ``temperature`` and ``top_p`` are those of Meta's ``generation_config.json``.
+
+    Args:
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together have this probability; 1.0 keeps all.
+        min_p: keep tokens at least this likely, relative to the likeliest; 0.0 keeps all.
+        temperature: divides the logits; 0.0 always takes the likeliest token.
+        seed: of the random numbers; the same seed gives the same text. None chooses a seed.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.9
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", 0.0 <= self.temperature < math.inf, "a number from 0.0 up"),
+            ("top_k", _is_int(self.top_k, MAX_TOP_K), f"a whole number from 0 to {MAX_TOP_K}"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "a number above 0.0, at most 1.0"),
+            ("min_p", 0.0 <= self.min_p < 1.0, "a number from 0.0 to below 1.0"),
+            (
+                "seed",
+                self.seed is None or _is_int(self.seed, MAX_SEED),
+                f"None or a whole number from 0 to {MAX_SEED}",
+            ),
+        )
+        # NaN fails every comparison above, so it is refused like any other value out of range.
+        for name, holds, expected in checks:
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    def with_seed(self) -> Sampling:
+        """The same settings with a seed that is known, drawn now if there was none."""
+        return (
+            self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED + 1))
+        )
+
+
+def _is_int(value: object, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
