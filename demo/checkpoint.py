@@ -172,10 +172,7 @@ Made to try a converter and a runtime. It has the shape of Llama 4 and has learn
 def _tensors(g: Geometry) -> Iterator[_Tensor]:
     """Every tensor of the checkpoint, in the order of the layers."""
     root = f"{g.prefix}model"
-    # A tied matrix is also the output: logits of unit variance matter more than the embedding's.
-    yield _Tensor(
-        f"{root}.embed_tokens.weight", (g.vocabulary, g.hidden), _fan_in(g.hidden) if g.tied else 1
-    )
+    yield _Tensor(f"{root}.embed_tokens.weight", (g.vocabulary, g.hidden), _embedding_std(g))
     for layer in range(g.layers):
         yield from _layer(g, layer, f"{root}.layers.{layer}")
     yield _norm(f"{root}.norm", g.hidden)
@@ -188,15 +185,18 @@ def _tensors(g: Geometry) -> Iterator[_Tensor]:
 def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
     """One decoder layer. Linear weights are [out, in]; expert weights are [expert, in, out]."""
     queries, keys = g.heads * g.head_dim, g.kv_heads * g.head_dim
+    # All layers together add to the stream what the embedding put there; twice that where a tied
+    # embedding would otherwise make every token predict itself.
+    gain = (2 * _embedding_std(g) if g.tied else 1) / math.sqrt(2 * g.layers)
     yield _norm(f"{name}.input_layernorm", g.hidden)
     yield _linear(f"{name}.self_attn.q_proj", g.hidden, queries)
     yield _linear(f"{name}.self_attn.k_proj", g.hidden, keys)
     yield _linear(f"{name}.self_attn.v_proj", g.hidden, keys)
-    yield _linear(f"{name}.self_attn.o_proj", queries, g.hidden)
+    yield _linear(f"{name}.self_attn.o_proj", queries, g.hidden, gain)
     yield _norm(f"{name}.post_attention_layernorm", g.hidden)
     ffn = f"{name}.feed_forward"
     if not g.is_moe(layer):
-        yield from _gated_ffn(ffn, g.hidden, g.dense_ffn)
+        yield from _gated_ffn(ffn, g.hidden, g.dense_ffn, gain)
         return
     yield _linear(f"{ffn}.router", g.hidden, g.experts)
     # gate comes before up inside gate_up_proj, and neither expert tensor ends in ".weight".
@@ -204,15 +204,17 @@ def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
         f"{ffn}.experts.gate_up_proj", (g.experts, g.hidden, 2 * g.expert_ffn), _fan_in(g.hidden)
     )
     yield _Tensor(
-        f"{ffn}.experts.down_proj", (g.experts, g.expert_ffn, g.hidden), _fan_in(g.expert_ffn)
+        f"{ffn}.experts.down_proj",
+        (g.experts, g.expert_ffn, g.hidden),
+        gain * _fan_in(g.expert_ffn),
     )
-    yield from _gated_ffn(f"{ffn}.shared_expert", g.hidden, g.expert_ffn)
+    yield from _gated_ffn(f"{ffn}.shared_expert", g.hidden, g.expert_ffn, gain)
 
 
-def _gated_ffn(name: str, hidden: int, width: int) -> Iterator[_Tensor]:
+def _gated_ffn(name: str, hidden: int, width: int, gain: float) -> Iterator[_Tensor]:
     yield _linear(f"{name}.gate_proj", hidden, width)
     yield _linear(f"{name}.up_proj", hidden, width)
-    yield _linear(f"{name}.down_proj", width, hidden)
+    yield _linear(f"{name}.down_proj", width, hidden, gain)
 
 
 def _vision(v: Vision, text_hidden: int) -> Iterator[_Tensor]:
@@ -243,8 +245,13 @@ def _fan_in(width: int) -> float:
     return 1.0 / math.sqrt(width)
 
 
-def _linear(name: str, inputs: int, outputs: int) -> _Tensor:
-    return _Tensor(f"{name}.weight", (outputs, inputs), _fan_in(inputs))
+def _embedding_std(g: Geometry) -> float:
+    """One, unless the same matrix makes the logits: then it is their variance that is one."""
+    return _fan_in(g.hidden) if g.tied else 1.0
+
+
+def _linear(name: str, inputs: int, outputs: int, gain: float = 1.0) -> _Tensor:
+    return _Tensor(f"{name}.weight", (outputs, inputs), gain * _fan_in(inputs))
 
 
 def _biased(name: str, inputs: int, outputs: int) -> Iterator[_Tensor]:
