@@ -1,0 +1,161 @@
+"""The devices that llama.cpp can compute on, with the memory that this process can have of each.
+
+Promises that no number is made up: a backend that reports none, or nonsense, gives None. For the
+CPU, whose backend reports what the whole machine has, the kernel is asked instead: what it calls
+available, or what the control group of this process has left, whichever is less.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .library import native_function
+
+# enum ggml_backend_dev_type (ggml-backend.h)
+_TYPES = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of ggml. ``memory_source`` says who counted the bytes."""
+
+    name: str
+    description: str
+    type: str
+    backend: str
+    total_bytes: int | None
+    free_bytes: int | None
+    memory_source: str
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Main memory that this process can have, in bytes, and who said so."""
+
+    total: int
+    free: int
+    source: str
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Every device of every loaded backend, in ggml's order.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
+    get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(_device(get(index)) for index in range(count))
+
+
+def _device(handle: int) -> Device:
+    def text(function: str, argument: int) -> str:
+        value = native_function(function, ctypes.c_char_p, ctypes.c_void_p)(argument)
+        return value.decode("utf-8", "replace") if value else ""
+
+    registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
+    kind = native_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
+    device_type = _TYPES.get(kind, "unknown")
+    total, free, source = _reported_memory(handle)
+    host = host_memory() if device_type == "cpu" else None
+    if host is not None:
+        total, free, source = host.total, host.free, host.source
+    return Device(
+        name=text("ggml_backend_dev_name", handle),
+        description=text("ggml_backend_dev_description", handle),
+        type=device_type,
+        backend=text("ggml_backend_reg_name", registry(handle)),
+        total_bytes=total,
+        free_bytes=free,
+        memory_source=source,
+    )
+
+
+def _reported_memory(handle: int) -> tuple[int | None, int | None, str]:
+    """Total and free bytes as the backend says them."""
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    ask = native_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    ask(handle, ctypes.byref(free), ctypes.byref(total))
+    return *believable(total.value, free.value), "ggml"
+
+
+def believable(total: int, free: int) -> tuple[int | None, int | None]:
+    """The two numbers where they make sense: backends without any report zeros, and a difference
+    that fell below zero comes as a size_t far above the total."""
+    if not 0 < total < 2**63:
+        return None, None
+    return total, free if 0 <= free <= total else None
+
+
+def host_memory(root: Path = Path("/")) -> HostMemory | None:
+    """What the kernel and the control groups leave this process; None where there is no /proc.
+
+    Args:
+        root: where /proc and /sys are looked for.
+    """
+    try:
+        meminfo = (root / "proc/meminfo").read_text()
+    except OSError:
+        return None
+    fields = {
+        key: value.split()
+        for key, _, value in (line.partition(":") for line in meminfo.splitlines())
+    }
+    total, free = (int(fields[key][0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    memory = HostMemory(total, free, "/proc/meminfo")
+    for limit, left, source in _cgroup_limits(root):
+        if limit < memory.total or left < memory.free:
+            least = min(left, memory.free)
+            memory = HostMemory(
+                min(limit, memory.total), least, source if least == left else memory.source
+            )
+    return memory
+
+
+def _cgroup_limits(root: Path) -> Iterator[tuple[int, int, str]]:
+    """Limit, bytes left and file of each control group around this process that has a limit."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+            reclaimable = "inactive_file"
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            reclaimable = "total_inactive_file"
+        else:
+            continue
+        inside = PurePosixPath(group.lstrip("/"))
+        # each group bounds those inside it; in a container the outermost is seen as the root
+        for directory in dict.fromkeys(base / step for step in (inside, *inside.parents)):
+            limit = _bytes_in(directory / files[0])
+            used = _bytes_in(directory / files[1])
+            if limit is None or used is None or limit >= 2**60:  # v1 says "none" with a huge one
+                continue
+            # the page cache counts as used, and goes when memory is wanted
+            used -= _stat(directory / "memory.stat", reclaimable)
+            yield limit, max(limit - max(used, 0), 0), str(directory / files[0])
+
+
+def _bytes_in(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _stat(path: Path, name: str) -> int:
+    try:
+        fields = dict(line.split() for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(fields.get(name, 0))
