@@ -57,7 +57,7 @@ clean:
 $(WHEELS)/.built:
 	@echo "building llama.cpp from llama-cpp-python $(LLAMA_VERSION) ($(LLAMA_CMAKE_ARGS)): about 5 minutes on 2 cores"
 	mkdir -p $(WHEELS)
-	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CXXFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
+	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
 	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-binary llama-cpp-python \
 	  --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION)
 	touch $@
