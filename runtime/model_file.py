@@ -285,7 +285,7 @@ def _computable(info: ModelInfo) -> dict[str, tuple[object, ...]]:
         "attention.value_length_swa": (info.head_dim,),
         "rope.dimension_count": (info.head_dim,),
         "rope.dimension_count_swa": (info.head_dim,),
-        "attention.sliding_window": (0, CHUNK),
+        "attention.sliding_window": (CHUNK,),  # with 0, it aborts at the first decode
         "attention.sliding_window_pattern": (4, pattern),
         "attention.causal": (True,),
         "embedding_length_out": (0, info.n_embd),

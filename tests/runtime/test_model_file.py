@@ -131,8 +131,9 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "groups of experts": (_set(f"{_L}expert_group_count", 4, U32), "found 4, expected 0"),
     "another chunk": (
         _set(f"{_L}attention.sliding_window", 4096, U32),
-        "attention.sliding_window, found 4096, expected 0 or 8192",
+        "attention.sliding_window, found 4096, expected 8192",
     ),
+    "no chunks": (_set(f"{_L}attention.sliding_window", 0, U32), "found 0, expected 8192"),
     "another pattern of chunks": (
         _set(f"{_L}attention.sliding_window_pattern", [True] * LAYERS, BOOL, BOOL),
         "attention.sliding_window_pattern",
