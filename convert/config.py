@@ -189,13 +189,11 @@ def _text_config(raw: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
 
 def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from either of transformers' forms."""
-    parameters, scaling = fields.get("rope_parameters"), fields.get("rope_scaling")
     theta = fields.get("rope_theta")
-    settings = parameters if isinstance(parameters, Mapping) else scaling
-    if not isinstance(settings, Mapping):
-        settings = {}
-    inner = _Fields(settings)
-    base = _Fields({"rope_theta": inner.get("rope_theta", theta)}).number("rope_theta", 500000.0)
+    old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
+    settings = new if isinstance(new, Mapping) else old if isinstance(old, Mapping) else {}
+    inner = _Fields({"rope_theta": theta, **settings})
+    base = inner.number("rope_theta", 500000.0)
     kind = inner.get("rope_type", inner.get("type", "default"))
     rope: RopeScaling | None = None
     if kind == "llama3":

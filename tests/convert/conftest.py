@@ -1,0 +1,114 @@
+"""A checkpoint that a test may damage: small, whole, and its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demo.checkpoint import SCOUT_LIKE, Geometry
+
+SMALL = replace(
+    SCOUT_LIKE, hidden=64, heads=2, kv_heads=1, head_dim=32, expert_ffn=64, dense_ffn=64, experts=4,
+    shards=2,
+)  # fmt: skip
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: Callable[[Geometry], Path], tmp_path: Path) -> Path:
+    """A copy of a small checkpoint in two shards, to be damaged."""
+    copy = tmp_path / "small"
+    shutil.copytree(make_checkpoint(SMALL), copy)
+    return copy
+
+
+def edit_json(path: Path, edit: Edit) -> None:
+    """Change the object in a JSON file."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    edit(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def edit_text_config(checkpoint: Path, **changes: Any) -> None:
+    """Set fields of the text model's config; None removes one."""
+
+    def edit(config: dict[str, Any]) -> None:
+        text = config.get("text_config", config)
+        for name, value in changes.items():
+            text.pop(name, None)
+            if value is not None:
+                text[name] = value
+
+    edit_json(checkpoint / "config.json", edit)
+
+
+def read_header(shard: Path) -> tuple[dict[str, Any], bytes]:
+    """A safetensors file as its tensors' entries and its data."""
+    raw = shard.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header, raw[8 + length :]
+
+
+def write_shard(shard: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
+    """Write a safetensors file, whatever the header says."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    shard.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+
+
+def edit_header(shard: Path, edit: Edit) -> None:
+    """Change a shard's header and leave its data."""
+    header, data = read_header(shard)
+    edit(header)
+    write_shard(shard, header, data)
+
+
+def shards_of(checkpoint: Path) -> list[Path]:
+    return sorted(checkpoint.glob("*.safetensors"))
+
+
+def shard_with(checkpoint: Path, ending: str) -> tuple[Path, str]:
+    """The shard that holds the first tensor whose name ends so, and that name."""
+    for shard in shards_of(checkpoint):
+        for name in read_header(shard)[0]:
+            if name.endswith(ending):
+                return shard, name
+    raise LookupError(ending)
+
+
+def drop_tensor(checkpoint: Path, name: str) -> None:
+    """Take a tensor out of its shard and the index, as if it had never been there."""
+    shard = next(path for path in shards_of(checkpoint) if name in read_header(path)[0])
+    header, data = read_header(shard)
+    begin, end = header.pop(name)["data_offsets"]
+    for entry in header.values():
+        if entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [offset - (end - begin) for offset in entry["data_offsets"]]
+    write_shard(shard, header, data[:begin] + data[end:])
+    edit_json(
+        checkpoint / "model.safetensors.index.json", lambda index: index["weight_map"].pop(name)
+    )
+
+
+def add_tensor(checkpoint: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Append a bf16 tensor of zeros to the first shard and list it in the index."""
+    shard = shards_of(checkpoint)[0]
+    header, data = read_header(shard)
+    zeros = np.zeros(shape, np.uint16).tobytes()
+    header[name] = {
+        "dtype": "BF16", "shape": list(shape), "data_offsets": [len(data), len(data) + len(zeros)],
+    }  # fmt: skip
+    write_shard(shard, header, data + zeros)
+    edit_json(
+        checkpoint / "model.safetensors.index.json",
+        lambda index: index["weight_map"].update({name: shard.name}),
+    )

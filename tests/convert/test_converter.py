@@ -1,0 +1,346 @@
+"""The whole conversion, and each way of refusing one with nothing left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+import llama4_edge
+from demo.checkpoint import Geometry
+from llama4_edge.convert import Progress, convert, inspect_checkpoint, pipeline
+from llama4_edge.convert.converter import DEFAULT_RECIPE
+from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
+
+from .conftest import (
+    SMALL,
+    add_tensor,
+    drop_tensor,
+    edit_text_config,
+    read_header,
+    shard_with,
+    shards_of,
+    write_shard,
+)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_two_runs_write_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 3)):
+        convert(checkpoint, tmp_path / f"{name}.gguf", threads=threads)
+    assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
+
+
+def test_two_processes_write_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    """Python's hashes differ between processes, so an order that rests on them would show."""
+    script = "import sys, llama4_edge; llama4_edge.convert(sys.argv[1], sys.argv[2])"
+    for name in ("a", "b"):
+        command = [sys.executable, "-c", script, str(checkpoint), str(tmp_path / f"{name}.gguf")]
+        subprocess.run(command, check=True)
+    assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
+
+
+def test_one_shard_or_many_give_the_same_tensors(
+    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+) -> None:
+    files = []
+    for shards in (1, 4):
+        source = make_checkpoint(replace(SMALL, shards=shards))
+        files.append(tmp_path / f"{shards}.gguf")
+        convert(source, files[-1], recipe="bf16")
+    one, many = ({t.name: t.data.tobytes() for t in GGUFReader(file).tensors} for file in files)
+    assert one == many
+
+
+def test_slabs_smaller_than_an_expert_change_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(checkpoint, tmp_path / "whole.gguf")
+    monkeypatch.setattr(pipeline, "SLAB_BYTES", 1000)
+    convert(checkpoint, tmp_path / "sliced.gguf")
+    assert sha256(tmp_path / "whole.gguf") == sha256(tmp_path / "sliced.gguf")
+
+
+def test_the_report_adds_up_to_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    report = convert(checkpoint, output)
+    tensors = GGUFReader(output).tensors
+    assert report.bytes == output.stat().st_size
+    assert report.parameters == sum(int(tensor.n_elements) for tensor in tensors)
+    assert sum(role.bytes for role in report.roles) == sum(int(it.n_bytes) for it in tensors)
+    assert {role.role for role in report.roles} == {
+        "expert", "shared_expert", "attention", "router", "embedding", "output", "norm", "rope",
+    }  # fmt: skip
+    assert report.recipe == DEFAULT_RECIPE
+    assert len(report.left_out) > 0
+    assert all(name.startswith(("vision_model.", "multi_modal")) for name in report.left_out)
+
+
+def test_a_dry_run_reports_the_same_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    planned = convert(checkpoint, output, dry_run=True)
+    assert not output.exists()
+    done = convert(checkpoint, output)
+    assert replace(planned, dry_run=False, seconds=0.0) == replace(done, seconds=0.0)
+
+
+def test_progress_covers_every_byte_once(checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    report = convert(checkpoint, tmp_path / "out.gguf", progress=seen.append)
+    assert [step.bytes_done for step in seen] == sorted(step.bytes_done for step in seen)
+    assert seen[-1].bytes_done == seen[-1].bytes_total == report.source_bytes
+
+
+def test_the_default_name_says_model_and_recipe(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert convert(checkpoint, recipe="q8_0").output == "small-q8_0.gguf"
+    assert (tmp_path / "small-q8_0.gguf").is_file()
+    (tmp_path / "into").mkdir()
+    assert convert(checkpoint, "into").output == "into/small-int4.gguf"
+
+
+def test_overrides_decide_before_the_recipe(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    types = [(r"blk\.0\.attn_q", "f16"), ("attn", "q5_0")]
+    convert(checkpoint, output, recipe="q8_0", types=types)
+    found = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(output).tensors}
+    assert found["blk.0.attn_q.weight"] == "F16"
+    assert found["blk.1.attn_q.weight"] == found["blk.0.attn_k.weight"] == "Q5_0"
+    assert found["blk.0.attn_norm.weight"] == "F32"
+    assert found["blk.0.ffn_up_exps.weight"] == "Q8_0"
+
+
+def test_weights_in_float32_are_rounded_to_nearest_even_bf16(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """As convert_hf_to_gguf.py would: 1 + 2^-8 lies between two bf16 numbers, and goes to even."""
+    shard, name = shard_with(checkpoint, "layers.0.self_attn.q_proj.weight")
+    header, data = read_header(shard)
+    begin, end = header[name]["data_offsets"]
+    wide = np.full((end - begin) // 2, 1 + 2**-8, np.float32)
+    wide[0], wide[1] = 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20
+    header[name].update(dtype="F32", data_offsets=[begin, begin + wide.nbytes])
+    for other, entry in header.items():
+        if other != name and entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [
+                at + wide.nbytes - (end - begin) for at in entry["data_offsets"]
+            ]
+    write_shard(shard, header, data[:begin] + wide.tobytes() + data[end:])
+    report = convert(checkpoint, tmp_path / "out.gguf", recipe="bf16")
+    assert report.notes == ("weights stored as F32 are rounded to bf16 first",)
+    tensor = next(t for t in GGUFReader(tmp_path / "out.gguf").tensors if "0.attn_q." in t.name)
+    halves = tensor.data.view(np.uint16).reshape(-1)
+    assert halves[0] == 0x3F82
+    assert halves[1] == 0x3F81
+    assert set(halves[2:]) == {0x3F80}
+
+
+def test_inspecting_a_checkpoint_uses_the_gguf_names(checkpoint: Path) -> None:
+    summary = inspect_checkpoint(checkpoint)
+    names = {tensor.name: tensor for tensor in summary.tensors}
+    assert names["blk.0.ffn_gate_exps.weight"].type == "BF16"
+    assert names["blk.0.ffn_gate_exps.weight"].shape == (4, 64, 64)
+    assert summary.bits_per_weight == summary.expert_bits_per_weight == 16
+    assert summary.parameters * 2 == sum(len(read_header(it)[1]) for it in shards_of(checkpoint))
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def refused(
+    error: type[Llama4EdgeError],
+    source: Path,
+    output: Path,
+    *,
+    match: str,
+    recipe: str = "int4",
+    types: tuple[tuple[str, str], ...] = (),
+) -> None:
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(error, match=match):
+        convert(source, output, recipe=recipe, types=types)
+    assert sorted(output.parent.iterdir()) == before
+
+
+def test_a_missing_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    name = "language_model.model.layers.3.feed_forward.router.weight"
+    drop_tensor(checkpoint, name)
+    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is missing")
+
+
+def test_an_extra_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    name = "language_model.model.layers.4.input_layernorm.weight"
+    add_tensor(checkpoint, name, (64,))
+    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is not part of")
+
+
+def test_a_truncated_shard_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    shard = shards_of(checkpoint)[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match="is truncated")
+
+
+def test_a_config_llama_cpp_cannot_represent_leaves_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    edit_text_config(checkpoint, attention_chunk_size=4096)
+    refused(
+        llama4_edge.UnsupportedError, checkpoint, tmp_path / "o.gguf", match="attention_chunk_size"
+    )
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81])
+@pytest.mark.parametrize(
+    "ending", ["q_proj.weight", "experts.down_proj", "router.weight", "norm.weight"]
+)
+@pytest.mark.parametrize("recipe", ["bf16", "int4"])
+def test_a_weight_that_is_no_number_is_refused_by_name(
+    checkpoint: Path, tmp_path: Path, bits: int, ending: str, recipe: str
+) -> None:
+    shard, name = shard_with(checkpoint, ending)
+    header, data = read_header(shard)
+    begin, end = header[name]["data_offsets"]
+    at = begin + (end - begin) // 2 // 2 * 2
+    write_shard(shard, header, data[:at] + bits.to_bytes(2, "little") + data[at + 2 :])
+    refused(
+        CheckpointError,
+        checkpoint,
+        tmp_path / "o.gguf",
+        recipe=recipe,
+        match=f"{name} in {shard.name} cannot be converted, found not a number, or infinity",
+    )
+
+
+def test_a_weight_too_large_for_its_type_is_refused(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shard, name = shard_with(checkpoint, "experts.down_proj")
+    header, data = read_header(shard)
+    begin = header[name]["data_offsets"][0]
+    write_shard(shard, header, data[:begin] + b"\x00\x7f" + data[begin + 2 :])
+    refused(
+        CheckpointError, checkpoint, tmp_path / "o.gguf", recipe="q8_0", match="too large for Q8_0"
+    )
+
+
+def test_an_existing_target_needs_force(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.gguf"
+    output.write_bytes(b"precious")
+    refused(OutputError, checkpoint, output, match=r"o\.gguf exists.*--force")
+    assert output.read_bytes() == b"precious"
+    convert(checkpoint, output, force=True)
+    assert output.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_failed_conversion_keeps_the_file_it_was_to_replace(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "o.gguf"
+    output.write_bytes(b"precious")
+    shard, name = shard_with(checkpoint, "q_proj.weight")
+    header, data = read_header(shard)
+    begin = header[name]["data_offsets"][0]
+    write_shard(shard, header, data[:begin] + b"\x80\x7f" + data[begin + 2 :])
+    with pytest.raises(CheckpointError, match="not a number"):
+        convert(checkpoint, output, force=True)
+    assert output.read_bytes() == b"precious"
+    assert not (tmp_path / "o.gguf.partial").exists()
+
+
+def test_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="deep is not a directory"):
+        convert(checkpoint, tmp_path / "deep" / "o.gguf")
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    from llama4_edge.convert.output import check_target
+
+    with pytest.raises(
+        OutputError, match=r"too little room.*found .* GB free.*expected 1152921504"
+    ):
+        check_target(tmp_path / "o.gguf", nbytes=1 << 60, force=False)
+
+
+def test_two_conversions_of_one_target_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "o.gguf.partial"
+    with partial.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused(OutputError, checkpoint, tmp_path / "o.gguf", match="another conversion is writing")
+
+
+def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.gguf.partial").write_bytes(b"x" * 20_000_000)
+    report = convert(checkpoint, tmp_path / "o.gguf")
+    assert (tmp_path / "o.gguf").stat().st_size == report.bytes
+    assert not (tmp_path / "o.gguf.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "types", "said"),
+    [
+        ("int3", (), "unknown recipe, found 'int3', expected one of int4, int8, bf16"),
+        ("int4", (("attn", "q9"),), "unknown tensor type, found 'q9'"),
+        ("int4", (("[", "q8_0"),), "is not a regular expression"),
+        ("int4", (("attn_nrom", "q8_0"),), "matches no tensor whose type can be chosen"),
+        ("int4", (("_norm", "q8_0"),), "matches no tensor whose type can be chosen"),
+    ],
+)
+def test_bad_recipes_leave_nothing(
+    checkpoint: Path, tmp_path: Path, recipe: str, types: tuple[tuple[str, str], ...], said: str
+) -> None:
+    refused(RecipeError, checkpoint, tmp_path / "o.gguf", recipe=recipe, types=types, match=said)
+
+
+def test_a_write_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """The kernel refuses to let the file grow, as it does on a full disk."""
+    script = (
+        "import sys, llama4_edge\n"
+        "try: llama4_edge.convert(sys.argv[1], sys.argv[2])\n"
+        "except llama4_edge.OutputError as error: print(error)\n"
+    )
+    output = tmp_path / "o.gguf"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(checkpoint), str(output)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"writing {output}.partial failed, found File too large\n"
+    assert not list(tmp_path.glob("o.gguf*"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_conversion_never_leaves_a_file_under_the_final_name(
+    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, stop: signal.Signals
+) -> None:
+    """A slow one, stopped once it has begun to write."""
+    source = make_checkpoint(replace(SMALL, hidden=256, expert_ffn=1024, experts=16))
+    output, partial = tmp_path / "o.gguf", tmp_path / "o.gguf.partial"
+    script = (
+        "import sys, llama4_edge; llama4_edge.convert(*sys.argv[1:], types=[('ffn', 'iq4_xs')])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(source), str(output)], stderr=subprocess.DEVNULL
+    )
+    while not partial.exists():
+        assert child.poll() is None
+        time.sleep(0.001)
+    child.send_signal(stop)
+    assert child.wait() != 0
+    assert not output.exists()
+    assert partial.exists() is (stop is signal.SIGKILL)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from llama4_edge.errors import RecipeError
+from llama4_edge.quant import RECIPES, TensorSpec, assign_types, recipe_named, type_named
+from llama4_edge.quant.recipes import llama_cpp_order
+
+LAYER = {
+    "attn_norm": (256,), "attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256),
+    "attn_output": (256, 256), "ffn_norm": (256,), "ffn_gate_inp": (16, 256),
+    "ffn_gate_exps": (16, 512, 256), "ffn_up_exps": (16, 512, 256), "ffn_down_exps": (16, 256, 512),
+    "ffn_gate_shexp": (512, 256), "ffn_up_shexp": (512, 256), "ffn_down_shexp": (256, 512),
+}  # fmt: skip
+
+
+def model(layers: int = 8, *, tied: bool = False, row: int = 256) -> list[TensorSpec]:
+    ends = [TensorSpec("token_embd.weight", (1024, row)), TensorSpec("output_norm.weight", (row,))]
+    if not tied:
+        ends.append(TensorSpec("output.weight", (1024, row)))
+    return ends + [
+        TensorSpec(f"blk.{layer}.{name}.weight", shape)
+        for layer in range(layers)
+        for name, shape in LAYER.items()
+    ]
+
+
+def types(
+    recipe: str, tensors: list[TensorSpec], n_expert: int = 16, **more: object
+) -> dict[str, str]:
+    layers = sum(".attn_norm." in spec.name for spec in tensors)
+    overrides = [(regex, type_named(name)) for regex, name in more.get("overrides", ())]  # type: ignore[attr-defined]
+    assigned = assign_types(
+        RECIPES[recipe], tensors, n_layer=layers, n_expert=n_expert, overrides=overrides
+    )
+    assert [item.tensor for item in assigned] == tensors
+    return {item.tensor.name: item.type.name for item in assigned}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_norms_and_routers_stay_in_f32(recipe: str) -> None:
+    found = types(recipe, model())
+    kept = {name for name, type_name in found.items() if type_name == "F32"}
+    assert kept == {name for name in found if "_norm" in name or "gate_inp" in name}
+
+
+def test_int4_puts_experts_in_4_bits_and_the_rest_in_8() -> None:
+    found = types("int4", model())
+    assert {found[name] for name in found if "_exps" in name} == {"Q4_K"}
+    others = {name for name in found if "_exps" not in name and found[name] != "F32"}
+    assert {found[name] for name in others} == {"Q8_0"}
+    assert {"token_embd.weight", "output.weight", "blk.0.ffn_up_shexp.weight"} <= others
+
+
+def test_int8_puts_everything_in_8_bits() -> None:
+    assert set(types("int8", model()).values()) == {"Q8_0", "F32"}
+
+
+def test_q4_k_m_gives_more_bits_where_llama_cpp_does() -> None:
+    found = types("q4_k_m", model(layers=16))
+    values = [layer for layer in range(16) if found[f"blk.{layer}.attn_v.weight"] == "Q6_K"]
+    downs = [layer for layer in range(16) if found[f"blk.{layer}.ffn_down_exps.weight"] == "Q6_K"]
+    # First and last eighth, and every third between: i < 2, i >= 14, (i - 2) % 3 == 2.
+    assert values == downs == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert found["output.weight"] == "Q6_K"
+    assert found["token_embd.weight"] == "Q4_K"
+
+
+def test_a_tied_embedding_counts_as_the_output() -> None:
+    assert types("q4_k_m", model(tied=True))["token_embd.weight"] == "Q6_K"
+    assert types("q4_0", model(tied=True))["token_embd.weight"] == "Q6_K"
+
+
+def test_layers_are_counted_by_number_not_by_spelling() -> None:
+    names = [TensorSpec(f"blk.{layer}.attn_v.weight", (128, 256)) for layer in (10, 9, 2)]
+    assert [spec.name[4:6] for spec in sorted(names, key=llama_cpp_order)] == ["2.", "9.", "10"]
+
+
+def test_what_rows_cannot_hold_falls_to_a_named_type() -> None:
+    tensors = [TensorSpec("blk.0.ffn_up_exps.weight", (4, 64, row)) for row in (256, 96, 48)]
+    found = [assign_types(RECIPES["int4"], [spec], n_layer=4, n_expert=4)[0] for spec in tensors]
+    assert [(item.type.name, item.wanted and item.wanted.name) for item in found] == [
+        ("Q4_K", None), ("Q5_0", "Q4_K"), ("F16", "Q4_K"),
+    ]  # fmt: skip
+
+
+def test_the_first_override_that_matches_decides() -> None:
+    found = types("q8_0", model(), overrides=[("blk.0.attn", "q6_k"), ("attn", "f16")])
+    assert found["blk.0.attn_q.weight"] == "Q6_K"
+    assert found["blk.1.attn_q.weight"] == "F16"
+    assert found["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_an_override_that_never_decides_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"found 'blk\\\\.0'"):
+        types("q8_0", model(), overrides=[("blk", "q6_k"), (r"blk\.0", "f16")])
+
+
+def test_recipes_are_found_in_any_case() -> None:
+    assert recipe_named("INT4") is RECIPES["int4"]
+    assert [recipe.name for recipe in RECIPES.values()] == list(RECIPES)
