@@ -73,8 +73,8 @@ def check_target(target: Path, *, nbytes: int, force: bool) -> None:
     if free < nbytes:
         raise OutputError(
             f"{target.parent} has too little room for {target.name}",
-            found=f"{free / 1e9:.2f} GB free",
-            expected=f"{nbytes / 1e9:.2f} GB",
+            found=f"{_readable(free)} free",
+            expected=_readable(nbytes),
             hint="Make room, choose another disk, or a recipe with fewer bits.",
         )
 
@@ -108,6 +108,10 @@ def write_whole(target: Path, header: bytes, nbytes: int, fill: Callable[[int], 
         raise
     finally:
         os.close(descriptor)
+
+
+def _readable(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
 
 
 def _open_partial(partial: Path) -> int:

@@ -272,7 +272,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) 
     from llama4_edge.convert.output import check_target
 
     with pytest.raises(
-        OutputError, match=r"too little room.*found .* GB free.*expected 1152921504"
+        OutputError, match=r"too little room.*found .* free, expected 1,152,921,504"
     ):
         check_target(tmp_path / "o.gguf", nbytes=1 << 60, force=False)
 
