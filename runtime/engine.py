@@ -1,0 +1,491 @@
+"""Token ids in, logits and token ids out: one model and one context of llama.cpp.
+
+Promises that llama.cpp, which ends the process on some input, only ever sees input it accepts; that
+an interrupted call leaves the engine usable; and that what it remembers of earlier calls changes
+the time an answer takes and never the answer. Knows nothing of text.
+
+An engine belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ContextFullError, EngineError
+from .cores import logical_cores, physical_cores
+from .interruptible import interruptibly
+from .library import CapturedLog, captured_log, llama
+from .sampling import Sampling
+
+CHUNK = 8192
+"""Tokens that a chunked attention layer of Llama 4 sees at once (src/models/llama4.cpp)."""
+
+_SEQUENCE = 0
+_ABORTED = 2
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a model is loaded and how much it can hold.
+
+    Args:
+        n_ctx: tokens the context holds, prompt and answer together.
+        n_batch: tokens handed to llama.cpp in one call.
+        n_ubatch: tokens computed at once; the compute buffers grow with it.
+        n_outputs: rows of logits one call may return. Each takes ``4 * n_vocab`` bytes in two
+            buffers, 51 MiB each for 64 rows of Llama 4; only ``logits`` wants more than one.
+        n_threads: threads that generate; None is one for each physical core.
+        n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
+            one for each logical core.
+        n_gpu_layers: layers on the GPU; -1 is all.
+        use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
+
+    Raises:
+        ValueError: a count outside its range.
+    """
+
+    n_ctx: int = 8192
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_outputs: int = 64
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_gpu_layers: int = -1
+    use_extra_bufts: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"n_gpu_layers": -1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "use_extra_bufts" or (value is None and "threads" in field.name):
+                continue
+            lowest = least.get(field.name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value < 2**31:
+                raise ValueError(
+                    f"{field.name} must be a whole number from {lowest} up, got {value!r}"
+                )
+
+
+def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) -> int:
+    """How many tokens at the beginning of ``tokens`` need not be decoded again.
+
+    At least the last token is always decoded, because its logits are wanted.
+
+    Args:
+        cached: the tokens in the KV cache.
+        tokens: the tokens that are wanted in the cache.
+        highest: the highest position at which llama.cpp was asked to decode since the cache was
+            cleared, whether that succeeded or not; -1 for none.
+    """
+    pairs = zip(cached, tokens[:-1], strict=False)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    # Nothing is dropped: what follows the cached tokens finds all it attends to.
+    if common == len(cached):
+        return common
+    # The chunked layers have a cache for one chunk and one ubatch only. A cell is overwritten as
+    # soon as it lies in an earlier chunk than the next position (llama_kv_cache::find_slot with
+    # is_masked_swa; llama-kv-cache-iswa.cpp sets the size). So all cells of the chunk of `highest`
+    # are there, and of earlier chunks any may be gone, without llama_memory_seq_rm saying so.
+    # Position `common` attends to its own chunk from its beginning: that has to be the same one.
+    return common if common // CHUNK == highest // CHUNK else 0
+
+
+class Engine:
+    """A loaded model with its context. Close it, or use it in a ``with`` statement.
+
+    Args:
+        path: a GGUF that ``check_model_file`` accepted.
+        on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
+
+    Raises:
+        EngineError: llama.cpp cannot load the model or make the context; its own words are given.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: EngineSettings | None = None,
+        *,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.settings = settings or EngineSettings()
+        self._llama = llama()
+        self._tokens: list[int] = []
+        self._highest = -1
+        self._unsure = False
+        self._has_logits = False
+        self._model = self._load(on_progress)
+        try:
+            self._context = self._make_context()
+        except BaseException:
+            self._llama.llama_model_free(self._model)
+            raise
+        self._memory = self._llama.llama_get_memory(self._context)
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
+        self._n_batch = int(self._llama.llama_n_batch(self._context))
+        self._batch = _Batch(self._llama, self._n_batch)
+        self._free = weakref.finalize(
+            self, _free, self._llama, self._batch.native, self._context, self._model
+        )
+        self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the context and the model; closing twice is harmless."""
+        self._free()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return not self._free.alive
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens in the KV cache."""
+        self._ready()
+        return tuple(self._tokens)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into the context."""
+        self._ready()
+        return self.settings.n_ctx - len(self._tokens)
+
+    def is_end(self, token: int) -> bool:
+        """Whether llama.cpp counts this token as the end of an answer (end of text, turn, …)."""
+        self._ready()
+        self._check_tokens([token])
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._ready()
+        self._keep(0)
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        """Make these the tokens in the cache, with the logits after the last one ready to sample.
+
+        Returns:
+            How many tokens were in the cache already and were kept.
+
+        Raises:
+            ContextFullError: they do not fit; nothing has changed.
+            EngineError: there are none, an id is out of range, or llama.cpp failed.
+        """
+        self._ready()
+        tokens = list(tokens)
+        self._check_prompt(tokens)
+        kept = reusable_prefix(self._tokens, tokens, self._highest)
+        self._keep(kept)
+        rest = tokens[kept:]
+        pieces = [rest[at : at + self._n_batch] for at in range(0, len(rest), self._n_batch)]
+
+        def work(stopping: Callable[[], bool]) -> None:
+            for number, piece in enumerate(pieces, start=1):
+                if stopping():
+                    return
+                self._decode(piece, outputs=1 if number == len(pieces) else 0)
+
+        self._decode_in_thread(work)
+        return kept
+
+    def append(self, token: int) -> None:
+        """Decode one more token, so that the logits after it are ready to sample.
+
+        Raises:
+            ContextFullError: the context is full; nothing has changed.
+            EngineError: the id is out of range, or llama.cpp failed.
+        """
+        if not self.room:
+            raise _full(len(self._tokens) + 1, self.settings.n_ctx)
+        self._check_tokens([token])
+        self._decode([token], outputs=1)
+
+    @contextmanager
+    def sampler(self, sampling: Sampling) -> Iterator[Callable[[], int]]:
+        """A function that chooses the next token from the logits after the last one.
+
+        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known. The function
+        raises EngineError if nothing was decoded, or if the logits are not numbers.
+        """
+        self._ready()
+        chain = _sampler_chain(self._llama, sampling)
+
+        def sample() -> int:
+            self._ready()
+            # NaN has no order, and llama.cpp's sorting has no defence against it.
+            if not math.isfinite(float(self._last_logits().max())):
+                raise EngineError(
+                    f"{self.path}: the model's logits are not numbers",
+                    hint="The file's weights are damaged: convert the model again.",
+                )
+            return int(self._llama.llama_sampler_sample(chain, self._context, -1))
+
+        try:
+            yield sample
+        finally:
+            self._llama.llama_sampler_free(chain)
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """The logits after the last token, float32 of [n_vocab]; a copy."""
+        self._ready()
+        return np.array(self._last_logits())
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after each token, float32 of [n_tokens, n_vocab]; the array is the caller's.
+
+        The tokens are decoded from the first one on, ``n_outputs`` at a time.
+
+        Raises:
+            ContextFullError: they do not fit.
+            EngineError: an id is out of range, or llama.cpp failed.
+        """
+        self._ready()
+        tokens = list(tokens)
+        result = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
+        if not tokens:
+            return result
+        self._check_prompt(tokens)
+        self._keep(0)
+        size = min(self.settings.n_outputs, self._n_batch)
+
+        # The short piece comes first: with fewer than 64 rows, ggml's flash attention on the CPU
+        # sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs accuracy where
+        # many keys are attended to, and the first piece has few.
+        edges = [0, *range(len(tokens) % size or size, len(tokens) + 1, size)]
+
+        def work(stopping: Callable[[], bool]) -> None:
+            for begin, end in pairwise(edges):
+                if stopping():
+                    return
+                self._decode(tokens[begin:end], outputs=end - begin)
+                result[begin:end] = self._output_rows(end - begin)
+
+        self._decode_in_thread(work)
+        return result
+
+    # Below: how the native objects are made and driven.
+
+    def _load(self, on_progress: Callable[[float], object] | None) -> Any:
+        cancelled = False
+
+        def work(stopping: Callable[[], bool], report: Callable[[float], None]) -> Any:
+            def during(fraction: float, _: object) -> bool:
+                report(fraction)
+                return not stopping()
+
+            callback = self._llama.llama_progress_callback(during)
+            params = self._llama.llama_model_default_params()
+            params.n_gpu_layers = self.settings.n_gpu_layers
+            params.use_extra_bufts = self.settings.use_extra_bufts
+            params.progress_callback = callback
+            return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
+
+        def progress(fraction: float) -> bool:
+            nonlocal cancelled
+            cancelled = on_progress is not None and on_progress(fraction) is False
+            return not cancelled
+
+        with captured_log() as log:
+            model = interruptibly(work, progress, self._discard_model)
+        if cancelled:
+            self._discard_model(model)
+            raise EngineError(f"{self.path}: loading was cancelled")
+        if not model:
+            raise _refused(f"{self.path}: llama.cpp cannot load the model", log)
+        return model
+
+    def _discard_model(self, model: Any) -> None:
+        if model:
+            self._llama.llama_model_free(model)
+
+    def _make_context(self) -> Any:
+        settings = self.settings
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = settings.n_ctx
+        params.n_batch = settings.n_batch
+        params.n_ubatch = settings.n_ubatch
+        params.n_outputs_max = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
+        params.n_threads = settings.n_threads or physical_cores()
+        params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical_cores()
+        # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
+        # layers' share of the whole context.
+        params.swa_full = False
+        with captured_log() as log:
+            context = self._llama.llama_init_from_model(self._model, params)
+        if not context:
+            raise _refused(
+                f"{self.path}: llama.cpp cannot make a context of {settings.n_ctx} tokens",
+                log,
+                hint="If memory is short, lower n_ctx or n_ubatch.",
+            )
+        return context
+
+    def _decode_in_thread(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        """Run decoding that an interrupt stops within one operation of ggml's graph (on the CPU).
+
+        On a GPU, llama.cpp cannot stop before the end of the current call of n_batch tokens.
+        """
+
+        def decode(stopping: Callable[[], bool], _: object) -> None:
+            callback = self._llama.ggml_abort_callback(lambda _: stopping())
+            self._llama.llama_set_abort_callback(self._context, callback, None)
+            try:
+                work(stopping)
+            finally:
+                self._llama.llama_set_abort_callback(
+                    self._context, self._llama.ggml_abort_callback(), None
+                )
+
+        interruptibly(decode, lambda _: True, lambda _: None)
+
+    def _decode(self, tokens: Sequence[int], *, outputs: int) -> None:
+        """Decode at most n_batch checked tokens that fit, with logits for the last ``outputs``."""
+        first = len(self._tokens)
+        self._batch.fill(tokens, first, outputs)
+        # From here until llama.cpp has succeeded, only llama.cpp knows which tokens it holds.
+        self._unsure = True
+        self._has_logits = False
+        self._tokens.extend(tokens)
+        self._highest = max(self._highest, first + len(tokens) - 1)
+        with captured_log() as log:
+            status = self._llama.llama_decode(self._context, self._batch.native)
+        if status == _ABORTED:
+            return
+        if status != 0:
+            self._ready()
+            raise _refused(f"{self.path}: llama.cpp cannot decode (status {status})", log)
+        self._has_logits = outputs > 0
+        self._unsure = False
+
+    def _ready(self) -> None:
+        """Before every use: the engine is open, and what it believes of the cache is true."""
+        if self.closed:
+            raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
+        if self._unsure:
+            held = int(self._llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+            if held <= 0:
+                # The chunked layers may hold nothing where the others still do.
+                self._llama.llama_memory_clear(self._memory, False)
+                self._highest = -1
+            self._has_logits = False
+            del self._tokens[max(held, 0) :]
+            self._unsure = False
+
+    def _keep(self, count: int) -> None:
+        if count == len(self._tokens):
+            return
+        self._unsure = True
+        self._has_logits = False
+        if count:
+            self._llama.llama_memory_seq_rm(self._memory, _SEQUENCE, count, -1)
+        else:
+            self._llama.llama_memory_clear(self._memory, False)
+            self._highest = -1
+        del self._tokens[count:]
+        self._unsure = False
+
+    def _last_logits(self) -> npt.NDArray[np.float32]:
+        """A view of llama.cpp's own memory, good until the next call."""
+        if not self._has_logits:
+            raise EngineError("there are no logits: no token was decoded last")
+        pointer = self._llama.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+
+    def _output_rows(self, count: int) -> npt.NDArray[np.float32]:
+        pointer = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
+
+    def _check_prompt(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise EngineError("there are no tokens to decode", expected="at least one")
+        self._check_tokens(tokens)
+        if len(tokens) > self.settings.n_ctx:
+            raise _full(len(tokens), self.settings.n_ctx)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise EngineError(
+                    "a token id is not in the model's vocabulary",
+                    found=str(token),
+                    expected=f"0 to {self.n_vocab - 1}",
+                )
+
+
+class _Batch:
+    """A llama_batch for one sequence, allocated once and seen through NumPy."""
+
+    def __init__(self, bindings: Any, size: int) -> None:
+        self.native = bindings.llama_batch_init(size, 0, 1)
+        self._token = np.ctypeslib.as_array(self.native.token, shape=(size,))
+        self._pos = np.ctypeslib.as_array(self.native.pos, shape=(size,))
+        self._output = np.ctypeslib.as_array(self.native.logits, shape=(size,))
+        np.ctypeslib.as_array(self.native.n_seq_id, shape=(size,))[:] = 1
+        for index in range(size):
+            self.native.seq_id[index][0] = _SEQUENCE
+
+    def fill(self, tokens: Sequence[int], first: int, outputs: int) -> None:
+        """Hold these tokens from position ``first`` on; the last ``outputs`` return logits."""
+        count = len(tokens)
+        self.native.n_tokens = count
+        self._token[:count] = tokens
+        self._pos[:count] = np.arange(first, first + count)
+        self._output[:count] = 0
+        self._output[count - outputs : count] = 1
+
+
+def _free(bindings: Any, batch: Any, context: Any, model: Any) -> None:
+    # The context uses the model, so it goes first.
+    bindings.llama_batch_free(batch)
+    bindings.llama_free(context)
+    bindings.llama_model_free(model)
+
+
+def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
+    chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
+    if sampling.temperature == 0.0:
+        samplers = [bindings.llama_sampler_init_greedy()]
+    else:
+        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
+        samplers = [
+            bindings.llama_sampler_init_top_k(sampling.top_k),
+            bindings.llama_sampler_init_top_p(sampling.top_p, 1),
+            bindings.llama_sampler_init_min_p(sampling.min_p, 1),
+            bindings.llama_sampler_init_temp(sampling.temperature),
+            bindings.llama_sampler_init_dist(seed),
+        ]
+    for sampler in samplers:
+        bindings.llama_sampler_chain_add(chain, sampler)
+    return chain
+
+
+def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
+    return EngineError(problem, found=log.last_error or "no reason in its log", hint=hint)
+
+
+def _full(wanted: int, n_ctx: int) -> ContextFullError:
+    return ContextFullError(
+        "the tokens do not fit into the context",
+        found=f"{wanted} tokens",
+        expected=f"at most {n_ctx}",
+        hint="Shorten the prompt, or open the model with a larger n_ctx.",
+    )

@@ -1,0 +1,65 @@
+"""Runs a long native call so that Ctrl-C stops it, and stops it whole.
+
+Promises that when ``interruptibly`` returns or raises, the work is no longer running. Knows nothing
+of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def interruptibly(
+    work: Callable[[Callable[[], bool], Callable[[float], None]], _T],
+    on_report: Callable[[float], bool],
+    discard: Callable[[_T], None],
+) -> _T:
+    """Run native work in a second thread, so that this one can be interrupted while it waits.
+
+    A call into llama.cpp holds Python's signal handlers off until it returns, which may take
+    minutes. ``work`` gets a function that says whether to stop, and one that reports a number to
+    ``on_report`` in the calling thread (False stops the work). If the caller is interrupted, the
+    work is told to stop and waited for, its result is discarded, and the interrupt goes on.
+    """
+    stop = threading.Event()
+    reports: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work(stop.is_set, reports.put))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            reports.put(None)
+
+    thread = threading.Thread(target=run, name="llama.cpp", daemon=True)
+    interrupt: BaseException | None = None
+    try:
+        thread.start()
+        while (value := reports.get()) is not None:
+            if not stop.is_set() and not on_report(value):
+                stop.set()
+    except BaseException as error:
+        interrupt = error
+        stop.set()
+    while thread.is_alive():
+        # A second Ctrl-C while the work is ending must not leave it running.
+        try:
+            thread.join()
+        except BaseException as error:  # noqa: PERF203
+            interrupt = error
+            stop.set()
+    if interrupt is not None:
+        for result in results:
+            discard(result)
+        raise interrupt
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,429 @@
+"""A model that is asked in text and answers in text: the Python API.
+
+Joins the engine, the vocabulary, the chat template and the text stream, and adds nothing to what
+each of them promises. Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError
+from .amx import use_extra_bufts
+from .conversation import Message
+from .engine import Engine, EngineSettings
+from .model_file import ModelInfo, check_model_file
+from .sampling import Sampling
+from .streaming import TextStream
+from .template import ChatTemplate
+from .vocabulary import Vocabulary
+
+DEFAULT_CONTEXT = 8192
+
+FinishReason = Literal["stop", "stop_string", "length", "closed"]
+"""Why an answer ended: the model ended it, a stop string came, ``max_tokens`` or the context was
+full, or the caller closed the stream."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, and what it took.
+
+    ``tokens`` are the generated ids, without the one that ended the answer but with those of a stop
+    string. ``prompt_tokens`` counts the whole prompt, ``reused_tokens`` the part of it that was
+    still in the cache. ``seed`` is the one that was used.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_string: str | None
+    prompt_tokens: int
+    reused_tokens: int
+    seed: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens decoded (not reused) a second; 0.0 if no time was measured."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Generated tokens a second; 0.0 if no time was measured."""
+        return _rate(len(self.tokens), self.decode_seconds)
+
+
+class Stream(Iterator[str]):
+    """An answer while it is being made: iterate over it for pieces of text.
+
+    The pieces together are the text of the completion. Closing it, leaving its ``with`` block or
+    asking the model something else ends it; leaving a ``for`` loop early does no harm.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+    ) -> None:
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens must be None or a number from 0 up, got {max_tokens!r}")
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._text = TextStream(stop)
+        self._max_tokens = max_tokens
+        self._sampling = sampling.with_seed()
+        self._pieces: list[str] = []
+        self._tokens: list[int] = []
+        self._finish_reason: FinishReason | None = None
+        self._superseded = False
+        self._decode_seconds = 0.0
+        self._prompt_tokens = len(prompt)
+        started = time.perf_counter()
+        self._reused_tokens = engine.prefill(prompt)
+        self._prefill_seconds = time.perf_counter() - started
+        self._resources = ExitStack()
+        self._sample = self._resources.enter_context(engine.sampler(self._sampling))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> str:
+        """The next piece of text, never empty.
+
+        Raises:
+            StopIteration: the answer is complete, or the stream was closed.
+            EngineError: the model was asked something else meanwhile, or was closed.
+        """
+        if self._superseded:
+            raise EngineError(
+                "this stream was ended by a later request to the same model",
+                hint="Finish one answer before asking for the next, or open a second model.",
+            )
+        while self._finish_reason is None:
+            started = time.perf_counter()
+            try:
+                piece = self._step()
+            except BaseException:
+                # As with a generator: what was interrupted is over, and the model goes on.
+                self.close()
+                raise
+            finally:
+                self._decode_seconds += time.perf_counter() - started
+            if piece:
+                self._pieces.append(piece)
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the answer here; closing a complete one changes nothing."""
+        if self._finish_reason is None:
+            self._end("closed")
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer, once it is complete or was closed.
+
+        Raises:
+            EngineError: the answer is not complete yet.
+        """
+        if self._finish_reason is None:
+            raise EngineError(
+                "the answer is not complete yet", hint="Read the stream to its end, or close it."
+            )
+        return Completion(
+            text="".join(self._pieces),
+            tokens=tuple(self._tokens),
+            finish_reason=self._finish_reason,
+            stop_string=self._text.matched,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            seed=self._sampling.seed or 0,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+        )
+
+    def _step(self) -> str:
+        """Choose one token; the text that became certain with it."""
+        if len(self._tokens) == self._max_tokens:
+            return self._end("length")
+        if self._tokens:
+            if not self._engine.room:
+                return self._end("length")
+            self._engine.append(self._tokens[-1])
+        token = self._sample()
+        if self._engine.is_end(token):
+            return self._end("stop")
+        self._tokens.append(token)
+        text = self._text.push(self._vocabulary.token_bytes(token))
+        if self._text.matched is not None:
+            self._end("stop_string")
+        return text
+
+    def _end(self, reason: FinishReason) -> str:
+        """Finish; the text that was held back, which belongs to the answer."""
+        self._finish_reason = reason
+        self._resources.close()
+        rest = self._text.finish()
+        if reason == "closed":
+            # Nobody will ask for another piece, so it goes into the completion here.
+            self._pieces.append(rest)
+        return rest
+
+    def _supersede(self) -> None:
+        if self._finish_reason is None:
+            self.close()
+            self._superseded = True
+
+
+class Model:
+    """A Llama 4 GGUF, loaded. Close it, or use it in a ``with`` statement.
+
+    Args:
+        path: the GGUF.
+        n_ctx: tokens the context holds, prompt and answer together; None is 8192, or what the
+            model was trained for if that is less.
+        n_batch, n_ubatch, n_threads, n_gpu_layers: see ``EngineSettings``.
+        on_load_progress: called with the fraction loaded; returning False cancels.
+
+    Raises:
+        ModelFileError: the file is not a whole Llama 4 GGUF.
+        VocabularyError: its tokenizer is not one that can be read exactly.
+        EngineError: llama.cpp cannot load it, or ``n_ctx`` is more than it was trained for.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_batch: int = EngineSettings.n_batch,
+        n_ubatch: int = EngineSettings.n_ubatch,
+        n_threads: int | None = None,
+        n_gpu_layers: int = EngineSettings.n_gpu_layers,
+        on_load_progress: Callable[[float], object] | None = None,
+    ) -> None:
+        self.info: ModelInfo = check_model_file(path)
+        settings = EngineSettings(
+            n_ctx=_context(self.info, n_ctx),
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            use_extra_bufts=use_extra_bufts(),
+        )
+        # Before the weights, because it is quick and can fail.
+        self.vocabulary = Vocabulary(self.info.gguf.metadata)
+        self.engine = Engine(path, settings, on_progress=on_load_progress)
+        self._stream: Stream | None = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End a stream that is open and free the model; closing twice is harmless."""
+        if self._stream is not None:
+            self._stream.close()
+        self.engine.close()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template; TemplateError if it has none."""
+        bos, eos = self.vocabulary.bos_id, self.vocabulary.eos_id
+        return ChatTemplate(
+            self.info.chat_template,
+            control_tokens=self.vocabulary.control_tokens,
+            bos_token="" if bos is None else self.vocabulary.token_text(bos),
+            eos_token="" if eos is None else self.vocabulary.token_text(eos),
+        )
+
+    def tokenize(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
+        """The token ids of a text; see ``Vocabulary.encode`` for ``special``."""
+        return self.vocabulary.encode(text, special=special, add_bos=add_bos)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids; control tokens show their names only if ``special``."""
+        return self.vocabulary.decode(tokens, special=special)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
+        self._end_stream()
+        return self.engine.logits(tokens)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any] | Message]) -> list[int]:
+        """The token ids with which a model is asked to answer these messages.
+
+        Only the template writes control tokens: their names in a message are plain text.
+
+        Raises:
+            TemplateError: the model has no template, or it does not render these messages.
+        """
+        plain = [asdict(one) if isinstance(one, Message) else one for one in messages]
+        tokens: list[int] = []
+        for piece in self.template.render(plain):
+            if piece.control:
+                tokens.append(self.vocabulary.control_tokens[piece.text])
+            else:
+                tokens.extend(self.vocabulary.encode(piece.text))
+        bos = self.vocabulary.bos_id
+        if self.vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = ...,
+        sampling: Sampling = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[False] = ...,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = ...,
+        sampling: Sampling = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[True],
+    ) -> Stream: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+        stream: bool = False,
+    ) -> Completion | Stream:
+        """Continue a text or token ids, without a chat template.
+
+        Args:
+            prompt: text, tokenized without control tokens and after BOS if the model asks for it;
+                or token ids, taken as they are.
+            max_tokens: of the answer; None is until the model ends it or the context is full.
+            stop: strings that end the answer, which stops before the first of them.
+            stream: whether to get the text piece by piece; the prompt has then been read.
+
+        Raises:
+            ContextFullError: the prompt alone does not fit into the context.
+            EngineError: the prompt is empty, or llama.cpp failed.
+            ValueError: a setting outside its range.
+        """
+        if isinstance(prompt, str):
+            prompt = self.tokenize(prompt, add_bos=self.vocabulary.add_bos)
+        return self._answer(prompt, max_tokens, sampling, stop, stream)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        *,
+        max_tokens: int | None = ...,
+        sampling: Sampling = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[False] = ...,
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        *,
+        max_tokens: int | None = ...,
+        sampling: Sampling = ...,
+        stop: Sequence[str] = ...,
+        stream: Literal[True],
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+        stream: bool = False,
+    ) -> Completion | Stream:
+        """Answer the last of some messages; see ``generate`` for the other arguments.
+
+        What these messages share with the last request is not decoded again.
+
+        Raises:
+            TemplateError: the model has no chat template, or it does not render these messages.
+            ContextFullError: the messages alone do not fit into the context.
+        """
+        return self._answer(self.chat_prompt(messages), max_tokens, sampling, stop, stream)
+
+    def _answer(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+        stream: bool,
+    ) -> Completion | Stream:
+        self._end_stream()
+        answer = Stream(
+            self.engine,
+            self.vocabulary,
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+        )
+        self._stream = answer
+        if stream:
+            return answer
+        with answer:
+            for _ in answer:
+                pass
+        return answer.completion
+
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            self._stream._supersede()
+            self._stream = None
+
+
+def _context(info: ModelInfo, n_ctx: int | None) -> int:
+    if n_ctx is None:
+        return min(DEFAULT_CONTEXT, info.n_ctx_train)
+    if n_ctx > info.n_ctx_train:
+        raise EngineError(
+            f"{info.path}: n_ctx is more than the model was trained for",
+            found=f"{n_ctx} tokens",
+            expected=f"at most {info.n_ctx_train}",
+            hint="Lower n_ctx.",
+        )
+    return n_ctx
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0.0 else 0.0

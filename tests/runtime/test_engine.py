@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama4_edge.errors import ContextFullError, EngineError
+from llama4_edge.runtime.cores import logical_cores, physical_cores
+from llama4_edge.runtime.engine import CHUNK, Engine, EngineSettings, reusable_prefix
+from llama4_edge.runtime.sampling import Sampling
+
+from .gguf_maker import N_VOCAB, tiny_model
+
+# One thread: the machine that runs the tests may be busy, and ggml's threads wait by spinning.
+SMALL = EngineSettings(n_ctx=512, n_batch=64, n_ubatch=32, n_outputs=16, n_threads=1)
+
+# Passes that cut the same tokens differently differ by the f16 of the KV cache and the order of
+# sums: 0.004 at most here, where logits have a standard deviation of 1. A wrong mask, position or
+# row is off by tenths and more.
+CLOSE = 0.01
+GREEDY = Sampling(temperature=0.0)
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    # Only ids of plain bytes, so that no answer of the model is decided by a control token.
+    return [int(token) for token in np.random.default_rng(seed).integers(0, 256, count)]
+
+
+def distance(one, other) -> float:
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_path):
+    with Engine(tiny_path, SMALL) as loaded:
+        yield loaded
+
+
+@pytest.fixture(autouse=True)
+def forgetful(request):
+    """No test starts from what another one left in the shared engine's cache."""
+    if "engine" in request.fixturenames:
+        request.getfixturevalue("engine").clear()
+
+
+def test_logits_of_all_positions_equal_those_of_token_after_token(engine):
+    tokens = random_tokens(100)
+    whole = engine.logits(tokens)
+    assert whole.shape == (100, N_VOCAB)
+    assert whole.dtype == np.float32
+    engine.clear()
+    engine.prefill(tokens[:1])
+    rows = [engine.last_logits()]
+    for token in tokens[1:]:
+        engine.append(token)
+        rows.append(engine.last_logits())
+    assert distance(whole, rows) < CLOSE
+    # and they are the logits of different positions
+    assert distance(whole[:-1], whole[1:]) > 1.0
+
+
+def test_the_last_row_of_logits_is_what_prefill_leaves(engine):
+    tokens = random_tokens(100)
+    last = engine.logits(tokens)[-1]
+    engine.clear()
+    engine.prefill(tokens)
+    assert distance(engine.last_logits(), last) < CLOSE
+
+
+def test_logits_belong_to_the_caller(engine):
+    first = engine.logits(random_tokens(5))
+    kept = first.copy()
+    assert first.flags.owndata
+    engine.logits(random_tokens(5, seed=1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_no_tokens_have_no_logits(engine):
+    assert engine.logits([]).shape == (0, N_VOCAB)
+
+
+def test_numpy_token_ids_are_taken(engine):
+    tokens = np.array([1, 2, 3], dtype=np.int32)
+    assert engine.prefill(tokens) == 0
+    assert engine.tokens == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 511, 512])
+def test_a_prompt_of_any_length_that_fits_is_decoded(engine, size):
+    tokens = random_tokens(size)
+    assert engine.prefill(tokens) == 0
+    assert engine.tokens == tuple(tokens)
+    assert engine.room == 512 - size
+    assert np.isfinite(engine.last_logits()).all()
+
+
+def test_a_shared_prefix_is_kept_and_answers_as_a_fresh_pass(engine):
+    shared, one, other = random_tokens(90), random_tokens(40, seed=1), random_tokens(40, seed=2)
+    engine.prefill(shared + one)
+    assert engine.prefill(shared + other) == 90
+    reused = engine.last_logits()
+    engine.clear()
+    assert engine.prefill(shared + other) == 0
+    assert distance(engine.last_logits(), reused) < CLOSE
+
+
+def test_a_prompt_that_grows_decodes_only_what_is_new(engine):
+    tokens = random_tokens(120)
+    engine.prefill(tokens[:50])
+    assert engine.prefill(tokens) == 50
+
+
+def test_the_same_prompt_again_decodes_its_last_token_only(engine):
+    tokens = random_tokens(50)
+    engine.prefill(tokens)
+    first = engine.last_logits()
+    assert engine.prefill(tokens) == 49
+    assert distance(engine.last_logits(), first) < CLOSE
+
+
+def test_a_prompt_that_is_a_beginning_of_the_cache_is_rewound_to(engine):
+    tokens = random_tokens(120)
+    expected = engine.logits(tokens[:70])[-1]
+    engine.prefill(tokens)
+    assert engine.prefill(tokens[:70]) == 69
+    assert distance(engine.last_logits(), expected) < CLOSE
+    assert engine.tokens == tuple(tokens[:70])
+
+
+def test_rewinding_twice_is_sound(engine):
+    base, tails = random_tokens(100), [random_tokens(30, seed=seed) for seed in (1, 2, 3)]
+    engine.prefill(base + tails[0])
+    assert engine.prefill(base[:60] + tails[1]) == 60
+    assert engine.prefill(base[:20] + tails[2]) == 20
+    reused = engine.last_logits()
+    engine.clear()
+    engine.prefill(base[:20] + tails[2])
+    assert distance(engine.last_logits(), reused) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("cached", "tokens", "highest", "kept"),
+    [
+        ([], [1, 2, 3], -1, 0),
+        ([1, 2], [1, 2, 3], 1, 2),
+        ([1, 2, 3], [1, 2, 3], 2, 2),
+        ([1, 2, 3], [1, 9, 3], 2, 1),
+        ([1, 2, 3], [9, 2, 3], 2, 0),
+        ([1, 2, 3, 4], [1, 2], 3, 1),
+    ],
+)
+def test_the_common_prefix_is_kept_but_for_the_last_token(cached, tokens, highest, kept):
+    assert reusable_prefix(cached, tokens, highest) == kept
+
+
+@pytest.mark.parametrize(
+    ("common", "cached", "highest", "kept"),
+    [
+        # dropping within the first chunk, and within a later one
+        (100, CHUNK, CHUNK - 1, 100),
+        (CHUNK + 5, CHUNK + 50, CHUNK + 49, CHUNK + 5),
+        # to exactly the beginning of the chunk of the highest position
+        (CHUNK, CHUNK + 50, CHUNK + 49, CHUNK),
+        # back into an earlier chunk: its cells may be gone
+        (CHUNK - 1, CHUNK + 1, CHUNK, 0),
+        (CHUNK - 1, 2 * CHUNK, 2 * CHUNK - 1, 0),
+        # what was decoded and dropped, or tried in vain, has overwritten cells all the same
+        (CHUNK - 10, CHUNK - 5, CHUNK, 0),
+        # but nothing is dropped when the cache only grows, in whatever chunk that is
+        (CHUNK - 10, CHUNK - 10, CHUNK + 7, CHUNK - 10),
+        (CHUNK, CHUNK, CHUNK - 1, CHUNK),
+    ],
+)
+def test_tokens_are_dropped_only_within_the_chunk_of_the_highest_position(
+    common, cached, highest, kept
+):
+    cache = [1] * common + [2] * (cached - common)
+    assert reusable_prefix(cache, [1] * common + [3, 3], highest) == kept
+
+
+def test_a_rewind_within_a_later_chunk_answers_as_a_fresh_pass(tiny_path):
+    # The chunked layers have 8192 + 512 cells: the last of these tokens overwrite the first.
+    # (Every pass ends in a piece of 64 tokens or more, for which ggml on the CPU sums in f32.)
+    settings = replace(SMALL, n_ctx=9472, n_batch=2048, n_ubatch=512, n_outputs=1)
+    tokens, tail = random_tokens(CHUNK + 1100), random_tokens(100, seed=1)
+    within, across = CHUNK + 100, CHUNK - 100
+    with Engine(tiny_path, settings) as engine:
+        engine.prefill(tokens)
+        assert engine.prefill(tokens[:within] + tail) == within
+        reused = engine.last_logits()
+        assert engine.prefill(tokens[:across] + tail) == 0
+        assert engine.prefill(tokens[:within] + tail) == across
+        assert distance(engine.last_logits(), reused) < CLOSE
+
+
+def test_a_full_context_is_refused_before_anything_changes(engine):
+    tokens = random_tokens(512)
+    engine.prefill(tokens)
+    with pytest.raises(ContextFullError, match="found 513 tokens, expected at most 512"):
+        engine.append(1)
+    with pytest.raises(ContextFullError, match="found 600 tokens, expected at most 512"):
+        engine.prefill(random_tokens(600))
+    with pytest.raises(ContextFullError, match="found 513 tokens, expected at most 512"):
+        engine.logits(random_tokens(513))
+    assert engine.tokens == tuple(tokens)
+    assert engine.room == 0
+
+
+def test_the_context_holds_what_was_asked_for_and_no_more(tiny_path):
+    # llama.cpp itself rounds a context up to 256 tokens.
+    with Engine(tiny_path, replace(SMALL, n_ctx=40)) as engine:
+        engine.prefill(random_tokens(40))
+        with pytest.raises(ContextFullError, match="found 41 tokens, expected at most 40"):
+            engine.append(1)
+
+
+@pytest.mark.parametrize("token", [-1, N_VOCAB, 2**40])
+def test_a_token_that_does_not_exist_is_refused(engine, token):
+    engine.prefill([1, 2])
+    for refused in (engine.prefill, engine.logits, lambda tokens: engine.append(tokens[-1])):
+        with pytest.raises(EngineError, match=rf"found {token}, expected 0 to {N_VOCAB - 1}"):
+            refused([1, token])
+    with pytest.raises(EngineError, match="not in the model's vocabulary"):
+        engine.is_end(token)
+    assert engine.tokens == (1, 2)
+
+
+def test_an_empty_prompt_is_refused(engine):
+    with pytest.raises(EngineError, match="no tokens to decode, expected at least one"):
+        engine.prefill([])
+
+
+def test_nothing_can_be_sampled_before_something_was_decoded(engine):
+    with engine.sampler(GREEDY) as sample, pytest.raises(EngineError, match="no logits"):
+        sample()
+    with pytest.raises(EngineError, match="no logits"):
+        engine.last_logits()
+
+
+def generate(engine: Engine, prompt: list[int], sampling: Sampling, count: int) -> list[int]:
+    engine.prefill(prompt)
+    answer: list[int] = []
+    with engine.sampler(sampling) as sample:
+        for _ in range(count):
+            answer.append(sample())
+            engine.append(answer[-1])
+    return answer
+
+
+def test_temperature_zero_takes_the_likeliest_token(engine):
+    prompt = random_tokens(20)
+    answer = generate(engine, prompt, GREEDY, 20)
+    for index, token in enumerate(answer):
+        assert engine.logits(prompt + answer[:index])[-1].argmax() == token
+
+
+def test_top_k_of_one_is_greedy_whatever_the_temperature(engine):
+    prompt = random_tokens(20)
+    hot = Sampling(temperature=5.0, top_k=1, top_p=1.0, seed=1)
+    assert generate(engine, prompt, hot, 20) == generate(engine, prompt, GREEDY, 20)
+
+
+def test_a_tiny_top_p_and_a_high_min_p_are_greedy(engine):
+    prompt = random_tokens(20)
+    greedy = generate(engine, prompt, GREEDY, 10)
+    for sampling in (
+        Sampling(temperature=5.0, top_k=0, top_p=1e-6, seed=1),
+        Sampling(temperature=5.0, top_k=0, top_p=1.0, min_p=0.999, seed=1),
+    ):
+        assert generate(engine, prompt, sampling, 10) == greedy
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_one_others(engine):
+    prompt, hot = random_tokens(20), Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)
+    first = generate(engine, prompt, hot, 30)
+    assert generate(engine, prompt, hot, 30) == first
+    engine.clear()
+    assert generate(engine, prompt, hot, 30) == first
+    assert generate(engine, prompt, replace(hot, seed=4), 30) != first
+
+
+def test_threads_change_no_logits_beyond_rounding(engine, tiny_path):
+    tokens = random_tokens(60)
+    with Engine(tiny_path, replace(SMALL, n_threads=2)) as other:
+        assert distance(other.logits(tokens), engine.logits(tokens)) < CLOSE
+
+
+def test_the_end_tokens_are_llama_cpps(engine):
+    # <|begin_of_text|>, <|end_of_text|>, <|eom|>, <|eot|> are the last four
+    ends = [token for token in range(N_VOCAB) if engine.is_end(token)]
+    assert ends == [N_VOCAB - 3, N_VOCAB - 2, N_VOCAB - 1]
+
+
+def interrupt_after(seconds: float) -> threading.Timer:
+    timer = threading.Timer(
+        seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+    )
+    timer.start()
+    return timer
+
+
+def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path):
+    # One call of 16384 tokens, which takes many seconds: it has to be stopped inside.
+    settings = replace(SMALL, n_ctx=16384, n_batch=16384, n_ubatch=512)
+    tokens = random_tokens(16384)
+    with Engine(tiny_path, settings) as engine:
+        expected = engine.logits(tokens[:40])[-1]
+        engine.clear()
+        timer = interrupt_after(0.5)
+        with pytest.raises(KeyboardInterrupt):
+            engine.prefill(tokens)
+        timer.join()
+        held = engine.tokens
+        assert held == tuple(tokens[: len(held)])
+        assert len(held) < len(tokens)
+        # What is held is really there: the answer after it is that of a fresh pass.
+        assert engine.prefill([*held, 7]) == len(held)
+        resumed = engine.last_logits()
+        engine.clear()
+        engine.prefill([*held, 7])
+        assert distance(engine.last_logits(), resumed) < CLOSE
+        engine.prefill(tokens[:40])
+        assert distance(engine.last_logits(), expected) < CLOSE
+
+
+def test_an_interrupt_between_tokens_loses_no_account_of_the_cache(engine, monkeypatch):
+    prompt = random_tokens(30)
+    engine.prefill(prompt)
+    decode = engine._llama.llama_decode
+
+    def interrupted(*arguments: object) -> int:
+        decode(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._llama, "llama_decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.append(9)
+    # llama.cpp had decoded it
+    assert engine.tokens == (*prompt, 9)
+    engine.append(10)
+    resumed = engine.last_logits()
+    assert distance(resumed, engine.logits([*prompt, 9, 10])[-1]) < CLOSE
+
+
+def test_a_decode_that_llama_cpp_refuses_is_an_error_and_undone(engine, monkeypatch):
+    prompt = random_tokens(30)
+    engine.prefill(prompt)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._llama, "llama_decode", lambda *_: -3)
+        with pytest.raises(EngineError, match=r"cannot decode \(status -3\)"):
+            engine.append(9)
+    assert engine.tokens == tuple(prompt)
+    assert engine.prefill([*prompt, 9]) == 30
+
+
+def test_a_closed_engine_refuses_everything(tiny_path):
+    engine = Engine(tiny_path, SMALL)
+    engine.prefill([1])
+    with engine.sampler(GREEDY) as sample:
+        engine.close()
+        engine.close()
+        assert engine.closed
+        for use in (
+            sample,
+            engine.clear,
+            engine.last_logits,
+            lambda: engine.tokens,
+            lambda: engine.room,
+            lambda: engine.prefill([1]),
+            lambda: engine.append(1),
+            lambda: engine.logits([1]),
+            lambda: engine.is_end(1),
+            lambda: engine.sampler(GREEDY).__enter__(),
+        ):
+            with pytest.raises(EngineError, match="the model was closed"):
+                use()
+
+
+def test_a_context_that_does_not_fit_into_memory_is_one_error(tiny_path):
+    # Four million tokens take 512 MiB in the layer with full attention; 256 MiB may be had.
+    settings = replace(SMALL, n_ctx=2**22)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**28, before[1]))
+    try:
+        with pytest.raises(EngineError) as caught:
+            Engine(tiny_path, settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "llama.cpp cannot make a context of 4194304 tokens, found llama_init" in str(
+        caught.value
+    )
+    assert "lower n_ctx" in str(caught.value)
+
+
+def test_a_file_that_llama_cpp_refuses_is_one_error_in_its_words(tmp_path):
+    model = tiny_model()
+    del model.keys["llama4.embedding_length"]
+    with pytest.raises(EngineError) as caught:
+        Engine(model.write(tmp_path / "damaged.gguf"), SMALL)
+    assert "damaged.gguf: llama.cpp cannot load the model" in str(caught.value)
+    assert "llama4.embedding_length" in str(caught.value) or "failed to load" in str(caught.value)
+
+
+def test_weights_that_are_not_numbers_are_refused_when_sampling(tmp_path):
+    model = tiny_model()
+    model.tensors["output_norm.weight"][:] = np.nan
+    with Engine(model.write(tmp_path / "nan.gguf"), SMALL) as engine:
+        engine.prefill([1, 2])
+        with engine.sampler(GREEDY) as sample, pytest.raises(EngineError, match="not numbers"):
+            sample()
+
+
+def test_loading_reports_its_progress_in_the_calling_thread(tiny_path):
+    seen: list[tuple[float, threading.Thread]] = []
+    Engine(
+        tiny_path, SMALL, on_progress=lambda part: seen.append((part, threading.current_thread()))
+    ).close()
+    fractions = [part for part, _ in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert {thread for _, thread in seen} == {threading.current_thread()}
+
+
+def test_loading_is_cancelled_by_false(tiny_path):
+    with pytest.raises(EngineError, match="loading was cancelled"):
+        Engine(tiny_path, SMALL, on_progress=lambda _: False)
+
+
+def test_an_error_in_the_progress_function_reaches_the_caller(tiny_path):
+    def fail(_: float) -> None:
+        raise RuntimeError("no terminal")
+
+    with pytest.raises(RuntimeError, match="no terminal"):
+        Engine(tiny_path, SMALL, on_progress=fail)
+
+
+def test_engines_open_and_close_without_growing(tiny_path):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def cycle() -> None:
+        with Engine(tiny_path, SMALL) as engine:
+            generate(engine, [1, 2, 3], Sampling(seed=1), 3)
+
+    for _ in range(3):
+        cycle()
+    before = resident()
+    for _ in range(20):
+        cycle()
+    # A context that stayed would keep its 1 MiB of KV cache and several of compute buffers.
+    assert resident() - before < 20 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "lowest"),
+    [
+        ("n_ctx", 0, 1),
+        ("n_batch", 0, 1),
+        ("n_ubatch", -1, 1),
+        ("n_outputs", 0, 1),
+        ("n_threads", 0, 1),
+        ("n_threads_batch", 1.5, 1),
+        ("n_gpu_layers", -2, -1),
+        ("n_ctx", True, 1),
+        ("n_ctx", 2**31, 1),
+        ("n_ctx", None, 1),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name, value, lowest):
+    with pytest.raises(ValueError) as caught:
+        EngineSettings(**{name: value})
+    assert str(caught.value) == f"{name} must be a whole number from {lowest} up, got {value!r}"
+
+
+def test_there_are_no_more_physical_cores_than_logical_ones():
+    assert 1 <= physical_cores() <= logical_cores()
