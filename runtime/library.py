@@ -76,8 +76,12 @@ class CapturedLog:
 
     @property
     def last_error(self) -> str | None:
-        """llama.cpp's own last word on what went wrong, if it said one."""
-        return self.errors[-1] if self.errors else None
+        """llama.cpp's own last word on what went wrong, if it said one.
+
+        The line that only adds that loading failed is passed over for the one before it.
+        """
+        telling = [line for line in self.errors if not line.endswith(": failed to load model")]
+        return next(reversed(telling or self.errors), None)
 
 
 class _LogReceiver:

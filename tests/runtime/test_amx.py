@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+
 from llama4_edge.runtime import amx, amx_probe, library
 from llama4_edge.runtime.amx import AMXState, extra_buffers_are_safe, use_extra_bufts
 

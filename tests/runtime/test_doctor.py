@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import doctor
 from llama4_edge.runtime.amx import AMXState

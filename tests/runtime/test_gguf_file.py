@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
+
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime import gguf_file
 from llama4_edge.runtime.gguf_file import TensorInfo, read_gguf
-
 from tests.runtime.gguf_maker import Value, tiny_model
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import library
 from llama4_edge.runtime.library import LogLine
@@ -58,7 +59,9 @@ def test_llama_cpp_speaks_through_logging(caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level(logging.DEBUG, "llama4_edge.llama_cpp")
     with library.captured_log() as log:
         assert not bindings.llama_model_load_from_file(b"/no/such/model.gguf", parameters)
-    assert log.last_error is not None and "failed to load model" in log.last_error
+    assert log.errors[-1].endswith(": failed to load model")
+    assert log.last_error is not None
+    assert log.last_error.endswith("failed to load model from /no/such/model.gguf")
     records = [record for record in caplog.records if record.name == "llama4_edge.llama_cpp"]
     assert [record.getMessage() for record in records] == [line.text for line in log.lines]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
+
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.library import llama
 from llama4_edge.runtime.model_file import check_model_file
-
 from tests.runtime.gguf_maker import (
     BOOL,
     EXPERT_FF,
