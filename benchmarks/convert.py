@@ -1,0 +1,217 @@
+"""Conversion beside llama.cpp's own two steps, and beside the limits of this machine.
+
+    python benchmarks/convert.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--directory DIR]
+
+Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
+then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
+llama.cpp's quantizer, for each recipe. The peer's script comes out of llama-cpp-python's source
+package; its quantizer is the same library that this project encodes with. Every step is a process of
+its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402 (path set above)
+from llama4_edge.quant import type_named  # noqa: E402
+from llama4_edge.quant.encode import encode_rows  # noqa: E402
+
+LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
+SLICE = replace(
+    SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,
+    vocabulary=202_048, vision=None, shards=4,
+)  # fmt: skip
+# What most of a recipe's numbers are encoded to, for the limit.
+MAIN_TYPE = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k", "int4": "q4_k", "int8": "q8_0"}
+
+_QUANTIZE = """
+import ctypes, sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = int(sys.argv[3])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process: what it took."""
+
+    seconds: float
+    peak_bytes: int
+
+    def __add__(self, other: Step) -> Step:
+        return Step(self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
+
+
+def measure(command: list[str], **environment: str) -> Step:
+    """Run `command` to its end; its own wall time and peak resident memory."""
+    started = time.monotonic()
+    child = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    errors = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+    return Step(time.monotonic() - started, usage.ru_maxrss * 1024)
+
+
+def peer_sources(directory: Path) -> Path:
+    """llama.cpp's source tree out of llama-cpp-python's source package."""
+    found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    if not found:
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+        ]
+        # The metadata of a source package takes its build tools, which pip fetches for itself.
+        subprocess.run([*pip, "--dest", str(directory), LLAMA_CPP_PYTHON], check=True)
+        with tarfile.open(next(directory.glob("llama_cpp_python-*.tar.gz"))) as archive:
+            archive.extractall(directory, filter="data")
+        found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    return found[0]
+
+
+def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
+    """Sequential writing that ends on the disk, as a conversion's does."""
+    block, path = np.random.default_rng(0).bytes(64 << 20), directory / "disk-rate"
+    started = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(nbytes // len(block)):
+            file.write(block)
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - started
+    path.unlink()
+    return nbytes / seconds
+
+
+def encoder_numbers_per_second(name: str) -> float:
+    """ggml's encoder for one type, on all cores."""
+    tensor_type, cores = type_named(name), os.cpu_count() or 1
+    rows = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32)
+
+    def encode(_: int) -> None:
+        encode_rows(rows, tensor_type, np.empty(tensor_type.nbytes(rows.shape), np.uint8))
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(encode, range(cores)))
+        started, rounds = time.monotonic(), 8 * cores
+        list(pool.map(encode, range(rounds)))
+    return rows.size * rounds / (time.monotonic() - started)
+
+
+def tensor_digests(path: Path) -> dict[str, str]:
+    """Each tensor's type and bytes, as one hash."""
+    import gguf
+
+    return {
+        tensor.name: tensor.tensor_type.name + hashlib.sha256(tensor.data).hexdigest()
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def write_slice(directory: Path, geometry: Geometry, tokenizer: Path) -> Path:
+    """The checkpoint, unless it is there already."""
+    checkpoint = directory / f"slice-{geometry.layers}x{geometry.experts}"
+    if not (checkpoint / "model.safetensors.index.json").is_file():
+        print(f"writing {checkpoint} …", flush=True)
+        write_checkpoint(checkpoint, geometry, tokenizer=tokenizer)
+    return checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--experts", type=int, default=6)
+    parser.add_argument("--recipes", default="q8_0,q4_0,q4_k_m")
+    parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks" / "out")
+    arguments = parser.parse_args()
+    directory: Path = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
+
+    from tests.reference.real_tokenizer import write_real_tokenizer
+
+    tokenizer = directory / "tokenizer"
+    if not tokenizer.exists():
+        write_real_tokenizer(tokenizer)
+    geometry = replace(SLICE, experts=arguments.experts)
+    source = write_slice(directory, geometry, tokenizer)
+    peer = peer_sources(directory)
+    source_bytes = sum(shard.stat().st_size for shard in source.glob("*.safetensors"))
+    disk = disk_bytes_per_second(directory)
+    print(f"{os.cpu_count()} cores, disk {disk / 1e6:.0f} MB/s, source {source_bytes / 1e9:.1f} GB")
+
+    bf16 = directory / "peer-bf16.gguf"
+    script = [sys.executable, str(peer / "convert_hf_to_gguf.py"), "--outtype", "bf16"]
+    first = measure(
+        [*script, "--outfile", str(bf16), str(source)], PYTHONPATH=str(peer / "gguf-py")
+    )
+    print(f"peer, step 1 (bf16): {first.seconds:.0f} s, {first.peak_bytes / 1e9:.2f} GB RSS")
+    for recipe in arguments.recipes.split(","):
+        compare(recipe, source, bf16, first, directory, source_bytes, disk)
+    bf16.unlink()
+
+
+def compare(
+    recipe: str,
+    source: Path,
+    bf16: Path,
+    first: Step,
+    directory: Path,
+    source_bytes: int,
+    disk: float,
+) -> None:
+    """One recipe: ours, the peer's second step, their ratio, the limit, the bytes."""
+    from llama4_edge.quant import recipe_named
+
+    ours_path, peer_path = directory / f"ours-{recipe}.gguf", directory / f"peer-{recipe}.gguf"
+    command = Path(sys.executable).with_name("llama4")
+    ours = measure(
+        [str(command), "convert", str(source), "-o", str(ours_path), "--recipe", recipe, "--force"]
+    )
+    file_type = str(recipe_named(recipe).file_type)
+    second = measure([sys.executable, "-c", _QUANTIZE, str(bf16), str(peer_path), file_type])
+    both = first + second
+    numbers = source_bytes / 2
+    encoder = numbers / encoder_numbers_per_second(MAIN_TYPE[recipe])
+    transfer = (source_bytes + ours_path.stat().st_size) / disk
+    same = tensor_digests(ours_path) == tensor_digests(peer_path)
+    print(
+        f"{recipe}: ours {ours.seconds:.0f} s, {ours.peak_bytes / 1e9:.2f} GB RSS; "
+        f"peer {both.seconds:.0f} s ({first.seconds:.0f} + {second.seconds:.0f}), "
+        f"{both.peak_bytes / 1e9:.2f} GB RSS; {both.seconds / ours.seconds:.1f}x as fast; "
+        f"limit {max(encoder, transfer):.0f} s (encoder {encoder:.0f}, disk {transfer:.0f}), "
+        f"{ours.seconds / max(encoder, transfer):.2f}x of it; "
+        f"tensors {'the same bytes' if same else 'DIFFER'}",
+        flush=True,
+    )
+    for path in (ours_path, peer_path):
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()
