@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llama4_edge.errors import ContextFullError, EngineError
 from llama4_edge.runtime.cores import logical_cores, physical_cores
 from llama4_edge.runtime.engine import CHUNK, Engine, EngineSettings, reusable_prefix
