@@ -103,7 +103,7 @@ def diagnose() -> Diagnosis:
         amx=amx,
         devices=devices,
         disk_free_bytes=_disk_free(),
-        findings=(*_package_findings(versions), *findings, *gpu_findings(backends)),
+        findings=(*_package_findings(versions), *findings, *gpu_findings(backends, devices)),
     )
 
 
@@ -168,18 +168,27 @@ def _amx_finding(amx: AMXState) -> Finding:
 # --- GPU
 
 
-def gpu_findings(backends: tuple[str, ...], root: Path = Path("/")) -> tuple[Finding, ...]:
+def gpu_findings(
+    backends: tuple[str, ...], devices: tuple[Device, ...] = (), root: Path = Path("/")
+) -> tuple[Finding, ...]:
     """Whether an NVIDIA GPU is here, whether llama.cpp can use it, and how it could.
 
     Args:
         backends: names of the backends that the library has.
+        devices: what these backends found.
         root: where /proc and the usual home of CUDA are looked for.
     """
     visible = (root / "proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
     if "CUDA" in backends:
-        if visible:
-            return (Finding("ok", "CUDA is built in, and an NVIDIA GPU is here"),)
-        return (Finding("note", "CUDA is built in, and no NVIDIA GPU is visible"),)
+        if any(device.backend == "CUDA" for device in devices):
+            return (Finding("ok", "CUDA is built in and finds a GPU"),)
+        if not visible:
+            return (Finding("note", "CUDA is built in, and no NVIDIA GPU is visible"),)
+        problem = (
+            "CUDA is built in and finds none of the NVIDIA GPUs here: they are hidden, or the "
+            "driver is older than this CUDA"
+        )
+        return (Finding("problem", problem, "unset CUDA_VISIBLE_DEVICES; nvidia-smi"),)
     if not visible:
         what = "no NVIDIA GPU is visible, and CUDA is not built in; with one, build it with"
         return (Finding("note", what, build_command(cuda=True)),)

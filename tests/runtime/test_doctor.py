@@ -13,6 +13,7 @@ import pytest
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import doctor
 from llama4_edge.runtime.amx import AMXState
+from llama4_edge.runtime.devices import Device
 from llama4_edge.runtime.doctor import Diagnosis, Finding, diagnose, find_nvcc, gpu_findings
 from llama4_edge.runtime.library import build_command, library_info
 
@@ -99,7 +100,7 @@ def test_a_gpu_without_cuda_is_a_problem_with_the_build_command(
 ) -> None:
     _programs(tmp_path, monkeypatch, "nvcc")
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
-    (finding,) = gpu_findings(("CPU", "RPC"), tmp_path)
+    (finding,) = gpu_findings(("CPU", "RPC"), root=tmp_path)
     assert finding.level == "problem"
     assert finding.fix == build_command(cuda=True)
     assert 'CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON"' in str(finding.fix)
@@ -109,7 +110,7 @@ def test_a_gpu_seen_only_by_its_tool_counts_and_a_missing_nvcc_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _programs(tmp_path, monkeypatch, "nvidia-smi")
-    cuda, toolkit = gpu_findings(("CPU",), tmp_path)
+    cuda, toolkit = gpu_findings(("CPU",), root=tmp_path)
     assert (cuda.level, toolkit.level) == ("problem", "problem")
     assert "there is no nvcc" in toolkit.what
     assert toolkit.fix == "sudo apt-get install nvidia-cuda-toolkit"
@@ -119,17 +120,21 @@ def test_without_a_gpu_the_cuda_build_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _programs(tmp_path, monkeypatch)
-    (finding,) = gpu_findings(("CPU",), tmp_path)
+    (finding,) = gpu_findings(("CPU",), root=tmp_path)
     assert (finding.level, finding.fix) == ("note", build_command(cuda=True))
 
 
-def test_cuda_with_its_gpu_is_well_and_without_one_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_is_well_when_it_finds_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _programs(tmp_path, monkeypatch)
-    assert [one.level for one in gpu_findings(("CUDA", "CPU"), tmp_path)] == ["note"]
+    backends = ("CUDA", "CPU")
+    gpu = Device("CUDA0", "NVIDIA H100", "gpu", "CUDA", 80 * 2**30, 79 * 2**30, "ggml")
+    (found,) = gpu_findings(backends, (gpu,), tmp_path)
+    assert (found.level, found.fix) == ("ok", None)
+    (absent,) = gpu_findings(backends, (), tmp_path)
+    assert (absent.level, absent.fix) == ("note", None)
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
-    assert [one.level for one in gpu_findings(("CUDA", "CPU"), tmp_path)] == ["ok"]
+    (hidden,) = gpu_findings(backends, (), tmp_path)
+    assert hidden.level == "problem" and "driver" in hidden.what
 
 
 def test_nvcc_is_looked_for_where_cmake_looks(
