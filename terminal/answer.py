@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from ..errors import ContextFullError
 from . import printable
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class AnswerWriter:
         self._terminal = self._stream.isatty()
         # Newlines are held back until text follows them: those at the end become one.
         self._held = ""
+        self._begun = False
 
     def write(self, piece: str) -> None:
         """Show one piece at once."""
@@ -30,13 +32,24 @@ class AnswerWriter:
         shown = text.rstrip("\n")
         self._held = text[len(shown) :]
         if shown:
+            self._begun = True
             self._stream.write(shown)
             self._stream.flush()
 
+    def break_off(self) -> None:
+        """End the line of an answer that did not come to its end, if it had begun."""
+        if self._begun:
+            self.end()
+
     def end(self) -> None:
-        """End the answer's last line; call it once, also for an answer that was cut short."""
+        """End the last line of a whole answer."""
         self._stream.write("\n")
         self._stream.flush()
+
+
+def full_context(error: ContextFullError, hint: str) -> ContextFullError:
+    """The same error with what a person, and not a program, can do about it."""
+    return ContextFullError(error.problem, found=error.found, expected=error.expected, hint=hint)
 
 
 def timings_text(completion: Completion) -> str:

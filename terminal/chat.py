@@ -11,14 +11,16 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ContextFullError, Llama4EdgeError, SessionError
 from ..runtime.conversation import Conversation, Message
-from ..runtime.model import Completion
 from . import complain, note, printable
-from .answer import AnswerWriter, context_ran_out, speed_text
+from .answer import AnswerWriter, context_ran_out, full_context, speed_text
 from .prompt import Prompt, Source, decode, history_file
+
+if TYPE_CHECKING:
+    from ..runtime.model import Completion
 
 CONTEXT_FULL = "/undo drops the last exchange, /reset all of them; a larger -c holds more."
 
@@ -156,18 +158,17 @@ class Chat:
         except KeyboardInterrupt:
             if pieces:
                 writer.write(STOPPED)
-                writer.end()
                 self._keep((*asked, Message("assistant", "".join(pieces) + STOPPED)))
+            writer.break_off()
             if not self._interactive:
                 raise
             note(STOPPED_NOTES[bool(pieces)])
-        except Llama4EdgeError as error:
-            if pieces:
-                writer.end()
-            if isinstance(error, ContextFullError):
-                self._fail(f"{error.problem}. {CONTEXT_FULL}")
-            else:
-                raise
+        except ContextFullError as error:
+            writer.break_off()
+            raise full_context(error, CONTEXT_FULL) from error
+        except Llama4EdgeError:
+            writer.break_off()
+            raise
         else:
             writer.end()
             self._keep((*asked, Message("assistant", "".join(pieces))))

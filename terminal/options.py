@@ -44,16 +44,26 @@ def _stop_string(value: str) -> str:
     return value
 
 
-class _MinusOneIsNone(click.IntRange):
-    """A number from 0 up, or llama.cpp's -1 for what happens when the option is not given."""
+def _from(least: int, largest: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `largest`."""
 
-    def __init__(self) -> None:
-        super().__init__(min=-1)
+    def whole_number(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if number < least or (largest is not None and number > largest):
+            most = "up" if largest is None else f"to {largest}"
+            raise click.BadParameter(f"{value!r} is not a whole number from {least} {most}")
+        return number
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or None for -1."""
-        number = super().convert(value, param, ctx)
-        return None if number == -1 else number
+    return whole_number
+
+
+def _unless_minus_one(value: str) -> int | None:
+    """A whole number; llama.cpp's -1 stands for what happens without the option."""
+    number = _from(-1)(value)
+    return None if number == -1 else number
 
 
 class CommandWithRecipes(click.Command):
@@ -146,7 +156,7 @@ def _option(
 
 # What llama.cpp's int32_t can hold.
 _LARGEST = 2**31 - 1
-_COUNT = click.IntRange(1, _LARGEST)
+_COUNT = _from(1, _LARGEST)
 
 # Named as in llama.cpp, in the order of the help.
 _SHARED = (
@@ -155,7 +165,7 @@ _SHARED = (
         "-n",
         "--n-predict",
         "max_tokens",
-        kind=_MinusOneIsNone(),
+        kind=_unless_minus_one,
         help="Tokens of an answer at most.  [default: -1, until it ends]",
     ),
     _option(
@@ -182,7 +192,7 @@ _SHARED = (
         _SamplingOption,
         "-s",
         "--seed",
-        kind=_MinusOneIsNone(),
+        kind=_unless_minus_one,
         help="The same seed gives the same answer.  [default: -1, a new one each time]",
     ),
     _option(
@@ -210,7 +220,7 @@ _SHARED = (
         help="Tokens of a prompt computed at once.",
     ),
     _option(
-        _ModelOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=click.IntRange(-1, _LARGEST),
+        _ModelOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=_from(-1, _LARGEST),
         help="Layers put on GPUs; -1 is all.",
     ),
 )  # fmt: skip

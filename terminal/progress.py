@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import console, printable
+from .numbers import bytes_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,16 +38,24 @@ def conversion_progress() -> Iterator[Callable[[State], None] | None]:
         DownloadColumn,
         Progress,
         ProgressColumn,
+        Task,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Bytes a second, in the binary units of everything else."""
+
+        def render(self, task: Task) -> Text:
+            """The rate, once there is one."""
+            return Text("" if task.speed is None else f"{bytes_text(round(task.speed))}/s")
 
     columns: list[ProgressColumn] = [
         BarColumn(bar_width=None),
         TaskProgressColumn(),
-        TransferSpeedColumn(),
+        RateColumn(),
         TimeRemainingColumn(compact=True),
     ]
     if err.width >= _WIDE:

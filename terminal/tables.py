@@ -6,7 +6,8 @@ the value at hand. Does not read files or measure anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -14,50 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from . import printable
+from .numbers import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..convert import Report
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
+    from ..runtime.devices import Device
+    from ..runtime.doctor import Diagnosis
 
 # A template or licence is named by its first line; longer text than this says how long it is.
 _LONGEST_TEXT = 120
 # Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
 _LONGEST_ARRAY = 8
 
-_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
-_COUNTS = ("", "K", "M", "B", "T")
-
-
-def bytes_text(count: int) -> str:
-    """`count` bytes in binary units: ``60.9 GiB``."""
-    return _scaled(count, 1024, _BYTES, " ")
-
-
-def count_text(count: int) -> str:
-    """`count` in thousands, millions, billions (10^9): ``107.8B``."""
-    return _scaled(count, 1000, _COUNTS, "")
-
-
-def _scaled(count: int, step: int, units: Sequence[str], gap: str) -> str:
-    value = float(count)
-    for unit in units:
-        # 999.96 would round to 1000.0 of a unit: it is 1.0 of the next.
-        if value < step - 0.05 or unit == units[-1]:
-            break
-        value /= step
-    digits = f"{count:d}" if unit == units[0] else f"{value:.1f}"
-    return f"{digits}{gap}{unit}"
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration as a person says it: ``4.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+# How a finding of each level is marked, and in what style.
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("problem", "bold red")}
 
 
 def metadata_text(value: object) -> str:
@@ -88,6 +60,16 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
     return Group(*parts, roles_table(summary.roles), "", _facts(_totals(summary)))
 
 
+def _fallback_lines(report: Report) -> Iterator[str]:
+    """One line for each pair of types, since the layers of a model are alike."""
+    by_types: dict[tuple[str, str], list[str]] = {}
+    for one in report.fallbacks:
+        by_types.setdefault((one.got, one.wanted), []).append(one.tensor)
+    for (got, wanted), tensors in by_types.items():
+        more = f" and {len(tensors) - 1:,} more" if len(tensors) > 1 else ""
+        yield f"{tensors[0]}{more}: {got}, since rows do not fit {wanted}"
+
+
 def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """A checkpoint's config is nested; ``text_config.hidden_size`` is one line like any other."""
     for key, value in metadata.items():
@@ -108,16 +90,58 @@ def report_view(report: Report) -> RenderableType:
     if not report.dry_run:
         rate = bytes_text(round(report.source_bytes / report.seconds)) if report.seconds else "?"
         facts.append(("time", f"{seconds_text(report.seconds)}, {rate}/s read"))
-    facts += [
-        ("fallback", f"{one.tensor}: {one.got}, its rows do not fit {one.wanted}")
-        for one in report.fallbacks
-    ]
+    facts += [("fallback", line) for line in _fallback_lines(report)]
     if report.left_out:
-        facts.append(("left out", f"{len(report.left_out):,} tensors, {report.left_out[0]} first"))
+        facts.append(("left out", f"{len(report.left_out):,} tensors: {report.left_out[0]}, …"))
     facts += [("note", one) for one in report.notes]
     facts.append(("would write" if report.dry_run else "wrote", report.output))
     texts = ((name, printable(value)) for name, value in facts)
     return Group(roles_table(report.roles), "", _facts(texts))
+
+
+def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
+    """What `doctor` shows: what is here, then each finding with the command that mends it."""
+    findings: list[RenderableType] = []
+    for finding in diagnosis.findings:
+        mark, style = _MARKS[finding.level]
+        findings.append(Text.assemble((f"{mark:<8}", style), printable(finding.what)))
+        if finding.fix:
+            # A command is copied as a whole: the terminal may wrap it, nothing here does.
+            findings.append(Text(f"  {finding.fix}", no_wrap=True, overflow="ignore"))
+    facts = ((name, printable(value)) for name, value in _machine(diagnosis))
+    return Group(_facts(facts), "", _devices_table(diagnosis.devices), "", *findings)
+
+
+def _machine(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    for package, number in diagnosis.versions.items():
+        yield package, number or "not installed"
+    library, cpu = diagnosis.library, diagnosis.cpu
+    if library is not None:
+        yield "llama.cpp", f"{library.llama_cpp} (ggml {library.ggml}, {library.ggml_commit})"
+        yield "backends", ", ".join(library.backends)
+        yield "RPC", "built in" if library.rpc else "not built in"
+        yield "library", str(Path(library.paths[0]).parent) if library.paths else "unknown"
+    cores = f"{cpu.logical_cores} logical cores"
+    yield "CPU", cpu.model
+    yield "cores", f"{cpu.physical_cores} physical, {cores}" if cpu.physical_cores else cores
+    if cpu.features:
+        used = (name if value == "1" else f"{name}={value}" for name, value in cpu.features.items())
+        yield "built for", " ".join(used)
+    if diagnosis.disk_free_bytes is not None:
+        yield "disk free here", bytes_text(diagnosis.disk_free_bytes)
+
+
+def _devices_table(devices: Iterable[Device]) -> Table:
+    table = _table("device", "type", ">memory", ">free", "*description")
+    for device in devices:
+        table.add_row(
+            printable(device.name),
+            device.type,
+            "unknown" if device.total_bytes is None else bytes_text(device.total_bytes),
+            "unknown" if device.free_bytes is None else bytes_text(device.free_bytes),
+            printable(device.description),
+        )
+    return table
 
 
 def roles_table(roles: Iterable[RoleSummary]) -> Table:

@@ -6,6 +6,7 @@ import io
 import sys
 
 import pytest
+
 from llama4_edge.terminal import printable
 from llama4_edge.terminal.answer import AnswerWriter
 

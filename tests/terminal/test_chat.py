@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llama4_edge.errors import ContextFullError, EngineError, SessionError
 from llama4_edge.runtime.conversation import Conversation, Message
 from llama4_edge.runtime.model import Completion

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from llama4_edge.errors import Llama4EdgeError, SessionError
-from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file, read_prompt
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+
+from llama4_edge.errors import Llama4EdgeError, SessionError
+from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file, read_prompt
 
 COMMANDS = ("/help", "/save", "/system")
 ALT_ENTER, ENTER, CTRL_C, CTRL_D = "\x1b\r", "\r", "\x03", "\x04"
@@ -100,8 +101,9 @@ def test_file_names_complete_after_a_command_that_takes_one(tmp_path: Path) -> N
 
 
 def complete(text: str) -> list[str]:
-    from llama4_edge.terminal.prompt import _completer
     from prompt_toolkit.completion import CompleteEvent
+
+    from llama4_edge.terminal.prompt import _completer
 
     completer = _completer(COMMANDS, ("/save",))
     found = completer.get_completions(Document(text), CompleteEvent())

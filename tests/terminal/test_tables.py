@@ -5,15 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from llama4_edge.quant.summary import FileSummary, summarize
-from llama4_edge.terminal.tables import (
-    bytes_text,
-    count_text,
-    metadata_text,
-    seconds_text,
-    summary_view,
-)
 from rich.console import Console, RenderableType
+
+from llama4_edge.quant.summary import FileSummary, summarize
+from llama4_edge.terminal.tables import metadata_text, summary_view
 
 
 def shown(view: RenderableType, width: int) -> list[str]:
@@ -21,38 +16,6 @@ def shown(view: RenderableType, width: int) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=width, markup=False, emoji=False, highlight=False).print(view)
     return [line.rstrip() for line in out.getvalue().splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1024 * 1024 - 1, "1.0 MiB"),
-        (65_379_074_048, "60.9 GiB"),
-        (5 * 1024**5, "5120.0 TiB"),
-    ],
-)
-def test_bytes_are_in_binary_units(count: int, text: str) -> None:
-    assert bytes_text(count) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.0K"), (999_960, "1.0M"), (107_769_861_120, "107.8B")],
-)
-def test_counts_are_in_thousands(count: int, text: str) -> None:
-    assert count_text(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (185, "3 min 05 s"),
-     (3599.6, "1 h 00 min"), (3720, "1 h 02 min")],
-)  # fmt: skip
-def test_durations_are_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert seconds_text(seconds) == text
 
 
 @pytest.mark.parametrize(

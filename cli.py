@@ -1,0 +1,347 @@
+"""The `llama4` command: what did the person ask, and how is the answer shown?
+
+Promises: one function a command; results on stdout, all else on stderr; exit code 0 when it was
+done, 1 with one ``error: …`` line when it was not, 2 for a command line that makes no sense, 130
+after Ctrl-C, 141 when the reader of a pipe went away. Does not know how anything is done.
+
+Rooms are imported inside the commands, so that ``--help`` never loads llama.cpp.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import CheckpointError, ContextFullError, Llama4EdgeError
+from .terminal import complain, note, show, show_log
+from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
+from .terminal.options import (
+    ANSWER,
+    JSON,
+    MODEL,
+    VERBOSE,
+    CommandWithRecipes,
+    json_option,
+    model_options,
+    recipe_name,
+    sampling_of,
+    type_override,
+    verbose_option,
+)
+from .terminal.progress import conversion_progress, loading_progress
+from .terminal.prompt import Lines, read_prompt
+
+if TYPE_CHECKING:
+    from .quant import FileSummary
+    from .runtime.model import Model
+
+
+class _Commands(click.Group):
+    """The group of commands, and the one place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Llama4EdgeError as error:
+            _fail(ctx, str(error), error.as_dict())
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            # The reader has what it wanted. Whatever is still buffered has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(141)
+        except MemoryError:
+            _fail(ctx, "this machine has not enough memory for that")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _fail(ctx, f"no space left on the disk of {error.filename or 'the output'}")
+
+
+def _fail(ctx: click.Context, problem: str, record: dict[str, str | None] | None = None) -> None:
+
+    if ctx.meta.get(JSON):
+        _print_json(record or Llama4EdgeError(problem).as_dict())
+    else:
+        complain(problem)
+    ctx.exit(1)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.version_option(__version__, "--version", prog_name="llama4")
+@verbose_option
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Run Meta's Llama 4 family offline.
+
+    \b
+    llama4 convert Llama-4-Scout-17B-16E-Instruct -o scout.gguf
+    llama4 chat scout.gguf
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command(cls=CommandWithRecipes)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT.gguf",
+    help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
+)
+@click.option(
+    "--recipe",
+    type=recipe_name,
+    default="int4",
+    show_default=True,
+    help="Which type each tensor gets; see below.",
+)
+@click.option(
+    "--type",
+    "types",
+    type=type_override,
+    multiple=True,
+    metavar="'REGEX=TYPE'",
+    help="A type for the tensors whose name REGEX finds; the first that does, decides.",
+)
+@click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that encode.  [default: all cores]",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@json_option
+@verbose_option
+def convert(
+    source: Path,
+    output: Path | None,
+    recipe: str | None,
+    types: tuple[tuple[str, str], ...],
+    threads: int | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint into a GGUF file, in one pass.
+
+    SOURCE is a directory with config.json, tokenizer.json and safetensors, as published.
+
+    Nothing is written before everything is checked, and an interrupted conversion leaves nothing
+    under the final name.
+
+    \b
+    llama4 convert Llama-4-Scout-17B-16E-Instruct
+    llama4 convert Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
+    llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
+    """
+    from .convert import DEFAULT_RECIPE
+    from .convert import convert as run_conversion
+    from .terminal.tables import report_view
+
+    with conversion_progress() as progress:
+        report = run_conversion(
+            source,
+            output,
+            recipe=recipe or DEFAULT_RECIPE,
+            types=types,
+            force=force,
+            dry_run=dry_run,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        show(report_view(report))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="A line for each tensor too.")
+@json_option
+def inspect(file: Path, tensors: bool, as_json: bool) -> None:
+    """Show what a GGUF or a checkpoint holds.
+
+    FILE is a GGUF, or a checkpoint directory: its metadata, and its tensors by role with their
+    types, bytes and bits per weight.
+
+    \b
+    llama4 inspect scout.gguf
+    llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
+    llama4 inspect scout.gguf --json | jq .bits_per_weight
+    """
+    from .terminal.tables import summary_view
+
+    summary = _summary_of(file)
+    if as_json:
+        _print_json(summary.as_dict())
+    else:
+        show(summary_view(summary, tensors=tensors))
+
+
+def _summary_of(file: Path) -> FileSummary:
+    if file.is_dir():
+        from .convert import inspect_checkpoint
+
+        return inspect_checkpoint(file)
+    if file.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{file} is one file of a checkpoint",
+            hint=f"Give its directory: llama4 inspect {file.parent}",
+        )
+    from .quant import summarize
+    from .runtime.gguf_file import read_gguf
+
+    gguf = read_gguf(file)
+    # ggml names the contiguous axis first; a summary, like a checkpoint, names it last.
+    tensors = ((one.name, one.shape[::-1], one.type, one.nbytes) for one in gguf.tensors)
+    return summarize(str(file), "gguf", gguf.metadata, tensors)
+
+
+@main.command()
+@json_option
+@verbose_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what is installed, and what is missing.
+
+    What is built into llama.cpp, which devices there are and how much memory they have, and for
+    each thing that is missing the command that adds it. Exits with 1 when something is broken.
+
+    \b
+    llama4 doctor
+    llama4 doctor --json | jq .devices
+    """
+    from .runtime.doctor import diagnose
+    from .terminal.tables import diagnosis_view
+
+    diagnosis = diagnose()
+    if as_json:
+        _print_json(diagnosis.as_dict())
+    else:
+        show(diagnosis_view(diagnosis))
+    ctx.exit(0 if diagnosis.healthy else 1)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("-sys", "--system", metavar="TEXT", help="A system message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@model_options
+@verbose_option
+@click.pass_context
+def run(ctx: click.Context, model: Path, prompt: str | None, system: str | None, raw: bool) -> None:
+    """Answer one prompt, on stdout.
+
+    PROMPT comes from the command line, from a pipe, or from both: then what is piped follows it, as
+    a document follows a question. "-" reads standard input at a terminal too. A newline at the end
+    of standard input is left out.
+
+    \b
+    llama4 run scout.gguf 'Why is the sky blue?'
+    llama4 run scout.gguf 'Summarize this:' < report.txt
+    llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
+    """
+    from .runtime.conversation import Message
+    from .terminal.chat import opening
+
+    if raw and system is not None:
+        raise click.UsageError("--raw has no place for --system")
+    text = read_prompt(prompt)
+    if not text.strip():
+        raise click.UsageError("the prompt is empty: give PROMPT, or pipe one in")
+    sampling = sampling_of(ctx)
+    answering = ctx.meta.get(ANSWER, {})
+    first = opening(system)
+    with _open(ctx, model) as loaded:
+        writer = AnswerWriter()
+        try:
+            if raw:
+                stream = loaded.generate(text, stream=True, sampling=sampling, **answering)
+            else:
+                messages = (*first, Message("user", text))
+                stream = loaded.chat(messages, stream=True, sampling=sampling, **answering)
+            for piece in stream:
+                writer.write(piece)
+        except ContextFullError as error:
+            raise full_context(error, "Shorten the prompt, or give a larger -c.") from error
+        except (KeyboardInterrupt, Llama4EdgeError):
+            writer.break_off()
+            raise
+        writer.end()
+    if ctx.meta[VERBOSE]:
+        note(timings_text(stream.completion))
+    if context_ran_out(stream.completion, answering.get("max_tokens")):
+        note("The answer ends here because the context is full; a larger -c holds more.")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-sys", "--system", metavar="TEXT", help="A system message before the chat.")
+@model_options
+@verbose_option
+@click.pass_context
+def chat(ctx: click.Context, model: Path, system: str | None) -> None:
+    """Talk with a model.
+
+    Enter sends; Alt-Enter, or a backslash at the end of a line, begins a new one. Ctrl-C stops an
+    answer, Ctrl-D leaves, /help lists the commands. From a pipe, each line is a message.
+
+    \b
+    llama4 chat scout.gguf
+    llama4 chat scout.gguf --system 'Answer in one sentence.' -c 32768
+    llama4 chat scout.gguf < questions.txt
+    """
+    from .runtime.conversation import Conversation
+    from .terminal.chat import Chat, opening, terminal_source
+
+    sampling = sampling_of(ctx)
+    answering = ctx.meta.get(ANSWER, {})
+    first = opening(system)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    source = terminal_source() if interactive else Lines()
+    with _open(ctx, model) as loaded:
+        talk = Chat(
+            lambda messages: loaded.chat(messages, stream=True, sampling=sampling, **answering),
+            source,
+            Conversation(first, model=loaded.info.name, sampling=sampling),
+            interactive=interactive,
+            max_tokens=answering.get("max_tokens"),
+        )
+        if interactive:
+            note(f"{loaded.info.name}, {loaded.engine.settings.n_ctx:,} tokens of context. /help")
+        talk.run()
+    # Somebody at a terminal has seen the errors; a script asks for the exit code.
+    ctx.exit(1 if talk.failures and not interactive else 0)
+
+
+@contextmanager
+def _open(ctx: click.Context, path: Path) -> Iterator[Model]:
+    """The model that was asked for, with its loading shown and its log where it was wanted."""
+    from .runtime.model import Model
+
+    show_log(verbose=ctx.meta[VERBOSE])
+    with loading_progress(path.name) as progress:
+        model = Model(path, on_load_progress=progress, **ctx.meta.get(MODEL, {}))
+    with model:
+        yield model
