@@ -26,17 +26,20 @@ def interruptibly(
     ``on_report`` in the calling thread (False stops the work). If the caller is interrupted, the
     work is told to stop and waited for, its result is discarded, and the interrupt goes on.
     """
-    stop = threading.Event()
+    stop, begun, ended = threading.Event(), threading.Event(), threading.Event()
     reports: queue.SimpleQueue[float | None] = queue.SimpleQueue()
     results: list[_T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
+        begun.set()
         try:
-            results.append(work(stop.is_set, reports.put))
+            if not stop.is_set():
+                results.append(work(stop.is_set, reports.put))
         except BaseException as error:
             errors.append(error)
         finally:
+            ended.set()
             reports.put(None)
 
     thread = threading.Thread(target=run, name="llama.cpp", daemon=True)
@@ -49,10 +52,13 @@ def interruptibly(
     except BaseException as error:
         interrupt = error
         stop.set()
-    while thread.is_alive():
-        # A second Ctrl-C while the work is ending must not leave it running.
+    # A second Ctrl-C while the work is ending must not leave it running. (Thread.join would do just
+    # that: interrupted, Python up to 3.12 takes the thread for ended.)
+    while not ended.is_set():
         try:
-            thread.join()
+            if not begun.wait(timeout=1.0):
+                break  # the thread could not be started; should it begin yet, it ends at once
+            ended.wait()
         except BaseException as error:  # noqa: PERF203
             interrupt = error
             stop.set()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from llama4_edge.errors import SessionError
 from llama4_edge.runtime.conversation import Conversation, Message
 from llama4_edge.runtime.sampling import Sampling

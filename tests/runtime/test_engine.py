@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from llama4_edge.errors import ContextFullError, EngineError
-from llama4_edge.runtime.cores import logical_cores, physical_cores
 from llama4_edge.runtime.engine import CHUNK, Engine, EngineSettings, reusable_prefix
 from llama4_edge.runtime.sampling import Sampling
 
@@ -477,7 +476,3 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value, lowest):
     with pytest.raises(ValueError) as caught:
         EngineSettings(**{name: value})
     assert str(caught.value) == f"{name} must be a whole number from {lowest} up, got {value!r}"
-
-
-def test_there_are_no_more_physical_cores_than_logical_ones():
-    assert 1 <= physical_cores() <= logical_cores()

@@ -4,6 +4,7 @@ import math
 from dataclasses import FrozenInstanceError
 
 import pytest
+
 from llama4_edge.runtime.sampling import MAX_SEED, Sampling
 
 

@@ -4,6 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
+
 from llama4_edge.runtime.streaming import TextStream
 
 TEXT = "Ça va? 日本語 नमस्ते 👩‍👩‍👧 <|eot|> done\n\nUser: ENDEN END"
