@@ -264,8 +264,8 @@ def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
     if info.head_dim % 2:
         raise _bad_key(gguf, "llama4.attention.key_length", info.head_dim, "an even number")
     _positive(gguf, "llama4.attention.layer_norm_rms_epsilon")
-    for key in ("rope.freq_base_swa", "rope.scaling.factor", "rope.scaling.attn_factor"):
-        _positive(gguf, f"llama4.{key}", default=1.0)
+    for key in ("freq_base_swa", "scale_linear", "scaling.factor", "scaling.attn_factor"):
+        _positive(gguf, f"llama4.rope.{key}", default=1.0)
     values_default = info.n_embd // info.n_head
     value_length = _number(gguf, "llama4.attention.value_length", default=values_default)
     if value_length != info.head_dim:

@@ -146,6 +146,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         _set(f"{_L}attention.layer_norm_rms_epsilon", float("nan"), F32),
         "found nan, expected a positive number",
     ),
+    "a rope factor of no number": (
+        _set(f"{_L}rope.scale_linear", float("nan"), F32),
+        "rope.scale_linear, found nan, expected a positive number",
+    ),
     "no epsilon": (_drop(f"{_L}attention.layer_norm_rms_epsilon"), "found no such key"),
     "an unknown rope scaling": (
         _set(f"{_L}rope.scaling.type", "llama3", STR),
@@ -410,3 +414,21 @@ def test_an_error_is_ready_for_json(tmp_path: Path) -> None:
     fields = _refused(model.write(tmp_path / "bad.gguf")).as_dict()
     assert json.loads(json.dumps(fields))["found"] == "(8, 64)"
     assert fields["error"] == "ModelFileError"
+
+
+# --- what `llama4 convert` writes
+
+
+def test_a_converted_model_is_whole(
+    scout_int4: Path, maverick_checkpoint: Path, make_gguf: Any
+) -> None:
+    scout = check_model_file(scout_int4)
+    assert (scout.n_expert, scout.moe_step, scout.rope_freq_base) == (16, 1, 500000.0)
+    maverick = check_model_file(make_gguf(maverick_checkpoint))
+    assert (maverick.n_expert, maverick.moe_step, maverick.n_expert_used) == (128, 2, 1)
+
+
+def test_metas_vocabulary_is_whole_and_ends_at_its_three_tokens(full_vocabulary_bf16: Path) -> None:
+    info = check_model_file(full_vocabulary_bf16)
+    assert (info.n_vocab, info.bos_id) == (202048, 200000)
+    assert info.eog_ids == (200001, 200007, 200008)
