@@ -32,7 +32,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .metadata import ROPE_FREQS, rope_factors, write_metadata
 from .names import MappedTensor, plan_tensors, vision_tensors
-from .output import build_header, check_target, place_tensors, write_whole
+from .output import build_header, check_target, place_tensors, room_shortage, write_whole
 from .pipeline import Output, Slab, run_pipeline, slabs_of
 from .report import Fallback, Progress, Report
 from .tokenizer import Vocabulary, read_vocabulary
@@ -79,7 +79,7 @@ def convert(
         recipe: one of `llama4_edge.RECIPES`.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         force: replace an existing `output`.
-        dry_run: check and plan everything, write nothing.
+        dry_run: check and plan everything, write nothing; too small a disk is a note then.
         threads: encoders that work at the same time; by default one for each core.
         progress: called after each slab with the bytes read so far.
 
@@ -99,17 +99,18 @@ def convert(
         checkpoint, recipe_named(recipe), [(regex, type_named(name)) for regex, name in types]
     )
     target = _target(checkpoint, output, plan.recipe)
-    check_target(target, nbytes=plan.nbytes, force=force or dry_run)
-    if not dry_run:
-        workers = threads or os.cpu_count() or 1
-        write_whole(
-            target,
-            plan.header,
-            plan.nbytes,
-            lambda descriptor: _write_tensors(plan, descriptor, workers, progress),
-        )
-    seconds = 0.0 if dry_run else time.monotonic() - started
-    return _report(plan, target, dry_run=dry_run, seconds=seconds)
+    if dry_run:
+        shortage = room_shortage(target, plan.nbytes) if target.parent.is_dir() else None
+        return _report(plan, target, seconds=None, notes=[str(shortage)] if shortage else [])
+    check_target(target, nbytes=plan.nbytes, force=force)
+    workers = threads or os.cpu_count() or 1
+    write_whole(
+        target,
+        plan.header,
+        plan.nbytes,
+        lambda descriptor: _write_tensors(plan, descriptor, workers, progress),
+    )
+    return _report(plan, target, seconds=time.monotonic() - started)
 
 
 def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
@@ -207,7 +208,10 @@ def _write_tensors(
     run_pipeline(slabs, descriptor, threads=threads, on_slab=on_slab)
 
 
-def _report(plan: _Plan, target: Path, *, dry_run: bool, seconds: float) -> Report:
+def _report(
+    plan: _Plan, target: Path, *, seconds: float | None, notes: Sequence[str] = ()
+) -> Report:
+    """What was done, or where `seconds` is None what would be."""
     tensors = [
         TensorSummary(
             name=assigned.tensor.name,
@@ -222,11 +226,11 @@ def _report(plan: _Plan, target: Path, *, dry_run: bool, seconds: float) -> Repo
         source=str(plan.checkpoint.path),
         output=str(target),
         recipe=plan.recipe.name,
-        dry_run=dry_run,
+        dry_run=seconds is None,
         bytes=plan.nbytes,
         source_bytes=sum(tensor.stored.nbytes for tensor in plan.mapped),
         parameters=sum(tensor.parameters for tensor in tensors),
-        seconds=seconds,
+        seconds=seconds or 0.0,
         roles=summarize_roles(tensors),
         fallbacks=tuple(
             Fallback(assigned.tensor.name, assigned.wanted.name, assigned.type.name)
@@ -234,5 +238,5 @@ def _report(plan: _Plan, target: Path, *, dry_run: bool, seconds: float) -> Repo
             if assigned.wanted is not None
         ),
         left_out=tuple(plan.left_out),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
     )

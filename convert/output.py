@@ -69,14 +69,22 @@ def check_target(target: Path, *, nbytes: int, force: bool) -> None:
         raise OutputError(f"{target.parent} is not a directory", hint="Make it first.")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target.parent} cannot be written to", expected="write permission")
+    shortage = room_shortage(target, nbytes)
+    if shortage is not None:
+        raise shortage
+
+
+def room_shortage(target: Path, nbytes: int) -> OutputError | None:
+    """The error that writing `nbytes` to `target` would end in, if its disk has too little room."""
     free = shutil.disk_usage(target.parent).free
-    if free < nbytes:
-        raise OutputError(
-            f"{target.parent} has too little room for {target.name}",
-            found=f"{_readable(free)} free",
-            expected=_readable(nbytes),
-            hint="Make room, choose another disk, or a recipe with fewer bits.",
-        )
+    if free >= nbytes:
+        return None
+    return OutputError(
+        f"{target.parent} has too little room for {target.name}",
+        found=f"{_readable(free)} free",
+        expected=_readable(nbytes),
+        hint="Make room, choose another disk, or a recipe with fewer bits.",
+    )
 
 
 def write_whole(target: Path, header: bytes, nbytes: int, fill: Callable[[int], None]) -> None:
