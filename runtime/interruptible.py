@@ -59,7 +59,7 @@ def interruptibly(
             if not begun.wait(timeout=1.0):
                 break  # the thread could not be started; should it begin yet, it ends at once
             ended.wait()
-        except BaseException as error:  # noqa: PERF203
+        except BaseException as error:
             interrupt = error
             stop.set()
     if interrupt is not None:

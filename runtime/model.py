@@ -67,8 +67,9 @@ class Completion:
 class Stream(Iterator[str]):
     """An answer while it is being made: iterate over it for pieces of text.
 
-    The pieces together are the text of the completion. Closing it, leaving its ``with`` block or
-    asking the model something else ends it; leaving a ``for`` loop early does no harm.
+    The pieces together are the text of the completion, also of one that was closed. Closing it,
+    leaving its ``with`` block or asking the model something else ends it; leaving a ``for`` loop
+    early does no harm.
     """
 
     def __init__(
@@ -182,11 +183,7 @@ class Stream(Iterator[str]):
         """Finish; the text that was held back, which belongs to the answer."""
         self._finish_reason = reason
         self._resources.close()
-        rest = self._text.finish()
-        if reason == "closed":
-            # Nobody will ask for another piece, so it goes into the completion here.
-            self._pieces.append(rest)
-        return rest
+        return self._text.finish()
 
     def _supersede(self) -> None:
         if self._finish_reason is None:

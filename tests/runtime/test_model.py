@@ -249,7 +249,7 @@ def test_a_closed_stream_has_a_completion_of_what_was_there(endless):
     stream.close()
     completion = stream.completion
     assert completion.finish_reason == "closed"
-    assert completion.text.startswith("".join(pieces))
+    assert completion.text == "".join(pieces)
     assert list(stream) == []
 
 
@@ -284,7 +284,7 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(endless, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     assert stream.completion.finish_reason == "closed"
-    assert stream.completion.text.startswith(piece)
+    assert stream.completion.text == piece
     assert endless.generate("Hello", max_tokens=20, sampling=WILD).text == expected
 
 
@@ -366,6 +366,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 def test_info_is_what_the_file_says(model, tiny_path):
     assert model.info.path == tiny_path
     assert (model.info.n_vocab, model.info.n_ctx_train) == (N_VOCAB, 32768)
+
+
+def test_the_file_and_llama_cpp_agree_on_what_ends_an_answer(model):
+    ends = {token for token in range(N_VOCAB) if model.engine.is_end(token)}
+    assert ends == set(model.info.eog_ids) == {END, END + 1, EOT}
 
 
 def test_loading_reports_its_progress(tiny_path):
