@@ -185,9 +185,9 @@ def _tensors(g: Geometry) -> Iterator[_Tensor]:
 def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
     """One decoder layer. Linear weights are [out, in]; expert weights are [expert, in, out]."""
     queries, keys = g.heads * g.head_dim, g.kv_heads * g.head_dim
-    # All layers together add to the stream what the embedding put there; twice that where a tied
-    # embedding would otherwise make every token predict itself.
-    gain = (2 * _embedding_std(g) if g.tied else 1) / math.sqrt(2 * g.layers)
+    # All layers together add to the stream what the embedding put there, and half as much again
+    # where a tied embedding would otherwise make every token predict itself.
+    gain = (1.5 * _embedding_std(g) if g.tied else 1) / math.sqrt(2 * g.layers)
     yield _norm(f"{name}.input_layernorm", g.hidden)
     yield _linear(f"{name}.self_attn.q_proj", g.hidden, queries)
     yield _linear(f"{name}.self_attn.k_proj", g.hidden, keys)
