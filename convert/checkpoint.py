@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .shards import LocalShards, Shards
 
 # Bytes a number takes, for each dtype of the safetensors format that a weight can have.
 DTYPE_BYTES = {
@@ -50,11 +51,15 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory; `tensors` in shard order, `config` as config.json has it."""
+    """A checkpoint directory; `tensors` in shard order, `config` as config.json has it.
+
+    `shards` gives access to the tensors' data.
+    """
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    shards: Shards
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The object in the JSON file `name`, or None when there is no such file.
@@ -97,8 +102,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
             hint="Use the repository in Hugging Face's layout, such as "
             "meta-llama/Llama-4-Scout-17B-16E-Instruct.",
         )
+    shards = LocalShards()
     config = read_json_object(path / "config.json")
-    return Checkpoint(path, config, _read_shards(path))
+    return Checkpoint(path, config, read_tensors(path, shards), shards)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -132,17 +138,25 @@ def _meta_layout(path: Path) -> str | None:
     return "Meta's consolidated.*.pth" if any(path.glob("consolidated.*.pth")) else None
 
 
-def _read_shards(path: Path) -> dict[str, StoredTensor]:
-    index = path / INDEX_NAME
-    if index.is_file():
-        return _read_indexed(path, _read_index(index))
-    if (path / SINGLE_NAME).is_file():
-        return {tensor.name: tensor for tensor in read_shard(path / SINGLE_NAME)}
-    shards = sorted(path.glob("*.safetensors"))
-    if shards:
+def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint whose index, if it has one, lies in the directory `path`.
+
+    Args:
+        path: the directory in which the shards lie, or will lie.
+        shards: reads their headers.
+
+    Raises:
+        CheckpointError: a shard is damaged or missing, or not what the index says.
+    """
+    if (path / INDEX_NAME).is_file():
+        return _read_indexed(path, _read_index(path / INDEX_NAME), shards)
+    if shards.size(path / SINGLE_NAME) is not None:
+        return {tensor.name: tensor for tensor in read_shard(path / SINGLE_NAME, shards)}
+    found = sorted(path.glob("*.safetensors"))
+    if found:
         raise CheckpointError(
             f"{path} has shards and no index",
-            found=f"{len(shards)} .safetensors files",
+            found=f"{len(found)} .safetensors files",
             expected=INDEX_NAME,
             hint="Download the index from the same repository.",
         )
@@ -168,18 +182,20 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_indexed(path: Path, weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
-    shards = sorted(set(weight_map.values()))
-    absent = [shard for shard in shards if not (path / shard).is_file()]
+def _read_indexed(
+    path: Path, weight_map: Mapping[str, str], shards: Shards
+) -> dict[str, StoredTensor]:
+    names = sorted(set(weight_map.values()))
+    absent = [name for name in names if shards.size(path / name) is None]
     if absent:
         raise CheckpointError(
             f"{path / INDEX_NAME} names files that are not there",
-            found=f"{len(absent)} of {len(shards)} missing, first {absent[0]}",
+            found=f"{len(absent)} of {len(names)} missing, first {absent[0]}",
             hint="Download the missing shards.",
         )
     tensors: dict[str, StoredTensor] = {}
-    for shard in shards:
-        for tensor in read_shard(path / shard):
+    for shard in names:
+        for tensor in read_shard(path / shard, shards):
             if tensor.name in tensors:
                 raise CheckpointError(
                     f"{tensor.name} is stored twice",
@@ -203,7 +219,7 @@ def _read_indexed(path: Path, weight_map: Mapping[str, str]) -> dict[str, Stored
     return tensors
 
 
-def read_shard(path: Path) -> list[StoredTensor]:
+def read_shard(path: Path, shards: Shards) -> list[StoredTensor]:
     """The tensors that the safetensors file `path` says it holds, in the order of their bytes.
 
     Layout: 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
@@ -211,19 +227,15 @@ def read_shard(path: Path) -> list[StoredTensor]:
     Raises:
         CheckpointError: the file is truncated, or its header is damaged or lies about the bytes.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(
-                    f"{path} is truncated or no safetensors file",
-                    found=f"{size} bytes and a header length of {length}",
-                    hint="Download it again.",
-                )
-            raw = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
+    size = shards.size(path) or 0
+    length = int.from_bytes(shards.read(path, 0, 8), "little")
+    if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file",
+            found=f"{size} bytes and a header length of {length}",
+            hint="Download it again.",
+        )
+    raw = shards.read(path, 8, length)
     tensors = [
         _stored_tensor(path, name, entry, start=8 + length)
         for name, entry in _parse_header(path, raw).items()

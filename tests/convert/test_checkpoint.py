@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama4_edge.convert.checkpoint import open_checkpoint, read_shard
+from llama4_edge.convert.shards import LocalShards
 from llama4_edge.errors import CheckpointError
 
 from .conftest import edit_header, edit_json, read_header, shards_of, write_shard
@@ -39,7 +40,7 @@ def test_a_shard_by_hand(tmp_path: Path) -> None:
     }
     write_shard(tmp_path / "x.safetensors", header, bytes(16))
     start = (tmp_path / "x.safetensors").stat().st_size - 16
-    first, second = read_shard(tmp_path / "x.safetensors")
+    first, second = read_shard(tmp_path / "x.safetensors", LocalShards())
     assert (first.name, first.shape, first.offset, first.nbytes) == ("a", (), start, 4)
     assert (second.name, second.shape, second.offset, second.nbytes) == ("b", (2, 3), start + 4, 12)
 

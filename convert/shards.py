@@ -1,0 +1,62 @@
+"""Where the shards of a checkpoint come from: a directory here, or a place to fetch them from.
+
+A checkpoint is opened from the shards' headers alone; their data is asked for later, one shard
+after the other, which is when a remote one travels.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import CheckpointError
+
+
+class Shards(Protocol):
+    """Access to shards by the path at which their data lies, or will lie once acquired."""
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of the shard, or None when there is no such shard."""
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer where the shard ends; for headers."""
+
+    def expect(self, paths: list[Path]) -> None:
+        """The shards that will be acquired, in that order; a remote source may begin to fetch."""
+
+    def acquire(self, path: Path) -> None:
+        """Return once all of the shard lies at `path`."""
+
+    def release(self, path: Path) -> None:
+        """The shard is not needed any more."""
+
+
+class LocalShards:
+    """Shards that lie in a directory already."""
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of the file, or None when there is none."""
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                file.seek(offset, os.SEEK_SET)
+                return file.read(length)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
+
+    def expect(self, paths: list[Path]) -> None:
+        """Nothing to fetch."""
+
+    def acquire(self, path: Path) -> None:
+        """Nothing to fetch."""
+
+    def release(self, path: Path) -> None:
+        """The file is somebody's, and stays."""
