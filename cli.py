@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 class _Commands(click.Group):
     """The group of commands, and the one place where an error becomes a line and an exit code."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of a model's life, as they stand below."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -218,31 +222,6 @@ def _summary_of(file: Path) -> FileSummary:
 
 
 @main.command()
-@json_option
-@verbose_option
-@click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what is installed, and what is missing.
-
-    What is built into llama.cpp, which devices there are and how much memory they have, and for
-    each thing that is missing the command that adds it. Exits with 1 when something is broken.
-
-    \b
-    llama4 doctor
-    llama4 doctor --json | jq .devices
-    """
-    from .runtime.doctor import diagnose
-    from .terminal.tables import diagnosis_view
-
-    diagnosis = diagnose()
-    if as_json:
-        _print_json(diagnosis.as_dict())
-    else:
-        show(diagnosis_view(diagnosis))
-    ctx.exit(0 if diagnosis.healthy else 1)
-
-
-@main.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("-sys", "--system", metavar="TEXT", help="A system message before the prompt.")
@@ -333,6 +312,31 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
         talk.run()
     # Somebody at a terminal has seen the errors; a script asks for the exit code.
     ctx.exit(1 if talk.failures and not interactive else 0)
+
+
+@main.command()
+@json_option
+@verbose_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what is installed, and what is missing.
+
+    What is built into llama.cpp, which devices there are and how much memory they have, and for
+    each thing that is missing the command that adds it. Exits with 1 when something is broken.
+
+    \b
+    llama4 doctor
+    llama4 doctor --json | jq .devices
+    """
+    from .runtime.doctor import diagnose
+    from .terminal.tables import diagnosis_view
+
+    diagnosis = diagnose()
+    if as_json:
+        _print_json(diagnosis.as_dict())
+    else:
+        show(diagnosis_view(diagnosis))
+    ctx.exit(0 if diagnosis.healthy else 1)
 
 
 @contextmanager

@@ -33,6 +33,8 @@ STOPPED_NOTES = {
     False: "Stopped before the answer began. The message is not kept; Up brings it back.",
 }
 
+HOW_TO_LEAVE = "Ctrl-D or /quit leaves the chat; Ctrl-C stops an answer."
+
 Messages = tuple[Message, ...]
 
 
@@ -106,14 +108,17 @@ class Chat:
 
     def _step(self) -> bool:
         """One message; False when it was the last."""
+        message = None
         try:
-            self.take(self._source.read())
+            message = self._source.read()
+            self.take(message)
         except EOFError:
             return False
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
-            note("Ctrl-D or /quit leaves the chat; Ctrl-C stops an answer.")
+            # Between the prompt and the first word of an answer there is a message to speak of.
+            note(HOW_TO_LEAVE if message is None else STOPPED_NOTES[False])
         except Llama4EdgeError as error:
             self._fail(str(error))
         return True
