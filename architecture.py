@@ -22,8 +22,9 @@ MAX_EXPERTS = 1024
 # Query-key normalization has no key in the file: llama.cpp turns it off for just this many experts.
 EXPERTS_WITHOUT_QK_NORM = 128
 
-# How text is cut up before byte pairs are merged.
+# How text is cut up before byte pairs are merged, and llama.cpp's two names for it.
 PRE_TOKENIZER = "llama4"
+PRE_TOKENIZER_NAMES = (PRE_TOKENIZER, "gpt-4o")
 PRE_TOKENIZER_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"

@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..architecture import ATTENTION_CHUNK
 from ..errors import ContextFullError, EngineError
 from .cores import logical_cores, physical_cores
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
 from .sampling import Sampling
-
-CHUNK = 8192
-"""Tokens that a chunked attention layer of Llama 4 sees at once (src/models/llama4.cpp)."""
 
 _SEQUENCE = 0
 _ABORTED = 2
@@ -98,7 +96,7 @@ def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) 
     # is_masked_swa; llama-kv-cache-iswa.cpp sets the size). So all cells of the chunk of `highest`
     # are there, and of earlier chunks any may be gone, without llama_memory_seq_rm saying so.
     # Position `common` attends to its own chunk from its beginning: that has to be the same one.
-    return common if common // CHUNK == highest // CHUNK else 0
+    return common if common // ATTENTION_CHUNK == highest // ATTENTION_CHUNK else 0
 
 
 class Engine:

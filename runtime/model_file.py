@@ -16,14 +16,10 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
+from ..architecture import ATTENTION_CHUNK, MAX_EXPERTS, MAX_LAYERS, MIN_LAYERS
 from ..errors import ModelFileError
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
 from .vocabulary_file import RECONVERT, FileVocabulary, check_vocabulary
-
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
-MIN_LAYERS = 4  # fewer leave no layer with full attention, and llama.cpp aborts at the first decode
-CHUNK = 8192  # llama.cpp's llama4 attends in chunks of this size whatever the file says
 
 
 @dataclass(frozen=True)
@@ -285,7 +281,7 @@ def _computable(info: ModelInfo) -> dict[str, tuple[object, ...]]:
         "attention.value_length_swa": (info.head_dim,),
         "rope.dimension_count": (info.head_dim,),
         "rope.dimension_count_swa": (info.head_dim,),
-        "attention.sliding_window": (CHUNK,),  # with 0, it aborts at the first decode
+        "attention.sliding_window": (ATTENTION_CHUNK,),  # with 0, it aborts at the first decode
         "attention.sliding_window_pattern": (4, pattern),
         "attention.causal": (True,),
         "embedding_length_out": (0, info.n_embd),

@@ -22,17 +22,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
+from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN
 from ..errors import VocabularyError
-
-O200K_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Llama 4 cuts text before merging: O200K_PATTERN of llama_models/llama4/tokenizer.py."""
-
-PRE_TOKENIZERS = ("llama4", "gpt-4o")
-"""The names under which a GGUF says that its tokenizer cuts text with O200K_PATTERN."""
 
 _T = TypeVar("_T")
 
@@ -66,7 +57,7 @@ class Vocabulary:
 
     def __init__(self, metadata: Mapping[str, object]) -> None:
         _expect(metadata, "tokenizer.ggml.model", ("gpt2",))
-        _expect(metadata, "tokenizer.ggml.pre", PRE_TOKENIZERS)
+        _expect(metadata, "tokenizer.ggml.pre", PRE_TOKENIZER_NAMES)
         self._tokens = _array(metadata, "tokenizer.ggml.tokens", str)
         self._types = _array(metadata, "tokenizer.ggml.token_type", int)
         merges = _array(metadata, "tokenizer.ggml.merges", str)
@@ -212,7 +203,7 @@ def _build(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = PreTokenizers(
         [
-            Split(Regex(O200K_PATTERN), behavior="isolated"),
+            Split(Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
             ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )

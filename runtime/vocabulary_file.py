@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..architecture import PRE_TOKENIZER_NAMES
 from ..errors import ModelFileError
 from .gguf_file import GGUFFile
 
 RECONVERT = "Convert the checkpoint again, with: llama4 convert"
-_PRE_TOKENIZERS = ("llama4", "gpt-4o")  # two names of one rule in llama.cpp
 
 _TYPES: dict[str, tuple[str, ...]] = {
     "model": ("str",),
@@ -101,8 +101,8 @@ def _check_keys(gguf: GGUFFile) -> None:
     model, pre = gguf.metadata["tokenizer.ggml.model"], gguf.metadata["tokenizer.ggml.pre"]
     if model != "gpt2":
         raise _bad(gguf, "tokenizer.ggml.model", model, "gpt2, which means byte-level BPE")
-    if pre not in _PRE_TOKENIZERS:
-        raise _bad(gguf, "tokenizer.ggml.pre", pre, " or ".join(_PRE_TOKENIZERS))
+    if pre not in PRE_TOKENIZER_NAMES:
+        raise _bad(gguf, "tokenizer.ggml.pre", pre, " or ".join(PRE_TOKENIZER_NAMES))
 
 
 def _strings(gguf: GGUFFile, name: str) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import ContextFullError, EngineError
-from llama4_edge.runtime.engine import CHUNK, Engine, EngineSettings, reusable_prefix
+from llama4_edge.runtime.engine import Engine, EngineSettings, reusable_prefix
 from llama4_edge.runtime.sampling import Sampling
 
 from .gguf_maker import N_VOCAB, tiny_model
