@@ -48,7 +48,8 @@ def show(view: RenderableType) -> None:
     """Print a result on stdout; a pipe gets no padding at the ends of lines."""
     out = console()
     if out.file.isatty():
-        out.print(view)
+        # What may neither fold nor be cut, such as a command to copy, is left to the terminal.
+        out.print(view, crop=False)
         return
     with out.capture() as captured:
         out.print(view)

@@ -164,9 +164,10 @@ class Chat:
             if pieces:
                 writer.write(STOPPED)
                 self._keep((*asked, Message("assistant", "".join(pieces) + STOPPED)))
-            writer.break_off()
             if not self._interactive:
+                writer.break_off()
                 raise
+            writer.end()  # the terminal has put ^C on the line
             note(STOPPED_NOTES[bool(pieces)])
         except ContextFullError as error:
             writer.break_off()

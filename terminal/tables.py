@@ -28,8 +28,8 @@ _LONGEST_TEXT = 120
 # Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
 _LONGEST_ARRAY = 8
 
-# How a finding of each level is marked, and in what style.
-_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("problem", "bold red")}
+# Of a finding, by its level.
+_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 def metadata_text(value: object) -> str:
@@ -103,8 +103,11 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
     """What `doctor` shows: what is here, then each finding with the command that mends it."""
     findings: list[RenderableType] = []
     for finding in diagnosis.findings:
-        mark, style = _MARKS[finding.level]
-        findings.append(Text.assemble((f"{mark:<8}", style), printable(finding.what)))
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_column(width=max(map(len, _STYLES)), style=_STYLES[finding.level])
+        line.add_column(overflow="fold")
+        line.add_row(finding.level, Text(printable(finding.what)))
+        findings.append(line)
         if finding.fix:
             # A command is copied as a whole: the terminal may wrap it, nothing here does.
             findings.append(Text(f"  {finding.fix}", no_wrap=True, overflow="ignore"))

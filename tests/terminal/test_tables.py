@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
 
 from llama4_edge.quant.summary import FileSummary, summarize
-from llama4_edge.terminal.tables import metadata_text, summary_view
+from llama4_edge.runtime.doctor import Finding, diagnose
+from llama4_edge.terminal import show
+from llama4_edge.terminal.tables import diagnosis_view, metadata_text, summary_view
 
 
 def shown(view: RenderableType, width: int) -> list[str]:
@@ -80,6 +84,23 @@ def test_a_narrow_terminal_folds_the_types_and_cuts_no_number(summary: FileSumma
     assert sorted("".join("".join(wide).replace("─", "").split())) == sorted(
         "".join("".join(narrow).replace("─", "").split())
     )
+
+
+def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    command = "CMAKE_ARGS=-DGGML_CUDA=ON python -m pip install " + "--a-long-option " * 8 + "x"
+    finding = Finding("problem", "llama.cpp was built without what this machine has", command)
+    diagnosis = replace(diagnose(), findings=(finding,))
+    monkeypatch.setattr(sys, "stdout", Screen())
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, without styles
+    show(diagnosis_view(diagnosis))
+    lines = [line.rstrip() for line in sys.stdout.getvalue().splitlines()]
+    assert f"  {command}" in lines
+    assert lines[-2] == "problem llama.cpp was built without what this machine has"
+    assert max(map(len, lines[:-1])) <= 80
 
 
 def test_a_checkpoint_without_experts_says_so() -> None:
