@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import CheckpointError, ContextFullError, Llama4EdgeError
-from .terminal import complain, note, show, show_log
+from .errors import ContextFullError, Llama4EdgeError
+from .terminal import at_terminal, complain, note, show, show_log, speak_utf8
 from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
 from .terminal.options import (
     ANSWER,
@@ -41,7 +41,6 @@ from .terminal.progress import conversion_progress, loading_progress
 from .terminal.prompt import Lines, read_prompt
 
 if TYPE_CHECKING:
-    from .quant import FileSummary
     from .runtime.model import Model
 
 
@@ -95,7 +94,13 @@ def main(ctx: click.Context) -> None:
     \b
     llama4 convert Llama-4-Scout-17B-16E-Instruct -o scout.gguf
     llama4 chat scout.gguf
+
+    Completion of commands and options in bash (or zsh, fish):
+
+    \b
+    eval "$(_LLAMA4_COMPLETE=bash_source llama4)"
     """
+    speak_utf8()
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -193,32 +198,14 @@ def inspect(file: Path, tensors: bool, as_json: bool) -> None:
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
+    from .terminal.files import summary_of
     from .terminal.tables import summary_view
 
-    summary = _summary_of(file)
+    summary = summary_of(file)
     if as_json:
         _print_json(summary.as_dict())
     else:
         show(summary_view(summary, tensors=tensors))
-
-
-def _summary_of(file: Path) -> FileSummary:
-    if file.is_dir():
-        from .convert import inspect_checkpoint
-
-        return inspect_checkpoint(file)
-    if file.suffix == ".safetensors":
-        raise CheckpointError(
-            f"{file} is one file of a checkpoint",
-            hint=f"Give its directory: llama4 inspect {file.parent}",
-        )
-    from .quant import summarize
-    from .runtime.gguf_file import read_gguf
-
-    gguf = read_gguf(file)
-    # ggml names the contiguous axis first; a summary, like a checkpoint, names it last.
-    tensors = ((one.name, one.shape[::-1], one.type, one.nbytes) for one in gguf.tensors)
-    return summarize(str(file), "gguf", gguf.metadata, tensors)
 
 
 @main.command()
@@ -297,7 +284,7 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
     sampling = sampling_of(ctx)
     answering = ctx.meta.get(ANSWER, {})
     first = opening(system)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
     with _open(ctx, model) as loaded:
         talk = Chat(

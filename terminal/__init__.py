@@ -6,6 +6,7 @@ came from a model or a file can steer the terminal. Does not know how models run
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -28,6 +29,21 @@ _UNFOLDED = 100_000
 def printable(text: str) -> str:
     """`text` with its control characters, except tab and newline, made visible and harmless."""
     return text.translate(_PICTURES)
+
+
+def speak_utf8() -> None:
+    """Write UTF-8 whatever the locale says: it is what models speak, and what a pipe expects.
+
+    A file name that is no UTF-8 is shown with its odd bytes as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def at_terminal() -> bool:
+    """Whether a person types and reads here; a stream that was closed is None."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def console(*, stderr: bool = False) -> Console:

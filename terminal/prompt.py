@@ -33,6 +33,8 @@ class Lines:
 
     def read(self) -> str:
         """The next line; one that ends in a backslash goes on in the next."""
+        if sys.stdin is None:  # the process was started with stdin closed
+            raise EOFError
         message = ""
         for line in iter(sys.stdin.buffer.readline, b""):
             text = decode(line.rstrip(b"\r\n"), "a line on standard input")

@@ -148,6 +148,47 @@ def test_a_reader_that_leaves_ends_run_quietly(scout_bf16: Path) -> None:
     assert process.returncode == 141
 
 
+def test_answers_are_utf8_whatever_the_locale_says(scout_bf16: Path) -> None:
+    answers = []
+    for encoding in ("ascii", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        command = [
+            sys.executable,
+            "-c",
+            LLAMA4,
+            "run",
+            str(scout_bf16),
+            "Hello",
+            "-s",
+            "1",
+            "-n",
+            "40",
+        ]
+        answers.append(subprocess.check_output(command, stdin=subprocess.DEVNULL, env=environment))
+    assert answers[0] == answers[1]
+    assert not answers[0].isascii()
+    answers[0].decode("utf-8")
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("run", 2), ("chat", 0)])
+def test_a_closed_stdin_is_an_empty_one(scout_bf16: Path, command: str, exit_code: int) -> None:
+    python = [sys.executable, "-c", LLAMA4, command, str(scout_bf16)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *python], capture_output=True)
+    assert (done.returncode, done.stdout) == (exit_code, b"")
+    assert b"Traceback" not in done.stderr
+
+
+def test_shells_get_their_completion() -> None:
+    environment = {**os.environ, "_LLAMA4_COMPLETE": "bash_complete", "COMP_WORDS": "llama4 co"}
+    done = subprocess.run(
+        [sys.executable, "-c", LLAMA4],
+        env={**environment, "COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "plain,convert\n"
+
+
 def test_ctrl_c_leaves_nothing_of_a_conversion(
     terminal: OpenTerminal, scout_checkpoint: Path, tmp_path: Path
 ) -> None:
