@@ -1,0 +1,169 @@
+"""FP8 against torch: every code, every way a scale is stored, exact to the bit."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llama4_edge.convert import fp8
+from llama4_edge.errors import UnsupportedError
+
+NAN_CODES = (0x7F, 0xFF)
+
+# The weights and activations as vLLM printed them for the published repository (its issue 16474).
+PUBLISHED: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "quantization_status": "compressed",
+    "kv_cache_scheme": None,
+    "ignore": ["language_model.lm_head", "re:.*self_attn.*"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "output_activations": None,
+            "input_activations": {
+                "num_bits": 8, "type": "float", "symmetric": True, "group_size": None,
+                "strategy": "token", "block_structure": None, "dynamic": True, "actorder": None,
+                "observer": None, "observer_kwargs": {},
+            },
+            "weights": {
+                "num_bits": 8, "type": "float", "symmetric": True, "group_size": None,
+                "strategy": "channel", "block_structure": None, "dynamic": False, "actorder": None,
+                "observer": "minmax", "observer_kwargs": {},
+            },
+        }
+    },
+}  # fmt: skip
+
+
+def _finite_codes(rows: int) -> np.ndarray:
+    """Each row holds every code that is a number."""
+    row = np.array([code for code in range(256) if code not in NAN_CODES], np.uint8)
+    return np.tile(row, (rows, 1))
+
+
+def _torch_dequantized(codes: np.ndarray, scale: torch.Tensor) -> np.ndarray:
+    """float32 product, rounded to bf16: raw words."""
+    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).to(torch.float32)
+    product = (values * scale.to(torch.float32)).to(torch.bfloat16)
+    return product.view(torch.int16).numpy().view(np.uint16)
+
+
+def test_every_code_has_the_value_that_torch_gives_it():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+    expected = codes.numpy()
+    assert np.array_equal(fp8.VALUES, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(fp8.VALUES[[0x00, 0x80]]), [False, True])
+    assert list(np.flatnonzero(np.isnan(fp8.VALUES))) == list(NAN_CODES)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_decoded_rows_equal_torchs_product_rounded_to_bf16(dtype):
+    generator = torch.Generator().manual_seed(4)
+    # From what a weight's scale is (1e-4) to products that are subnormal in bf16.
+    magnitude = 10.0 ** torch.linspace(-38, 30, 512)
+    scale = (magnitude * (1 + torch.rand(512, generator=generator))).to(dtype)[:, None]
+    codes = _finite_codes(512)
+    raw = scale.view(torch.int16 if dtype is torch.bfloat16 else torch.int32).numpy().tobytes()
+    scales = fp8.scales_of(raw, "BF16" if dtype is torch.bfloat16 else "F32")
+    assert np.array_equal(fp8.decode_rows(codes, scales), _torch_dequantized(codes, scale))
+
+
+def test_one_rounding_equals_a_product_taken_in_bf16():
+    """compressed-tensors multiplies in the scale's own dtype."""
+    scale = (10.0 ** torch.linspace(-6, 0, 64)).to(torch.bfloat16)[:, None]
+    codes = _finite_codes(64)
+    in_bf16 = torch.from_numpy(codes).view(torch.float8_e4m3fn).to(torch.bfloat16) * scale
+    scales = fp8.scales_of(scale.view(torch.int16).numpy().tobytes(), "BF16")
+    expected = in_bf16.view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(fp8.decode_rows(codes, scales), expected)
+
+
+@pytest.mark.parametrize("code", NAN_CODES)
+def test_a_code_that_is_no_number_is_refused(code):
+    codes = np.zeros((3, 32), np.uint8)
+    codes[2, 31] = code
+    with pytest.raises(ValueError, match="not a number"):
+        fp8.decode_rows(codes, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+def test_a_scale_that_is_no_positive_number_is_refused(scale):
+    for dtype, name in ((torch.bfloat16, "BF16"), (torch.float32, "F32")):
+        raw = torch.tensor([1.0, scale], dtype=dtype).view(torch.uint8).numpy().tobytes()
+        with pytest.raises(ValueError, match="scale"):
+            fp8.scales_of(raw, name)
+
+
+def test_a_row_of_zeros_may_have_the_scale_zero():
+    scales = fp8.scales_of(np.zeros(1, np.float32).tobytes(), "F32")
+    assert fp8.decode_rows(np.zeros((1, 4), np.uint8), scales).tolist() == [[0, 0, 0, 0]]
+
+
+def test_scales_are_named_after_their_weight_and_activation_scales_are_left_out():
+    weight = "model.layers.1.feed_forward.experts.0.down_proj.weight"
+    assert fp8.scale_name(weight) == weight + "_scale"
+    assert not fp8.left_out(weight)
+    assert not fp8.left_out(fp8.scale_name(weight))
+    assert fp8.left_out("model.layers.1.feed_forward.experts.0.down_proj.input_scale")
+    assert fp8.left_out("model.layers.1.self_attn.k_scale")
+
+
+def test_the_published_settings_are_taken():
+    fp8.check_quantization(PUBLISHED)
+    fp8.check_quantization({**PUBLISHED, "sparsity_config": {}, "transform_config": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"quant_method": "fbgemm_fp8"}, "quant_method 'fbgemm_fp8'"),
+        ({"quant_method": "modelopt", "format": None}, "quant_method 'modelopt'; format None"),
+        ({"format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized'"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+        ({"transform_config": {"config_groups": {"u": {}}}}, "a transform_config"),
+        ({"config_groups": {}}, "config_groups {}"),
+        ({"config_groups": {"group_0": {"weights": None}}}, "group_0: no weights"),
+    ],
+)
+def test_another_quantization_is_refused_by_what_differs(change, found):
+    with pytest.raises(UnsupportedError, match="quantized in a way") as caught:
+        fp8.check_quantization({**PUBLISHED, **change})
+    assert found in str(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_bits", 4),
+        ("type", "int"),
+        ("strategy", "tensor"),
+        ("strategy", "block"),
+        ("symmetric", False),
+        ("dynamic", True),
+        ("group_size", 128),
+        ("block_structure", [128, 128]),
+    ],
+)
+def test_another_kind_of_weight_is_refused_by_name(field, value):
+    settings = deepcopy(PUBLISHED)
+    settings["config_groups"]["group_0"]["weights"][field] = value
+    with pytest.raises(UnsupportedError) as caught:
+        fp8.check_quantization(settings)
+    assert caught.value.found == f"group_0: weights.{field} {value!r}"
+
+
+def test_a_group_with_a_format_of_its_own_is_refused():
+    settings = deepcopy(PUBLISHED)
+    settings["config_groups"]["group_0"]["format"] = "pack-quantized"
+    with pytest.raises(UnsupportedError, match="pack-quantized"):
+        fp8.check_quantization(settings)
+
+
+def test_settings_that_are_no_object_are_refused():
+    with pytest.raises(UnsupportedError, match="no settings"):
+        fp8.check_quantization(["float-quantized"])
