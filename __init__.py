@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .convert import Progress, Report, convert
 from .errors import (
     CheckpointError,
     ContextFullError,
+    DamagedTensorError,
     EngineError,
     Llama4EdgeError,
     ModelFileError,
@@ -31,8 +33,6 @@ from .quant import RECIPES
 if TYPE_CHECKING:
     from .runtime import Completion, Message, Model, Sampling, Stream
 
-__version__ = "0.1.0"
-
 _RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Sampling", "Stream"})
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ContextFullError",
+    "DamagedTensorError",
     "EngineError",
     "Llama4EdgeError",
     "Message",
@@ -55,6 +56,7 @@ __all__ = [
     "TemplateError",
     "UnsupportedError",
     "VocabularyError",
+    "__version__",
     "convert",
 ]
 

@@ -30,6 +30,7 @@ from .terminal.options import (
     MODEL,
     VERBOSE,
     CommandWithRecipes,
+    byte_count,
     json_option,
     model_options,
     recipe_name,
@@ -137,7 +138,17 @@ def main(ctx: click.Context) -> None:
     help="Threads that encode.  [default: all cores]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--split-size",
+    type=byte_count,
+    metavar="N(M|G)",
+    help="Write parts with at most so many bytes of tensors, which llama.cpp loads together.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the output if it exists, and what another conversion left half done.",
+)
 @json_option
 @verbose_option
 def convert(
@@ -147,6 +158,7 @@ def convert(
     types: tuple[tuple[str, str], ...],
     threads: int | None,
     dry_run: bool,
+    split_size: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -154,8 +166,8 @@ def convert(
 
     SOURCE is a directory with config.json, tokenizer.json and safetensors, as published.
 
-    Nothing is written before everything is checked, and an interrupted conversion leaves nothing
-    under the final name.
+    Nothing is written before everything is checked, and nothing has the final name before it is
+    whole. The command that was interrupted goes on where it stopped when it is given again.
 
     \b
     llama4 convert Llama-4-Scout-17B-16E-Instruct
@@ -166,17 +178,22 @@ def convert(
     from .convert import convert as run_conversion
     from .terminal.tables import report_view
 
-    with conversion_progress() as progress:
-        report = run_conversion(
-            source,
-            output,
-            recipe=recipe or DEFAULT_RECIPE,
-            types=types,
-            force=force,
-            dry_run=dry_run,
-            threads=threads,
-            progress=progress,
-        )
+    try:
+        with conversion_progress() as progress:
+            report = run_conversion(
+                source,
+                output,
+                recipe=recipe or DEFAULT_RECIPE,
+                types=types,
+                split_size=split_size,
+                force=force,
+                dry_run=dry_run,
+                threads=threads,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note("The same command goes on where this one stopped.")
+        raise
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -287,6 +304,8 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
     with _open(ctx, model) as loaded:
+        # A model without a chat template is refused here, and not at each message.
+        _ = loaded.template
         talk = Chat(
             lambda messages: loaded.chat(messages, stream=True, sampling=sampling, **answering),
             source,

@@ -2,7 +2,9 @@
 
     Llama4EdgeError
     ├── CheckpointError       a checkpoint directory that cannot be read, or is not whole
-    │   └── UnsupportedError  a checkpoint that is whole, but that llama.cpp cannot represent
+    │   ├── HubError          a repository on the hub that cannot be had, or not whole
+    │   ├── UnsupportedError  a checkpoint that is whole, but that llama.cpp cannot represent
+    │   └── DamagedTensorError  a tensor that holds infinities, or numbers that are none
     ├── RecipeError           an unknown recipe or tensor type, or an override that fits nothing
     ├── OutputError           the target exists, the disk is too small, or writing failed
     ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
@@ -63,8 +65,16 @@ class CheckpointError(Llama4EdgeError):
     """A checkpoint directory that cannot be read, or is not whole."""
 
 
+class HubError(CheckpointError):
+    """A repository on the Hugging Face Hub that cannot be had, or not whole."""
+
+
 class UnsupportedError(CheckpointError):
     """A checkpoint that is whole, but that llama.cpp cannot represent."""
+
+
+class DamagedTensorError(CheckpointError):
+    """A stored tensor holds infinities, numbers that are none, or numbers too large."""
 
 
 class RecipeError(Llama4EdgeError):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-import numpy as np
 
+from .._version import __version__
 from ..quant import (
     Assignment,
     FileSummary,
@@ -27,13 +27,22 @@ from ..quant import (
     summarize,
     type_named,
 )
+from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .metadata import ROPE_FREQS, rope_factors, write_metadata
 from .names import MappedTensor, plan_tensors, vision_tensors
-from .output import build_header, check_target, place_tensors, room_shortage, write_whole
-from .pipeline import Output, Slab, run_pipeline, slabs_of
+from .output import (
+    Part,
+    PartialOutput,
+    check_target,
+    finish_interrupted,
+    header_digest,
+    plan_parts,
+    room_shortage,
+)
+from .pipeline import SLAB_BYTES, Output, Slab, StageSeconds, run_pipeline, slabs_of
 from .report import Fallback, Progress, Report
 from .tokenizer import Vocabulary, read_vocabulary
 
@@ -49,11 +58,16 @@ class _Plan:
     recipe: Recipe
     mapped: list[MappedTensor]
     assignments: list[Assignment]
-    header: bytes
+    parts: list[Part]
     outputs: dict[str, Output]
-    nbytes: int
-    left_out: list[str]
+    slabs: list[Slab]
+    identity: dict[str, str]
     notes: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the shards that are converted."""
+        return sum(tensor.stored.nbytes for tensor in self.mapped)
 
 
 def convert(
@@ -62,6 +76,7 @@ def convert(
     *,
     recipe: str = DEFAULT_RECIPE,
     types: Sequence[tuple[str, str]] = (),
+    split_size: int | None = None,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -70,7 +85,8 @@ def convert(
     """Convert the checkpoint in the directory `source` to the GGUF file `output`.
 
     Everything is checked, from the headers alone, before anything is written. The file gets its
-    name only when it is whole; whatever stops the conversion leaves nothing behind.
+    name only when it is whole. A conversion that was interrupted goes on when it is called again
+    with the same arguments, and ends in the same bytes.
 
     Args:
         source: directory with config.json, tokenizer.json and the safetensors.
@@ -78,7 +94,10 @@ def convert(
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
-        force: replace an existing `output`.
+        split_size: bytes of tensors that one file may hold; more go into further parts,
+            ``NAME-00001-of-00003.gguf`` and so on.
+        force: replace an existing `output`, and what an interrupted conversion of another kind
+            left.
         dry_run: check and plan everything, write nothing; too small a disk is a note then.
         threads: encoders that work at the same time; by default one for each core.
         progress: called after each slab with the bytes read so far.
@@ -89,28 +108,26 @@ def convert(
     Raises:
         CheckpointError: the checkpoint is not whole.
         UnsupportedError: it is whole, and llama.cpp could not run it.
+        DamagedTensorError: a weight is no number.
         VocabularyError: llama.cpp would read the tokenizer differently.
         RecipeError: no such recipe or type, or an override that fits no tensor.
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     started = time.monotonic()
     checkpoint = open_checkpoint(source)
-    plan = _plan(
-        checkpoint, recipe_named(recipe), [(regex, type_named(name)) for regex, name in types]
-    )
-    target = _target(checkpoint, output, plan.recipe)
+    chosen = recipe_named(recipe)
+    overrides = [(regex, type_named(name)) for regex, name in types]
+    plan = _plan(checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size)
     if dry_run:
-        shortage = room_shortage(target, plan.nbytes) if target.parent.is_dir() else None
-        return _report(plan, target, seconds=None, notes=[str(shortage)] if shortage else [])
-    check_target(target, nbytes=plan.nbytes, force=force)
-    workers = threads or os.cpu_count() or 1
-    write_whole(
-        target,
-        plan.header,
-        plan.nbytes,
-        lambda descriptor: _write_tensors(plan, descriptor, workers, progress),
-    )
-    return _report(plan, target, seconds=time.monotonic() - started)
+        shortage = room_shortage(plan.parts)
+        return _report(plan, notes=[str(shortage)] if shortage else [])
+    if finish_interrupted(plan.parts, plan.identity):
+        return _report(plan, resumed_at=1.0, seconds=time.monotonic() - started)
+    check_target(plan.parts, force=force)
+    spent = StageSeconds()
+    with PartialOutput(plan.parts, plan.identity, force=force) as partial:
+        resumed_at = _write_tensors(plan, partial, threads or available_cores(), spent, progress)
+    return _report(plan, resumed_at=resumed_at, seconds=time.monotonic() - started, spent=spent)
 
 
 def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
@@ -130,8 +147,19 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _plan(
-    checkpoint: Checkpoint, recipe: Recipe, overrides: Sequence[tuple[str, TensorType]]
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    overrides: Sequence[tuple[str, TensorType]],
+    target: Path,
+    split_size: int | None,
 ) -> _Plan:
     config = parse_config(checkpoint.config)
     mapped = plan_tensors(config, checkpoint.tensors)
@@ -145,20 +173,48 @@ def _plan(
     )
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
     write_metadata(writer, checkpoint, config, vocabulary, recipe, specs)
-    header = build_header(writer, assignments)
-    outputs, nbytes = place_tensors(header, assignments)
+    parts, outputs = plan_parts(writer, assignments, target, split_size)
     return _Plan(
         checkpoint=checkpoint,
         config=config,
         recipe=recipe,
         mapped=mapped,
         assignments=assignments,
-        header=header,
-        outputs={output.name: output for output in outputs},
-        nbytes=nbytes,
-        left_out=vision_tensors(config, checkpoint.tensors),
+        parts=parts,
+        outputs=outputs,
+        slabs=_slabs(mapped, outputs),
+        identity=_identity(checkpoint, mapped, parts),
         notes=(*config.notes, *_notes(mapped, vocabulary)),
     )
+
+
+def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> list[Slab]:
+    """All slabs, shard by shard and in the order of their bytes, so that disks read on."""
+    in_order = sorted(mapped, key=lambda tensor: (tensor.stored.file, tensor.stored.offset))
+    return [
+        slab
+        for tensor in in_order
+        for slab in slabs_of(
+            tensor.stored, [outputs[to.name] for to in tensor.targets], experts=tensor.experts
+        )
+    ]
+
+
+def _identity(
+    checkpoint: Checkpoint, mapped: Sequence[MappedTensor], parts: Sequence[Part]
+) -> dict[str, str]:
+    """What must be the same for a conversion to go on where another stopped.
+
+    The header holds all that recipe, overrides, config and tokenizer decide.
+    """
+    shards = sorted({tensor.stored.file for tensor in mapped})
+    return {
+        "llama4-edge": __version__,
+        "ggml": encoder_version(),
+        "slab size": str(SLAB_BYTES),
+        "recipe, types, config or tokenizer": header_digest(parts),
+        **{shard.name: checkpoint.shards.identity(shard) for shard in shards},
+    }
 
 
 def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
@@ -182,34 +238,45 @@ def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recip
 
 
 def _write_tensors(
-    plan: _Plan, descriptor: int, threads: int, progress: Callable[[Progress], None] | None
-) -> None:
+    plan: _Plan,
+    partial: PartialOutput,
+    threads: int,
+    spent: StageSeconds,
+    progress: Callable[[Progress], None] | None,
+) -> float:
+    """Convert what is not done yet; the share of the source that was."""
     factors = rope_factors(plan.config)
     if factors is not None:
-        os.pwrite(descriptor, factors.astype(np.float32).tobytes(), plan.outputs[ROPE_FREQS].offset)
-    slabs = (
-        slab
-        for tensor in plan.mapped
-        for slab in slabs_of(
-            tensor.stored,
-            [plan.outputs[to.name] for to in tensor.targets],
-            experts=tensor.experts,
-        )
-    )
-    total = sum(tensor.stored.nbytes for tensor in plan.mapped)
-    done = 0
+        place = plan.outputs[ROPE_FREQS]
+        partial.write(place.part, place.offset, factors.data.cast("B"))
+    skipped = partial.slabs_done
+    total = plan.source_bytes
+    before = done = sum(slab.source_bytes for slab in plan.slabs[:skipped])
 
     def on_slab(slab: Slab) -> None:
         nonlocal done
         done += slab.source_bytes
         if progress is not None:
-            progress(Progress(done, total, slab.output.name))
+            progress(Progress(done, total, slab.shares[0].output.name, before))
 
-    run_pipeline(slabs, descriptor, threads=threads, on_slab=on_slab)
+    run_pipeline(
+        plan.slabs[skipped:],
+        plan.checkpoint.shards,
+        partial,
+        threads=threads,
+        seconds=spent,
+        on_slab=on_slab,
+    )
+    return before / total
 
 
 def _report(
-    plan: _Plan, target: Path, *, seconds: float | None, notes: Sequence[str] = ()
+    plan: _Plan,
+    *,
+    resumed_at: float = 0.0,
+    seconds: float | None = None,
+    spent: StageSeconds | None = None,
+    notes: Sequence[str] = (),
 ) -> Report:
     """What was done, or where `seconds` is None what would be."""
     tensors = [
@@ -224,19 +291,32 @@ def _report(
     ]
     return Report(
         source=str(plan.checkpoint.path),
-        output=str(target),
+        output=str(plan.parts[0].path),
+        outputs=tuple(str(part.path) for part in plan.parts),
         recipe=plan.recipe.name,
         dry_run=seconds is None,
-        bytes=plan.nbytes,
-        source_bytes=sum(tensor.stored.nbytes for tensor in plan.mapped),
+        bytes=sum(part.nbytes for part in plan.parts),
+        source_bytes=plan.source_bytes,
         parameters=sum(tensor.parameters for tensor in tensors),
+        resumed_at=resumed_at,
         seconds=seconds or 0.0,
         roles=summarize_roles(tensors),
+        stage_seconds=_by_role(spent or StageSeconds()),
         fallbacks=tuple(
             Fallback(assigned.tensor.name, assigned.wanted.name, assigned.type.name)
             for assigned in plan.assignments
             if assigned.wanted is not None
         ),
-        left_out=tuple(plan.left_out),
+        left_out=tuple(vision_tensors(plan.config, plan.checkpoint.tensors)),
         notes=(*plan.notes, *notes),
     )
+
+
+def _by_role(spent: StageSeconds) -> dict[str, dict[str, float]]:
+    """Role to stage to seconds."""
+    roles: dict[str, dict[str, float]] = {}
+    for name, stages in spent.by_tensor().items():
+        totals = roles.setdefault(role_of(name), dict.fromkeys(StageSeconds.STAGES, 0.0))
+        for stage, value in stages.items():
+            totals[stage] += value
+    return roles

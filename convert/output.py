@@ -1,34 +1,118 @@
-"""The GGUF being written: its header, the room it needs, its temporary name and its final one.
+"""The GGUF being written: its parts, their headers, the room they need, their names.
 
-Everything is checked before anything is written; the file carries its final name only when whole.
+Everything is checked before anything is written. A part carries its final name only when all are
+whole; until then it lies beside it under a temporary one, with a journal that says how far it got,
+so that the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import gguf
 import numpy as np
 from gguf.gguf_writer import WriterState
 
-from ..errors import OutputError
+from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
-from .pipeline import Output
+from .pipeline import Output, forget_cached
 
 ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 PARTIAL_SUFFIX = ".partial"
+JOURNAL_SUFFIX = ".partial.json"
+# How long finished work may lie in the page cache alone before it is made safe.
+COMMIT_SECONDS = 2.0
 
 
-def build_header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
-    """Everything before the tensors' data, padded to where that begins.
+@dataclass(frozen=True)
+class Part:
+    """One file of the output: its final name, its first bytes, its size in bytes."""
 
-    `writer` holds the metadata already; it never opens a file.
+    path: Path
+    header: bytes
+    nbytes: int
+
+    @property
+    def partial(self) -> Path:
+        """Its name until all parts are whole."""
+        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+
+
+def plan_parts(
+    writer: gguf.GGUFWriter,
+    tensors: Sequence[Assignment],
+    target: Path,
+    split_bytes: int | None,
+) -> tuple[list[Part], dict[str, Output]]:
+    """Lay the tensors out over one file, or over several of at most `split_bytes` of tensors.
+
+    Args:
+        writer: holds the metadata already, which all goes into the first part; opens no file.
+        tensors: in the order in which they are to lie.
+        target: the file's final name; parts are called ``NAME-00001-of-00003.gguf``, as llama.cpp
+            finds them.
+        split_bytes: a tensor larger than this has a part of its own.
+
+    Returns:
+        The parts, and each tensor's place by its name.
     """
+    groups = _groups(tensors, split_bytes)
+    parts, outputs = [], {}
+    for number, group in enumerate(groups):
+        if number:
+            writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+        if len(groups) > 1:
+            _add_split(writer, number, len(groups), len(tensors))
+        header = _header(writer, group)
+        end = len(header)
+        for assigned in group:
+            shape = assigned.tensor.shape
+            name = assigned.tensor.name
+            outputs[name] = Output(name, assigned.type, shape, number, end)
+            end += gguf.GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
+        parts.append(Part(_part_name(target, number, len(groups)), header, end))
+    return parts, outputs
+
+
+def _groups(tensors: Sequence[Assignment], split_bytes: int | None) -> list[list[Assignment]]:
+    groups: list[list[Assignment]] = [[]]
+    filled = 0
+    for assigned in tensors:
+        nbytes = assigned.type.nbytes(assigned.tensor.shape)
+        if split_bytes is not None and groups[-1] and filled + nbytes > split_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(assigned)
+        filled += nbytes
+    return groups
+
+
+def _add_split(writer: gguf.GGUFWriter, number: int, count: int, tensors: int) -> None:
+    keys = gguf.Keys.Split
+    writer.add_uint16(keys.LLM_KV_SPLIT_NO, number)
+    writer.add_uint16(keys.LLM_KV_SPLIT_COUNT, count)
+    writer.add_int32(keys.LLM_KV_SPLIT_TENSORS_COUNT, tensors)
+
+
+def _part_name(target: Path, number: int, count: int) -> Path:
+    if count == 1:
+        return target
+    stem = target.name.removesuffix(".gguf")
+    return target.with_name(gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count))
+
+
+def _header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
+    """Everything before the tensors' data, padded to where that begins."""
     for assigned in tensors:
         writer.add_tensor_info(
             assigned.tensor.name,
@@ -42,91 +126,262 @@ def build_header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> byte
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    return _padded(buffer.getvalue())
+    header = buffer.getvalue()
+    return header + bytes(-len(header) % ALIGNMENT)
 
 
-def place_tensors(header: bytes, tensors: Sequence[Assignment]) -> tuple[list[Output], int]:
-    """Where each tensor's data goes, in the order given, and the size of the whole file."""
-    outputs, end = [], len(header)
-    for assigned in tensors:
-        shape = assigned.tensor.shape
-        outputs.append(Output(assigned.tensor.name, assigned.type, shape, end))
-        end += gguf.GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
-    return outputs, end
-
-
-def check_target(target: Path, *, nbytes: int, force: bool) -> None:
+def check_target(parts: Sequence[Part], *, force: bool, extra_bytes: int = 0) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
+
+    Args:
+        parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
+        force: existing files may be replaced.
+        extra_bytes: further room needed on the same disk while writing.
 
     Raises:
         OutputError: says which.
     """
-    if target.is_dir():
-        raise OutputError(f"{target} is a directory", expected="the name of a file to write")
-    if target.exists() and not force:
-        raise OutputError(f"{target} exists", hint="Give --force to replace it, or another name.")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent} is not a directory", hint="Make it first.")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target.parent} cannot be written to", expected="write permission")
-    shortage = room_shortage(target, nbytes)
+    for part in parts:
+        if part.path.is_dir():
+            raise OutputError(f"{part.path} is a directory", expected="a file to write")
+        if part.path.exists() and not force:
+            raise OutputError(
+                f"{part.path} exists", hint="Give --force to replace it, or another name."
+            )
+    directory = parts[0].path.parent
+    if not directory.is_dir():
+        raise OutputError(f"{directory} is not a directory", hint="Make it first.")
+    if not os.access(directory, os.W_OK):
+        raise OutputError(f"{directory} cannot be written to", expected="write permission")
+    shortage = room_shortage(parts, extra_bytes)
     if shortage is not None:
         raise shortage
 
 
-def room_shortage(target: Path, nbytes: int) -> OutputError | None:
-    """The error that writing `nbytes` to `target` would end in, if its disk has too little room."""
-    free = shutil.disk_usage(target.parent).free
-    if free >= nbytes:
+def room_shortage(parts: Sequence[Part], extra_bytes: int = 0) -> OutputError | None:
+    """The error that writing `parts` would end in, if their disk has too little room."""
+    directory = parts[0].path.parent
+    if not directory.is_dir():
+        return None
+    free = shutil.disk_usage(directory).free
+    written = sum(part.partial.stat().st_blocks * 512 for part in parts if part.partial.exists())
+    needed = sum(part.nbytes for part in parts) + extra_bytes - written
+    if free >= needed:
         return None
     return OutputError(
-        f"{target.parent} has too little room for {target.name}",
+        f"{directory} has too little room for {parts[0].path.name}",
         found=f"{_readable(free)} free",
-        expected=_readable(nbytes),
+        expected=_readable(needed),
         hint="Make room, choose another disk, or a recipe with fewer bits.",
     )
-
-
-def write_whole(target: Path, header: bytes, nbytes: int, fill: Callable[[int], None]) -> None:
-    """Write a file of `nbytes` under a temporary name beside `target`, then rename it.
-
-    Args:
-        target: the final name.
-        header: the file's first bytes.
-        nbytes: the whole file's size.
-        fill: writes the rest, given an open descriptor.
-
-    Raises:
-        OutputError: writing failed, or another conversion is writing the same target. Whatever
-            `fill` raises passes through. In each case nothing is left behind.
-    """
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    descriptor = _open_partial(partial)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.ftruncate(descriptor, nbytes)
-        _write_all(descriptor, header)
-        fill(descriptor)
-        os.fsync(descriptor)
-        partial.replace(target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"writing {partial} failed", found=error.strerror) from error
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def _readable(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
 
 
-def _open_partial(partial: Path) -> int:
+class PartialOutput:
+    """Parts under their temporary names, while they are filled.
+
+    A context: left without an error it renames the parts; left with one it keeps them for the next
+    run, unless the error says that the source itself is at fault.
+    """
+
+    def __init__(self, parts: Sequence[Part], identity: Mapping[str, str], *, force: bool) -> None:
+        self._parts = parts
+        self._identity = dict(identity)
+        self._journal = _journal_of(parts)
+        self._descriptors: list[int] = []
+        self._committed_at = time.monotonic()
+        self._dirty: list[tuple[int, int, int]] = []
+        self.slabs_done = 0
+        resumable = all(part.partial.exists() for part in parts)
+        try:
+            for part in parts:
+                self._descriptors.append(_open_locked(part.partial))
+            self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
+            if not self.slabs_done:
+                self._begin()
+        except OSError as error:
+            self._close()
+            raise _as_output_error(error, parts[0]) from error
+        except BaseException:
+            self._close()
+            raise
+
+    def _slabs_to_skip(self, *, force: bool) -> int:
+        """Slabs that an interrupted conversion of the same kind has written."""
+        journal = _read_journal(self._journal)
+        if journal is None:
+            return 0
+        found, done, _ = journal
+        sizes = [os.fstat(descriptor).st_size for descriptor in self._descriptors]
+        if found == self._identity and sizes == [part.nbytes for part in self._parts]:
+            return done
+        if force:
+            return 0
+        names = self._identity.keys() | found.keys()
+        changed = sorted(name for name in names if found.get(name) != self._identity.get(name))
+        raise OutputError(
+            f"{self._journal} is of another conversion",
+            found=f"changed since: {', '.join(changed) or 'the size of its parts'}",
+            hint="Give --force to begin anew, or repeat the command that was interrupted.",
+        )
+
+    def _begin(self) -> None:
+        self._journal.unlink(missing_ok=True)
+        try:
+            for part, descriptor in zip(self._parts, self._descriptors, strict=True):
+                os.ftruncate(descriptor, 0)
+                os.ftruncate(descriptor, part.nbytes)
+                _write_all(descriptor, 0, memoryview(part.header))
+            self._commit()
+        except BaseException:
+            self._discard()
+            raise
+
+    def __enter__(self) -> PartialOutput:
+        return self
+
+    def write(self, part: int, offset: int, data: memoryview) -> None:
+        """Put `data` at byte `offset` of a part.
+
+        Raises:
+            OutputError: the disk is full, or fails.
+        """
+        try:
+            _write_all(self._descriptors[part], offset, data)
+        except OSError as error:
+            raise _as_output_error(error, self._parts[part]) from error
+        self._dirty.append((part, offset, len(data)))
+
+    def slab_done(self, *, last_of_shard: bool) -> None:
+        """Count a slab; make it safe now and then, and always where its shard may be dropped."""
+        self.slabs_done += 1
+        if last_of_shard or time.monotonic() - self._committed_at > COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """First the data, then the journal that counts it: a loss of power loses no more."""
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
+        for part, offset, length in self._dirty:
+            forget_cached(self._descriptors[part], offset, length)
+        self._dirty.clear()
+        self._write_journal(finishing=False)
+        self._committed_at = time.monotonic()
+
+    def _write_journal(self, *, finishing: bool) -> None:
+        state = {
+            "identity": self._identity,
+            "slabs_done": self.slabs_done,
+            "finishing": finishing,
+        }
+        fresh = self._journal.with_name(self._journal.name + ".new")
+        fresh.write_text(json.dumps(state), encoding="utf-8")
+        fresh.replace(self._journal)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+            elif isinstance(error, DamagedTensorError) or not self.slabs_done:
+                self._discard()
+            else:
+                self._commit()
+        except OSError as failure:
+            if error is None:
+                raise _as_output_error(failure, self._parts[0]) from failure
+        finally:
+            self._close()
+
+    def _finish(self) -> None:
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        self._write_journal(finishing=True)
+        _rename(self._parts, self._journal)
+
+    def _discard(self) -> None:
+        for part in self._parts:
+            part.partial.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def finish_interrupted(parts: Sequence[Part], identity: Mapping[str, str]) -> bool:
+    """Give parts their names where all were whole already when a conversion was stopped.
+
+    Returns:
+        Whether that was so, and the conversion is therefore done.
+    """
+    path = _journal_of(parts)
+    journal = _read_journal(path)
+    if journal is None or journal[0] != dict(identity) or not journal[2]:
+        return False
+    if not all(part.partial.exists() or part.path.exists() for part in parts):
+        return False
+    _rename(parts, path)
+    return True
+
+
+def _journal_of(parts: Sequence[Part]) -> Path:
+    return parts[0].path.with_name(parts[0].path.name + JOURNAL_SUFFIX)
+
+
+def _read_journal(path: Path) -> tuple[dict[str, str], int, bool] | None:
+    """Identity, slabs done, and whether only names were missing; None when there is no journal.
+
+    A damaged one belongs to no conversion.
+    """
     try:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise OutputError(f"{partial} cannot be written", found=error.strerror) from error
+        journal = json.loads(path.read_text(encoding="utf-8"))
+        return dict(journal["identity"]), int(journal["slabs_done"]), bool(journal["finishing"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}, 0, False
+
+
+def _rename(parts: Sequence[Part], journal: Path) -> None:
+    """Last part first: llama.cpp is given the first, which then has all the others beside it."""
+    for part in reversed(parts):
+        if part.partial.exists():
+            part.partial.replace(part.path)
+    journal.unlink(missing_ok=True)
+    directory = os.open(parts[0].path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def header_digest(parts: Sequence[Part]) -> str:
+    """One hash over every header: names, types, places and all metadata."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.header)
+    return digest.hexdigest()
+
+
+def _as_output_error(error: OSError, part: Part) -> OutputError:
+    """What the operating system said, and what to do."""
+    return OutputError(
+        f"writing {part.partial} failed",
+        found=error.strerror,
+        hint="Make room or mend the disk, then run the same command again: it goes on from there.",
+    )
+
+
+def _open_locked(partial: Path) -> int:
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -135,11 +390,7 @@ def _open_partial(partial: Path) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, offset: int, data: memoryview) -> None:
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, data[done:], done)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % ALIGNMENT)
+        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -2,26 +2,30 @@
 
 Works slab by slab. A slab is at most `SLAB_BYTES` however large its tensor is (20 GiB in Maverick),
 and only `SLABS_IN_FLIGHT` exist at a time: while one is encoded on all cores, the next is read and
-the one before is written. Knows shards, types and offsets; names only for its errors.
+the one before is written. Slabs are written in the order in which they are given, so that a count
+of them says how far a conversion got. Knows shards, types and offsets; names only for its errors.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, DamagedTensorError
 from ..quant.encode import Bytes, bf16_to_f32, encode_rows, f32_to_bf16
 from ..quant.types import BF16, F32, TensorType
 from .checkpoint import DTYPE_BYTES, StoredTensor
+from .shards import Shards
 
 # An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece.
 SLAB_BYTES = 256 << 20
@@ -35,11 +39,12 @@ _VIEWS: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float
 
 @dataclass(frozen=True)
 class Output:
-    """A GGUF tensor to be filled: its data begins at byte `offset` of the file."""
+    """A GGUF tensor to be filled: its data begins at byte `offset` of part number `part`."""
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
+    part: int
     offset: int
 
     @property
@@ -49,42 +54,79 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Slab:
-    """Part of a stored tensor, a matrix of `rows` by `row_length`, and where it goes.
+class Share:
+    """What of a slab goes where: lines `first` to `last` of it, from byte `target` of the output.
 
-    Plain: `rows` rows from byte `source` become rows of the output from byte `target` on.
-    Transposed: columns `first` to `last` of the matrix at `source` become those rows.
+    A line is a row of a plain slab and a column of a transposed one; it becomes a row.
+    """
+
+    output: Output
+    target: int
+    first: int
+    last: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are written."""
+        return (self.last - self.first) * self.output.row_bytes
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Part of a stored tensor: `rows` rows of `columns` numbers.
+
+    The first number lies at byte `source` of the shard, and a row begins `stride` numbers after the
+    one before it.
     """
 
     stored: StoredTensor
-    output: Output
     source: int
     rows: int
-    row_length: int
-    target: int
-    transposed: bool = False
-    first: int = 0
-    last: int = 0
-
-    @property
-    def columns(self) -> int:
-        """Columns that are read."""
-        return self.last - self.first if self.transposed else self.row_length
+    columns: int
+    stride: int
+    transposed: bool
+    shares: tuple[Share, ...]
 
     @property
     def source_bytes(self) -> int:
         """Bytes that are read."""
         return self.rows * self.columns * DTYPE_BYTES[self.stored.dtype]
 
-    @property
-    def output_rows(self) -> int:
-        """Rows that are written."""
-        return self.columns if self.transposed else self.rows
 
-    @property
-    def target_bytes(self) -> int:
-        """Bytes that are written."""
-        return self.output_rows * self.output.row_bytes
+class Sink(Protocol):
+    """Where encoded bytes go."""
+
+    def write(self, part: int, offset: int, data: memoryview) -> None:
+        """Put `data` at byte `offset` of a part."""
+
+    def slab_done(self, *, last_of_shard: bool) -> None:
+        """All of the next slab is written; where it is the last of a shard, for good."""
+
+
+class StageSeconds:
+    """Seconds spent in each stage, by role of the tensor; several threads add to it.
+
+    Reading and writing are waited for; transposing and encoding are a core's time.
+    """
+
+    STAGES = ("reading", "transposing", "encoding", "writing")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+
+    def add(self, stage: str, name: str, seconds: float) -> None:
+        """Add to `stage` for the GGUF tensor `name`."""
+        with self._lock:
+            self._seconds[name, stage] += seconds
+
+    def by_tensor(self) -> dict[str, dict[str, float]]:
+        """GGUF tensor name to stage to seconds."""
+        with self._lock:
+            totals: dict[str, dict[str, float]] = {}
+            for (name, stage), seconds in self._seconds.items():
+                totals.setdefault(name, dict.fromkeys(self.STAGES, 0.0))[stage] += seconds
+            return totals
 
 
 def slabs_of(stored: StoredTensor, outputs: Sequence[Output], *, experts: bool) -> Iterator[Slab]:
@@ -93,28 +135,40 @@ def slabs_of(stored: StoredTensor, outputs: Sequence[Output], *, experts: bool) 
     With `experts` it is [expert, in, out] and each of `outputs` takes an even share of ``out``, as
     [expert, out, in]; otherwise it has one output of its own shape.
     """
-    if not experts:
-        yield from _plain_slabs(stored, outputs[0])
-        return
+    yield from (_expert_slabs(stored, outputs) if experts else _plain_slabs(stored, outputs[0]))
+
+
+def _expert_slabs(stored: StoredTensor, outputs: Sequence[Output]) -> Iterator[Slab]:
     count, inputs, total = stored.shape
     size = DTYPE_BYTES[stored.dtype]
-    share = total // len(outputs)
-    width = min(share, max(1, SLAB_BYTES // (inputs * size)))
+    width = min(total, max(1, SLAB_BYTES // (inputs * size)))
     for expert in range(count):
-        source = stored.offset + expert * inputs * total * size
-        for rank, output in enumerate(outputs):
-            for column in range(0, share, width):
-                yield Slab(
-                    stored=stored,
-                    output=output,
-                    source=source,
-                    rows=inputs,
-                    row_length=total,
-                    target=output.offset + (expert * share + column) * output.row_bytes,
-                    transposed=True,
-                    first=rank * share + column,
-                    last=rank * share + min(column + width, share),
-                )
+        for column in range(0, total, width):
+            columns = min(width, total - column)
+            yield Slab(
+                stored=stored,
+                source=stored.offset + (expert * inputs * total + column) * size,
+                rows=inputs,
+                columns=columns,
+                stride=total,
+                transposed=True,
+                shares=_expert_shares(outputs, expert, column, columns, total // len(outputs)),
+            )
+
+
+def _expert_shares(
+    outputs: Sequence[Output], expert: int, column: int, columns: int, width: int
+) -> tuple[Share, ...]:
+    """How `columns` columns from `column` on fall to outputs that take `width` each."""
+    shares = []
+    for rank, output in enumerate(outputs):
+        begin = max(column, rank * width)
+        end = min(column + columns, (rank + 1) * width)
+        if begin < end:
+            row = expert * width + begin - rank * width
+            target = output.offset + row * output.row_bytes
+            shares.append(Share(output, target, begin - column, end - column))
+    return tuple(shares)
 
 
 def _plain_slabs(stored: StoredTensor, output: Output) -> Iterator[Slab]:
@@ -123,52 +177,85 @@ def _plain_slabs(stored: StoredTensor, output: Output) -> Iterator[Slab]:
     rows = stored.parameters // length
     step = max(1, SLAB_BYTES // row_bytes)
     for row in range(0, rows, step):
+        count = min(step, rows - row)
         yield Slab(
             stored=stored,
-            output=output,
             source=stored.offset + row * row_bytes,
-            rows=min(step, rows - row),
-            row_length=length,
-            target=output.offset + row * output.row_bytes,
+            rows=count,
+            columns=length,
+            stride=length,
+            transposed=False,
+            shares=(Share(output, output.offset + row * output.row_bytes, 0, count),),
         )
 
 
+@dataclass(frozen=True)
+class _Encoding:
+    """A share's bytes, complete once every task is."""
+
+    share: Share
+    encoded: Bytes
+    tasks: list[Future[None]]
+
+
 def run_pipeline(
-    slabs: Iterable[Slab], target: int, *, threads: int, on_slab: Callable[[Slab], None]
+    slabs: Sequence[Slab],
+    shards: Shards,
+    sink: Sink,
+    *,
+    threads: int,
+    seconds: StageSeconds,
+    on_slab: Callable[[Slab], None],
 ) -> None:
-    """Convert every slab and write it to the open file `target`, a descriptor.
+    """Convert every slab into `sink`.
 
     Args:
-        slabs: in the order in which they are to be read.
-        target: open for writing; written at each slab's own offset.
+        slabs: in the order in which they are read and written, shard by shard.
+        shards: fetched one after the other, and given back once nothing needs them.
+        sink: takes the encoded bytes.
         threads: encoders that work at the same time.
+        seconds: is added to.
         on_slab: called after each slab is written, in order.
 
     Raises:
-        CheckpointError: a shard cannot be read, or holds numbers that are none.
-        OutputError: writing failed.
+        DamagedTensorError: a stored tensor holds numbers that are none, or too large.
+        CheckpointError: a shard cannot be read.
+        OutputError: the sink cannot write.
     """
+    last = {slab.stored.file: index for index, slab in enumerate(slabs)}
+    shards.expect(list(last))
     with (
-        _Shards() as shards,
+        _OpenShards(shards) as files,
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(threads, "encode") as encoders,
         ThreadPoolExecutor(1, "write") as writer,
     ):
 
-        def read(slab: Slab) -> tuple[Bytes, list[Future[None]]]:
-            block = shards.read(slab)
-            encoded = np.empty(slab.target_bytes, np.uint8)
-            tasks = [
-                encoders.submit(_encode, slab, block, encoded, begin, end)
-                for begin, end in _cuts(slab)
-            ]
-            return encoded, tasks
+        def read(slab: Slab) -> list[_Encoding]:
+            started = time.perf_counter()
+            block = files.read(slab)
+            seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
+            return [start(slab, share, block) for share in slab.shares]
 
-        def write(slab: Slab, started: Future[tuple[Bytes, list[Future[None]]]]) -> None:
-            encoded, tasks = started.result()
-            for task in tasks:
-                task.result()
-            _write(target, encoded, slab)
+        def start(slab: Slab, share: Share, block: Block) -> _Encoding:
+            encoded = np.empty(share.nbytes, np.uint8)
+            tasks = [
+                encoders.submit(_encode, slab, share, block, encoded, begin, end, seconds)
+                for begin, end in _cuts(share)
+            ]
+            return _Encoding(share, encoded, tasks)
+
+        def write(index: int, slab: Slab, reading: Future[list[_Encoding]]) -> None:
+            for encoding in reading.result():
+                for task in encoding.tasks:
+                    task.result()
+                started, share = time.perf_counter(), encoding.share
+                sink.write(share.output.part, share.target, encoding.encoded.data)
+                seconds.add("writing", share.output.name, time.perf_counter() - started)
+            is_last = last[slab.stored.file] == index
+            sink.slab_done(last_of_shard=is_last)
+            if is_last:
+                files.release(slab.stored.file)
 
         flights: deque[tuple[Slab, Future[None]]] = deque()
 
@@ -178,10 +265,11 @@ def run_pipeline(
             on_slab(slab)
 
         try:
-            for slab in slabs:
+            for index, slab in enumerate(slabs):
                 if len(flights) == SLABS_IN_FLIGHT:
                     land()
-                flights.append((slab, writer.submit(write, slab, reader.submit(read, slab))))
+                reading = reader.submit(read, slab)
+                flights.append((slab, writer.submit(write, index, slab, reading)))
             while flights:
                 land()
         except BaseException:
@@ -190,47 +278,52 @@ def run_pipeline(
             raise
 
 
-class _Shards:
-    """Open shards by path; each is opened once."""
+class _OpenShards:
+    """Open shards by path, each opened once; the reader opens, the writer releases."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         self._open: dict[Path, int] = {}
 
-    def __enter__(self) -> _Shards:
+    def __enter__(self) -> _OpenShards:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
 
+    def release(self, path: Path) -> None:
+        """Nothing will be read from `path` any more."""
+        os.close(self._open.pop(path))
+        self._shards.release(path)
+
     def read(self, slab: Slab) -> Block:
         """The slab's numbers as stored: [rows, columns]."""
         path = slab.stored.file
         try:
             if path not in self._open:
+                self._shards.acquire(path)
                 self._open[path] = os.open(path, os.O_RDONLY)
-            return self._read(self._open[path], slab)
+            return _read(self._open[path], slab)
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{path} cannot be read where {slab.stored.name} lies",
                 found=getattr(error, "strerror", None) or str(error),
-                hint="Check the disk and the file, then run the same command again.",
+                hint="Check the disk and the file, then run the same command again: it goes on "
+                "from here.",
             ) from error
 
-    def _read(self, descriptor: int, slab: Slab) -> Block:
-        block: Block = np.empty((slab.rows, slab.columns), _VIEWS[slab.stored.dtype])
-        if slab.columns == slab.row_length:
-            _fill(descriptor, _bytes_of(block), slab.source)
-            return block
-        size = block.itemsize
-        for row in range(slab.rows):
-            start = slab.source + (row * slab.row_length + slab.first) * size
-            _fill(descriptor, _bytes_of(block[row]), start)
+
+def _read(descriptor: int, slab: Slab) -> Block:
+    block: Block = np.empty((slab.rows, slab.columns), _VIEWS[slab.stored.dtype])
+    if slab.columns == slab.stride:
+        _fill(descriptor, block.data.cast("B"), slab.source)
+        forget_cached(descriptor, slab.source, block.nbytes)
         return block
-
-
-def _bytes_of(block: Block) -> memoryview:
-    return block.data.cast("B")
+    for row in range(slab.rows):
+        start = slab.source + row * slab.stride * block.itemsize
+        _fill(descriptor, block[row].data.cast("B"), start)
+    return block
 
 
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
@@ -243,40 +336,44 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
         done += count
 
 
-def _write(descriptor: int, encoded: Bytes, slab: Slab) -> None:
-    view, done = _bytes_of(encoded), 0
-    try:
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], slab.target + done)
-    except OSError as error:
-        raise OutputError(
-            f"writing {slab.output.name} failed",
-            found=error.strerror,
-            hint="Make room on the disk, then run the same command again.",
-        ) from error
+def forget_cached(descriptor: int, offset: int, length: int) -> None:
+    """Let go of the page cache of what is read or written once, so that others keep theirs."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _cuts(slab: Slab) -> Iterator[tuple[int, int]]:
-    """Ranges of output rows, each the work of one task."""
-    length = slab.output.shape[-1]
-    step = max(1, BLOCK_NUMBERS // length)
-    for begin in range(0, slab.output_rows, step):
-        yield begin, min(begin + step, slab.output_rows)
+def _cuts(share: Share) -> Iterator[tuple[int, int]]:
+    """Ranges of a share's lines, each the work of one task."""
+    step = max(1, BLOCK_NUMBERS // share.output.shape[-1])
+    for begin in range(share.first, share.last, step):
+        yield begin, min(begin + step, share.last)
 
 
-def _encode(slab: Slab, block: Block, encoded: Bytes, begin: int, end: int) -> None:
-    """Encode output rows `begin` to `end` of a slab into their place in `encoded`."""
+def _encode(
+    slab: Slab,
+    share: Share,
+    block: Block,
+    encoded: Bytes,
+    begin: int,
+    end: int,
+    seconds: StageSeconds,
+) -> None:
+    """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
+    started = time.thread_time()
     rows = _transposed(block, begin, end) if slab.transposed else block[begin:end]
-    size = slab.output.row_bytes
-    place = encoded[begin * size : end * size]
+    turned = time.thread_time()
+    size = share.output.row_bytes
+    place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:
-        _encode_rows(rows, slab.output.type, place)
+        _encode_rows(rows, share.output.type, place)
     except ValueError as error:
-        raise CheckpointError(
+        raise DamagedTensorError(
             f"{slab.stored.name} in {slab.stored.file.name} cannot be converted",
             found=str(error),
             hint="Download that shard again.",
         ) from None
+    seconds.add("transposing", share.output.name, turned - started)
+    seconds.add("encoding", share.output.name, time.thread_time() - turned)
 
 
 def _transposed(block: Block, begin: int, end: int) -> Block:

@@ -10,11 +10,15 @@ from ..quant.summary import RoleSummary, role_as_dict
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a conversion is, in bytes of the source."""
+    """How far a conversion is, in bytes of the source.
+
+    `bytes_before` were done already when an interrupted conversion went on.
+    """
 
     bytes_done: int
     bytes_total: int
     tensor: str
+    bytes_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,11 @@ class Fallback:
 class Report:
     """A conversion: what went in, what came out, and what deserves a look.
 
-    `bytes` is the size of the whole file, header and padding included; `seconds` is 0 for a dry
-    run.
+    `bytes` is the size of all parts, headers and padding included; `outputs` names the parts, of
+    which `output` is the first; `seconds` is 0 for a dry run; `resumed_at` is the share of the
+    source that an earlier, interrupted conversion had done, 0 to 1. `stage_seconds` has by role
+    the seconds since then in each stage: waited for in reading and writing, a core's time in
+    transposing and encoding.
     """
 
     source: str
@@ -43,6 +50,9 @@ class Report:
     parameters: int
     seconds: float
     roles: tuple[RoleSummary, ...]
+    stage_seconds: dict[str, dict[str, float]]
+    outputs: tuple[str, ...]
+    resumed_at: float
     fallbacks: tuple[Fallback, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
@@ -64,7 +74,12 @@ class Report:
             "parameters": self.parameters,
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
-            "roles": [role_as_dict(role) for role in self.roles],
+            "roles": [
+                {**role_as_dict(role), "seconds": self.stage_seconds.get(role.role, {})}
+                for role in self.roles
+            ],
+            "outputs": list(self.outputs),
+            "resumed_at": self.resumed_at,
             "fallbacks": [vars(fallback) for fallback in self.fallbacks],
             "left_out": list(self.left_out),
             "notes": list(self.notes),

@@ -22,6 +22,9 @@ class Shards(Protocol):
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer where the shard ends; for headers."""
 
+    def identity(self, path: Path) -> str:
+        """Changes when the shard does; cheap, so no hash of its bytes where that means reading."""
+
     def expect(self, paths: list[Path]) -> None:
         """The shards that will be acquired, in that order; a remote source may begin to fetch."""
 
@@ -51,6 +54,11 @@ class LocalShards:
                 return file.read(length)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
+
+    def identity(self, path: Path) -> str:
+        """The file's size and the time of its last change."""
+        status = path.stat()
+        return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
 
     def expect(self, paths: list[Path]) -> None:
         """Nothing to fetch."""

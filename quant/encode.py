@@ -57,6 +57,12 @@ def f32_to_bf16(floats: Floats) -> Halves:
     return halves
 
 
+def encoder_version() -> str:
+    """ggml's version and commit: other ones may encode the same numbers to other bytes."""
+    ggml = _ggml()
+    return f"{ggml.ggml_version().decode()} ({ggml.ggml_commit().decode()})"
+
+
 @cache
 def _ggml() -> ctypes.CDLL:
     """libggml-base with the prototypes of the functions used here (ggml.h)."""
@@ -79,6 +85,9 @@ def _ggml() -> ctypes.CDLL:
     for name in ("ggml_bf16_to_fp32_row", "ggml_fp32_to_bf16_row_ref"):
         getattr(library, name).argtypes = [pointer, pointer, int64]
         getattr(library, name).restype = None
+    for name in ("ggml_version", "ggml_commit"):
+        getattr(library, name).argtypes = []
+        getattr(library, name).restype = ctypes.c_char_p
     return library
 
 

@@ -44,7 +44,7 @@ def build_command(*, cuda: bool = False) -> str:
     options = "-DGGML_RPC=ON -DGGML_CUDA=ON" if cuda else "-DGGML_RPC=ON"
     flags = "-fno-dse -fno-tree-dse"
     return (
-        f'CMAKE_ARGS="{options}" CFLAGS="{flags}" CXXFLAGS="{flags}" '
+        f'CMAKE_ARGS="{options}" CXXFLAGS="{flags}" '
         "python -m pip install --force-reinstall --no-deps --no-cache-dir "
         f"--no-binary llama-cpp-python llama-cpp-python=={LLAMA_CPP_PYTHON}"
     )

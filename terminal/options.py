@@ -21,6 +21,15 @@ JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
 MODEL, SAMPLING, ANSWER = "llama4_edge.model", "llama4_edge.sampling", "llama4_edge.answer"
 
 
+def byte_count(value: str) -> int:
+    """A number of bytes as gguf-split takes it: ``500M`` or ``40G``, in powers of ten."""
+    units = {"M": 10**6, "G": 10**9}
+    digits, unit = value[:-1], value[-1:].upper()
+    if unit not in units or not digits.isdecimal() or int(digits) == 0:
+        raise click.BadParameter(f"{value!r} is not a number with M or G, such as 40G")
+    return int(digits) * units[unit]
+
+
 def type_override(value: str) -> tuple[str, str]:
     """``REGEX=TYPE`` taken apart. The regex may hold ``=`` itself, a type's name never does."""
     pattern, _, type_name = value.rpartition("=")

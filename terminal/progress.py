@@ -66,7 +66,14 @@ def conversion_progress() -> Iterator[Callable[[State], None] | None]:
     with Progress(*columns, console=err, transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, tensor="")
 
+        begun = False
+
         def show(state: State) -> None:
+            nonlocal begun
+            if not begun:
+                # What an interrupted conversion had done says nothing about the rate of this one.
+                bar.reset(task, total=state.bytes_total, completed=state.bytes_before)
+                begun = True
             bar.update(
                 task,
                 completed=state.bytes_done,

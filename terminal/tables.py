@@ -88,13 +88,16 @@ def report_view(report: Report) -> RenderableType:
         ("bits per weight", f"{report.bits_per_weight:.2f}"),
     ]
     if not report.dry_run:
-        rate = bytes_text(round(report.source_bytes / report.seconds)) if report.seconds else "?"
-        facts.append(("time", f"{seconds_text(report.seconds)}, {rate}/s read"))
+        read = report.source_bytes * (1 - report.resumed_at)
+        rate = bytes_text(round(read / report.seconds)) if report.seconds else "?"
+        since = f" since it went on at {report.resumed_at:.0%}" if report.resumed_at else ""
+        facts.append(("time", f"{seconds_text(report.seconds)}{since}, {rate}/s read"))
     facts += [("fallback", line) for line in _fallback_lines(report)]
     if report.left_out:
         facts.append(("left out", f"{len(report.left_out):,} tensors: {report.left_out[0]}, …"))
     facts += [("note", one) for one in report.notes]
-    facts.append(("would write" if report.dry_run else "wrote", report.output))
+    written = "would write" if report.dry_run else "wrote"
+    facts += [(written, path) for path in report.outputs]
     texts = ((name, printable(value)) for name, value in facts)
     return Group(roles_table(report.roles), "", _facts(texts))
 

@@ -154,7 +154,7 @@ def test_a_library_that_does_not_load_is_an_engine_error_with_the_cure(tmp_path:
 
 def test_the_build_command_names_the_options_and_the_pinned_version() -> None:
     assert library.build_command(cuda=True) == (
-        'CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON" CFLAGS="-fno-dse -fno-tree-dse" '
+        'CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON" '
         'CXXFLAGS="-fno-dse -fno-tree-dse" python -m pip install --force-reinstall --no-deps '
         "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36"
     )

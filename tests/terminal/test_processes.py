@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from llama4_edge import convert
+
 # A terminal's Ctrl-C reaches the processes whose controlling terminal it is.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 LLAMA4 = "from llama4_edge.cli import main; main(prog_name='llama4')"
@@ -189,7 +191,7 @@ def test_shells_get_their_completion() -> None:
     assert done.stdout == "plain,convert\n"
 
 
-def test_ctrl_c_leaves_nothing_of_a_conversion(
+def test_ctrl_c_leaves_a_conversion_to_be_gone_on_with(
     terminal: OpenTerminal, scout_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -200,9 +202,14 @@ def test_ctrl_c_leaves_nothing_of_a_conversion(
     one.wait_for("0%")
     one.press("\x03")
     exit_code, text = one.wait_for_end()
-    assert (exit_code, list(out.iterdir())) == (130, [])
-    assert text.splitlines()[-1] == "interrupted"
+    assert (exit_code, (out / "model.gguf").exists()) == (130, False)
+    assert text.splitlines()[-2:] == [
+        "The same command goes on where this one stopped.",
+        "interrupted",
+    ]
     assert "Traceback" not in text
+    convert(scout_checkpoint, out / "model.gguf", recipe="q4_k_m")
+    assert [path.name for path in out.iterdir()] == ["model.gguf"]
 
 
 def test_a_terminal_sees_no_trace_of_the_progress_bar_in_a_pipe(

@@ -1,0 +1,254 @@
+"""An interrupted conversion goes on where it stopped and ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from demo.checkpoint import Geometry
+from llama4_edge.convert import convert, output, pipeline
+from llama4_edge.errors import CheckpointError, OutputError
+
+from .conftest import SMALL, edit_text_config, shards_of
+
+# The child of a test: converts with small slabs and a journal written after each.
+CONVERT = """
+import sys
+from llama4_edge.convert import convert, output, pipeline
+pipeline.SLAB_BYTES, output.COMMIT_SECONDS = 40_000, 0.0
+convert(sys.argv[1], sys.argv[2], threads=1)
+"""
+
+# Forks one conversion after the other, kills each at a random moment, and finishes it.
+KILL_AT_RANDOM = """
+import hashlib, json, os, random, signal, sys, time
+from pathlib import Path
+from llama4_edge.convert import convert, output, pipeline
+
+source, target = sys.argv[1], Path(sys.argv[2])
+pipeline.SLAB_BYTES, output.COMMIT_SECONDS = 40_000, 0.0
+started = time.monotonic()
+convert(source, target, threads=1)
+duration = time.monotonic() - started
+target.unlink()
+random.seed(4)
+for _ in range(20):
+    pid = os.fork()
+    if not pid:
+        convert(source, target, threads=1)
+        os._exit(0)
+    time.sleep(random.uniform(0, 1.2 * duration))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    whole = target.exists()
+    report = convert(source, target, threads=1, force=whole)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    print(json.dumps([digest, report.resumed_at, whole]), flush=True)
+    target.unlink()
+"""
+
+
+@pytest.fixture
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many slabs, each made safe as soon as it is written."""
+    monkeypatch.setattr(pipeline, "SLAB_BYTES", 40_000)
+    monkeypatch.setattr(output, "COMMIT_SECONDS", 0.0)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def stop_at(share: float) -> Callable[[object], None]:
+    """A progress callback that stops a conversion as Ctrl-C does, once `share` of it is done."""
+
+    def progress(step: object) -> None:
+        if step.bytes_done >= share * step.bytes_total:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def interrupted(source: Path, target: Path, share: float = 0.5) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, target, progress=stop_at(share))
+
+
+def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
+    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, small_slabs: None
+) -> None:
+    source = make_checkpoint(replace(SMALL, experts=16))
+    convert(source, tmp_path / "whole.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_AT_RANDOM, str(source), str(tmp_path / "killed.gguf")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [digest for digest, _, _ in rounds] == [sha256(tmp_path / "whole.gguf")] * 20
+    assert sum(0 < resumed_at < 1 for _, resumed_at, _ in rounds) >= 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.gguf"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_conversion_leaves_nothing_under_the_final_name(
+    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, stop: signal.Signals
+) -> None:
+    source = make_checkpoint(replace(SMALL, experts=16))
+    target, journal = tmp_path / "o.gguf", tmp_path / "o.gguf.partial.json"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CONVERT, str(source), str(target)], stderr=subprocess.DEVNULL
+    )
+    while not journal.exists():
+        assert child.poll() is None
+        time.sleep(0.001)
+    child.send_signal(stop)
+    assert child.wait() != 0
+    assert not target.exists()
+    convert(source, tmp_path / "again.gguf")
+
+
+def test_it_goes_on_instead_of_beginning_anew(
+    checkpoint: Path, tmp_path: Path, small_slabs: None
+) -> None:
+    target = tmp_path / "o.gguf"
+    convert(checkpoint, tmp_path / "whole.gguf")
+    interrupted(checkpoint, target, 0.5)
+    assert not target.exists()
+    seen: list[int] = []
+    report = convert(checkpoint, target, progress=lambda step: seen.append(step.bytes_done))
+    assert 0.5 <= report.resumed_at < 0.6
+    assert min(seen) > report.resumed_at * report.source_bytes
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+def test_a_full_disk_is_said_and_can_be_gone_on_from(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenth slab meets a full disk; the kernel's own refusal is another test's."""
+    target, write, count = tmp_path / "o.gguf", os.pwrite, 0
+
+    def full(descriptor: int, data: object, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data, offset)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*it goes on from there"):
+        convert(checkpoint, target)
+    monkeypatch.setattr(os, "pwrite", write)
+    assert convert(checkpoint, target).resumed_at > 0
+    convert(checkpoint, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+def test_a_read_error_is_said_and_can_be_gone_on_from(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, read, count = tmp_path / "o.gguf", os.preadv, 0
+
+    def failing(descriptor: int, buffers: object, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count > 50:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, buffers, offset)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(CheckpointError, match=r"cannot be read where .* Input/output error"):
+        convert(checkpoint, target)
+    monkeypatch.setattr(os, "preadv", read)
+    assert 0 < convert(checkpoint, target).resumed_at < 1
+
+
+def test_a_changed_shard_is_noticed(checkpoint: Path, tmp_path: Path, small_slabs: None) -> None:
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    shard = shards_of(checkpoint)[1]
+    os.utime(shard)
+    with pytest.raises(
+        OutputError, match=f"another conversion.*changed since: {shard.name}.*--force"
+    ):
+        convert(checkpoint, target)
+    assert convert(checkpoint, target, force=True).resumed_at == 0
+
+
+def test_a_changed_recipe_is_noticed(checkpoint: Path, tmp_path: Path, small_slabs: None) -> None:
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    with pytest.raises(OutputError, match="changed since: recipe, types, config or tokenizer"):
+        convert(checkpoint, target, recipe="q8_0")
+    with pytest.raises(OutputError, match="changed since: recipe, types, config or tokenizer"):
+        convert(checkpoint, target, types=[("attn", "f16")])
+    edit_text_config(checkpoint, rms_norm_eps=1e-6)
+    with pytest.raises(OutputError, match="changed since: recipe, types, config or tokenizer"):
+        convert(checkpoint, target)
+
+
+def test_another_version_is_noticed(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama4_edge.convert import converter
+
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    monkeypatch.setattr(converter, "encoder_version", lambda: "0.0.0 (another)")
+    monkeypatch.setattr(converter, "__version__", "9.9")
+    with pytest.raises(OutputError, match="changed since: ggml, llama4-edge"):
+        convert(checkpoint, target)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"identity": 3, "slabs_done": 1}', "\x00"])
+def test_a_damaged_journal_is_refused(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, text: str
+) -> None:
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    (tmp_path / "o.gguf.partial.json").write_text(text)
+    with pytest.raises(OutputError, match="another conversion"):
+        convert(checkpoint, target)
+
+
+def test_a_journal_without_its_file_begins_anew(
+    checkpoint: Path, tmp_path: Path, small_slabs: None
+) -> None:
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    (tmp_path / "o.gguf.partial").unlink()
+    assert convert(checkpoint, target).resumed_at == 0
+
+
+def test_stopped_between_two_names_it_only_gives_names(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two parts one has its name already when the process dies."""
+    target, rename = tmp_path / "o.gguf", Path.replace
+
+    def die(self: Path, to: Path) -> Path:
+        if self.name.endswith("00001-of-00002.gguf.partial"):
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "replace", die)
+    half = replace(convert(checkpoint, target, dry_run=True)).bytes * 6 // 10
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, target, split_size=half)
+    monkeypatch.setattr(Path, "replace", rename)
+    report = convert(checkpoint, target, split_size=half)
+    assert report.resumed_at == 1
+    assert sorted(path.name for path in tmp_path.glob("o*")) == [
+        "o-00001-of-00002.gguf",
+        "o-00002-of-00002.gguf",
+    ]
