@@ -1,0 +1,411 @@
+"""A checkpoint that lies on the Hugging Face Hub, as if it lay in a directory.
+
+Promises: opening it moves headers only (configuration, tokenizer, index, and the first bytes of
+each shard); after that, shards come in the order in which they are expected, the next while one is
+worked on, and never more than two of them lie on the disk at a time unless they are to be kept.
+What was in huggingface_hub's cache before is used from there and stays.
+
+Files lie where huggingface_hub keeps them, in the repository's snapshot at one commit. A shard that
+will be dropped again is a link to a blob of its own name ending, by which a later run knows it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import CheckpointError, HubError
+from ..hub import (
+    RemoteFile,
+    Repository,
+    StoppedError,
+    cache_directory,
+    cached_commit,
+    find_repository,
+    is_offline,
+    partial_path,
+)
+from .checkpoint import (
+    INDEX_NAME,
+    Checkpoint,
+    open_checkpoint,
+    read_json_object,
+    read_tensors,
+)
+from .config import parse_config
+from .shards import LocalShards
+
+# Ends the name of a blob that will be dropped. Blobs of huggingface_hub have no ending.
+STAGED_SUFFIX = ".llama4-edge"
+SHARDS_AT_A_TIME = 2
+
+# Covers the header of every shard that is published; a longer one costs one more request.
+_HEAD_BYTES = 128 << 10
+_HEADS_AT_A_TIME = 8
+_SMALL_FILES = (".json", ".jinja", ".md")
+
+
+@dataclass(frozen=True)
+class Room:
+    """The most bytes that shards will take in `directory` at one time, beside what lies there."""
+
+    directory: Path
+    nbytes: int
+
+
+def open_repository(
+    repository: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    keep_source: bool = False,
+) -> Checkpoint:
+    """Read the headers of the checkpoint in the hub's repository `repository`.
+
+    In offline mode the cache must hold all of it, and nothing is ever dropped.
+
+    Args:
+        repository: ``org/name``.
+        revision: branch, tag or commit; by default the main branch. Resolved to a commit once.
+        token: to use instead of the one that ``hf auth login`` or HF_TOKEN has set.
+        keep_source: leave the shards in huggingface_hub's cache.
+
+    Raises:
+        HubError: the repository cannot be had, or is in Meta's own layout.
+        UnsupportedError: it is another kind of model.
+        CheckpointError: its files are damaged, missing, or not what their index says.
+    """
+    if is_offline():
+        return _open_cached(repository, revision)
+    remote = find_repository(repository, revision=revision, token=token)
+    if "config.json" not in remote.files:
+        raise _no_checkpoint(remote)
+    cache = _Cache(remote)
+    config = read_json_object(cache.fetch("config.json"))
+    # Another model's files need not even be asked for.
+    parse_config(config)
+    for name in sorted(remote.files):
+        if "/" not in name and name.endswith(_SMALL_FILES):
+            cache.fetch(name)
+    cache.remember(revision)
+    shards = HubShards(remote, keep=keep_source)
+    shards.fetch_heads(_shard_names(cache.snapshot))
+    return Checkpoint(cache.snapshot, config, read_tensors(cache.snapshot, shards), shards)
+
+
+def _open_cached(repository: str, revision: str | None) -> Checkpoint:
+    commit = cached_commit(repository, revision)
+    snapshot = cache_directory(repository) / "snapshots" / (commit or "")
+    if commit is None or not (snapshot / "config.json").is_file():
+        raise HubError(
+            f"{repository} is not in the cache, and offline mode allows nothing else",
+            expected=f"{snapshot / 'config.json'}",
+            hint="Unset HF_HUB_OFFLINE, or run `hf download` for it where there is a network.",
+        )
+    names = _shard_names(snapshot)
+    absent = [name for name in names if not (snapshot / name).is_file()]
+    if absent:
+        raise HubError(
+            f"{repository} is not whole in the cache, and offline mode allows nothing else",
+            found=f"{len(absent)} of {len(names)} shards missing, first {absent[0]}",
+            hint="Unset HF_HUB_OFFLINE, or run `hf download` for it where there is a network.",
+        )
+    return open_checkpoint(snapshot)
+
+
+def _shard_names(snapshot: Path) -> list[str]:
+    """The shards that the index names, if there is one."""
+    index = snapshot / INDEX_NAME
+    listed = read_json_object(index).get("weight_map") if index.is_file() else None
+    names = listed.values() if isinstance(listed, dict) else ()
+    return sorted({name for name in names if isinstance(name, str)})
+
+
+def _no_checkpoint(remote: Repository) -> CheckpointError:
+    """Why a repository without config.json cannot be converted, and what to use instead."""
+    names = [name.rsplit("/", 1)[-1] for name in remote.files]
+    if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names):
+        other = remote.id.removesuffix("-Original")
+        other = other if other != remote.id else "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+        return HubError(
+            f"{remote.id} is in Meta's own layout",
+            found="consolidated.*.pth",
+            expected="safetensors with config.json",
+            hint=f"Use the same model in Hugging Face's layout: {other}",
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return HubError(
+            f"{remote.id} holds GGUF files, which need no conversion",
+            hint=f"Fetch one: llama4 pull {remote.id}",
+        )
+    return HubError(f"{remote.id} has no config.json", expected="a checkpoint")
+
+
+class _Cache:
+    """The repository's place in huggingface_hub's cache, at one commit."""
+
+    def __init__(self, remote: Repository) -> None:
+        self._remote = remote
+        self.directory = cache_directory(remote.id)
+        self.blobs = self.directory / "blobs"
+        self.snapshot = self.directory / "snapshots" / remote.commit
+        try:
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            self.snapshot.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HubError(
+                f"{self.directory} cannot be written to",
+                found=error.strerror,
+                hint="Set HF_HUB_CACHE to a directory with room for two shards.",
+            ) from error
+
+    def fetch(self, name: str, *, staged: bool = False) -> Path:
+        """The file in the snapshot, fetched if it is not there yet."""
+        place = self.snapshot / name
+        file = self._remote.files[name]
+        if not place.is_file():
+            blob = self.blobs / file.etag
+            if not blob.is_file():
+                blob = self.staged(file) if staged else blob
+                if not blob.is_file():
+                    self._remote.download(name, blob)
+            _link(place, blob)
+        return place
+
+    def staged(self, file: RemoteFile) -> Path:
+        """Where a file lies that will be dropped."""
+        return self.blobs / f"{file.etag}{STAGED_SUFFIX}"
+
+    def keep(self, name: str) -> None:
+        """Make a file that was to be dropped, if it is there, one of huggingface_hub's own."""
+        file = self._remote.files[name]
+        if self.staged(file).is_file():
+            self.staged(file).replace(self.blobs / file.etag)
+            _link(self.snapshot / name, self.blobs / file.etag)
+
+    def drop(self, name: str) -> None:
+        """Remove the file if it is one that was to be dropped."""
+        blob = self.staged(self._remote.files[name])
+        place = self.snapshot / name
+        if place.is_symlink() and place.readlink().name == blob.name:
+            place.unlink()
+        blob.unlink(missing_ok=True)
+
+    def sweep(self, wanted: Iterable[str]) -> None:
+        """Remove what earlier runs were to drop, and these shards are not."""
+        spared = {
+            path
+            for name in wanted
+            for blob in (self.staged(self._remote.files[name]),)
+            for path in (blob, partial_path(blob, self._remote.files[name]))
+        }
+        for blob in self.blobs.glob(f"*{STAGED_SUFFIX}*"):
+            if blob not in spared:
+                blob.unlink(missing_ok=True)
+        for place in self.directory.glob("snapshots/*/*"):
+            if not place.exists() and place.readlink().name.endswith(STAGED_SUFFIX):
+                place.unlink()
+
+    def remember(self, revision: str | None) -> None:
+        """Note which commit a branch or tag is at, for offline mode."""
+        name = revision or "main"
+        if name != self._remote.commit:
+            reference = self.directory / "refs" / name
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(self._remote.commit, encoding="utf-8")
+
+    def lock(self) -> BinaryIO:
+        """Keep other conversions from dropping this one's shards, until the file is closed."""
+        place = self.directory.parent / ".locks" / self.directory.name / "llama4-edge.lock"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("ab")
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise HubError(
+                f"another conversion is fetching {self._remote.id}",
+                hint="Wait for it, or convert with --keep-source first.",
+            ) from None
+        return file
+
+
+def _link(place: Path, blob: Path) -> None:
+    """Let `place` be a relative link to `blob`, whatever it was before."""
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(blob, place.parent))
+    fresh.replace(place)
+
+
+class HubShards:
+    """Shards that travel when they are needed: one is fetched while another is worked on.
+
+    `acquire` may block until a shard that was acquired earlier is released, so whoever releases
+    must not wait for whoever acquires. `close` wakes and refuses a blocked `acquire`.
+
+    Args:
+        remote: the repository, at one commit.
+        keep: leave every shard in the cache, and let any number lie there.
+    """
+
+    def __init__(self, remote: Repository, *, keep: bool) -> None:
+        self._remote = remote
+        self._keep = keep
+        self._cache = _Cache(remote)
+        self._local = LocalShards()
+        self._heads: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._lock: BinaryIO | None = None
+        self._worker: threading.Thread | None = None
+        self._failure: Exception | None = None
+        # All of these hold file names. `held` counts: fetched, or on the way, and to be dropped.
+        self._queue: deque[str] = deque()
+        self._held: set[str] = set()
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of the shard, or None when the repository has none of that name."""
+        file = self._remote.files.get(path.name)
+        remote = None if file is None else file.size
+        return self._local.size(path) if path.is_file() else remote
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer where the shard ends; for headers.
+
+        Raises:
+            CheckpointError: they could not be had.
+        """
+        if path.is_file():
+            return self._local.read(path, offset, length)
+        head = self._heads.get(path.name) or self._fetch_head(path.name)
+        found = head[offset : offset + length]
+        missing = min(offset + length, self._remote.files[path.name].size) - offset - len(found)
+        if missing > 0:
+            found += self._remote.read(path.name, offset + len(found), missing)
+        return found
+
+    def fetch_heads(self, names: Iterable[str]) -> None:
+        """Fetch the first bytes of several shards at a time."""
+        absent = [name for name in names if name in self._remote.files and not self._is_there(name)]
+        with ThreadPoolExecutor(_HEADS_AT_A_TIME, "heads") as pool:
+            list(pool.map(self._fetch_head, absent))
+
+    def _fetch_head(self, name: str) -> bytes:
+        self._heads[name] = self._remote.read(name, 0, _HEAD_BYTES)
+        return self._heads[name]
+
+    def room(self, paths: Iterable[Path]) -> Room:
+        """What fetching these shards in this order takes at most."""
+        sizes = [
+            self._remote.files[path.name].size for path in paths if not self._is_there(path.name)
+        ]
+        pairs = [sum(sizes[at : at + SHARDS_AT_A_TIME]) for at in range(len(sizes))]
+        nbytes = sum(sizes) if self._keep else max(pairs, default=0)
+        return Room(self._cache.blobs, nbytes)
+
+    def identity(self, path: Path) -> str:
+        """Changes whenever the shard's bytes do, and never otherwise."""
+        return self._remote.files[path.name].etag
+
+    def expect(self, paths: list[Path]) -> None:
+        """Begin to fetch what the cache lacks of these shards, in this order.
+
+        Raises:
+            HubError: another conversion is fetching the same repository.
+        """
+        names = [path.name for path in paths]
+        self._lock = self._lock or self._cache.lock()
+        for name in names if self._keep else ():
+            self._cache.keep(name)
+        self._cache.sweep(() if self._keep else names)
+        with self._changed:
+            self._queue.extend(name for name in names if not self._is_there(name))
+            self._held.update(name for name in names if self._is_staged(name))
+            self._start()
+
+    def acquire(self, path: Path) -> None:
+        """Return once all of the shard lies at `path`.
+
+        Raises:
+            HubError: it could not be had, or `close` was called.
+        """
+        with self._changed:
+            if path.name in self._queue:
+                self._queue.remove(path.name)
+            if not path.is_file() and path.name not in self._held:
+                # Whoever asks out of order is served before those who wait in order.
+                self._queue.appendleft(path.name)
+            self._start()
+            self._changed.wait_for(
+                lambda: path.is_file() or self._failure or self._remote.stop.is_set()
+            )
+            if not path.is_file():
+                raise self._failure or HubError(f"{path.name} is not wanted any more")
+
+    def release(self, path: Path) -> None:
+        """Drop the shard, if it came only for this."""
+        with self._changed:
+            if not self._keep:
+                self._cache.drop(path.name)
+            self._held.discard(path.name)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Fetch nothing more; a blocked `acquire` ends. What came in part stays for another run."""
+        self._remote.stop.set()
+        with self._changed:
+            self._changed.notify_all()
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def _is_there(self, name: str) -> bool:
+        return (self._cache.snapshot / name).is_file()
+
+    def _is_staged(self, name: str) -> bool:
+        return self._cache.staged(self._remote.files[name]).is_file()
+
+    def _start(self) -> None:
+        if self._queue and self._worker is None and self._failure is None:
+            self._worker = threading.Thread(target=self._fetch_all, name="fetch", daemon=True)
+            self._worker.start()
+
+    def _fetch_all(self) -> None:
+        """Work through the queue; a thread of its own."""
+        while (name := self._next()) is not None:
+            try:
+                self._cache.fetch(name, staged=not self._keep)
+            except StoppedError:
+                return
+            except Exception as error:  # belongs to whoever asks for the shard
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                if not self._is_staged(name):
+                    self._held.discard(name)
+                self._changed.notify_all()
+
+    def _next(self) -> str | None:
+        """The next shard to fetch, once there is room for it; None when none is left."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._remote.stop.is_set() or not self._queue or self._has_room()
+            )
+            if self._remote.stop.is_set() or not self._queue:
+                self._worker = None
+                return None
+            name = self._queue.popleft()
+            self._held.add(name)
+            return name
+
+    def _has_room(self) -> bool:
+        return self._keep or len(self._held) < SHARDS_AT_A_TIME

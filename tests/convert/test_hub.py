@@ -1,0 +1,576 @@
+"""A checkpoint on the hub: the real client against a hub on loopback."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hub_server import Fault, HubServer, running_hub
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+
+from demo.checkpoint import Geometry
+from llama4_edge import hub as hub_client
+from llama4_edge.convert import Progress, Report, convert, converter
+from llama4_edge.convert import hub as hub_shards
+from llama4_edge.convert.checkpoint import Checkpoint
+from llama4_edge.convert.hub import HubShards, open_repository
+from llama4_edge.errors import CheckpointError, HubError, UnsupportedError
+
+from .conftest import SMALL, edit_json, edit_text_config
+
+NAME = "meta-llama/Llama-4-Small"
+SHARDS = 6
+MakeCheckpoint = Callable[[Geometry], Path]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with running_hub(monkeypatch, tmp_path / "home") as server:
+        # As small beside these shards as a header is beside a published one.
+        monkeypatch.setattr(hub_shards, "_HEAD_BYTES", 4096)
+        yield server
+
+
+@pytest.fixture
+def published(hub: HubServer, make_checkpoint: MakeCheckpoint) -> HubServer:
+    """The hub with a whole checkpoint in six shards."""
+    hub.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)), tags=("v1",))
+    return hub
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+    """Converts a repository."""
+
+    def run(
+        output: Path,
+        *,
+        name: str = NAME,
+        progress: Callable[[Progress], None] | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        keep_source: bool = False,
+    ) -> Report:
+        checkpoint = open_repository(name, revision=revision, token=token, keep_source=keep_source)
+        monkeypatch.setattr(converter, "open_checkpoint", lambda source: checkpoint)
+        try:
+            return convert(name, output, threads=1, progress=progress)
+        finally:
+            checkpoint.shards.close()
+
+    return run
+
+
+def cached_files() -> list[str]:
+    """What the cache holds of shards: blobs by their size class, and links by their name."""
+    root = Path(constants.HF_HUB_CACHE)
+    return sorted(path.name for path in root.glob("models--*/snapshots/*/*.safetensors"))
+
+
+def blobs(pattern: str = "*") -> list[Path]:
+    return list(Path(constants.HF_HUB_CACHE).glob(f"models--*/blobs/{pattern}"))
+
+
+def shard(number: int) -> str:
+    return f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+
+
+# What comes out ----------------------------------------------------------------------------------
+
+
+def test_the_file_is_that_of_a_local_directory_to_the_byte(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    local = snapshot_download(NAME, cache_dir=tmp_path / "elsewhere")
+    convert(local, tmp_path / "local.gguf", threads=1)
+    fetch(tmp_path / "hub.gguf")
+    assert (tmp_path / "hub.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+
+
+def test_no_more_than_two_shards_lie_on_the_disk(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    seen = []
+
+    def count(*_: object) -> None:
+        seen.append(len(blobs("*.llama4-edge*")))
+
+    published.on_request = count
+    fetch(tmp_path / "out.gguf", progress=count)
+    assert max(seen) == 2
+    assert (blobs("*.llama4-edge*"), cached_files()) == ([], [])
+
+
+def test_a_shard_is_fetched_once_and_one_that_holds_only_the_vision_tower_never(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    fetch(tmp_path / "out.gguf")
+    sizes = [len(published.repositories[NAME].entries[shard(n + 1)].data) for n in range(SHARDS)]
+    ranges = [published.ranges(f"/cdn/.*{shard(n + 1)}") for n in range(SHARDS)]
+    whole = [f"bytes=0-{size - 1}" for size in sizes]
+    assert [one.count(all_) for one, all_ in zip(ranges, whole, strict=True)] == [1, 1, 1, 1, 0, 0]
+    assert sum(published.sent(shard(n + 1)) for n in (4, 5)) < 4 * 4096
+
+
+def test_kept_shards_are_the_clients_own(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    fetch(tmp_path / "out.gguf", keep_source=True)
+    assert cached_files() == [shard(number) for number in (1, 2, 3, 4)]
+    path = hf_hub_download(NAME, shard(3), local_files_only=True)
+    assert Path(path).read_bytes() == published.repositories[NAME].entries[shard(3)].data
+
+
+def test_a_shard_in_the_cache_is_used_and_stays(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    path = Path(hf_hub_download(NAME, shard(2)))
+    published.requests.clear()
+    fetch(tmp_path / "out.gguf")
+    assert published.sent(shard(2)) == 0
+    assert path.read_bytes() == published.repositories[NAME].entries[shard(2)].data
+    assert cached_files() == [shard(2)]
+
+
+def test_every_request_is_for_one_commit(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    commit = published.repositories[NAME].commit
+    fetch(tmp_path / "out.gguf", revision="v1")
+    asked = [one.path.split("/")[4] for one in published.requests if "/resolve/" in one.path]
+    assert set(asked) == {commit}
+    listed = [one.path for one in published.requests if "/api/" in one.path]
+    assert listed == [f"/api/models/{NAME}/revision/v1"]
+
+
+# In which order ----------------------------------------------------------------------------------
+
+
+def opened(name: str = NAME, **options: bool) -> tuple[Checkpoint, HubShards, list[Path]]:
+    checkpoint = open_repository(name, **options)
+    assert isinstance(checkpoint.shards, HubShards)
+    return (
+        checkpoint,
+        checkpoint.shards,
+        sorted({tensor.file for tensor in checkpoint.tensors.values()}),
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came to that")
+
+
+def test_opening_moves_headers_only(published: HubServer) -> None:
+    open_repository(NAME)
+    lengths = [one.range for one in published.requests if "/cdn/" in one.path]
+    assert set(lengths) <= {"bytes=0-4095"} | {
+        r for r in lengths if r and r.startswith("bytes=4096")
+    }
+    assert published.sent(r"\.safetensors") < 3 * 4096 * SHARDS
+    assert cached_files() == []
+
+
+def test_the_next_shard_comes_while_one_is_worked_on_and_the_one_after_waits(
+    published: HubServer,
+) -> None:
+    _, shards, paths = opened()
+    shards.expect(paths)
+    shards.acquire(paths[0])
+    wait_until(paths[1].is_file)
+    before = published.sent(shard(3))
+    assert [path.is_file() for path in paths] == [True, True, False, False, False, False]
+    shards.release(paths[0])
+    wait_until(paths[2].is_file)
+    assert published.sent(shard(3)) > before
+    assert [path.is_file() for path in paths] == [False, True, True, False, False, False]
+    shards.close()
+
+
+def test_a_blocked_acquire_ends_when_the_shards_are_closed(published: HubServer) -> None:
+    _, shards, paths = opened()
+    shards.expect(paths)
+    shards.acquire(paths[1])
+    errors: list[HubError] = []
+
+    def ask() -> None:
+        try:
+            shards.acquire(paths[2])
+        except HubError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    shards.close()
+    asking.join(10)
+    assert [str(error) for error in errors] == [f"{shard(3)} is not wanted any more"]
+
+
+def test_two_conversions_do_not_drop_each_others_shards(published: HubServer) -> None:
+    _, first, paths = opened()
+    first.expect(paths)
+    _, second, _ = opened()
+    with pytest.raises(HubError, match="another conversion is fetching"):
+        second.expect(paths)
+    first.close()
+    second.expect(paths)
+    second.close()
+
+
+def test_shards_of_a_killed_run_are_used_or_swept(published: HubServer) -> None:
+    _, killed, paths = opened()
+    killed.expect(paths)
+    killed.acquire(paths[0])
+    wait_until(paths[1].is_file)
+    killed.close()
+    published.requests.clear()
+    _, shards, _ = opened()
+    shards.expect(paths[1:])
+    assert not paths[0].is_file()
+    shards.acquire(paths[1])
+    wait_until(paths[2].is_file)
+    assert published.sent(shard(2)) == 0
+    assert [path.is_file() for path in paths] == [False, True, True, False, False, False]
+    shards.close()
+
+
+def test_room_is_for_the_two_largest_neighbours_or_for_all_that_is_kept(
+    published: HubServer,
+) -> None:
+    sizes = [len(published.repositories[NAME].entries[shard(n + 1)].data) for n in range(SHARDS)]
+    _, shards, paths = opened()
+    pairs = [one + other for one, other in pairwise(sizes)]
+    assert shards.room(paths).nbytes == max(pairs)
+    _, kept, _ = opened(keep_source=True)
+    assert kept.room(paths).nbytes == sum(sizes)
+    hf_hub_download(NAME, shard(1))
+    assert kept.room(paths).nbytes == sum(sizes[1:])
+
+
+# What is refused before a shard moves ------------------------------------------------------------
+
+
+def test_a_config_that_cannot_be_converted_moves_no_shard(hub: HubServer, checkpoint: Path) -> None:
+    edit_text_config(checkpoint, hidden_act="gelu")
+    hub.add(NAME, checkpoint)
+    with pytest.raises(UnsupportedError, match="hidden_act"):
+        open_repository(NAME)
+    assert hub.ranges("safetensors|tokenizer") == []
+
+
+def test_another_model_is_refused_by_its_config_alone(hub: HubServer, checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", lambda config: config.update(model_type="qwen3"))
+    hub.add("Qwen/Qwen3", checkpoint)
+    with pytest.raises(UnsupportedError, match="qwen3"):
+        open_repository("Qwen/Qwen3")
+    assert hub.ranges("safetensors|tokenizer") == []
+
+
+def test_a_shard_that_the_index_does_not_fit_is_refused_by_its_header(
+    hub: HubServer, checkpoint: Path
+) -> None:
+    edit_json(
+        checkpoint / "model.safetensors.index.json",
+        lambda index: index["weight_map"].pop("language_model.model.norm.weight"),
+    )
+    hub.add(NAME, checkpoint)
+    with pytest.raises(CheckpointError, match=r"holds language_model\.model\.norm\.weight"):
+        open_repository(NAME)
+    assert 0 < hub.sent("safetensors") < 8 * 4096
+
+
+def test_metas_own_layout_is_refused_with_the_repository_to_use(hub: HubServer) -> None:
+    name = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    hub.add(f"{name}-Original", {"consolidated.00.pth": b"x", "params.json": b"{}"})
+    with pytest.raises(HubError, match=f"Meta's own layout.*layout: {name}$"):
+        open_repository(f"{name}-Original")
+
+
+def test_a_repository_of_gguf_files_is_one_to_pull(hub: HubServer) -> None:
+    hub.add("someone/GGUF", {"model-Q4_K_M.gguf": b"GGUF"})
+    with pytest.raises(HubError, match="llama4 pull someone/GGUF"):
+        open_repository("someone/GGUF")
+
+
+def test_an_empty_repository_says_what_it_lacks(hub: HubServer) -> None:
+    hub.add(NAME, {"README.md": b"hello"})
+    with pytest.raises(HubError, match=r"has no config\.json"):
+        open_repository(NAME)
+
+
+# Access ------------------------------------------------------------------------------------------
+
+
+def test_a_gated_repository_without_token_says_where_to_accept_and_how_to_log_in(
+    published: HubServer,
+) -> None:
+    published.repositories[NAME].gated = True
+    page = re.escape(f"{published.url}/{NAME}")
+    with pytest.raises(HubError, match=f"no token.*Accept the licence at {page}.*hf auth login"):
+        open_repository(NAME)
+
+
+def test_a_gated_repository_with_a_token_that_has_no_access_says_so(published: HubServer) -> None:
+    published.repositories[NAME].gated = True
+    with pytest.raises(HubError, match=r"account has no access.*is restricted.*Accept the licence"):
+        open_repository(NAME, token="hf_stranger")
+
+
+def test_a_token_with_access_opens_and_stays_on_the_hub(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+) -> None:
+    published.repositories[NAME].gated = True
+    published.repositories[NAME].token = "hf_friend"
+    fetch(tmp_path / "out.gguf", token="hf_friend")
+    tokens = {one.path.startswith("/cdn/"): one.token for one in published.requests}
+    assert tokens == {False: "hf_friend", True: None}
+
+
+def test_a_token_that_is_not_accepted_is_named(published: HubServer) -> None:
+    with pytest.raises(HubError, match=r"does not accept the token.*hf auth login.*HF_TOKEN"):
+        open_repository(NAME, token="hf_invalid")
+
+
+def test_a_repository_that_does_not_exist(hub: HubServer) -> None:
+    with pytest.raises(HubError, match=r"nobody/nothing does not exist on .*, or is private"):
+        open_repository("nobody/nothing")
+
+
+def test_a_revision_that_does_not_exist(published: HubServer) -> None:
+    with pytest.raises(HubError, match=f"{NAME} has no revision v9"):
+        open_repository(NAME, revision="v9")
+
+
+def test_no_network(published: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"127.0.0.1:9 cannot give .*refused, 6 times.*the network"):
+        open_repository(NAME)
+
+
+def test_something_that_is_no_hub(hub: HubServer) -> None:
+    hub.faults = [Fault("GET /api", status=200)]
+    with pytest.raises(HubError, match="does not answer as the Hugging Face Hub does"):
+        open_repository(NAME)
+
+
+# Offline -----------------------------------------------------------------------------------------
+
+
+def test_offline_mode_takes_all_from_the_cache(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = snapshot_download(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    published.requests.clear()
+    checkpoint = open_repository(NAME)
+    assert checkpoint.path == Path(snapshot)
+    convert(checkpoint.path, tmp_path / "out.gguf", threads=1)
+    assert published.requests == []
+    assert len(cached_files()) == SHARDS
+
+
+def test_offline_mode_without_the_repository(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"not in the cache, and offline mode.*HF_HUB_OFFLINE"):
+        open_repository(NAME)
+
+
+def test_offline_mode_with_shards_missing(
+    published: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_repository(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=f"not whole.*6 of 6 shards missing, first {shard(1)}"):
+        open_repository(NAME)
+
+
+# Faults on the way -------------------------------------------------------------------------------
+
+
+PASSING_FAULTS = {
+    "connection dropped": Fault(f"GET /cdn/.*{shard(2)}", times=3, cut=10_000),
+    "connection dropped at once": Fault(f"GET /cdn/.*{shard(2)}", times=3, cut=0),
+    "too many requests": Fault("GET /.*json", times=4, status=429, headers={"Retry-After": "0"}),
+    "hub down": Fault("GET /api", times=4, status=503),
+    "cdn down": Fault("GET /cdn", times=4, status=503, headers={"Retry-After": "0"}),
+    "short answers": Fault(f"GET /cdn/.*{shard(4)}", times=4, short=7_000),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING_FAULTS.values(), ids=PASSING_FAULTS.keys())
+def test_a_fault_that_passes_changes_nothing(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path, fault: Fault
+) -> None:
+    fetch(tmp_path / "quiet.gguf")
+    published.requests.clear()
+    published.faults = [replace(fault)]
+    for path in blobs():
+        path.unlink()
+    fetch(tmp_path / "noisy.gguf")
+    assert published.faults[0].times == 0
+    assert (tmp_path / "noisy.gguf").read_bytes() == (tmp_path / "quiet.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (Fault(f"GET /cdn/.*{shard(3)}", times=999, status=503), "HTTP status 503"),
+        (Fault(f"GET /cdn/.*{shard(3)}", times=999, cut=100), "closed connection|disconnected"),
+    ],
+)
+def test_a_fault_that_stays_is_one_error_and_the_same_command_goes_on(
+    published: HubServer, fetch: Callable[..., Report], tmp_path: Path, fault: Fault, found: str
+) -> None:
+    open_repository(NAME)
+    heads = len(published.ranges(shard(3)))
+    published.faults = [fault]
+    with pytest.raises(HubError, match=f"cannot give {shard(3)} of {NAME}.*({found}).*6 times"):
+        shards_all(NAME)
+    tries = 999 - fault.times
+    assert tries == 6
+    published.faults = []
+    before = published.sent(shard(3))
+    shards_all(NAME)
+    size = len(published.repositories[NAME].entries[shard(3)].data)
+    assert heads > 0 and published.sent(shard(3)) - before < size + 3 * 4096
+
+
+def shards_all(name: str) -> None:
+    """Acquire and release every shard in turn."""
+    _, shards, paths = opened(name)
+    try:
+        shards.expect(paths)
+        for path in paths:
+            shards.acquire(path)
+            shards.release(path)
+    finally:
+        shards.close()
+
+
+def test_what_came_before_the_error_is_not_fetched_again(published: HubServer) -> None:
+    _, shards, paths = opened()
+    size = len(published.repositories[NAME].entries[shard(1)].data)
+    half = size // 2
+    first = f"GET /cdn/.*{shard(1)}"
+    published.faults = [Fault(first, cut=half), Fault(first, times=999, status=503)]
+    shards.expect(paths[:1])
+    with pytest.raises(HubError, match="HTTP status 503, 6 times"):
+        shards.acquire(paths[0])
+    shards.close()
+    published.faults.clear()
+    published.requests.clear()
+    _, again, _ = opened()
+    again.expect(paths[:1])
+    again.acquire(paths[0])
+    assert published.ranges(f"/cdn/.*{shard(1)}")[-1] == f"bytes={half}-{size - 1}"
+    assert paths[0].read_bytes() == published.repositories[NAME].entries[shard(1)].data
+    again.close()
+
+
+def test_a_file_that_changed_between_two_requests_is_refused(published: HubServer) -> None:
+    _, shards, paths = opened()
+    published.repositories[NAME].entries[shard(1)].etag = "f" * 64
+    shards.expect(paths)
+    with pytest.raises(HubError, match=f"{shard(1)} of {NAME} changed while it was being read"):
+        shards.acquire(paths[0])
+    shards.close()
+
+
+def test_a_file_of_another_length_than_listed_is_refused(published: HubServer) -> None:
+    _, shards, paths = opened()
+    entry = published.repositories[NAME].entries[shard(1)]
+    entry.served = entry.data[:-10]
+    shards.expect(paths)
+    size = len(entry.data)
+    with pytest.raises(HubError, match=f"a file of {size - 10} bytes instead of {size}, 6 times"):
+        shards.acquire(paths[0])
+    shards.close()
+
+
+def test_a_damaged_file_is_noticed_and_does_not_stay(published: HubServer) -> None:
+    _, shards, paths = opened()
+    entry = published.repositories[NAME].entries[shard(1)]
+    entry.served = entry.data[:-10] + bytes(10)
+    shards.expect(paths[:1])
+    with pytest.raises(HubError, match=f"{shard(1)} of {NAME} came damaged.*expected {entry.etag}"):
+        shards.acquire(paths[0])
+    shards.close()
+    assert [path.stat().st_size for path in blobs("*.llama4-edge*")] == [0]
+
+
+def test_waits_grow_and_yield_to_what_the_hub_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(threading.Event):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waits: list[float | None] = []
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits.append(timeout)
+            return False
+
+    stop = Clock()
+
+    def attempt() -> None:
+        raise hub_client._PassingError("busy", 7.0 if len(stop.waits) == 1 else None)
+
+    with pytest.raises(HubError, match="cannot give it, found busy, 6 times"):
+        hub_client.patiently("org/name", "it", attempt, lambda: 0, stop, None)
+    assert stop.waits == [1.0, 7.0, 4.0, 8.0, 16.0]
+
+
+# The environment ---------------------------------------------------------------------------------
+
+
+def test_endpoint_cache_and_token_come_from_the_environment(
+    published: HubServer, tmp_path: Path
+) -> None:
+    published.repositories[NAME].gated = True
+    published.repositories[NAME].token = "hf_environment"
+    code = (
+        "import sys; from llama4_edge.convert.hub import open_repository; "
+        "print(open_repository(sys.argv[1]).path)"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": published.url,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN": "hf_environment",
+        "HF_HUB_OFFLINE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, NAME],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    commit = published.repositories[NAME].commit
+    expected = tmp_path / "cache" / "models--meta-llama--Llama-4-Small" / "snapshots" / commit
+    assert done.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "repository"),
+    [
+        (NAME, NAME),
+        (f"hf://{NAME}", NAME),
+        ("Llama-4-Small", None),
+        ("./meta-llama/Llama-4-Small", None),
+        ("/meta-llama/Llama-4-Small", None),
+        ("../Llama-4-Small", None),
+        ("a/b/c", None),
+        ("https://huggingface.co/a/b", None),
+    ],
+)
+def test_what_names_a_repository(text: str, repository: str | None) -> None:
+    assert hub_client.parse_repository(text) == repository
