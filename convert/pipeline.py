@@ -129,6 +129,29 @@ class StageSeconds:
             return totals
 
 
+class _Buffers:
+    """Memory that slabs use one after the other: fresh pages cost as much as copying into them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Bytes] = []
+
+    def take(self, nbytes: int) -> Bytes:
+        """A buffer of at least `nbytes`, whatever it held before."""
+        with self._lock:
+            self._free.sort(key=len)
+            largest = self._free.pop() if self._free else None
+        if largest is not None and len(largest) >= nbytes:
+            return largest
+        # A smaller one is dropped, so that there are never more of them than slabs in flight.
+        return np.empty(nbytes, np.uint8)
+
+    def give(self, buffer: Bytes) -> None:
+        """Nothing refers to `buffer` any more."""
+        with self._lock:
+            self._free.append(buffer)
+
+
 def slabs_of(stored: StoredTensor, outputs: Sequence[Output], *, experts: bool) -> Iterator[Slab]:
     """Cut a stored tensor into slabs, in the order of its bytes.
 
@@ -191,11 +214,19 @@ def _plain_slabs(stored: StoredTensor, output: Output) -> Iterator[Slab]:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """A share's bytes, complete once every task is."""
+    """A share's bytes, complete once every task is; `buffer` holds them."""
 
     share: Share
-    encoded: Bytes
+    buffer: Bytes
     tasks: list[Future[None]]
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A slab that is read, in `buffer`, and whose shares are being encoded."""
+
+    buffer: Bytes
+    encodings: list[_Encoding]
 
 
 def run_pipeline(
@@ -223,6 +254,7 @@ def run_pipeline(
         OutputError: the sink cannot write.
     """
     last = {slab.stored.file: index for index, slab in enumerate(slabs)}
+    source_buffers, target_buffers = _Buffers(), _Buffers()
     shards.expect(list(last))
     with (
         _OpenShards(shards) as files,
@@ -231,27 +263,33 @@ def run_pipeline(
         ThreadPoolExecutor(1, "write") as writer,
     ):
 
-        def read(slab: Slab) -> list[_Encoding]:
+        def read(slab: Slab) -> _Started:
+            buffer = source_buffers.take(slab.source_bytes)
             started = time.perf_counter()
-            block = files.read(slab)
+            block = files.read(slab, buffer)
             seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
-            return [start(slab, share, block) for share in slab.shares]
+            return _Started(buffer, [start(slab, share, block) for share in slab.shares])
 
         def start(slab: Slab, share: Share, block: Block) -> _Encoding:
-            encoded = np.empty(share.nbytes, np.uint8)
+            buffer = target_buffers.take(share.nbytes)
             tasks = [
-                encoders.submit(_encode, slab, share, block, encoded, begin, end, seconds)
+                encoders.submit(_encode, slab, share, block, buffer, begin, end, seconds)
                 for begin, end in _cuts(share)
             ]
-            return _Encoding(share, encoded, tasks)
+            return _Encoding(share, buffer, tasks)
 
-        def write(index: int, slab: Slab, reading: Future[list[_Encoding]]) -> None:
-            for encoding in reading.result():
+        def write(index: int, slab: Slab, reading: Future[_Started]) -> None:
+            slab_started = reading.result()
+            for encoding in slab_started.encodings:
                 for task in encoding.tasks:
                     task.result()
-                started, share = time.perf_counter(), encoding.share
-                sink.write(share.output.part, share.target, encoding.encoded.data)
-                seconds.add("writing", share.output.name, time.perf_counter() - started)
+            source_buffers.give(slab_started.buffer)
+            for encoding in slab_started.encodings:
+                begun, share = time.perf_counter(), encoding.share
+                data = encoding.buffer[: share.nbytes].data
+                sink.write(share.output.part, share.target, data)
+                seconds.add("writing", share.output.name, time.perf_counter() - begun)
+                target_buffers.give(encoding.buffer)
             is_last = last[slab.stored.file] == index
             sink.slab_done(last_of_shard=is_last)
             if is_last:
@@ -297,14 +335,14 @@ class _OpenShards:
         os.close(self._open.pop(path))
         self._shards.release(path)
 
-    def read(self, slab: Slab) -> Block:
-        """The slab's numbers as stored: [rows, columns]."""
+    def read(self, slab: Slab, buffer: Bytes) -> Block:
+        """The slab's numbers as stored, [rows, columns], in `buffer`."""
         path = slab.stored.file
         try:
             if path not in self._open:
                 self._shards.acquire(path)
                 self._open[path] = os.open(path, os.O_RDONLY)
-            return _read(self._open[path], slab)
+            return _read(self._open[path], slab, buffer)
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{path} cannot be read where {slab.stored.name} lies",
@@ -314,8 +352,9 @@ class _OpenShards:
             ) from error
 
 
-def _read(descriptor: int, slab: Slab) -> Block:
-    block: Block = np.empty((slab.rows, slab.columns), _VIEWS[slab.stored.dtype])
+def _read(descriptor: int, slab: Slab, buffer: Bytes) -> Block:
+    numbers: Block = buffer[: slab.source_bytes].view(_VIEWS[slab.stored.dtype])
+    block = numbers.reshape(slab.rows, slab.columns)
     if slab.columns == slab.stride:
         _fill(descriptor, block.data.cast("B"), slab.source)
         forget_cached(descriptor, slab.source, block.nbytes)
@@ -391,10 +430,7 @@ def _encode_rows(rows: Block, tensor_type: TensorType, place: Bytes) -> None:
     Numbers stored as F16 or F32 pass through bf16 on their way to any type but F32, as they do on
     llama.cpp's way through a bf16 file.
     """
-    if rows.dtype == np.uint16:
-        if int((rows & 0x7FFF).max()) >= 0x7F80:
-            raise ValueError("not a number, or infinity")
-    elif not np.isfinite(rows).all():
+    if not _all_finite(rows):
         raise ValueError("not a number, or infinity")
     if tensor_type is F32 and rows.dtype != np.uint16:
         place.view(np.float32)[:] = rows.reshape(-1)
@@ -406,3 +442,14 @@ def _encode_rows(rows: Block, tensor_type: TensorType, place: Bytes) -> None:
     floats = np.empty(halves.shape, np.float32)
     bf16_to_f32(halves, floats)
     encode_rows(floats, tensor_type, place)
+
+
+def _all_finite(rows: Block) -> bool:
+    """Whether every number as stored is one.
+
+    What is not finite in bf16 has the largest patterns: of all as signed integers when positive, as
+    unsigned ones when negative. Two maxima cost a tenth of masking the signs off.
+    """
+    if rows.dtype != np.uint16:
+        return bool(np.isfinite(rows).all())
+    return int(rows.view(np.int16).max()) < 0x7F80 and int(rows.max()) < 0xFF80
