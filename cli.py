@@ -38,7 +38,7 @@ from .terminal.options import (
     type_override,
     verbose_option,
 )
-from .terminal.progress import conversion_progress, loading_progress
+from .terminal.progress import check_progress, conversion_progress, loading_progress
 from .terminal.prompt import Lines, read_prompt
 
 if TYPE_CHECKING:
@@ -203,26 +203,42 @@ def convert(
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="A line for each tensor too.")
+@click.option("--check", is_flag=True, help="Read all of a GGUF, all its parts, and find damage.")
 @json_option
-def inspect(file: Path, tensors: bool, as_json: bool) -> None:
+@click.pass_context
+def inspect(ctx: click.Context, file: Path, tensors: bool, check: bool, as_json: bool) -> None:
     """Show what a GGUF or a checkpoint holds.
 
     FILE is a GGUF, or a checkpoint directory: its metadata, and its tensors by role with their
-    types, bytes and bits per weight.
+    types, bytes and bits per weight. With --check, exits with 1 when something is damaged.
 
     \b
     llama4 inspect scout.gguf
+    llama4 inspect scout.gguf --check
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
-    from .terminal.files import summary_of
-    from .terminal.tables import summary_view
+    from .terminal.files import damage_of, summary_of
+    from .terminal.tables import damage_view, summary_view
 
-    summary = summary_of(file)
+    if check and file.is_dir():
+        raise click.UsageError("--check reads a GGUF; a checkpoint is checked as it is converted")
+    summary = summary_of(file, whole=not check)
+    record = summary.as_dict()
+    views = [summary_view(summary, tensors=tensors)]
+    damaged = False
+    if check:
+        with check_progress() as progress:
+            damage = damage_of(file, progress)
+        record["damage"] = [one.as_dict() for one in damage]
+        views += ["", damage_view(damage)]
+        damaged = any(one.certain for one in damage)
     if as_json:
-        _print_json(summary.as_dict())
+        _print_json(record)
     else:
-        show(summary_view(summary, tensors=tensors))
+        for view in views:
+            show(view)
+    ctx.exit(1 if damaged else 0)
 
 
 @main.command()

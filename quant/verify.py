@@ -84,12 +84,12 @@ _FLOATS: dict[str, tuple[tuple[str, int], ...]] = {
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a tensor, from byte `offset` of `file` on.
+    """What is wrong with a tensor, from byte `offset` of `file` on; without one, with the file.
 
     Not `certain`: something that a sound model hardly has, but could.
     """
 
-    tensor: str
+    tensor: str | None
     file: str
     offset: int
     what: str
@@ -129,7 +129,7 @@ def find_damage(
     Raises:
         ModelFileError: a tensor is of a type whose blocks are not known here.
     """
-    workers = threads or os.cpu_count() or 1
+    workers = threads or _cores()
     with _Files() as files, ThreadPoolExecutor(workers, "check") as pool:
         checks = [_Check(_known(*one), files) for one in tensors]
         total = sum(check.available for check in checks)
@@ -140,6 +140,13 @@ def find_damage(
             if progress is not None:
                 progress(Checked(done, total, check.tensor.name))
     return [damage for check in checks for damage in check.damage()]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,39 @@ from .numbers import bytes_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..convert import Progress as State
+    from ..convert import Progress as Converted
+    from ..quant.verify import Checked
 
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100
 
 
 @contextmanager
-def conversion_progress() -> Iterator[Callable[[State], None] | None]:
+def conversion_progress() -> Iterator[Callable[[Converted], None] | None]:
     """Draw a bar while the block runs; yields what to hand to ``convert(progress=…)``.
 
     Yields None when stderr is not a terminal, or one that cannot redraw (``TERM=dumb``).
     """
+    with _byte_bar() as show:
+        if show is None:
+            yield None
+            return
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.tensor, at.bytes_before)
+
+
+@contextmanager
+def check_progress() -> Iterator[Callable[[Checked], None] | None]:
+    """The same bar while a model file is checked; yields ``find_damage(progress=…)`` or None."""
+    with _byte_bar() as show:
+        if show is None:
+            yield None
+            return
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.tensor, 0)
+
+
+@contextmanager
+def _byte_bar() -> Iterator[Callable[[int, int, str, int], None] | None]:
+    """A bar with its rate; yields what takes bytes done, in all, the tensor, and done before."""
     err = _screen()
     if err is None:
         yield None
@@ -68,18 +89,13 @@ def conversion_progress() -> Iterator[Callable[[State], None] | None]:
 
         begun = False
 
-        def show(state: State) -> None:
+        def show(done: int, total: int, tensor: str, before: int) -> None:
             nonlocal begun
             if not begun:
                 # What an interrupted conversion had done says nothing about the rate of this one.
-                bar.reset(task, total=state.bytes_total, completed=state.bytes_before)
+                bar.reset(task, total=total, completed=before)
                 begun = True
-            bar.update(
-                task,
-                completed=state.bytes_done,
-                total=state.bytes_total,
-                tensor=printable(state.tensor),
-            )
+            bar.update(task, completed=done, total=total, tensor=printable(tensor))
 
         yield show
 

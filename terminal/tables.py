@@ -6,7 +6,7 @@ the value at hand. Does not read files or measure anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from .numbers import bytes_text, count_text, seconds_text
 if TYPE_CHECKING:
     from ..convert import Report
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
+    from ..quant.verify import Damage
     from ..runtime.devices import Device
     from ..runtime.doctor import Diagnosis
 
@@ -106,16 +107,33 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
     """What `doctor` shows: what is here, then each finding with the command that mends it."""
     findings: list[RenderableType] = []
     for finding in diagnosis.findings:
-        line = Table.grid(padding=(0, 1, 0, 0))
-        line.add_column(width=max(map(len, _STYLES)), style=_STYLES[finding.level])
-        line.add_column(overflow="fold")
-        line.add_row(finding.level, Text(printable(finding.what)))
-        findings.append(line)
+        findings.append(_finding(finding.level, finding.what))
         if finding.fix:
             # A command is copied as a whole: the terminal may wrap it, nothing here does.
             findings.append(Text(f"  {finding.fix}", no_wrap=True, overflow="ignore"))
     facts = ((name, printable(value)) for name, value in _machine(diagnosis))
     return Group(_facts(facts), "", _devices_table(diagnosis.devices), "", *findings)
+
+
+def damage_view(damage: Sequence[Damage]) -> RenderableType:
+    """What `inspect --check` found: one line for each damage, or one that there is none."""
+    if not damage:
+        return _finding("ok", "every tensor was read, and holds numbers")
+    return Group(*(_finding("problem" if one.certain else "note", _place(one)) for one in damage))
+
+
+def _place(damage: Damage) -> str:
+    if damage.tensor is None:
+        return damage.what
+    return f"{damage.tensor} at byte {damage.offset} of {damage.file}: {damage.what}"
+
+
+def _finding(level: str, what: str) -> Table:
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column(width=max(map(len, _STYLES)), style=_STYLES[level])
+    line.add_column(overflow="fold")
+    line.add_row(level, Text(printable(what)))
+    return line
 
 
 def _machine(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:

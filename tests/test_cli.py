@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from llama4_edge import __version__
+from llama4_edge import __version__, convert
 from llama4_edge.cli import main
 from llama4_edge.quant import RECIPES
 from llama4_edge.runtime import Model, Sampling
+from llama4_edge.runtime.gguf_file import read_gguf
 
 Command = Callable[..., Result]
 
@@ -252,6 +254,85 @@ def test_one_file_of_a_checkpoint_is_sent_to_its_directory(
 ) -> None:
     shard = next(scout_checkpoint.glob("*.safetensors"))
     assert f"llama4 inspect {scout_checkpoint}" in the_error(llama4("inspect", shard))
+
+
+def test_inspect_check_reads_all_of_a_sound_gguf(llama4: Command, model: Path) -> None:
+    result = llama4("inspect", model, "--check")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(llama4("inspect", model).stdout)
+    assert result.stdout.splitlines()[-1] == "ok      every tensor was read, and holds numbers"
+    assert json.loads(llama4("inspect", model, "--check", "--json").stdout)["damage"] == []
+
+
+def test_inspect_check_says_a_line_for_each_damage(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    tensors = read_gguf(model).tensors
+    keys, norm = (
+        next(one for one in tensors if one.name == name)
+        for name in ("blk.0.attn_k.weight", "blk.1.attn_norm.weight")
+    )
+    last = max(tensors, key=lambda one: one.offset)
+    data = bytearray(model.read_bytes())
+    data[keys.offset + 10 : keys.offset + 12] = b"\xc0\x7f"
+    data[norm.offset : norm.offset + norm.nbytes] = bytes(norm.nbytes)
+    end = last.offset + last.nbytes - 100
+    damaged.write_bytes(data[:end])
+    result = llama4("inspect", damaged, "--check")
+    assert (result.exit_code, result.stderr) == (1, "")
+    lines = {
+        f"problem {keys.name} at byte {keys.offset + 10} of {damaged}: "
+        "1 number is infinite or no number",
+        f"note    {norm.name} at byte {norm.offset} of {damaged}: "
+        f"all {norm.nbytes:,} bytes are zero",
+        f"problem {last.name} at byte {end} of {damaged}: 100 of {last.nbytes:,} bytes are missing",
+    }
+    assert set(result.stdout.splitlines()[-3:]) == lines
+    record = json.loads(llama4("inspect", damaged, "--check", "--json").stdout)
+    assert {(one["tensor"], one["certain"]) for one in record["damage"]} == {
+        (keys.name, True),
+        (norm.name, False),
+        (last.name, True),
+    }
+
+
+def test_inspect_check_warns_of_zeros_and_still_succeeds(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    """A tensor may be zero; nothing of it is certainly wrong."""
+    norm = next(one for one in read_gguf(model).tensors if one.name == "output_norm.weight")
+    data = bytearray(model.read_bytes())
+    data[norm.offset : norm.offset + norm.nbytes] = bytes(norm.nbytes)
+    (tmp_path / "zero.gguf").write_bytes(data)
+    result = llama4("inspect", "zero.gguf", "--check")
+    assert result.exit_code == 0
+    assert "note    output_norm.weight at byte" in result.stdout
+
+
+def test_inspect_check_reads_every_part(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    report = convert(scout_checkpoint, tmp_path / "parts.gguf", split_size=4_000_000)
+    parts = [Path(name) for name in report.outputs]
+    assert len(parts) == 3
+    assert llama4("inspect", parts[1], "--check").exit_code == 0
+    parts[1].unlink()
+    os.truncate(parts[2], 5)
+    record = json.loads(llama4("inspect", parts[0], "--check", "--json").stdout)
+    assert [(one["tensor"], one["file"]) for one in record["damage"]] == [
+        (None, str(parts[1])),
+        (None, str(parts[2])),
+    ]
+    said = [one["what"] for one in record["damage"]]
+    assert "No such file" in said[0]
+    assert "is cut off" in said[1]
+
+
+def test_inspect_check_is_for_a_gguf(llama4: Command, scout_checkpoint: Path) -> None:
+    result = llama4("inspect", scout_checkpoint, "--check")
+    assert result.exit_code == 2
+    assert "--check reads a GGUF" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-n", "1", "--temp", "0"], ["chat"]])

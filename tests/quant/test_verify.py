@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama4_edge.errors import ModelFileError
-from llama4_edge.quant import encode, verify
+from llama4_edge.quant import RECIPES, encode, verify
 from llama4_edge.quant.types import TYPES, WRITABLE
 from llama4_edge.quant.verify import Checked, Damage, find_damage
+from llama4_edge.runtime.gguf_file import read_gguf
 
 # Where a block's scales lie (ggml-common.h) and the bytes that make one infinite or no number.
 HALF_NAN, HALF_INF = b"\x01\x7e", b"\x00\xfc"
@@ -253,3 +255,13 @@ def test_a_caller_that_stops_in_the_middle_stops_the_check(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         find_damage([("a", "I8", path, START, data.size)], progress=stop)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_converted_model_is_sound(
+    recipe: str, make_gguf: Callable[..., Path], scout_checkpoint: Path
+) -> None:
+    path = make_gguf(scout_checkpoint, recipe)
+    tensors = read_gguf(path).tensors
+    found = find_damage((one.name, one.type, path, one.offset, one.nbytes) for one in tensors)
+    assert found == []
