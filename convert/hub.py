@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import CheckpointError, HubError
-from ..hub import (
+from ..hub.repository import (
     RemoteFile,
     Repository,
     StoppedError,

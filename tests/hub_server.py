@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import close_session, constants
 
-from llama4_edge import hub as hub_client
+from llama4_edge.hub import repository as hub_client
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".pth")
 _CHUNK = 1 << 16

@@ -17,7 +17,6 @@ from hub_server import Fault, HubServer, running_hub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from demo.checkpoint import Geometry
-from llama4_edge import hub as hub_client
 from llama4_edge.convert import Progress, Report, convert, converter
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import Checkpoint
@@ -511,26 +510,6 @@ def test_a_damaged_file_is_noticed_and_does_not_stay(published: HubServer) -> No
     assert [path.stat().st_size for path in blobs("*.llama4-edge*")] == [0]
 
 
-def test_waits_grow_and_yield_to_what_the_hub_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(threading.Event):
-        def __init__(self) -> None:
-            super().__init__()
-            self.waits: list[float | None] = []
-
-        def wait(self, timeout: float | None = None) -> bool:
-            self.waits.append(timeout)
-            return False
-
-    stop = Clock()
-
-    def attempt() -> None:
-        raise hub_client._PassingError("busy", 7.0 if len(stop.waits) == 1 else None)
-
-    with pytest.raises(HubError, match="cannot give it, found busy, 6 times"):
-        hub_client.patiently("org/name", "it", attempt, lambda: 0, stop, None)
-    assert stop.waits == [1.0, 7.0, 4.0, 8.0, 16.0]
-
-
 # The environment ---------------------------------------------------------------------------------
 
 
@@ -557,20 +536,3 @@ def test_endpoint_cache_and_token_come_from_the_environment(
     commit = published.repositories[NAME].commit
     expected = tmp_path / "cache" / "models--meta-llama--Llama-4-Small" / "snapshots" / commit
     assert done.stdout.strip() == str(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "repository"),
-    [
-        (NAME, NAME),
-        (f"hf://{NAME}", NAME),
-        ("Llama-4-Small", None),
-        ("./meta-llama/Llama-4-Small", None),
-        ("/meta-llama/Llama-4-Small", None),
-        ("../Llama-4-Small", None),
-        ("a/b/c", None),
-        ("https://huggingface.co/a/b", None),
-    ],
-)
-def test_what_names_a_repository(text: str, repository: str | None) -> None:
-    assert hub_client.parse_repository(text) == repository

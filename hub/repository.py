@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .errors import HubError
+from ..errors import HubError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

@@ -1,0 +1,204 @@
+"""A converted model on the hub: chosen, brought and checked."""
+
+from __future__ import annotations
+
+import random
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Fault, HubServer, running_hub
+
+from llama4_edge.errors import HubError, OutputError
+from llama4_edge.hub import pull
+from llama4_edge.hub.pull import PullProgress
+
+NAME = "someone/Llama-4-Scout-GGUF"
+STEM = "Llama-4-Scout-17B-16E-Instruct"
+
+
+def gguf(architecture: str = "llama4", *, seed: int = 0, nbytes: int = 100_000) -> bytes:
+    """The first field of a GGUF, and noise."""
+    key = b"general.architecture"
+    value = architecture.encode()
+    return (
+        b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+        + len(key).to_bytes(8, "little") + key + (8).to_bytes(4, "little")
+        + len(value).to_bytes(8, "little") + value
+        + random.Random(seed).randbytes(nbytes)
+    )  # fmt: skip
+
+
+FILES = {
+    "README.md": b"hello",
+    f"{STEM}-Q2_K.gguf": gguf(seed=1),
+    f"{STEM}-Q4_K_M-00001-of-00002.gguf": gguf(seed=2),
+    f"{STEM}-Q4_K_M-00002-of-00002.gguf": gguf(seed=3),
+    f"UD-Q4_K_XL/{STEM}-UD-Q4_K_XL-00001-of-00001.gguf": gguf(seed=4),
+    f"UD-Q2_K/{STEM}-UD-Q2_K.gguf": gguf(seed=5),
+    "mmproj-BF16.gguf": gguf("clip", seed=6),
+    "mmproj-F16.gguf": gguf("clip", seed=7),
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with running_hub(monkeypatch, tmp_path / "home") as server:
+        server.add(NAME, FILES)
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def listing(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def test_all_parts_and_the_projector_come_whole(hub: HubServer, place: Path) -> None:
+    pulled = pull(NAME, "Q4_K_M", directory=place)
+    names = [
+        f"{STEM}-Q4_K_M-00001-of-00002.gguf", f"{STEM}-Q4_K_M-00002-of-00002.gguf",
+        "mmproj-F16.gguf",
+    ]  # fmt: skip
+    assert listing(place) == {name: FILES[name] for name in names}
+    assert pulled.model == str(place / names[0])
+    assert pulled.parts == (str(place / names[0]), str(place / names[1]))
+    assert pulled.projector == str(place / names[2])
+    assert pulled.bytes == pulled.bytes_fetched == sum(len(FILES[name]) for name in names)
+    assert pulled.commit == hub.repositories[NAME].commit
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        ("q2_k", f"{STEM}-Q2_K.gguf"),
+        ("UD-Q2_K", f"{STEM}-UD-Q2_K.gguf"),
+        ("Q4_K_XL", f"{STEM}-UD-Q4_K_XL-00001-of-00001.gguf"),
+        (f"{STEM}-Q2_K.gguf", f"{STEM}-Q2_K.gguf"),
+        (f"UD-Q2_K/{STEM}-UD-Q2_K.gguf", f"{STEM}-UD-Q2_K.gguf"),
+        (f"{STEM}-Q4_K_M-00002-of-00002.gguf", f"{STEM}-Q4_K_M-00001-of-00002.gguf"),
+    ],
+)
+def test_a_choice_names_one_model(hub: HubServer, place: Path, choice: str, name: str) -> None:
+    assert pull(NAME, choice, directory=place).model == str(place / name)
+
+
+def test_several_models_are_listed_and_none_is_fetched(hub: HubServer, place: Path) -> None:
+    listed = r"Q2_K \(0.0 GB\), Q4_K_M \(0.0 GB\), UD-Q2_K \(0.0 GB\), UD-Q4_K_XL \(0.0 GB\)"
+    with pytest.raises(HubError, match=f"more than one model, found {listed}.*pull {NAME} Q2_K"):
+        pull(NAME, directory=place)
+    with pytest.raises(HubError, match=f"has no Q8_0, found {listed}"):
+        pull(NAME, "Q8_0", directory=place)
+    with pytest.raises(HubError, match="has no Q4_K, found"):
+        pull(NAME, "Q4_K", directory=place)
+    with pytest.raises(HubError, match=r"more than one model for UD, found UD-Q2_K .*UD-Q4_K_XL"):
+        pull(NAME, "UD", directory=place)
+    assert hub.sent("gguf") == 0
+
+
+def test_the_only_model_needs_no_choice(hub: HubServer, place: Path) -> None:
+    hub.add("someone/one", {"scout.gguf": gguf()})
+    pulled = pull("someone/one", directory=place)
+    assert (pulled.model, pulled.projector) == (str(place / "scout.gguf"), None)
+
+
+def test_missing_parts_are_noticed_before_anything_is_fetched(hub: HubServer, place: Path) -> None:
+    hub.add("someone/half", {"scout-00001-of-00003.gguf": gguf(), "scout-00003-of-00003.gguf": b""})
+    with pytest.raises(HubError, match=r"lacks parts of scout, found scout-00001-of-00003\.gguf,"):
+        pull("someone/half", directory=place)
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"model.gguf": gguf("qwen3")}, r"not Llama 4, found qwen3, expected llama4"),
+        ({"model.gguf": b"GGUF" + bytes(100)}, r"not Llama 4, found none named"),
+        ({"model.gguf": b"<html>" + bytes(100)}, r"is no GGUF file"),
+        ({"model.safetensors": b"x"}, r"holds no GGUF. Convert it: llama4 convert someone/other"),
+        ({"README.md": b"x"}, r"holds no GGUF"),
+    ],
+)
+def test_a_repository_without_a_llama_4(
+    hub: HubServer, place: Path, files: dict[str, bytes], problem: str
+) -> None:
+    hub.add("someone/other", files)
+    with pytest.raises(HubError, match=problem):
+        pull("someone/other", directory=place)
+    assert listing(place) == {}
+
+
+def test_a_gated_repository_says_what_to_do(hub: HubServer, place: Path) -> None:
+    hub.repositories[NAME].gated = True
+    with pytest.raises(HubError, match=r"is gated, and no token is set.*Accept the licence"):
+        pull(NAME, "Q2_K", directory=place)
+
+
+def test_an_interrupted_pull_goes_on(hub: HubServer, place: Path) -> None:
+    name = f"{STEM}-Q4_K_M-00002-of-00002.gguf"
+    size = len(FILES[name])
+    hub.faults = [
+        Fault(f"GET /cdn/.*{name}", cut=60_000), Fault(f"GET /cdn/.*{name}", times=99, status=503),
+    ]  # fmt: skip
+    with pytest.raises(HubError, match=f"cannot give {name} of {NAME}, found HTTP status 503"):
+        pull(NAME, "Q4_K_M", directory=place)
+    hub.faults = []
+    hub.requests.clear()
+    pulled = pull(NAME, "Q4_K_M", directory=place)
+    assert hub.ranges(f"/cdn/.*{name}") == [f"bytes=60000-{size - 1}"]
+    assert pulled.bytes - pulled.bytes_fetched == len(FILES[name.replace("2-of", "1-of")]) + 60_000
+    assert [Path(part).read_bytes() for part in pulled.parts] == [
+        FILES[name.replace("2-of", "1-of")], FILES[name],
+    ]  # fmt: skip
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(hub: HubServer, place: Path) -> None:
+    pull(NAME, "Q2_K", directory=place)
+    assert pull(NAME, "Q2_K", directory=place).bytes_fetched == 0
+
+
+@pytest.mark.parametrize("content", [b"mine", FILES[f"{STEM}-Q2_K.gguf"][:-1] + b"\0"])
+def test_another_file_of_that_name_is_left_alone(
+    hub: HubServer, place: Path, content: bytes
+) -> None:
+    mine = place / f"{STEM}-Q2_K.gguf"
+    mine.write_bytes(content)
+    with pytest.raises(OutputError, match="exists and is another file than the hub's"):
+        pull(NAME, "Q2_K", directory=place)
+    assert listing(place) == {mine.name: content}
+
+
+def test_a_damaged_file_never_gets_its_name(hub: HubServer, place: Path) -> None:
+    entry = hub.repositories[NAME].entries[f"{STEM}-Q2_K.gguf"]
+    entry.served = entry.data[:-1] + bytes([entry.data[-1] ^ 1])
+    with pytest.raises(HubError, match=f"{entry.name} of {NAME} came damaged"):
+        pull(NAME, "Q2_K", directory=place)
+    assert not (place / entry.name).exists()
+
+
+def test_too_small_a_disk_is_noticed_first(
+    hub: HubServer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 0, 150_000))
+    with pytest.raises(OutputError, match=r"too little room, found 0.0 GB free"):
+        pull(NAME, "Q2_K", directory=place)
+    assert listing(place) == {}
+
+
+def test_progress_counts_every_byte_once(hub: HubServer, place: Path) -> None:
+    states: list[PullProgress] = []
+    pulled = pull(NAME, "Q4_K_M", directory=place, progress=states.append)
+    done = [state.bytes_done for state in states]
+    assert done == sorted(set(done))
+    assert states[-1] == PullProgress(pulled.bytes, pulled.bytes, "mmproj-F16.gguf", 0)
+
+
+def test_a_directory_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"is not a directory\. Make it first"):
+        pull(NAME, "Q2_K", directory=tmp_path / "nowhere")
+    assert hub.requests == []
