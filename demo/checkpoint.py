@@ -110,12 +110,16 @@ UNEVEN = Geometry(expert_ffn=48, dense_ffn=208, moe_step=2, shards=1)
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor to come: random around ``mean`` with standard deviation ``std``."""
+    """One tensor to come: random around ``mean`` with standard deviation ``std``.
+
+    Two tensors with the same ``stream`` begin with the same values.
+    """
 
     name: str
     shape: tuple[int, ...]
     std: float
     mean: float = 0.0
+    stream: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -190,7 +194,14 @@ def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
     gain = (1.5 * _embedding_std(g) if g.tied else 1) / math.sqrt(2 * g.layers)
     yield _norm(f"{name}.input_layernorm", g.hidden)
     yield _linear(f"{name}.self_attn.q_proj", g.hidden, queries)
-    yield _linear(f"{name}.self_attn.k_proj", g.hidden, keys)
+    # The first head's keys are its queries, so that it looks for the token it stands on: heads that
+    # look everywhere at once would average the effect of positions away.
+    yield _Tensor(
+        f"{name}.self_attn.k_proj.weight",
+        (keys, g.hidden),
+        _fan_in(g.hidden),
+        stream=f"{name}.self_attn.q_proj.weight",
+    )
     yield _linear(f"{name}.self_attn.v_proj", g.hidden, keys)
     yield _linear(f"{name}.self_attn.o_proj", queries, g.hidden, gain)
     yield _norm(f"{name}.post_attention_layernorm", g.hidden)
@@ -270,13 +281,13 @@ def _layer_norm(name: str, width: int) -> Iterator[_Tensor]:
 
 
 def _random_bf16(tensor: _Tensor, seed: int) -> npt.NDArray[np.uint16]:
-    """The tensor's values as bf16 bit patterns, a function of its name, shape and the seed.
+    """The tensor's values as bf16 bit patterns, a function of its stream, shape and the seed.
 
     Sums of four uniform 16-bit integers are close to normal, and unlike NumPy's distributions the
     raw bits of its generators are promised not to change between releases.
     """
     count = math.prod(tensor.shape)
-    source = np.random.PCG64([seed, zlib.crc32(tensor.name.encode())])
+    source = np.random.PCG64([seed, zlib.crc32((tensor.stream or tensor.name).encode())])
     uniform = source.random_raw(count).astype("<u8", copy=False).view("<u2").reshape(count, 4)
     centred = uniform.sum(axis=1, dtype=np.int32) - 2 * 65535
     # Each term has variance (2^32 - 1) / 12.

@@ -1,8 +1,9 @@
 """A converted checkpoint predicts what transformers predicts from the very same files.
 
 transformers runs in float32; llama.cpp multiplies bf16 weights with activations that it rounds to
-bf16, which costs a KL divergence of 2e-6 to 5e-6 here. A wrong rope setting, a swapped gate and up
-or a missing norm costs more than 1e-4.
+bf16, which costs a KL divergence of 2e-6 to 6e-6 here. A missing QK norm costs 7e-4, a chunk that
+is off by one 2e-1, missing temperature tuning 1e-4. The factor of rope scaling moves a small model
+by 1e-5 at most; test_bytes.py compares what it makes, `rope_freqs`, exactly.
 
 Where two experts tie, rounding chooses between them and the outputs differ for good reason. The
 seeds are ones whose router is clear at every checked position, and the tests assert that it is.
@@ -45,6 +46,7 @@ NARROW = replace(
     kv_heads=1,
     head_dim=32,
     expert_ffn=64,
+    experts=4,
     vocabulary=512,
 )
 
@@ -60,11 +62,11 @@ class Reference:
 @pytest.mark.parametrize(
     ("geometry", "token_seed"),
     [
-        pytest.param(SCOUT_LIKE, 9, id="scout"),
-        pytest.param(SCOUT_BASE_LIKE, 1, id="scout-base"),
-        pytest.param(MAVERICK_LIKE, 4, id="maverick"),
-        pytest.param(TEXT_ONLY, 10, id="text-only"),
-        pytest.param(TIED, 6, id="tied"),
+        pytest.param(SCOUT_LIKE, 3, id="scout"),
+        pytest.param(SCOUT_BASE_LIKE, 3, id="scout-base"),
+        pytest.param(MAVERICK_LIKE, 0, id="maverick"),
+        pytest.param(TEXT_ONLY, 0, id="text-only"),
+        pytest.param(TIED, 0, id="tied"),
     ],
 )
 def test_logits_are_those_of_transformers(
@@ -76,8 +78,9 @@ def test_logits_are_those_of_transformers(
 
 
 def test_logits_agree_across_the_end_of_a_chunk(make_checkpoint: Any, make_gguf: Any) -> None:
-    checkpoint = make_checkpoint(NARROW, seed=2)
-    tokens = random_tokens(NARROW, LONG[-1] + 1, 0)
+    checkpoint = make_checkpoint(NARROW)
+    # Few distinct ones, so that attention finds the same token everywhere in its reach.
+    tokens = random_tokens(NARROW, LONG[-1] + 1, 1, distinct=64)
     assert_same_predictions(checkpoint, make_gguf(checkpoint), tokens, LONG)
 
 
@@ -124,9 +127,12 @@ def transformers_logits(
     return Reference(output.logits[0].numpy(), torch.stack(margins).numpy())
 
 
-def random_tokens(geometry: Geometry, count: int, seed: int) -> list[int]:
-    """Any tokens but the special ones, which stand at the vocabulary's end."""
-    return np.random.default_rng(seed).integers(0, geometry.vocabulary - 64, count).tolist()
+def random_tokens(
+    geometry: Geometry, count: int, seed: int, distinct: int | None = None
+) -> list[int]:
+    """Any tokens (or only the first few) but the special ones, at the vocabulary's end."""
+    end = distinct or geometry.vocabulary - 64
+    return np.random.default_rng(seed).integers(0, end, count).tolist()
 
 
 def kl_divergence(reference: npt.NDArray[Any], ours: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
