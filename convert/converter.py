@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
-from .metadata import ROPE_FREQS, rope_factors, write_metadata
+from .metadata import ROPE_FREQS, cached_repository, rope_factors, write_metadata
 from .names import MappedTensor, plan_tensors, vision_tensors
 from .output import (
     Part,
@@ -65,6 +66,11 @@ class _Plan:
     notes: tuple[str, ...]
 
     @property
+    def shards(self) -> list[Path]:
+        """The shards that are converted, in order."""
+        return list(dict.fromkeys(slab.stored.file for slab in self.slabs))
+
+    @property
     def source_bytes(self) -> int:
         """Bytes of the shards that are converted."""
         return sum(tensor.stored.nbytes for tensor in self.mapped)
@@ -77,25 +83,31 @@ def convert(
     recipe: str = DEFAULT_RECIPE,
     types: Sequence[tuple[str, str]] = (),
     split_size: int | None = None,
+    revision: str | None = None,
+    keep_source: bool = False,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Convert the checkpoint in the directory `source` to the GGUF file `output`.
+    """Convert the checkpoint `source` to the GGUF file `output`.
 
     Everything is checked, from the headers alone, before anything is written. The file gets its
     name only when it is whole. A conversion that was interrupted goes on when it is called again
     with the same arguments, and ends in the same bytes.
 
     Args:
-        source: directory with config.json, tokenizer.json and the safetensors.
+        source: directory with config.json, tokenizer.json and the safetensors; or the name of a
+            repository on the Hugging Face Hub, ``org/name``, whose shards are fetched one after the
+            other. What a directory of that name would be is taken for one.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         split_size: bytes of tensors that one file may hold; more go into further parts,
             ``NAME-00001-of-00003.gguf`` and so on.
+        revision: of the repository: a branch, a tag or a commit; by default its main branch.
+        keep_source: leave the fetched shards in huggingface_hub's cache.
         force: replace an existing `output`, and what an interrupted conversion of another kind
             left.
         dry_run: check and plan everything, write nothing; too small a disk is a note then.
@@ -107,6 +119,7 @@ def convert(
 
     Raises:
         CheckpointError: the checkpoint is not whole.
+        HubError: the repository cannot be had.
         UnsupportedError: it is whole, and llama.cpp could not run it.
         DamagedTensorError: a weight is no number.
         VocabularyError: llama.cpp would read the tokenizer differently.
@@ -114,20 +127,34 @@ def convert(
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     started = time.monotonic()
-    checkpoint = open_checkpoint(source)
     chosen = recipe_named(recipe)
     overrides = [(regex, type_named(name)) for regex, name in types]
-    plan = _plan(checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size)
-    if dry_run:
-        shortage = room_shortage(plan.parts)
-        return _report(plan, notes=[str(shortage)] if shortage else [])
-    if finish_interrupted(plan.parts, plan.identity):
-        return _report(plan, resumed_at=1.0, seconds=time.monotonic() - started)
-    check_target(plan.parts, force=force)
-    spent = StageSeconds()
-    with PartialOutput(plan.parts, plan.identity, force=force) as partial:
-        resumed_at = _write_tensors(plan, partial, threads or available_cores(), spent, progress)
-    return _report(plan, resumed_at=resumed_at, seconds=time.monotonic() - started, spent=spent)
+    checkpoint = _open(source, revision=revision, keep_source=keep_source)
+    try:
+        plan = _plan(checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size)
+        if dry_run:
+            shortage = room_shortage(plan.parts, checkpoint.shards.room(plan.shards))
+            return _report(plan, notes=[str(shortage)] if shortage else [])
+        if finish_interrupted(plan.parts, plan.identity):
+            return _report(plan, resumed_at=1.0, seconds=time.monotonic() - started)
+        check_target(plan.parts, force=force, sources=checkpoint.shards.room(plan.shards))
+        spent = StageSeconds()
+        with PartialOutput(plan.parts, plan.identity, force=force) as partial:
+            before = _write_tensors(plan, partial, threads or available_cores(), spent, progress)
+    finally:
+        checkpoint.shards.close()
+    return _report(plan, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
+
+
+def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
+    """A directory where there is one, else a repository where the name can be one's."""
+    name = os.fspath(source)
+    if Path(name).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return open_checkpoint(source)
+    # Only here, because the hub's client takes longer to import than everything else together.
+    from .hub import open_repository
+
+    return open_repository(name, revision=revision, keep_source=keep_source)
 
 
 def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
@@ -230,7 +257,9 @@ def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
 
 def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recipe: Recipe) -> Path:
     """The file to write."""
-    name = f"{checkpoint.path.resolve().name}-{recipe.name}.gguf"
+    repository = cached_repository(checkpoint.path)
+    model = repository.split("/")[1] if repository else checkpoint.path.resolve().name
+    name = f"{model}-{recipe.name}.gguf"
     if output is None:
         return Path(name)
     target = Path(output)

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +39,7 @@ from .checkpoint import (
     read_tensors,
 )
 from .config import parse_config
-from .shards import LocalShards
+from .shards import LocalShards, Room
 
 # Ends the name of a blob that will be dropped. Blobs of huggingface_hub have no ending.
 STAGED_SUFFIX = ".llama4-edge"
@@ -50,14 +49,6 @@ SHARDS_AT_A_TIME = 2
 _HEAD_BYTES = 128 << 10
 _HEADS_AT_A_TIME = 8
 _SMALL_FILES = (".json", ".jinja", ".md")
-
-
-@dataclass(frozen=True)
-class Room:
-    """The most bytes that shards will take in `directory` at one time, beside what lies there."""
-
-    directory: Path
-    nbytes: int
 
 
 def open_repository(

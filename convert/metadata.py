@@ -92,7 +92,7 @@ def _add_origin(
             hint="Mend or remove its README.md.",
         ) from error
     experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
-    repository = hub_repository(checkpoint)
+    repository = _hub_repository(checkpoint)
     if repository is not None:
         origin.name = repository.split("/")[1].replace("-", " ")
         origin.organization = repository.split("/")[0]
@@ -104,21 +104,22 @@ def _add_origin(
     origin.set_gguf_meta_model(writer)
 
 
-def hub_repository(checkpoint: Checkpoint) -> str | None:
+def _hub_repository(checkpoint: Checkpoint) -> str | None:
     """The hub repository the checkpoint came from, where its path or its config says so."""
-    cached = re.search(
-        r"models--([^/]+?)--([^/]+)/snapshots/", checkpoint.path.absolute().as_posix()
-    )
-    if cached:
-        return f"{cached.group(1)}/{cached.group(2)}"
     named = checkpoint.config.get("_name_or_path")
     if (
         isinstance(named, str)
         and re.fullmatch(r"[\w.-]+/[\w.-]+", named)
         and not Path(named).exists()
     ):
-        return named
-    return None
+        return cached_repository(checkpoint.path) or named
+    return cached_repository(checkpoint.path)
+
+
+def cached_repository(path: Path) -> str | None:
+    """The repository whose snapshot in huggingface_hub's cache `path` is, if it is one."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", path.absolute().as_posix())
+    return f"{cached.group(1)}/{cached.group(2)}" if cached else None
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, config: ModelConfig) -> None:

@@ -26,6 +26,7 @@ from gguf.gguf_writer import WriterState
 from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
 from .pipeline import Output, forget_cached
+from .shards import Room
 
 ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 PARTIAL_SUFFIX = ".partial"
@@ -130,13 +131,13 @@ def _header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
     return header + bytes(-len(header) % ALIGNMENT)
 
 
-def check_target(parts: Sequence[Part], *, force: bool, extra_bytes: int = 0) -> None:
+def check_target(parts: Sequence[Part], *, force: bool, sources: Room | None) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
 
     Args:
         parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
         force: existing files may be replaced.
-        extra_bytes: further room needed on the same disk while writing.
+        sources: further room that is needed while writing, for shards that are fetched.
 
     Raises:
         OutputError: says which.
@@ -153,23 +154,32 @@ def check_target(parts: Sequence[Part], *, force: bool, extra_bytes: int = 0) ->
         raise OutputError(f"{directory} is not a directory", hint="Make it first.")
     if not os.access(directory, os.W_OK):
         raise OutputError(f"{directory} cannot be written to", expected="write permission")
-    shortage = room_shortage(parts, extra_bytes)
+    shortage = room_shortage(parts, sources)
     if shortage is not None:
         raise shortage
 
 
-def room_shortage(parts: Sequence[Part], extra_bytes: int = 0) -> OutputError | None:
-    """The error that writing `parts` would end in, if their disk has too little room."""
+def room_shortage(parts: Sequence[Part], sources: Room | None) -> OutputError | None:
+    """The error that writing `parts`, and fetching their sources, would end in on a full disk."""
     directory = parts[0].path.parent
     if not directory.is_dir():
         return None
-    free = shutil.disk_usage(directory).free
     written = sum(part.partial.stat().st_blocks * 512 for part in parts if part.partial.exists())
-    needed = sum(part.nbytes for part in parts) + extra_bytes - written
+    needed = sum(part.nbytes for part in parts) - written
+    if sources is not None and sources.nbytes:
+        if sources.directory.stat().st_dev == directory.stat().st_dev:
+            needed += sources.nbytes
+        elif shortage := _shortage(sources.directory, sources.nbytes, "the shards to fetch"):
+            return shortage
+    return _shortage(directory, needed, parts[0].path.name)
+
+
+def _shortage(directory: Path, needed: int, what: str) -> OutputError | None:
+    free = shutil.disk_usage(directory).free
     if free >= needed:
         return None
     return OutputError(
-        f"{directory} has too little room for {parts[0].path.name}",
+        f"{directory} has too little room for {what}",
         found=f"{_readable(free)} free",
         expected=_readable(needed),
         hint="Make room, choose another disk, or a recipe with fewer bits.",

@@ -311,6 +311,8 @@ def run_pipeline(
             while flights:
                 land()
         except BaseException:
+            # The reader may be waiting for a shard to arrive.
+            shards.close()
             for pool in (reader, encoders, writer):
                 pool.shutdown(wait=False, cancel_futures=True)
             raise

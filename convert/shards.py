@@ -7,10 +7,20 @@ after the other, which is when a remote one travels.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Room:
+    """The most bytes that shards will take in `directory` at one time, beside what lies there."""
+
+    directory: Path
+    nbytes: int
 
 
 class Shards(Protocol):
@@ -33,6 +43,12 @@ class Shards(Protocol):
 
     def release(self, path: Path) -> None:
         """The shard is not needed any more."""
+
+    def room(self, paths: Iterable[Path]) -> Room | None:
+        """What acquiring these shards in this order takes on a disk, if anything."""
+
+    def close(self) -> None:
+        """Nothing is needed any more; an `acquire` that waits ends with an error."""
 
 
 class LocalShards:
@@ -68,3 +84,10 @@ class LocalShards:
 
     def release(self, path: Path) -> None:
         """The file is somebody's, and stays."""
+
+    def room(self, paths: Iterable[Path]) -> Room | None:
+        """None: they lie there."""
+        return None
+
+    def close(self) -> None:
+        """Nothing was opened."""

@@ -272,7 +272,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(
         OutputError, match=r"too little room.*found .* free, expected 1,152,921,504"
     ):
-        check_target([Part(tmp_path / "o.gguf", b"", 1 << 60)], force=False)
+        check_target([Part(tmp_path / "o.gguf", b"", 1 << 60)], force=False, sources=None)
 
 
 def test_two_conversions_of_one_target_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:
