@@ -1,12 +1,6 @@
 """What lies on the Hugging Face Hub, and how does it get here?
 
-``repository`` lists, reads and fetches what a repository holds at one commit; ``pull`` chooses a
-model that is a GGUF already, and brings all that belongs to it.
+``names`` knows a repository's name when it sees one, ``repository`` lists, reads and fetches what
+one holds at one commit, and ``pull`` chooses a model that is a GGUF already, and brings all that
+belongs to it. Nothing is imported here: the hub's client takes longer to load than all of llama4.
 """
-
-from __future__ import annotations
-
-from .pull import Pulled, pull
-from .repository import parse_repository
-
-__all__ = ["Pulled", "parse_repository", "pull"]

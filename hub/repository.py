@@ -48,7 +48,6 @@ _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK = 1 << 20
 
 PARTIAL_SUFFIX = ".incomplete"
-_REPOSITORY = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 T = TypeVar("T")
@@ -229,12 +228,6 @@ class Repository:
     def _check_stop(self) -> None:
         if self.stop.is_set():
             raise StoppedError
-
-
-def parse_repository(text: str) -> str | None:
-    """``org/name`` when the text is that or ``hf://org/name``, and None when it is neither."""
-    match = _REPOSITORY.fullmatch(text)
-    return match.group(1) if match else None
 
 
 def find_repository(

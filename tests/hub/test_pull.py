@@ -11,8 +11,7 @@ import pytest
 from hub_server import Fault, HubServer, running_hub
 
 from llama4_edge.errors import HubError, OutputError
-from llama4_edge.hub import pull
-from llama4_edge.hub.pull import PullProgress
+from llama4_edge.hub.pull import PullProgress, pull
 
 NAME = "someone/Llama-4-Scout-GGUF"
 STEM = "Llama-4-Scout-17B-16E-Instruct"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
 from llama4_edge.errors import HubError
 from llama4_edge.hub import repository as hub_client
+from llama4_edge.hub.names import parse_repository
 
 NAME = "meta-llama/Llama-4-Small"
 
@@ -37,6 +39,7 @@ def test_waits_grow_and_yield_to_what_the_hub_asks_for(monkeypatch: pytest.Monke
     [
         (NAME, NAME),
         (f"hf://{NAME}", NAME),
+        (str(Path(f"hf://{NAME}")), NAME),
         ("Llama-4-Small", None),
         ("./meta-llama/Llama-4-Small", None),
         ("/meta-llama/Llama-4-Small", None),
@@ -46,4 +49,4 @@ def test_waits_grow_and_yield_to_what_the_hub_asks_for(monkeypatch: pytest.Monke
     ],
 )
 def test_what_names_a_repository(text: str, repository: str | None) -> None:
-    assert hub_client.parse_repository(text) == repository
+    assert parse_repository(text) == repository
