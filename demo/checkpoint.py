@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +108,10 @@ EIGHT_EXPERTS = Geometry(experts=8, shards=1)
 ODD = Geometry(hidden=160, head_dim=32, expert_ffn=96, dense_ffn=224, moe_step=2, shards=2)
 # Rows of the experts' down projection that not even 32 divides.
 UNEVEN = Geometry(expert_ffn=48, dense_ffn=208, moe_step=2, shards=1)
+
+
+# Numbers that are made at a time.
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -280,21 +286,25 @@ def _layer_norm(name: str, width: int) -> Iterator[_Tensor]:
     yield _Tensor(f"{name}.bias", (width,), 0.1)
 
 
-def _random_bf16(tensor: _Tensor, seed: int) -> npt.NDArray[np.uint16]:
+def _random_bf16(tensor: _Tensor, seed: int) -> Iterator[npt.NDArray[np.uint16]]:
     """The tensor's values as bf16 bit patterns, a function of its stream, shape and the seed.
 
-    Sums of four uniform 16-bit integers are close to normal, and unlike NumPy's distributions the
-    raw bits of its generators are promised not to change between releases.
+    They come in pieces, since a tensor of the true size has billions. Sums of four uniform 16-bit
+    integers are close to normal, and unlike NumPy's distributions the raw bits of its generators
+    are promised not to change between releases.
     """
-    count = math.prod(tensor.shape)
     source = np.random.PCG64([seed, zlib.crc32((tensor.stream or tensor.name).encode())])
-    uniform = source.random_raw(count).astype("<u8", copy=False).view("<u2").reshape(count, 4)
-    centred = uniform.sum(axis=1, dtype=np.int32) - 2 * 65535
     # Each term has variance (2^32 - 1) / 12.
     scale = tensor.std / math.sqrt(4 * (2**32 - 1) / 12)
-    bits = (centred * np.float32(scale) + np.float32(tensor.mean)).astype("<f4").view("<u4")
-    # Round to nearest, ties to even.
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    left = math.prod(tensor.shape)
+    while left:
+        count = min(left, _PIECE)
+        left -= count
+        uniform = source.random_raw(count).astype("<u8", copy=False).view("<u2").reshape(count, 4)
+        centred = uniform.sum(axis=1, dtype=np.int32) - 2 * 65535
+        bits = (centred * np.float32(scale) + np.float32(tensor.mean)).astype("<f4").view("<u4")
+        # Round to nearest, ties to even.
+        yield ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 
 def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: int) -> None:
@@ -330,11 +340,19 @@ def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int) -> None:
         offset += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
+    start = 8 + len(encoded)
+    with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for tensor in tensors:
-            file.write(_random_bf16(tensor, seed).data)
+        file.flush()
+
+        def write(tensor: _Tensor) -> None:
+            at = start + header[tensor.name]["data_offsets"][0]
+            for piece in _random_bf16(tensor, seed):
+                os.pwrite(file.fileno(), piece.data, at)
+                at += piece.nbytes
+
+        list(pool.map(write, tensors))
 
 
 # Settings ---------------------------------------------------------------------------------------
