@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -17,11 +18,11 @@ from hub_server import Fault, HubServer, running_hub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from demo.checkpoint import Geometry
-from llama4_edge.convert import Progress, Report, convert, converter
+from llama4_edge.convert import convert
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import Checkpoint
 from llama4_edge.convert.hub import HubShards, open_repository
-from llama4_edge.errors import CheckpointError, HubError, UnsupportedError
+from llama4_edge.errors import CheckpointError, HubError, OutputError, UnsupportedError
 
 from .conftest import SMALL, edit_json, edit_text_config
 
@@ -45,29 +46,6 @@ def published(hub: HubServer, make_checkpoint: MakeCheckpoint) -> HubServer:
     return hub
 
 
-@pytest.fixture
-def fetch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
-    """Converts a repository."""
-
-    def run(
-        output: Path,
-        *,
-        name: str = NAME,
-        progress: Callable[[Progress], None] | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        keep_source: bool = False,
-    ) -> Report:
-        checkpoint = open_repository(name, revision=revision, token=token, keep_source=keep_source)
-        monkeypatch.setattr(converter, "open_checkpoint", lambda source: checkpoint)
-        try:
-            return convert(name, output, threads=1, progress=progress)
-        finally:
-            checkpoint.shards.close()
-
-    return run
-
-
 def cached_files() -> list[str]:
     """What the cache holds of shards: blobs by their size class, and links by their name."""
     root = Path(constants.HF_HUB_CACHE)
@@ -86,32 +64,30 @@ def shard(number: int) -> str:
 
 
 def test_the_file_is_that_of_a_local_directory_to_the_byte(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+    published: HubServer, tmp_path: Path
 ) -> None:
     local = snapshot_download(NAME, cache_dir=tmp_path / "elsewhere")
     convert(local, tmp_path / "local.gguf", threads=1)
-    fetch(tmp_path / "hub.gguf")
+    convert(NAME, tmp_path / "hub.gguf", threads=1)
     assert (tmp_path / "hub.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
 
 
-def test_no_more_than_two_shards_lie_on_the_disk(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
-) -> None:
+def test_no_more_than_two_shards_lie_on_the_disk(published: HubServer, tmp_path: Path) -> None:
     seen = []
 
     def count(*_: object) -> None:
         seen.append(len(blobs("*.llama4-edge*")))
 
     published.on_request = count
-    fetch(tmp_path / "out.gguf", progress=count)
+    convert(NAME, tmp_path / "out.gguf", threads=1, progress=count)
     assert max(seen) == 2
     assert (blobs("*.llama4-edge*"), cached_files()) == ([], [])
 
 
 def test_a_shard_is_fetched_once_and_one_that_holds_only_the_vision_tower_never(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+    published: HubServer, tmp_path: Path
 ) -> None:
-    fetch(tmp_path / "out.gguf")
+    convert(NAME, tmp_path / "out.gguf", threads=1)
     sizes = [len(published.repositories[NAME].entries[shard(n + 1)].data) for n in range(SHARDS)]
     ranges = [published.ranges(f"/cdn/.*{shard(n + 1)}") for n in range(SHARDS)]
     whole = [f"bytes=0-{size - 1}" for size in sizes]
@@ -119,35 +95,72 @@ def test_a_shard_is_fetched_once_and_one_that_holds_only_the_vision_tower_never(
     assert sum(published.sent(shard(n + 1)) for n in (4, 5)) < 4 * 4096
 
 
-def test_kept_shards_are_the_clients_own(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
-) -> None:
-    fetch(tmp_path / "out.gguf", keep_source=True)
+def test_kept_shards_are_the_clients_own(published: HubServer, tmp_path: Path) -> None:
+    convert(NAME, tmp_path / "out.gguf", threads=1, keep_source=True)
     assert cached_files() == [shard(number) for number in (1, 2, 3, 4)]
     path = hf_hub_download(NAME, shard(3), local_files_only=True)
     assert Path(path).read_bytes() == published.repositories[NAME].entries[shard(3)].data
 
 
-def test_a_shard_in_the_cache_is_used_and_stays(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
-) -> None:
+def test_a_shard_in_the_cache_is_used_and_stays(published: HubServer, tmp_path: Path) -> None:
     path = Path(hf_hub_download(NAME, shard(2)))
     published.requests.clear()
-    fetch(tmp_path / "out.gguf")
+    convert(NAME, tmp_path / "out.gguf", threads=1)
     assert published.sent(shard(2)) == 0
     assert path.read_bytes() == published.repositories[NAME].entries[shard(2)].data
     assert cached_files() == [shard(2)]
 
 
-def test_every_request_is_for_one_commit(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
-) -> None:
+def test_every_request_is_for_one_commit(published: HubServer, tmp_path: Path) -> None:
     commit = published.repositories[NAME].commit
-    fetch(tmp_path / "out.gguf", revision="v1")
+    convert(NAME, tmp_path / "out.gguf", threads=1, revision="v1")
     asked = [one.path.split("/")[4] for one in published.requests if "/resolve/" in one.path]
     assert set(asked) == {commit}
     listed = [one.path for one in published.requests if "/api/" in one.path]
     assert listed == [f"/api/models/{NAME}/revision/v1"]
+
+
+def test_the_output_is_named_after_the_repository(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = convert(NAME, dry_run=True)
+    assert report.output == "Llama-4-Small-int4.gguf"
+    assert published.sent("safetensors") < 3 * 4096 * SHARDS
+
+
+def test_what_was_encoded_before_an_interruption_is_not_fetched_again(
+    published: HubServer, tmp_path: Path
+) -> None:
+    convert(NAME, tmp_path / "whole.gguf", threads=1)
+    # Lets the header through, and too little of the rest.
+    published.faults = [Fault(f"GET /cdn/.*{shard(4)}", times=999, cut=20_000)]
+    with pytest.raises(HubError, match=f"cannot give {shard(4)}"):
+        convert(NAME, tmp_path / "out.gguf", threads=1)
+    published.faults = []
+    published.requests.clear()
+    report = convert(NAME, tmp_path / "out.gguf", threads=1)
+    assert 0.5 < report.resumed_at < 1
+    assert [published.sent(shard(n)) > 3 * 4096 for n in range(1, 7)] == [False] * 3 + [
+        True, False, False,
+    ]  # fmt: skip
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_disk_too_small_for_output_and_two_shards_moves_none(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = convert(NAME, tmp_path / "out.gguf", threads=1).bytes
+    _, shards, paths = opened()
+    needed = output + shards.room(paths[:4]).nbytes
+    published.requests.clear()
+    disk = namedtuple("disk", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk(1 << 40, 0, needed - 1))
+    with pytest.raises(OutputError, match="too little room"):
+        convert(NAME, tmp_path / "new.gguf", threads=1)
+    assert published.sent("safetensors") < 3 * 4096 * SHARDS
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk(1 << 40, 0, needed))
+    assert convert(NAME, tmp_path / "new.gguf", threads=1).bytes == output
 
 
 # In which order ----------------------------------------------------------------------------------
@@ -327,11 +340,12 @@ def test_a_gated_repository_with_a_token_that_has_no_access_says_so(published: H
 
 
 def test_a_token_with_access_opens_and_stays_on_the_hub(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published.repositories[NAME].gated = True
     published.repositories[NAME].token = "hf_friend"
-    fetch(tmp_path / "out.gguf", token="hf_friend")
+    monkeypatch.setenv("HF_TOKEN", "hf_friend")
+    convert(NAME, tmp_path / "out.gguf", threads=1)
     tokens = {one.path.startswith("/cdn/"): one.token for one in published.requests}
     assert tokens == {False: "hf_friend", True: None}
 
@@ -411,14 +425,14 @@ PASSING_FAULTS = {
 
 @pytest.mark.parametrize("fault", PASSING_FAULTS.values(), ids=PASSING_FAULTS.keys())
 def test_a_fault_that_passes_changes_nothing(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path, fault: Fault
+    published: HubServer, tmp_path: Path, fault: Fault
 ) -> None:
-    fetch(tmp_path / "quiet.gguf")
+    convert(NAME, tmp_path / "quiet.gguf", threads=1)
     published.requests.clear()
     published.faults = [replace(fault)]
     for path in blobs():
         path.unlink()
-    fetch(tmp_path / "noisy.gguf")
+    convert(NAME, tmp_path / "noisy.gguf", threads=1)
     assert published.faults[0].times == 0
     assert (tmp_path / "noisy.gguf").read_bytes() == (tmp_path / "quiet.gguf").read_bytes()
 
@@ -431,7 +445,7 @@ def test_a_fault_that_passes_changes_nothing(
     ],
 )
 def test_a_fault_that_stays_is_one_error_and_the_same_command_goes_on(
-    published: HubServer, fetch: Callable[..., Report], tmp_path: Path, fault: Fault, found: str
+    published: HubServer, tmp_path: Path, fault: Fault, found: str
 ) -> None:
     open_repository(NAME)
     heads = len(published.ranges(shard(3)))
