@@ -34,11 +34,17 @@ from .terminal.options import (
     json_option,
     model_options,
     recipe_name,
+    revision_option,
     sampling_of,
     type_override,
     verbose_option,
 )
-from .terminal.progress import check_progress, conversion_progress, loading_progress
+from .terminal.progress import (
+    check_progress,
+    conversion_progress,
+    loading_progress,
+    pull_progress,
+)
 from .terminal.prompt import Lines, read_prompt
 
 if TYPE_CHECKING:
@@ -138,6 +144,12 @@ def main(ctx: click.Context) -> None:
     help="Threads that encode.  [default: all cores]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
+@revision_option
+@click.option(
+    "--keep-source",
+    is_flag=True,
+    help="Leave a repository's shards in the hub's cache, instead of dropping each once encoded.",
+)
 @click.option(
     "--split-size",
     type=byte_count,
@@ -158,20 +170,24 @@ def convert(
     types: tuple[tuple[str, str], ...],
     threads: int | None,
     dry_run: bool,
+    revision: str | None,
+    keep_source: bool,
     split_size: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Turn a checkpoint into a GGUF file, in one pass.
 
-    SOURCE is a directory with config.json, tokenizer.json and safetensors, as published.
+    SOURCE is a directory with config.json, tokenizer.json and safetensors, as published; or a
+    repository on the Hugging Face Hub, of which one shard is fetched while another is encoded, so
+    that it takes the disk of the output and two shards.
 
     Nothing is written before everything is checked, and nothing has the final name before it is
     whole. The command that was interrupted goes on where it stopped when it is given again.
 
     \b
     llama4 convert Llama-4-Scout-17B-16E-Instruct
-    llama4 convert Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
+    llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
     """
     from .convert import DEFAULT_RECIPE
@@ -186,6 +202,8 @@ def convert(
                 recipe=recipe or DEFAULT_RECIPE,
                 types=types,
                 split_size=split_size,
+                revision=revision,
+                keep_source=keep_source,
                 force=force,
                 dry_run=dry_run,
                 threads=threads,
@@ -198,6 +216,54 @@ def convert(
         _print_json(report.as_dict())
     else:
         show(report_view(report))
+
+
+@main.command()
+@click.argument("repository")
+@click.argument("choice", required=False)
+@click.option(
+    "-o",
+    "--output",
+    "directory",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    help="Where the files go.  [default: this directory]",
+)
+@revision_option
+@json_option
+def pull(
+    repository: str, choice: str | None, directory: Path, revision: str | None, as_json: bool
+) -> None:
+    """Fetch a GGUF from the Hugging Face Hub.
+
+    REPOSITORY is org/name, CHOICE one of its files or a quantization such as Q4_K_M; where there is
+    only one model, it may be left out. All parts of the model come, and the projector for images.
+    Each file is checked against the hub's digest, and an interrupted pull goes on where it stopped.
+
+    \b
+    llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M
+    llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M -o models --json | jq -r .model
+    """
+    from .hub.names import parse_repository
+    from .hub.pull import pull as run_pull
+    from .terminal.tables import pulled_view
+
+    name = parse_repository(repository)
+    if name is None:
+        raise click.BadParameter(f"{repository!r} is not org/name", param_hint="REPOSITORY")
+    try:
+        with pull_progress() as progress:
+            pulled = run_pull(
+                name, choice, directory=directory, revision=revision, progress=progress
+            )
+    except KeyboardInterrupt:
+        note("The same command goes on where this one stopped.")
+        raise
+    if as_json:
+        _print_json(pulled.as_dict())
+    else:
+        show(pulled_view(pulled))
 
 
 @main.command()

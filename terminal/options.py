@@ -256,6 +256,15 @@ def sampling_of(ctx: click.Context) -> Sampling:
         raise click.UsageError(str(error), ctx) from error
 
 
+def revision_option(command: Command) -> Command:
+    """``--revision``, of a repository on the hub."""
+    return click.option(
+        "--revision",
+        metavar="REV",
+        help="Branch, tag or commit of the repository.  [default: main]",
+    )(command)
+
+
 def verbose_option(command: Command) -> Command:
     """``-v``, before or after the name of the command."""
     return click.option(

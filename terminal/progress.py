@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..convert import Progress as Converted
+    from ..hub.pull import PullProgress as Fetched
     from ..quant.verify import Checked
 
 # Below this many columns the tensor's name would push the time left off the line.
@@ -47,8 +48,18 @@ def check_progress() -> Iterator[Callable[[Checked], None] | None]:
 
 
 @contextmanager
+def pull_progress() -> Iterator[Callable[[Fetched], None] | None]:
+    """The same bar while files are fetched; yields ``pull(progress=…)`` or None."""
+    with _byte_bar() as show:
+        if show is None:
+            yield None
+            return
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.file, at.bytes_before)
+
+
+@contextmanager
 def _byte_bar() -> Iterator[Callable[[int, int, str, int], None] | None]:
-    """A bar with its rate; yields what takes bytes done, in all, the tensor, and done before."""
+    """A bar with its rate; yields what takes bytes done, in all, what is at work, done before."""
     err = _screen()
     if err is None:
         yield None

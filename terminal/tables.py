@@ -1,4 +1,4 @@
-"""What `inspect`, `convert` and `doctor` show, as tables.
+"""What `inspect`, `convert`, `pull` and `doctor` show, as tables.
 
 Promises that a narrow terminal folds them, a pipe gets them whole, and that every number comes from
 the value at hand. Does not read files or measure anything.
@@ -19,6 +19,7 @@ from .numbers import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..convert import Report
+    from ..hub.pull import Pulled
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
     from ..quant.verify import Damage
     from ..runtime.devices import Device
@@ -101,6 +102,18 @@ def report_view(report: Report) -> RenderableType:
     facts += [(written, path) for path in report.outputs]
     texts = ((name, printable(value)) for name, value in facts)
     return Group(roles_table(report.roles), "", _facts(texts))
+
+
+def pulled_view(pulled: Pulled) -> RenderableType:
+    """What `pull` shows: where the files are, and how much of them had to travel."""
+    facts = [
+        ("from", f"{pulled.repository} at {pulled.commit[:12]}"),
+        ("size", f"{bytes_text(pulled.bytes)}, {bytes_text(pulled.bytes_fetched)} fetched"),
+        *(("model" if part == pulled.model else "part", part) for part in pulled.parts),
+    ]
+    if pulled.projector is not None:
+        facts.append(("projector", pulled.projector))
+    return _facts((name, printable(value)) for name, value in facts)
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:

@@ -1,0 +1,81 @@
+"""`llama4 pull` and `llama4 convert ORG/NAME`: as a person gives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hub_server import HubServer, running_hub
+
+from demo.checkpoint import TEXT_ONLY, Geometry
+from llama4_edge.cli import main
+from llama4_edge.runtime.gguf_file import read_gguf
+
+NAME = "meta-llama/Llama-4-Tiny"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    monkeypatch.chdir(tmp_path)
+    with running_hub(monkeypatch, tmp_path / "home") as server:
+        yield server
+
+
+def test_a_repository_becomes_a_gguf_by_its_name(
+    hub: HubServer, make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+) -> None:
+    hub.add(NAME, make_checkpoint(TEXT_ONLY))
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    code = "from llama4_edge.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", NAME, "--json"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["output"] == "Llama-4-Tiny-int4.gguf"
+    metadata = read_gguf(tmp_path / report["output"]).metadata
+    assert metadata["general.name"] == "Llama 4 Tiny"
+    assert metadata["general.organization"] == "meta-llama"
+    assert list((tmp_path / "cache").rglob("*.safetensors")) == []
+
+
+def test_a_pulled_model_can_be_read(
+    hub: HubServer, make_gguf: Callable[..., Path], scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = make_gguf(scout_checkpoint, "int4")
+    hub.add("someone/GGUF", {"scout-Q4_K_M.gguf": model.read_bytes()})
+    result = CliRunner().invoke(main, ["pull", "someone/GGUF", "--json"])
+    assert result.exit_code == 0
+    pulled = json.loads(result.stdout)
+    assert pulled["model"] == "scout-Q4_K_M.gguf"
+    assert (tmp_path / pulled["model"]).read_bytes() == model.read_bytes()
+    again = CliRunner().invoke(main, ["pull", "hf://someone/GGUF"])
+    assert f"{hub.repositories['someone/GGUF'].commit[:12]}" in again.stdout
+    assert "0 B fetched" in again.stdout
+
+
+def test_what_cannot_be_had_is_one_line(hub: HubServer) -> None:
+    result = CliRunner().invoke(main, ["pull", "nobody/nothing"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: nobody/nothing does not exist on ")
+    result = CliRunner().invoke(main, ["convert", "nobody/nothing", "--json"])
+    assert json.loads(result.stdout)["error"] == "HubError"
+
+
+def test_what_names_no_repository_is_a_usage_error(hub: HubServer) -> None:
+    result = CliRunner().invoke(main, ["pull", "scout.gguf"])
+    assert result.exit_code == 2
+    assert "'scout.gguf' is not org/name" in result.stderr
+    assert hub.requests == []
