@@ -286,7 +286,12 @@ class HubShards:
         """Fetch the first bytes of several shards at a time."""
         absent = [name for name in names if name in self._remote.files and not self._is_there(name)]
         with ThreadPoolExecutor(_HEADS_AT_A_TIME, "heads") as pool:
-            list(pool.map(self._fetch_head, absent))
+            try:
+                list(pool.map(self._fetch_head, absent))
+            except BaseException:
+                # The others need not be patient any more.
+                self._remote.stop.set()
+                raise
 
     def _fetch_head(self, name: str) -> bytes:
         self._heads[name] = self._remote.read(name, 0, _HEAD_BYTES)

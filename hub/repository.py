@@ -46,9 +46,14 @@ _GROWTH = 1 << 20
 _LONGEST_WAIT = 300.0
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK = 1 << 20
+# One answer of the hub's CDN holds 50 GB at most, and a signed address does not live for ever.
+_ANSWER_BYTES = 8 << 30
 
 PARTIAL_SUFFIX = ".incomplete"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# How the hub says that nothing is left of a quota, and in how many seconds there will be.
+_QUOTA = re.compile(r"\br=0\s*;\s*t=(\d+)")
 
 T = TypeVar("T")
 
@@ -153,17 +158,17 @@ class Repository:
 
         def attempt() -> None:
             nonlocal done
-            if done == file.size:
-                return
-            with self._body(file, done, file.size) as chunks:
-                for chunk in chunks:
-                    self._check_stop()
-                    sink.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    on_bytes(len(chunk))
-            if done < file.size:
-                raise _PassingError(f"a file that ends at byte {done} of {file.size}")
+            while done < file.size:
+                end = min(done + _ANSWER_BYTES, file.size)
+                with self._body(file, done, end) as chunks:
+                    for chunk in chunks:
+                        self._check_stop()
+                        sink.write(chunk)
+                        digest.update(chunk)
+                        done += len(chunk)
+                        on_bytes(len(chunk))
+                if done < end:
+                    raise _PassingError(f"an answer that ends at byte {done} instead of {end}")
 
         self._patiently(file.name, attempt, progress=lambda: done)
         if digest.hexdigest() != file.etag:
@@ -269,7 +274,7 @@ def find_repository(
 
 def _remote_file(entry: RepoSibling) -> RemoteFile:
     etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
-    if entry.size is None or etag is None:
+    if entry.size is None or etag is None or not _ETAG.fullmatch(etag):
         raise _no_hub(f"{entry.rfilename} without size or digest")
     return RemoteFile(entry.rfilename, entry.size, etag)
 
@@ -386,8 +391,10 @@ def _as_passing(error: Exception) -> _PassingError | None:
     status = error.response.status_code
     if status not in _PASSING:
         return None
-    after = error.response.headers.get("Retry-After", "")
-    return _PassingError(f"HTTP status {status}", float(after) if after.isdigit() else None)
+    headers = error.response.headers
+    quota = _QUOTA.search(headers.get("RateLimit", "")) if status == 429 else None
+    after = headers.get("Retry-After", quota.group(1) if quota else "")
+    return _PassingError(f"HTTP status {status}", float(after) if after.isdecimal() else None)
 
 
 def _explained(

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from hub_server import Fault, running_hub
 
 from llama4_edge.errors import HubError
 from llama4_edge.hub import repository as hub_client
@@ -32,6 +33,51 @@ def test_waits_grow_and_yield_to_what_the_hub_asks_for(monkeypatch: pytest.Monke
     with pytest.raises(HubError, match="cannot give it, found busy, 6 times"):
         hub_client.patiently("org/name", "it", attempt, lambda: 0, stop, None)
     assert stop.waits == [1.0, 7.0, 4.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "0"}, {"RateLimit": '"api";r=0;t=0'}], ids=["after", "quota"]
+)
+def test_a_rate_limit_says_how_long_to_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    with running_hub(monkeypatch, tmp_path) as server:
+        monkeypatch.setattr(hub_client, "WAITS", (999.0,))
+        server.add(NAME, {"README.md": b"hello"})
+        server.faults = [Fault("GET /api", status=429, headers=headers)]
+        assert list(hub_client.find_repository(NAME).files) == ["README.md"]
+    assert len(server.requests) == 2
+
+
+def test_a_large_file_comes_in_several_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = bytes(range(250)) * 10
+    with running_hub(monkeypatch, tmp_path) as server:
+        monkeypatch.setattr(hub_client, "_ANSWER_BYTES", 1000)
+        server.add(NAME, {"big.gguf": content})
+        hub_client.find_repository(NAME).download("big.gguf", tmp_path / "big.gguf")
+    assert server.ranges("/cdn/") == ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2499"]
+    assert (tmp_path / "big.gguf").read_bytes() == content
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running_hub(monkeypatch, tmp_path) as server:
+        server.add(NAME, {"big.gguf": b"GGUF"})
+        found = hub_client.find_repository(NAME)
+        with pytest.raises(
+            HubError, match=r"big\.gguf cannot be written to .*nowhere, found No such"
+        ):
+            found.download("big.gguf", tmp_path / "nowhere" / "big.gguf")
+
+
+def test_a_digest_that_is_none_is_no_hubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with running_hub(monkeypatch, tmp_path) as server:
+        server.add(NAME, {"big.gguf": b"GGUF"}).entries["big.gguf"].etag = "../../escape"
+        with pytest.raises(HubError, match=r"found big\.gguf without size or digest"):
+            hub_client.find_repository(NAME)
 
 
 @pytest.mark.parametrize(
