@@ -22,6 +22,7 @@ from ..architecture import (
     TEMPERATURE_SCALE,
 )
 from ..errors import UnsupportedError
+from .fp8 import check_quantization
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The text model's hyperparameters; layer `i` has experts where ``(i + 1) % moe_step == 0``."""
+    """The text model's hyperparameters; layer `i` has experts where ``(i + 1) % moe_step == 0``.
+
+    Where `fp8`, weights may be stored as ``fp8`` says, and each expert's are tensors of their own.
+    """
 
     multimodal: bool
     n_layer: int
@@ -55,6 +59,7 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     tied: bool
+    fp8: bool = False
     notes: tuple[str, ...] = ()
 
     def has_experts(self, layer: int) -> bool:
@@ -68,7 +73,8 @@ _IGNORED = frozenset({
     "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "for_llm_compressor", "id2label", "initializer_range", "is_encoder_decoder", "label2id",
     "model_type", "output_attentions", "output_hidden_states", "output_router_logits",
-    "pad_token_id", "problem_type", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
+    "pad_token_id", "problem_type", "quantization_config", "return_dict", "router_aux_loss_coef",
+    "router_jitter_noise",
     "torch_dtype", "transformers_version", "use_cache",
 })  # fmt: skip
 
@@ -145,6 +151,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tied=bool(fields.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
+        fp8=_is_quantized(raw, text),
         notes=_notes(raw, text, rope_scaling),
     )
     _check_size(config, fields)
@@ -175,16 +182,15 @@ def _text_config(raw: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
             found=f"model_type {model_type!r}, architectures {raw.get('architectures')!r}",
             expected="llama4 with a text_config, or llama4_text",
         )
-    quantization = raw.get("quantization_config") or text.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-        raise UnsupportedError(
-            "the checkpoint is already quantized",
-            found=f"quant_method {method!r} in config.json",
-            expected="bf16 weights",
-            hint="Use the repository without FP8 in its name.",
-        )
     return multimodal, text
+
+
+def _is_quantized(raw: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint is quantized, in the one way that is known."""
+    settings = raw.get("quantization_config") or text.get("quantization_config")
+    if settings:
+        check_quantization(settings)
+    return bool(settings)
 
 
 def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..quant.summary import summarize_roles
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .metadata import ROPE_FREQS, cached_repository, rope_factors, write_metadata
-from .names import MappedTensor, plan_tensors, vision_tensors
+from .names import MappedTensor, left_out_tensors, plan_tensors
 from .output import (
     Part,
     PartialOutput,
@@ -165,11 +166,13 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     """
     checkpoint = open_checkpoint(source)
     config = parse_config(checkpoint.config)
-    tensors = []
-    for mapped in plan_tensors(config, checkpoint.tensors):
-        share = mapped.stored.nbytes // len(mapped.targets)
-        tensors += [(to.name, to.shape, mapped.stored.dtype, share) for to in mapped.targets]
-    left_out = (checkpoint.tensors[name] for name in vision_tensors(config, checkpoint.tensors))
+    mapped = plan_tensors(config, checkpoint.tensors)
+    nbytes: Counter[str] = Counter()
+    for one in mapped:
+        nbytes.update({to.name: one.nbytes // len(one.targets) for to in one.targets})
+    stored_as = {to.name: (to.shape, one.stored.dtype) for one in mapped for to in one.targets}
+    tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
+    left_out = (checkpoint.tensors[name] for name in left_out_tensors(config, checkpoint.tensors))
     tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in left_out]
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
 
@@ -191,7 +194,9 @@ def _plan(
     config = parse_config(checkpoint.config)
     mapped = plan_tensors(config, checkpoint.tensors)
     vocabulary = read_vocabulary(checkpoint, config)
-    specs = [TensorSpec(to.name, to.shape) for tensor in mapped for to in tensor.targets]
+    # Separate experts share a target.
+    shapes = {to.name: to.shape for tensor in mapped for to in tensor.targets}
+    specs = [TensorSpec(name, shape) for name, shape in shapes.items()]
     factors = rope_factors(config)
     if factors is not None:
         specs.insert(0, TensorSpec(ROPE_FREQS, factors.shape))
@@ -222,7 +227,11 @@ def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> lis
         slab
         for tensor in in_order
         for slab in slabs_of(
-            tensor.stored, [outputs[to.name] for to in tensor.targets], experts=tensor.experts
+            tensor.stored,
+            [outputs[to.name] for to in tensor.targets],
+            experts=tensor.experts,
+            expert=tensor.expert,
+            scale=tensor.scale,
         )
     ]
 
@@ -234,7 +243,8 @@ def _identity(
 
     The header holds all that recipe, overrides, config and tokenizer decide.
     """
-    shards = sorted({tensor.stored.file for tensor in mapped})
+    stored = {one for tensor in mapped for one in (tensor.stored, tensor.scale) if one}
+    shards = sorted({one.file for one in stored})
     return {
         "llama4-edge": __version__,
         "ggml": encoder_version(),
@@ -336,7 +346,7 @@ def _report(
             for assigned in plan.assignments
             if assigned.wanted is not None
         ),
-        left_out=tuple(vision_tensors(plan.config, plan.checkpoint.tensors)),
+        left_out=tuple(left_out_tensors(plan.config, plan.checkpoint.tensors)),
         notes=(*plan.notes, *notes),
     )
 

@@ -117,7 +117,7 @@ def decode_rows(codes: Bytes, scales: Floats) -> Halves:
     and compressed-tensors compute when they dequantize to bf16.
 
     Returns:
-        bf16 as raw 16-bit words, [rows, columns].
+        bf16 as raw 16-bit words, [rows, columns]; infinite where a product is too large.
 
     Raises:
         ValueError: a code is NaN.
@@ -126,7 +126,8 @@ def decode_rows(codes: Bytes, scales: Floats) -> Halves:
         raise ValueError("not a number")
     # Every code is a valid index; "clip" only spares numpy the check.
     floats = np.take(VALUES, codes, mode="clip")
-    floats *= scales[:, np.newaxis]
+    with np.errstate(over="ignore"):
+        floats *= scales[:, np.newaxis]
     return f32_to_bf16(floats)
 
 

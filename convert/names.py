@@ -7,9 +7,10 @@ really there. An unknown, missing or misshapen tensor is an error before a byte 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
+from . import fp8
 from .checkpoint import StoredTensor
 from .config import ModelConfig
 
@@ -22,13 +23,15 @@ class Rule:
     """One tensor of the checkpoint: its name, its shape, and the GGUF tensors it becomes.
 
     Where `experts`, the tensor is [expert, in, out] and GGUF wants [expert, out, in]; several
-    targets share the `out` axis evenly, in order.
+    targets share the `out` axis evenly, in order. Where it is of one `expert`, by number, it is
+    that expert's share of its target.
     """
 
     name: str
     shape: tuple[str, ...]
     targets: tuple[str, ...]
     experts: bool = False
+    expert: int | None = None
 
 
 MODEL_RULES = (
@@ -53,8 +56,10 @@ LAYER_RULES = (
         ("blk.{layer}.ffn_norm.weight",),
     ),
 )
+ROUTER_RULE = Rule(
+    _FFN + ".router.weight", ("expert", "embd"), ("blk.{layer}.ffn_gate_inp.weight",)
+)
 EXPERT_RULES = (
-    Rule(_FFN + ".router.weight", ("expert", "embd"), ("blk.{layer}.ffn_gate_inp.weight",)),
     Rule(
         _FFN + ".experts.gate_up_proj",
         ("expert", "embd", "gate_up"),
@@ -67,6 +72,26 @@ EXPERT_RULES = (
         ("blk.{layer}.ffn_down_exps.weight",),
         experts=True,
     ),
+)
+# The same where a checkpoint is quantized; there is one of each for every expert.
+QUANTIZED_EXPERT_RULES = (
+    Rule(
+        _FFN + ".experts.{expert}.gate_proj.weight",
+        ("ff_expert", "embd"),
+        ("blk.{layer}.ffn_gate_exps.weight",),
+    ),
+    Rule(
+        _FFN + ".experts.{expert}.up_proj.weight",
+        ("ff_expert", "embd"),
+        ("blk.{layer}.ffn_up_exps.weight",),
+    ),
+    Rule(
+        _FFN + ".experts.{expert}.down_proj.weight",
+        ("embd", "ff_expert"),
+        ("blk.{layer}.ffn_down_exps.weight",),
+    ),
+)
+SHARED_EXPERT_RULES = (
     Rule(
         _FFN + ".shared_expert.gate_proj.weight",
         ("ff_expert", "embd"),
@@ -108,11 +133,18 @@ class Target:
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A stored tensor and what becomes of it; see `Rule`."""
+    """A stored tensor and what becomes of it; see `Rule`. In FP8 it has a `scale` for each row."""
 
     stored: StoredTensor
     targets: tuple[Target, ...]
     experts: bool
+    expert: int | None = None
+    scale: StoredTensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in the checkpoint."""
+        return self.stored.nbytes + (self.scale.nbytes if self.scale else 0)
 
 
 def rules_for(config: ModelConfig) -> list[tuple[Rule, int]]:
@@ -120,10 +152,21 @@ def rules_for(config: ModelConfig) -> list[tuple[Rule, int]]:
     rules = [(rule, 0) for rule in MODEL_RULES]
     if not config.tied:
         rules.append((OUTPUT_RULE, 0))
+    experts = _separate_experts(config.n_expert) if config.fp8 else EXPERT_RULES
     for layer in range(config.n_layer):
-        feed_forward = EXPERT_RULES if config.has_experts(layer) else DENSE_RULES
+        routed = (ROUTER_RULE, *experts, *SHARED_EXPERT_RULES)
+        feed_forward = routed if config.has_experts(layer) else DENSE_RULES
         rules.extend((rule, layer) for rule in (*LAYER_RULES, *feed_forward))
     return rules
+
+
+def _separate_experts(count: int) -> tuple[Rule, ...]:
+    """A rule for each matrix of each expert, all experts of a target together."""
+    return tuple(
+        replace(rule, name=rule.name.replace("{expert}", str(expert)), expert=expert)
+        for rule in QUANTIZED_EXPERT_RULES
+        for expert in range(count)
+    )
 
 
 def plan_tensors(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> list[MappedTensor]:
@@ -141,13 +184,49 @@ def plan_tensors(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> lis
     expected = {
         prefix + rule.name.format(layer=layer): (rule, layer) for rule, layer in rules_for(config)
     }
-    _check_names(expected.keys(), stored.keys() - set(vision_tensors(config, stored)))
-    return [_map(stored[name], rule, layer, sizes) for name, (rule, layer) in expected.items()]
+    scales = _scales(expected, stored) if config.fp8 else {}
+    companions = {scale.name for scale in scales.values()}
+    _check_names(
+        expected.keys(), stored.keys() - companions - set(left_out_tensors(config, stored))
+    )
+    return [
+        _map(stored[name], scales.get(name), rule, layer, sizes)
+        for name, (rule, layer) in expected.items()
+    ]
 
 
-def vision_tensors(config: ModelConfig, stored: Iterable[str]) -> list[str]:
-    """The names in a multimodal checkpoint that are not the text model's."""
-    return [name for name in stored if config.multimodal and name.startswith(VISION_PREFIXES)]
+def left_out_tensors(config: ModelConfig, stored: Iterable[str]) -> list[str]:
+    """The names of tensors that are not needed: the vision tower's, and those of `fp8.LEFT_OUT`."""
+    return [
+        name
+        for name in stored
+        if (config.multimodal and name.startswith(VISION_PREFIXES))
+        or (config.fp8 and fp8.left_out(name))
+    ]
+
+
+def _scales(names: Iterable[str], stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The scales of each FP8 tensor, by that tensor's name."""
+    scales = {}
+    for name in names:
+        weight, scale = stored.get(name), stored.get(fp8.scale_name(name))
+        if weight is None or weight.dtype != fp8.DTYPE:
+            continue
+        if scale is None:
+            raise CheckpointError(
+                f"tensor {fp8.scale_name(name)} is missing",
+                found=f"{name} stored as {weight.dtype}",
+                hint="The shards and config.json must be of the same model, and all of it.",
+            )
+        shape = (*weight.shape[:-1], 1)
+        if scale.shape != shape or scale.dtype not in fp8.SCALE_DTYPES:
+            raise CheckpointError(
+                f"{scale.name} in {scale.file.name} cannot be the scales of {name}",
+                found=f"{scale.dtype} {list(scale.shape)}",
+                expected=f"{' or '.join(fp8.SCALE_DTYPES)} {list(shape)}",
+            )
+        scales[name] = scale
+    return scales
 
 
 def _sizes(config: ModelConfig) -> Sizes:
@@ -181,7 +260,9 @@ def _check_names(expected: Iterable[str], found: set[str]) -> None:
         )
 
 
-def _map(stored: StoredTensor, rule: Rule, layer: int, sizes: Sizes) -> MappedTensor:
+def _map(
+    stored: StoredTensor, scale: StoredTensor | None, rule: Rule, layer: int, sizes: Sizes
+) -> MappedTensor:
     shape = tuple(sizes[axis] for axis in rule.shape)
     if stored.shape != shape:
         raise CheckpointError(
@@ -189,7 +270,7 @@ def _map(stored: StoredTensor, rule: Rule, layer: int, sizes: Sizes) -> MappedTe
             found=list(stored.shape),
             expected=f"{list(shape)} ({', '.join(rule.shape)})",
         )
-    if stored.dtype not in FLOAT_DTYPES:
+    if stored.dtype not in FLOAT_DTYPES and scale is None:
         raise CheckpointError(
             f"{stored.name} in {stored.file.name} is stored in a dtype that cannot be converted",
             found=stored.dtype,
@@ -198,5 +279,7 @@ def _map(stored: StoredTensor, rule: Rule, layer: int, sizes: Sizes) -> MappedTe
     if rule.experts:
         experts, inputs, outputs = shape
         shape = (experts, outputs // len(rule.targets), inputs)
+    elif rule.expert is not None:
+        shape = (sizes["expert"], *shape)
     targets = tuple(Target(name.format(layer=layer), shape) for name in rule.targets)
-    return MappedTensor(stored, targets, rule.experts)
+    return MappedTensor(stored, targets, rule.experts, rule.expert, scale)

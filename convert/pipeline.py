@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import CheckpointError, DamagedTensorError
-from ..quant.encode import Bytes, bf16_to_f32, encode_rows, f32_to_bf16
-from ..quant.types import BF16, F32, TensorType
+from ..quant.encode import Bytes, Floats
+from ..quant.types import TensorType
+from . import fp8
 from .checkpoint import DTYPE_BYTES, StoredTensor
+from .numbers import VIEWS, Block, encode_stored, transposed
 from .shards import Shards
 
 # An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece.
@@ -32,9 +33,6 @@ SLAB_BYTES = 256 << 20
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
 BLOCK_NUMBERS = 1 << 18
-
-Block = npt.NDArray[Any]
-_VIEWS: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Slab:
     """Part of a stored tensor: `rows` rows of `columns` numbers.
 
     The first number lies at byte `source` of the shard, and a row begins `stride` numbers after the
-    one before it.
+    one before it. In FP8, row 0 is row `first_row` of the tensor, and takes that row's `scale`.
     """
 
     stored: StoredTensor
@@ -86,6 +84,8 @@ class Slab:
     stride: int
     transposed: bool
     shares: tuple[Share, ...]
+    scale: StoredTensor | None = None
+    first_row: int = 0
 
     @property
     def source_bytes(self) -> int:
@@ -152,13 +152,24 @@ class _Buffers:
             self._free.append(buffer)
 
 
-def slabs_of(stored: StoredTensor, outputs: Sequence[Output], *, experts: bool) -> Iterator[Slab]:
+def slabs_of(
+    stored: StoredTensor,
+    outputs: Sequence[Output],
+    *,
+    experts: bool,
+    expert: int | None = None,
+    scale: StoredTensor | None = None,
+) -> Iterator[Slab]:
     """Cut a stored tensor into slabs, in the order of its bytes.
 
     With `experts` it is [expert, in, out] and each of `outputs` takes an even share of ``out``, as
-    [expert, out, in]; otherwise it has one output of its own shape.
+    [expert, out, in]; otherwise it has one output, of its own shape or, where it is of one
+    `expert`, [expert, *its shape]. An FP8 tensor has a `scale` for each row.
     """
-    yield from (_expert_slabs(stored, outputs) if experts else _plain_slabs(stored, outputs[0]))
+    if experts:
+        yield from _expert_slabs(stored, outputs)
+    else:
+        yield from _plain_slabs(stored, outputs[0], expert or 0, scale)
 
 
 def _expert_slabs(stored: StoredTensor, outputs: Sequence[Output]) -> Iterator[Slab]:
@@ -194,10 +205,13 @@ def _expert_shares(
     return tuple(shares)
 
 
-def _plain_slabs(stored: StoredTensor, output: Output) -> Iterator[Slab]:
+def _plain_slabs(
+    stored: StoredTensor, output: Output, expert: int, scale: StoredTensor | None
+) -> Iterator[Slab]:
     length = stored.shape[-1]
     row_bytes = length * DTYPE_BYTES[stored.dtype]
     rows = stored.parameters // length
+    target = output.offset + expert * rows * output.row_bytes
     step = max(1, SLAB_BYTES // row_bytes)
     for row in range(0, rows, step):
         count = min(step, rows - row)
@@ -208,8 +222,18 @@ def _plain_slabs(stored: StoredTensor, output: Output) -> Iterator[Slab]:
             columns=length,
             stride=length,
             transposed=False,
-            shares=(Share(output, output.offset + row * output.row_bytes, 0, count),),
+            shares=(Share(output, target + row * output.row_bytes, 0, count),),
+            scale=scale,
+            first_row=row,
         )
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A slab as stored: `block` [rows, columns], in FP8 with the scale of each row."""
+
+    block: Block
+    scales: Floats | None
 
 
 @dataclass(frozen=True)
@@ -266,14 +290,14 @@ def run_pipeline(
         def read(slab: Slab) -> _Started:
             buffer = source_buffers.take(slab.source_bytes)
             started = time.perf_counter()
-            block = files.read(slab, buffer)
+            numbers = _Numbers(files.read(slab, buffer), files.read_scales(slab))
             seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
-            return _Started(buffer, [start(slab, share, block) for share in slab.shares])
+            return _Started(buffer, [start(slab, share, numbers) for share in slab.shares])
 
-        def start(slab: Slab, share: Share, block: Block) -> _Encoding:
+        def start(slab: Slab, share: Share, numbers: _Numbers) -> _Encoding:
             buffer = target_buffers.take(share.nbytes)
             tasks = [
-                encoders.submit(_encode, slab, share, block, buffer, begin, end, seconds)
+                encoders.submit(_encode, slab, share, numbers, buffer, begin, end, seconds)
                 for begin, end in _cuts(share)
             ]
             return _Encoding(share, buffer, tasks)
@@ -353,9 +377,38 @@ class _OpenShards:
                 "from here.",
             ) from error
 
+    def read_scales(self, slab: Slab) -> Floats | None:
+        """The scales of an FP8 slab's rows.
+
+        They may lie in another shard than the slab, so only their bytes are asked for.
+        """
+        scale = slab.scale
+        if scale is None:
+            return None
+        size = DTYPE_BYTES[scale.dtype]
+        data = self._shards.read(scale.file, scale.offset + slab.first_row * size, slab.rows * size)
+        if len(data) != slab.rows * size:
+            raise CheckpointError(
+                f"{scale.file} cannot be read where {scale.name} lies",
+                found=f"the file ends at byte {scale.offset + slab.first_row * size + len(data)}",
+                hint="Download that shard again, then run the same command again.",
+            )
+        try:
+            return fp8.scales_of(data, scale.dtype)
+        except ValueError as error:
+            raise _damaged(scale, error) from None
+
+
+def _damaged(stored: StoredTensor, error: ValueError) -> DamagedTensorError:
+    return DamagedTensorError(
+        f"{stored.name} in {stored.file.name} cannot be converted",
+        found=str(error),
+        hint="Download that shard again.",
+    )
+
 
 def _read(descriptor: int, slab: Slab, buffer: Bytes) -> Block:
-    numbers: Block = buffer[: slab.source_bytes].view(_VIEWS[slab.stored.dtype])
+    numbers: Block = buffer[: slab.source_bytes].view(VIEWS[slab.stored.dtype])
     block = numbers.reshape(slab.rows, slab.columns)
     if slab.columns == slab.stride:
         _fill(descriptor, block.data.cast("B"), slab.source)
@@ -393,7 +446,7 @@ def _cuts(share: Share) -> Iterator[tuple[int, int]]:
 def _encode(
     slab: Slab,
     share: Share,
-    block: Block,
+    numbers: _Numbers,
     encoded: Bytes,
     begin: int,
     end: int,
@@ -401,57 +454,16 @@ def _encode(
 ) -> None:
     """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
     started = time.thread_time()
-    rows = _transposed(block, begin, end) if slab.transposed else block[begin:end]
+    block, scales = numbers.block, numbers.scales
+    rows = transposed(block, begin, end) if slab.transposed else block[begin:end]
     turned = time.thread_time()
     size = share.output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:
-        _encode_rows(rows, share.output.type, place)
+        if scales is not None:
+            rows = fp8.decode_rows(rows, scales[begin:end])
+        encode_stored(rows, share.output.type, place)
     except ValueError as error:
-        raise DamagedTensorError(
-            f"{slab.stored.name} in {slab.stored.file.name} cannot be converted",
-            found=str(error),
-            hint="Download that shard again.",
-        ) from None
+        raise _damaged(slab.stored, error) from None
     seconds.add("transposing", share.output.name, turned - started)
     seconds.add("encoding", share.output.name, time.thread_time() - turned)
-
-
-def _transposed(block: Block, begin: int, end: int) -> Block:
-    """Columns `begin` to `end` as rows.
-
-    In two copies, since each then walks memory in order: four times as fast as one.
-    """
-    columns = np.ascontiguousarray(block[:, begin:end])
-    return np.ascontiguousarray(columns.T)
-
-
-def _encode_rows(rows: Block, tensor_type: TensorType, place: Bytes) -> None:
-    """Encode `rows` [n, length] as stored into `place`.
-
-    Numbers stored as F16 or F32 pass through bf16 on their way to any type but F32, as they do on
-    llama.cpp's way through a bf16 file.
-    """
-    if not _all_finite(rows):
-        raise ValueError("not a number, or infinity")
-    if tensor_type is F32 and rows.dtype != np.uint16:
-        place.view(np.float32)[:] = rows.reshape(-1)
-        return
-    halves = rows if rows.dtype == np.uint16 else f32_to_bf16(rows.astype(np.float32))
-    if tensor_type is BF16:
-        place.view(np.uint16)[:] = halves.reshape(-1)
-        return
-    floats = np.empty(halves.shape, np.float32)
-    bf16_to_f32(halves, floats)
-    encode_rows(floats, tensor_type, place)
-
-
-def _all_finite(rows: Block) -> bool:
-    """Whether every number as stored is one.
-
-    What is not finite in bf16 has the largest patterns: of all as signed integers when positive, as
-    unsigned ones when negative. Two maxima cost a tenth of masking the signs off.
-    """
-    if rows.dtype != np.uint16:
-        return bool(np.isfinite(rows).all())
-    return int(rows.view(np.int16).max()) < 0x7F80 and int(rows.max()) < 0xFF80

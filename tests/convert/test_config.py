@@ -8,6 +8,8 @@ import pytest
 from llama4_edge.convert.config import RopeScaling, parse_config
 from llama4_edge.errors import UnsupportedError
 
+from .test_fp8 import PUBLISHED
+
 # The published text configurations, as far as they shape the model (see the models' config.json).
 SCOUT: dict[str, Any] = {
     "model_type": "llama4_text",
@@ -154,6 +156,17 @@ def test_another_architecture_is_refused(model_type: str | None) -> None:
         parse_config({**SCOUT, "model_type": model_type})
 
 
-def test_a_quantized_checkpoint_is_refused_with_the_repository_to_use() -> None:
-    with pytest.raises(UnsupportedError, match=r"already quantized.*without FP8 in its name"):
-        parse_config(changed(quantization_config={"quant_method": "compressed-tensors"}))
+def test_another_quantization_is_refused_with_the_repository_to_use() -> None:
+    with pytest.raises(UnsupportedError, match=r"quantized in a way.*without a quantization"):
+        parse_config(changed(quantization_config={"quant_method": "fbgemm_fp8"}))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_the_published_fp8_is_taken(outer: bool) -> None:
+    raw = {**MAVERICK, "quantization_config": PUBLISHED}
+    if not outer:
+        raw = changed(quantization_config=PUBLISHED)
+    config = parse_config(raw)
+    assert config.fp8
+    assert not any("quantization" in note for note in config.notes)
+    assert not parse_config(MAVERICK).fp8
