@@ -5,8 +5,8 @@
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
 llama.cpp's quantizer, for each recipe. The peer's script comes out of llama-cpp-python's source
-package; its quantizer is the same library that this project encodes with. Every step is a process of
-its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
+package; its quantizer is the same library that this project encodes with. Every step is a process
+of its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _QUANTIZE = """
 import ctypes, sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = int(sys.argv[3])
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+source, target = (path.encode() for path in sys.argv[1:3])
+sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)))
 """
 
 
@@ -60,6 +61,7 @@ class Step:
 
 def measure(command: list[str], **environment: str) -> Step:
     """Run `command` to its end; its own wall time and peak resident memory."""
+    os.sync()
     started = time.monotonic()
     child = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
@@ -143,6 +145,7 @@ def write_slice(directory: Path, geometry: Geometry, tokenizer: Path) -> Path:
 
 
 def main() -> None:
+    """Write the slice, run the peer's first step, then compare recipe by recipe."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

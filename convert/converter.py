@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import gguf
 
 from .._version import __version__
+from ..hub.names import parse_repository
 from ..quant import (
     Assignment,
     FileSummary,
@@ -44,7 +44,7 @@ from .output import (
     plan_parts,
     room_shortage,
 )
-from .pipeline import SLAB_BYTES, Output, Slab, StageSeconds, run_pipeline, slabs_of
+from .pipeline import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, StageSeconds, run_pipeline, slabs_of
 from .report import Fallback, Progress, Report
 from .tokenizer import Vocabulary, read_vocabulary
 
@@ -149,13 +149,13 @@ def convert(
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
     """A directory where there is one, else a repository where the name can be one's."""
-    name = os.fspath(source)
-    if Path(name).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    repository = parse_repository(os.fspath(source))
+    if repository is None or Path(source).exists():
         return open_checkpoint(source)
     # Only here, because the hub's client takes longer to import than everything else together.
     from .hub import open_repository
 
-    return open_repository(name, revision=revision, keep_source=keep_source)
+    return open_repository(repository, revision=revision, keep_source=keep_source)
 
 
 def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
@@ -248,7 +248,7 @@ def _identity(
     return {
         "llama4-edge": __version__,
         "ggml": encoder_version(),
-        "slab size": str(SLAB_BYTES),
+        "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
         "recipe, types, config or tokenizer": header_digest(parts),
         **{shard.name: checkpoint.shards.identity(shard) for shard in shards},
     }

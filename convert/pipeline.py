@@ -28,8 +28,10 @@ from .checkpoint import DTYPE_BYTES, StoredTensor
 from .numbers import VIEWS, Block, encode_stored, transposed
 from .shards import Shards
 
-# An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece.
-SLAB_BYTES = 256 << 20
+# An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece; rows that only follow each
+# other need no such large ones.
+SLAB_BYTES = 160 << 20
+ROW_SLAB_BYTES = 64 << 20
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
 BLOCK_NUMBERS = 1 << 18
@@ -212,7 +214,7 @@ def _plain_slabs(
     row_bytes = length * DTYPE_BYTES[stored.dtype]
     rows = stored.parameters // length
     target = output.offset + expert * rows * output.row_bytes
-    step = max(1, SLAB_BYTES // row_bytes)
+    step = max(1, ROW_SLAB_BYTES // row_bytes)
     for row in range(0, rows, step):
         count = min(step, rows - row)
         yield Slab(

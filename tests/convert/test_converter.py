@@ -70,6 +70,7 @@ def test_slabs_smaller_than_an_expert_change_nothing(
 ) -> None:
     convert(checkpoint, tmp_path / "whole.gguf")
     monkeypatch.setattr(pipeline, "SLAB_BYTES", 1000)
+    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 1000)
     convert(checkpoint, tmp_path / "sliced.gguf")
     assert sha256(tmp_path / "whole.gguf") == sha256(tmp_path / "sliced.gguf")
 

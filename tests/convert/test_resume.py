@@ -26,7 +26,8 @@ from .conftest import SMALL, edit_text_config, shards_of
 CONVERT = """
 import sys
 from llama4_edge.convert import convert, output, pipeline
-pipeline.SLAB_BYTES, output.COMMIT_SECONDS = 40_000, 0.0
+pipeline.SLAB_BYTES = pipeline.ROW_SLAB_BYTES = 40_000
+output.COMMIT_SECONDS = 0.0
 convert(sys.argv[1], sys.argv[2], threads=1)
 """
 
@@ -37,7 +38,8 @@ from pathlib import Path
 from llama4_edge.convert import convert, output, pipeline
 
 source, target = sys.argv[1], Path(sys.argv[2])
-pipeline.SLAB_BYTES, output.COMMIT_SECONDS = 40_000, 0.0
+pipeline.SLAB_BYTES = pipeline.ROW_SLAB_BYTES = 40_000
+output.COMMIT_SECONDS = 0.0
 started = time.monotonic()
 convert(source, target, threads=1)
 duration = time.monotonic() - started
@@ -63,6 +65,7 @@ for _ in range(20):
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many slabs, each made safe as soon as it is written."""
     monkeypatch.setattr(pipeline, "SLAB_BYTES", 40_000)
+    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 40_000)
     monkeypatch.setattr(output, "COMMIT_SECONDS", 0.0)
 
 
