@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_server import running_hub
+from huggingface_hub import snapshot_download
 
 from demo.checkpoint import MAVERICK_LIKE, Geometry
 from llama4_edge.convert import convert, inspect_checkpoint, pipeline
+from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.names import plan_tensors, rules_for
@@ -182,6 +185,24 @@ def test_fp8_in_small_slabs_gives_the_same_bytes(
     # 36 rows of the gate projection's 96 at a time, with their scales.
     monkeypatch.setattr(pipeline, "SLAB_BYTES", 36 * 64)
     assert gguf_bytes(fp8_checkpoint, recipe="int8") == whole
+
+
+def test_scales_in_another_shard_come_from_the_hub_too(
+    fp8_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dealt out over three shards, of which two are held, many a scale lies in the third."""
+    name = "meta-llama/Llama-4-Small-FP8"
+    with running_hub(monkeypatch, tmp_path / "home") as hub:
+        monkeypatch.setattr(hub_shards, "_HEAD_BYTES", 4096)
+        hub.add(name, fp8_checkpoint)
+        local = snapshot_download(name, cache_dir=tmp_path / "elsewhere")
+        convert(local, tmp_path / "local.gguf")
+        hub.requests.clear()
+        convert(name, tmp_path / "hub.gguf")
+        whole = sum(path.stat().st_size for path in shards_of(fp8_checkpoint))
+        # No shard is fetched twice for the sake of its scales.
+        assert whole < hub.sent(r"\.safetensors") < 1.5 * whole
+    assert (tmp_path / "hub.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
 
 
 def test_the_experts_of_both_forms_are_one_target(
