@@ -183,7 +183,7 @@ def test_fp8_in_small_slabs_gives_the_same_bytes(
 ) -> None:
     whole = gguf_bytes(fp8_checkpoint, recipe="int8")
     # 36 rows of the gate projection's 96 at a time, with their scales.
-    monkeypatch.setattr(pipeline, "SLAB_BYTES", 36 * 64)
+    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 36 * 64)
     assert gguf_bytes(fp8_checkpoint, recipe="int8") == whole
 
 
