@@ -12,12 +12,18 @@ ROOMS   := __init__.py errors.py cli.py convert hub quant runtime terminal
 LLAMA_VERSION    := 0.3.36
 LLAMA_CMAKE_ARGS ?= -DGGML_RPC=ON
 LLAMA_CXXFLAGS   ?= -fno-dse -fno-tree-dse
+# llama.cpp builds its quantizers for the oldest processor there is. For this one they encode Q8_0 2.6
+# times as fast and Q4_0 and Q4_K 1.3 times, to the same bytes as long as no multiplication and
+# addition are fused into one rounding.
+ifeq ($(shell uname -m),x86_64)
+LLAMA_CFLAGS     ?= -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math
+endif
 
 # The build takes minutes, so its wheel is kept: one folder for each version, set of flags, Python and
 # processor (the build is tuned to the machine's own instruction set). pip's own wheel cache looks at
 # none of these.
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama4-edge/wheels
-KEY     := $(shell { echo "$(LLAMA_VERSION) $(LLAMA_CMAKE_ARGS) $(LLAMA_CXXFLAGS)"; $(PYTHON) -VV; uname -sm; \
+KEY     := $(shell { echo "$(LLAMA_VERSION) $(LLAMA_CMAKE_ARGS) $(LLAMA_CXXFLAGS) $(LLAMA_CFLAGS)"; $(PYTHON) -VV; uname -sm; \
              grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null; } | cksum | tr ' ' '-')
 WHEELS  := $(CACHE)/llama-cpp-python-$(LLAMA_VERSION)-$(KEY)
 
@@ -57,7 +63,7 @@ clean:
 $(WHEELS)/.built:
 	@echo "building llama.cpp from llama-cpp-python $(LLAMA_VERSION) ($(LLAMA_CMAKE_ARGS)): about 5 minutes on 2 cores"
 	mkdir -p $(WHEELS)
-	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
+	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
 	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-binary llama-cpp-python \
 	  --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION)
 	touch $@
