@@ -26,6 +26,8 @@ CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama4-edge/wheels
 KEY     := $(shell { echo "$(LLAMA_VERSION) $(LLAMA_CMAKE_ARGS) $(LLAMA_CXXFLAGS) $(LLAMA_CFLAGS)"; $(PYTHON) -VV; uname -sm; \
              grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null; } | cksum | tr ' ' '-')
 WHEELS  := $(CACHE)/llama-cpp-python-$(LLAMA_VERSION)-$(KEY)
+# Says that the environment holds that very build, the package, and what the package needs.
+RUN     := $(VENV)/.run-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -39,7 +41,7 @@ help:
 	@echo "make bench     speed and memory beside llama.cpp's own tools"
 	@echo "make clean     remove .venv and what the demo wrote; the built llama.cpp stays in $(CACHE)"
 
-demo: $(VENV)/.run
+demo: $(RUN)
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/.test
@@ -60,7 +62,11 @@ clean:
 	rm -rf $(VENV) build *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(WHEELS)/.built:
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(WHEELS)/.built: | $(VENV)/.venv
 	@echo "building llama.cpp from llama-cpp-python $(LLAMA_VERSION) ($(LLAMA_CMAKE_ARGS)): about 5 minutes on 2 cores"
 	mkdir -p $(WHEELS)
 	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
@@ -68,20 +74,15 @@ $(WHEELS)/.built:
 	  --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION)
 	touch $@
 
-$(VENV)/.venv:
-	$(PYTHON) -m venv $(VENV)
-	touch $@
-
-$(VENV)/.run: $(VENV)/.venv pyproject.toml
-	$(MAKE) --no-print-directory $(WHEELS)/.built
-	$(BIN)/python -m pip install --quiet --no-deps $(WHEELS)/*.whl
+$(RUN): $(WHEELS)/.built pyproject.toml
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 # Installed by name first, because a machine without a GPU wants PyTorch's CPU build: point
 # PIP_EXTRA_INDEX_URL at PyTorch's CPU index to get it from there.
 TORCH ?= torch==2.13.0
-$(VENV)/.test: $(VENV)/.run
+$(VENV)/.test: $(RUN)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
