@@ -273,8 +273,18 @@ class HubShards:
         Raises:
             CheckpointError: they could not be had.
         """
-        if path.is_file():
-            return self._local.read(path, offset, length)
+        try:
+            # It may be dropped between a look and the opening, so there is no look.
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return self._read_remote(path, offset, length)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _read_remote(self, path: Path, offset: int, length: int) -> bytes:
         head = self._heads.get(path.name) or self._fetch_head(path.name)
         found = head[offset : offset + length]
         missing = min(offset + length, self._remote.files[path.name].size) - offset - len(found)

@@ -25,7 +25,8 @@ from gguf.gguf_writer import WriterState
 
 from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
-from .pipeline import Output, forget_cached
+from ..quant.page_cache import forget_cached
+from .pipeline import Output
 from .shards import Room
 
 ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import CheckpointError, DamagedTensorError
 from ..quant.encode import Bytes, Floats
+from ..quant.page_cache import forget_cached
 from ..quant.types import TensorType
 from . import fp8
 from .checkpoint import DTYPE_BYTES, StoredTensor
@@ -430,12 +431,6 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
         if count == 0:
             raise EOFError(f"the file ends at byte {offset + done}")
         done += count
-
-
-def forget_cached(descriptor: int, offset: int, length: int) -> None:
-    """Let go of the page cache of what is read or written once, so that others keep theirs."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _cuts(share: Share) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import ModelFileError
+from .page_cache import forget_cached
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -331,11 +332,7 @@ def _read(descriptor: int, offset: int, length: int) -> Bytes:
         if count == 0:
             raise OSError("it became shorter")
         done += count
-    if hasattr(os, "posix_fadvise"):
-        # A page that is cached as part of a larger one is dropped only with all of it: so once
-        # more what lies before, with which this piece may share one.
-        begin = max(0, offset - _PIECE_BYTES)
-        os.posix_fadvise(descriptor, begin, offset + length - begin, os.POSIX_FADV_DONTNEED)
+    forget_cached(descriptor, offset, length)
     return data
 
 
