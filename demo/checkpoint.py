@@ -139,6 +139,7 @@ def write_checkpoint(
     seed: int = 0,
     tokenizer: Path | None = None,
     chat_template: TemplatePlace = "chat_template.jinja",
+    holes: bool = False,
 ) -> Path:
     """Write a checkpoint into ``directory`` (made if absent) and return its path.
 
@@ -149,6 +150,8 @@ def write_checkpoint(
         tokenizer: a directory with a tokenizer to copy instead of training a small one. Its size
             must be ``geometry.vocabulary``.
         chat_template: which file holds the chat template, as transformers has kept it over time.
+        holes: leave the weights out: the shards have their true sizes and take no room on a disk
+            that knows sparse files. Every weight reads as zero.
 
     Raises:
         ValueError: the tokenizer's size is not the geometry's vocabulary.
@@ -160,7 +163,7 @@ def write_checkpoint(
     write_json(directory / "config.json", _config(geometry, ids))
     write_json(directory / "generation_config.json", _generation_config(ids))
     (directory / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
-    _write_weights(directory, list(_tensors(geometry)), geometry.shards, seed)
+    _write_weights(directory, list(_tensors(geometry)), geometry.shards, None if holes else seed)
     return directory
 
 
@@ -307,7 +310,7 @@ def _random_bf16(tensor: _Tensor, seed: int) -> Iterator[npt.NDArray[np.uint16]]
         yield ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 
-def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: int) -> None:
+def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: int | None) -> None:
     """Write the tensors as one file, or as several of like size with their index."""
     if shards == 1:
         _write_safetensors(directory / "model.safetensors", tensors, seed)
@@ -327,8 +330,11 @@ def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: i
     write_json(directory / "model.safetensors.index.json", index)
 
 
-def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int) -> None:
-    """Eight bytes of header length, a JSON header padded to 8 bytes, then the raw values."""
+def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int | None) -> None:
+    """Eight bytes of header length, a JSON header padded to 8 bytes, then the raw values.
+
+    Without a seed the values are a hole of the right size.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -345,6 +351,9 @@ def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int) -> None:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         file.flush()
+        file.truncate(start + offset)
+        if seed is None:
+            return
 
         def write(tensor: _Tensor) -> None:
             at = start + header[tensor.name]["data_offsets"][0]

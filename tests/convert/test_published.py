@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import demo.checkpoint
 from demo.checkpoint import SCOUT_LIKE, Geometry, Vision, write_checkpoint
 from llama4_edge.convert import convert
 
@@ -23,20 +21,6 @@ MAVERICK = replace(
 )
 
 
-def write_holes(path: Path, tensors: list[demo.checkpoint._Tensor], seed: int) -> None:
-    header, offset = {}, 0
-    for tensor in tensors:
-        end = offset + tensor.nbytes
-        header[tensor.name] = {
-            "dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
-        offset = end
-    encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + offset)
-
-
 @pytest.mark.parametrize(
     ("geometry", "source_gb", "text_billions", "recipe", "gib"),
     [
@@ -49,15 +33,15 @@ def write_holes(path: Path, tensors: list[demo.checkpoint._Tensor], seed: int) -
 def test_a_dry_run_over_the_published_geometry(
     tmp_path: Path,
     real_tokenizer_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
     geometry: Geometry,
     source_gb: float,
     text_billions: float,
     recipe: str,
     gib: float,
 ) -> None:
-    monkeypatch.setattr(demo.checkpoint, "_write_safetensors", write_holes)
-    checkpoint = write_checkpoint(tmp_path / "model", geometry, tokenizer=real_tokenizer_dir)
+    checkpoint = write_checkpoint(
+        tmp_path / "model", geometry, tokenizer=real_tokenizer_dir, holes=True
+    )
     shards = list(checkpoint.glob("*.safetensors"))
     assert round(sum(shard.stat().st_size for shard in shards) / 1e9, 1) == source_gb
     report = convert(checkpoint, tmp_path / "out.gguf", recipe=recipe, dry_run=True)
