@@ -56,7 +56,8 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy $(ROOMS)
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Conversion beside llama.cpp's own two steps, and beside the limits of this machine.
 
-    python benchmarks/convert.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--directory DIR]
+    python benchmarks/conversion.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--directory DIR]
 
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
