@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--threads 2] [--recipe q4_0] [--directory DIR]
 
-Writes four layers of Maverick's geometry, two of them with 128 experts, as sparse files (the weights
+Writes four layers of Maverick's geometry, two of them with 128 experts, as sparse files (weights
 are holes and read as zeros: 70 GB in size, next to nothing on the disk), and converts them in a
 process whose peak resident memory the kernel reports. The output is real, and takes real room.
 """
