@@ -15,7 +15,7 @@ from .conftest import edit_header, edit_json, read_header, shards_of, write_shar
 INDEX = "model.safetensors.index.json"
 
 
-def refused(path: Path, *, match: str) -> None:
+def assert_refused(path: Path, *, match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         open_checkpoint(path)
 
@@ -46,70 +46,72 @@ def test_a_shard_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", match="nowhere does not exist")
+    assert_refused(tmp_path / "nowhere", match="nowhere does not exist")
 
 
 def test_a_file_is_refused_with_its_directory_as_the_hint(checkpoint: Path) -> None:
     shard = shards_of(checkpoint)[0]
-    refused(shard, match=f"is a file.*Give {checkpoint} instead")
+    assert_refused(shard, match=f"is a file.*Give {checkpoint} instead")
 
 
 def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, match=r"has no config\.json")
+    assert_refused(tmp_path, match=r"has no config\.json")
 
 
 def test_metas_own_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "consolidated.00.pth").touch()
-    refused(tmp_path, match=r"found Meta's consolidated.*meta-llama/Llama-4-Scout")
+    assert_refused(tmp_path, match=r"found Meta's consolidated.*meta-llama/Llama-4-Scout")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
-    refused(checkpoint, match=r"config\.json is (not JSON|damaged)")
+    assert_refused(checkpoint, match=r"config\.json is (not JSON|damaged)")
 
 
 def test_a_config_that_is_no_text_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_bytes(b'{"a": "\xff"}')
-    refused(checkpoint, match=r"config\.json is not UTF-8")
+    assert_refused(checkpoint, match=r"config\.json is not UTF-8")
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, match="holds no weights")
+    assert_refused(tmp_path, match="holds no weights")
 
 
 def test_shards_without_an_index_are_refused(checkpoint: Path) -> None:
     (checkpoint / INDEX).unlink()
-    refused(checkpoint, match=r"has shards and no index.*found 2 \.safetensors files")
+    assert_refused(checkpoint, match=r"has shards and no index.*found 2 \.safetensors files")
 
 
 def test_an_index_that_names_an_absent_file_is_refused(checkpoint: Path) -> None:
     shards_of(checkpoint)[1].unlink()
-    refused(checkpoint, match="names files that are not there.*1 of 2 missing.*00002-of-00002")
+    assert_refused(
+        checkpoint, match="names files that are not there.*1 of 2 missing.*00002-of-00002"
+    )
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", 7])
 def test_an_index_that_points_elsewhere_is_refused(checkpoint: Path, name: object) -> None:
     edit_json(checkpoint / INDEX, lambda index: index["weight_map"].update(x=name))
-    refused(checkpoint, match="names a bad file for x")
+    assert_refused(checkpoint, match="names a bad file for x")
 
 
 def test_an_index_without_a_map_is_refused(checkpoint: Path) -> None:
     (checkpoint / INDEX).write_text('{"weight_map": {}}')
-    refused(checkpoint, match="has no weight_map")
+    assert_refused(checkpoint, match="has no weight_map")
 
 
 def test_a_tensor_the_shard_lacks_is_refused(checkpoint: Path) -> None:
     shard = shards_of(checkpoint)[0].name
     edit_json(checkpoint / INDEX, lambda index: index["weight_map"].update({"lost.weight": shard}))
-    refused(checkpoint, match=r"lacks lost\.weight")
+    assert_refused(checkpoint, match=r"lacks lost\.weight")
 
 
 def test_a_tensor_the_index_lacks_is_refused(checkpoint: Path) -> None:
     name = next(iter(read_header(shards_of(checkpoint)[0])[0]))
     edit_json(checkpoint / INDEX, lambda index: index["weight_map"].pop(name))
-    refused(checkpoint, match="holds .* found no entry in the index")
+    assert_refused(checkpoint, match="holds .* found no entry in the index")
 
 
 def test_a_tensor_in_two_shards_is_refused(checkpoint: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_tensor_in_two_shards_is_refused(checkpoint: Path) -> None:
     other, other_data = read_header(second)
     other[name] = {**header[name], "data_offsets": [len(other_data), len(other_data) + end - begin]}
     write_shard(second, other, other_data + data[begin:end])
-    refused(checkpoint, match="is stored twice")
+    assert_refused(checkpoint, match="is stored twice")
 
 
 def test_a_tensor_twice_in_one_header_is_refused(checkpoint: Path) -> None:
@@ -128,32 +130,34 @@ def test_a_tensor_twice_in_one_header_is_refused(checkpoint: Path) -> None:
     header, data = read_header(shard)
     entry = json.dumps(next(iter(header.values())))
     write_shard(shard, f'{{"t": {entry}, "t": {entry}}}'.encode(), data)
-    refused(checkpoint, match="lists t twice")
+    assert_refused(checkpoint, match="lists t twice")
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 1000])
 def test_a_shard_cut_in_its_header_is_refused(checkpoint: Path, size: int) -> None:
     os.truncate(shards_of(checkpoint)[0], size)
-    refused(checkpoint, match="is truncated or no safetensors file")
+    assert_refused(checkpoint, match="is truncated or no safetensors file")
 
 
 def test_a_shard_cut_in_its_data_is_refused(checkpoint: Path) -> None:
     shard = shards_of(checkpoint)[1]
     whole = shard.stat().st_size
     os.truncate(shard, whole - 1)
-    refused(checkpoint, match=f"is truncated, found {whole - 1} bytes, expected {whole} bytes")
+    assert_refused(
+        checkpoint, match=f"is truncated, found {whole - 1} bytes, expected {whole} bytes"
+    )
 
 
 def test_a_shard_that_goes_on_after_its_data_is_refused(checkpoint: Path) -> None:
     with shards_of(checkpoint)[0].open("ab") as shard:
         shard.write(b"x")
-    refused(checkpoint, match="is longer than its header says")
+    assert_refused(checkpoint, match="is longer than its header says")
 
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"{nope}", b"\xff\xfe"])
 def test_a_header_that_is_no_object_is_refused(checkpoint: Path, header: bytes) -> None:
     write_shard(shards_of(checkpoint)[0], header, b"")
-    refused(checkpoint, match="has a damaged header")
+    assert_refused(checkpoint, match="has a damaged header")
 
 
 def test_a_header_that_lies_about_an_offset_is_refused(checkpoint: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_header_that_lies_about_an_offset_is_refused(checkpoint: Path) -> None
         last["data_offsets"] = [offset + 2 for offset in last["data_offsets"]]
 
     edit_header(shards_of(checkpoint)[0], shift)
-    refused(checkpoint, match="lies about the offset")
+    assert_refused(checkpoint, match="lies about the offset")
 
 
 def test_a_header_that_lies_about_a_shape_is_refused(checkpoint: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_header_that_lies_about_a_shape_is_refused(checkpoint: Path) -> None:
         next(iter(header.values()))["shape"][0] += 1
 
     edit_header(shards_of(checkpoint)[0], grow)
-    refused(checkpoint, match="lies about the extent")
+    assert_refused(checkpoint, match="lies about the extent")
 
 
 @pytest.mark.parametrize(
@@ -181,11 +185,11 @@ def test_a_malformed_entry_is_refused(checkpoint: Path, field: str, value: objec
     edit_header(
         shards_of(checkpoint)[0], lambda header: next(iter(header.values())).update({field: value})
     )
-    refused(checkpoint, match="describes .* wrongly")
+    assert_refused(checkpoint, match="describes .* wrongly")
 
 
 def test_an_unknown_dtype_is_refused(checkpoint: Path) -> None:
     edit_header(
         shards_of(checkpoint)[0], lambda header: next(iter(header.values())).update(dtype="F4")
     )
-    refused(checkpoint, match="unknown dtype, found F4")
+    assert_refused(checkpoint, match="unknown dtype, found F4")

@@ -164,7 +164,7 @@ def test_inspecting_a_checkpoint_uses_the_gguf_names(checkpoint: Path) -> None:
 # What is refused ----------------------------------------------------------------------------------
 
 
-def refused(
+def assert_refused(
     error: type[Llama4EdgeError],
     source: Path,
     output: Path,
@@ -182,26 +182,26 @@ def refused(
 def test_a_missing_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     name = "language_model.model.layers.3.feed_forward.router.weight"
     drop_tensor(checkpoint, name)
-    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is missing")
+    assert_refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is missing")
 
 
 def test_an_extra_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     name = "language_model.model.layers.4.input_layernorm.weight"
     add_tensor(checkpoint, name, (64,))
-    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is not part of")
+    assert_refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match=f"{name} is not part of")
 
 
 def test_a_truncated_shard_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     shard = shards_of(checkpoint)[0]
     shard.write_bytes(shard.read_bytes()[:-100])
-    refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match="is truncated")
+    assert_refused(CheckpointError, checkpoint, tmp_path / "o.gguf", match="is truncated")
 
 
 def test_a_config_llama_cpp_cannot_represent_leaves_nothing(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     edit_text_config(checkpoint, attention_chunk_size=4096)
-    refused(
+    assert_refused(
         llama4_edge.UnsupportedError, checkpoint, tmp_path / "o.gguf", match="attention_chunk_size"
     )
 
@@ -219,7 +219,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(
     begin, end = header[name]["data_offsets"]
     at = begin + (end - begin) // 2 // 2 * 2
     write_shard(shard, header, data[:at] + bits.to_bytes(2, "little") + data[at + 2 :])
-    refused(
+    assert_refused(
         CheckpointError,
         checkpoint,
         tmp_path / "o.gguf",
@@ -235,7 +235,7 @@ def test_a_weight_too_large_for_its_type_is_refused(
     header, data = read_header(shard)
     begin = header[name]["data_offsets"][0]
     write_shard(shard, header, data[:begin] + b"\x00\x7f" + data[begin + 2 :])
-    refused(
+    assert_refused(
         CheckpointError, checkpoint, tmp_path / "o.gguf", recipe="q8_0", match="too large for Q8_0"
     )
 
@@ -243,7 +243,7 @@ def test_a_weight_too_large_for_its_type_is_refused(
 def test_an_existing_target_needs_force(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.gguf"
     output.write_bytes(b"precious")
-    refused(OutputError, checkpoint, output, match=r"o\.gguf exists.*--force")
+    assert_refused(OutputError, checkpoint, output, match=r"o\.gguf exists.*--force")
     assert output.read_bytes() == b"precious"
     convert(checkpoint, output, force=True)
     assert output.read_bytes()[:4] == b"GGUF"
@@ -280,7 +280,9 @@ def test_two_conversions_of_one_target_do_not_mix(checkpoint: Path, tmp_path: Pa
     partial = tmp_path / "o.gguf.partial"
     with partial.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        refused(OutputError, checkpoint, tmp_path / "o.gguf", match="another conversion is writing")
+        assert_refused(
+            OutputError, checkpoint, tmp_path / "o.gguf", match="another conversion is writing"
+        )
 
 
 def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: Path) -> None:
@@ -303,7 +305,9 @@ def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: P
 def test_bad_recipes_leave_nothing(
     checkpoint: Path, tmp_path: Path, recipe: str, types: tuple[tuple[str, str], ...], said: str
 ) -> None:
-    refused(RecipeError, checkpoint, tmp_path / "o.gguf", recipe=recipe, types=types, match=said)
+    assert_refused(
+        RecipeError, checkpoint, tmp_path / "o.gguf", recipe=recipe, types=types, match=said
+    )
 
 
 def test_a_write_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

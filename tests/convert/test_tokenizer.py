@@ -19,7 +19,7 @@ def read(checkpoint: Path) -> Vocabulary:
     return read_vocabulary(opened, parse_config(opened.config))
 
 
-def refused(checkpoint: Path, file: str, edit: Edit, *, match: str) -> None:
+def assert_refused(checkpoint: Path, file: str, edit: Edit, *, match: str) -> None:
     edit_json(checkpoint / file, edit)
     with pytest.raises(VocabularyError, match=match):
         read(checkpoint)
@@ -134,11 +134,11 @@ def set_pre(field: str, value: object) -> Edit:
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
     checkpoint: Path, edit: Edit, said: str
 ) -> None:
-    refused(checkpoint, "tokenizer.json", edit, match=said)
+    assert_refused(checkpoint, "tokenizer.json", edit, match=said)
 
 
 def test_ends_out_of_range_are_refused(checkpoint: Path) -> None:
-    refused(
+    assert_refused(
         checkpoint,
         "generation_config.json",
         lambda it: it.update(eos_token_id=[1, 4096]),
@@ -147,7 +147,7 @@ def test_ends_out_of_range_are_refused(checkpoint: Path) -> None:
 
 
 def test_more_ends_than_a_gguf_can_name_are_refused(checkpoint: Path) -> None:
-    refused(
+    assert_refused(
         checkpoint,
         "generation_config.json",
         lambda it: it["eos_token_id"].extend([1, 2]),
@@ -156,7 +156,7 @@ def test_more_ends_than_a_gguf_can_name_are_refused(checkpoint: Path) -> None:
 
 
 def test_a_special_token_that_is_none_is_refused(checkpoint: Path) -> None:
-    refused(
+    assert_refused(
         checkpoint,
         "tokenizer_config.json",
         lambda it: it.update(bos_token="<|nobody|>"),
