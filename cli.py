@@ -22,7 +22,16 @@ import click
 
 from . import __version__
 from .errors import ContextFullError, Llama4EdgeError
-from .terminal import at_terminal, complain, note, show, show_log, speak_utf8
+from .terminal import (
+    abandon_stdout,
+    at_terminal,
+    complain,
+    fill_closed_streams,
+    note,
+    show,
+    show_log,
+    speak_utf8,
+)
 from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
 from .terminal.options import (
     ANSWER,
@@ -58,6 +67,25 @@ class _Commands(click.Group):
         """In the order of a model's life, as they stand below."""
         return list(self.commands)
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Set the process up, and go."""
+        fill_closed_streams()
+        # When ggml gives up it would start a debugger, if there is one, for a page of backtrace.
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+        if sys.stdout is None:
+            # Said before the work: a conversion takes hours.
+            complain("standard output is closed; for no output, send it to /dev/null")
+            sys.exit(1)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if error.filename is None:  # stdout: then an error in JSON has no place either
+                abandon_stdout()
+            complain(f"no space left on the disk of {error.filename or 'the output'}")
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -68,18 +96,13 @@ class _Commands(click.Group):
             ctx.exit(130)
         except BrokenPipeError:
             # The reader has what it wanted. Whatever is still buffered has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon_stdout()
             ctx.exit(141)
         except MemoryError:
             _fail(ctx, "this machine has not enough memory for that")
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            _fail(ctx, f"no space left on the disk of {error.filename or 'the output'}")
 
 
 def _fail(ctx: click.Context, problem: str, record: dict[str, str | None] | None = None) -> None:
-
     if ctx.meta.get(JSON):
         _print_json(record or Llama4EdgeError(problem).as_dict())
     else:

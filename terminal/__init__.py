@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,26 @@ _UNFOLDED = 100_000
 def printable(text: str) -> str:
     """`text` with its control characters, except tab and newline, made visible and harmless."""
     return text.translate(_PICTURES)
+
+
+def fill_closed_streams() -> None:
+    """Open the null device where stdin, stdout or stderr was closed, and send asides there.
+
+    Otherwise the next file that is opened gets that number, and with it what a native library
+    prints. ``sys.stdin`` and ``sys.stdout`` stay None where they were: whoever needs one says so.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (as long as the process)
+
+
+def abandon_stdout() -> None:
+    """Drop what stdout still holds and could not write: at the end it would be tried again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def speak_utf8() -> None:
@@ -71,6 +92,8 @@ def show(view: RenderableType) -> None:
         out.print(view)
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip() + "\n")
+    # Now, where an error is still told, and not as the interpreter ends.
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

@@ -180,6 +180,65 @@ def test_a_closed_stdin_is_an_empty_one(scout_bf16: Path, command: str, exit_cod
     assert b"Traceback" not in done.stderr
 
 
+def redirected(how: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command with one of the shell's redirections, and stdout buffered as it is for people."""
+    python = [sys.executable, "-c", LLAMA4, *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {how}', "sh", *python],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["doctor"], ["doctor", "--json"], ["--help"], ["run", "absent", "Hello"]]
+)
+def test_a_closed_stdout_is_one_line_of_error_before_any_work(arguments: list[str]) -> None:
+    done = redirected(">&-", *arguments)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output is closed; for no output, send it to /dev/null\n"
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"], ["--version"]])
+def test_a_full_stdout_is_one_line_of_error(arguments: list[str]) -> None:
+    done = redirected(">/dev/full", *arguments)
+    assert (done.returncode, done.stderr) == (1, "error: no space left on the disk of the output\n")
+
+
+def test_a_closed_stderr_takes_nothing_from_the_answer(scout_bf16: Path, tmp_path: Path) -> None:
+    answer = ("run", scout_bf16, "Hello", "-n", 5, "--temp", 0)
+    done = redirected("2>&-", *answer)
+    assert (done.returncode, done.stdout) == (0, redirected("", *answer).stdout)
+    # What libraries print with printf goes to no file that happened to be opened as number 2.
+    opened = "import os; from llama4_edge.terminal import fill_closed_streams as fill; fill(); "
+    code = opened + f"print(os.open({str(tmp_path / 'new')!r}, os.O_CREAT))"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&- <&-', "sh", sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(done.stdout) > 2
+
+
+def test_ggml_gives_up_with_one_line_and_starts_no_debugger() -> None:
+    code = (
+        "import ctypes, resource\n"
+        "from llama4_edge.cli import main\n"
+        "main(['--version'], standalone_mode=False)\n"
+        "from llama4_edge.runtime.library import native_function\n"
+        "text, number = ctypes.c_char_p, ctypes.c_int\n"
+        "abort = native_function('ggml_abort', None, text, number, text)\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "abort(b'file.c', 7, b'no way')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "GGML_NO_BACKTRACE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGABRT, b"file.c:7: no way\n")
+
+
 def test_shells_get_their_completion() -> None:
     environment = {**os.environ, "_LLAMA4_COMPLETE": "bash_complete", "COMP_WORDS": "llama4 co"}
     done = subprocess.run(
