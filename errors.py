@@ -6,6 +6,7 @@
     │   ├── UnsupportedError  a checkpoint that is whole, but that llama.cpp cannot represent
     │   └── DamagedTensorError  a tensor that holds infinities, or numbers that are none
     ├── RecipeError           an unknown recipe or tensor type, or an override that fits nothing
+    ├── SettingError          a setting outside its range; a ValueError too
     ├── OutputError           the target exists, the disk is too small, or writing failed
     ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
     ├── EngineError           llama.cpp refused to load, to make a context or to decode
@@ -79,6 +80,10 @@ class DamagedTensorError(CheckpointError):
 
 class RecipeError(Llama4EdgeError):
     """An unknown recipe or tensor type, or an override that fits no tensor."""
+
+
+class SettingError(Llama4EdgeError, ValueError):
+    """A setting outside its range."""
 
 
 class OutputError(Llama4EdgeError):

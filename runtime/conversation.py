@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import SessionError
+from ..errors import SessionError, SettingError
 from .sampling import Sampling
 
 FORMAT = "llama4-edge conversation"
@@ -138,7 +138,7 @@ def _sampling(source: Path, data: object) -> Sampling:
     _expect_keys(source, '"sampling"', data, [one.name for one in fields(Sampling)])
     try:
         return Sampling(**data)
-    except (ValueError, TypeError) as error:
+    except SettingError as error:
         raise _damaged(source, f'"sampling" where {error}', "settings in their ranges") from error
 
 

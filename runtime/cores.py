@@ -8,22 +8,29 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MAX_THREADS = 512
+"""The most threads that ggml is made for (GGML_MAX_N_THREADS in ggml.h)."""
+
 
 def logical_cores() -> int:
-    """The logical cores this process may use."""
+    """Hardware threads that this process may run on."""
     return len(_affinity())
 
 
-def physical_cores() -> int:
-    """The physical cores this process may use; the logical ones where that cannot be read."""
-    cores = set()
-    for cpu in _affinity():
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            return logical_cores()
-    return len(cores)
+def physical_cores(sysfs: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Cores that this process may run on, siblings counted once; None where it is not known.
+
+    Args:
+        sysfs: where the kernel describes the cores.
+    """
+    try:
+        siblings = {
+            (sysfs / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+            for cpu in _affinity()
+        }
+    except OSError:
+        return None
+    return len(siblings)
 
 
 def _affinity() -> set[int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ..errors import EngineError
 from .amx import AMXState, cpu_model, extra_buffers_are_safe, rebuild_command
+from .cores import logical_cores, physical_cores
 from .devices import Device, list_devices
 from .library import (
     LLAMA_CPP_PYTHON,
@@ -214,28 +215,7 @@ def find_nvcc(root: Path = Path("/")) -> str | None:
     return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
 
 
-# --- CPU and disk
-
-
-def logical_cores() -> int:
-    """Hardware threads that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def physical_cores(sysfs: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """Cores that this process may run on, siblings counted once; None where it is not known."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    try:
-        siblings = {
-            (sysfs / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
-            for number in os.sched_getaffinity(0)
-        }
-    except OSError:
-        return None
-    return len(siblings)
+# --- disk
 
 
 def _disk_free() -> int | None:

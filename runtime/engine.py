@@ -14,7 +14,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
-from ..errors import ContextFullError, EngineError
-from .cores import logical_cores, physical_cores
+from ..errors import ContextFullError, EngineError, SettingError
+from .cores import MAX_THREADS, logical_cores, physical_cores
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
 from .sampling import Sampling
 
 _SEQUENCE = 0
 _ABORTED = 2
+
+
+_MOST = 2**31 - 1  # what llama.cpp's int32_t can hold
+# What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
+# (GGML_MAX_N_THREADS in ggml.h).
+_RANGES = {
+    "n_ctx": (1, _MOST),
+    "n_batch": (1, _MOST),
+    "n_ubatch": (1, _MOST),
+    "n_outputs": (1, _MOST),
+    "n_threads": (1, MAX_THREADS),
+    "n_threads_batch": (1, MAX_THREADS),
+    "n_gpu_layers": (-1, _MOST),
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,15 @@ class EngineSettings:
         n_ubatch: tokens computed at once; the compute buffers grow with it.
         n_outputs: rows of logits one call may return. Each takes ``4 * n_vocab`` bytes in two
             buffers, 51 MiB each for 64 rows of Llama 4; only ``logits`` wants more than one.
-        n_threads: threads that generate; None is one for each physical core.
+        n_threads: threads that generate; None is one for each physical core,
+            or each logical one where those cannot be told apart.
         n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
             one for each logical core.
         n_gpu_layers: layers on the GPU; -1 is all.
         use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
 
     Raises:
-        ValueError: a count outside its range.
+        SettingError: a count outside its range.
     """
 
     n_ctx: int = 8192
@@ -63,15 +78,15 @@ class EngineSettings:
     use_extra_bufts: bool = True
 
     def __post_init__(self) -> None:
-        least = {"n_gpu_layers": -1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "use_extra_bufts" or (value is None and "threads" in field.name):
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and "threads" in name:
                 continue
-            lowest = least.get(field.name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value < 2**31:
-                raise ValueError(
-                    f"{field.name} must be a whole number from {lowest} up, got {value!r}"
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise SettingError(
+                    f"{name} is outside its range",
+                    found=repr(value),
+                    expected=f"a whole number from {least} to {most}",
                 )
 
 
@@ -322,8 +337,10 @@ class Engine:
         params.n_batch = settings.n_batch
         params.n_ubatch = settings.n_ubatch
         params.n_outputs_max = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
-        params.n_threads = settings.n_threads or physical_cores()
-        params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical_cores()
+        logical = min(logical_cores(), MAX_THREADS)
+        physical = min(physical_cores() or logical, MAX_THREADS)
+        params.n_threads = settings.n_threads or physical
+        params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical
         # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
         # layers' share of the whole context.
         params.swa_full = False

@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineError
+from ..errors import EngineError, SettingError
 from .amx import use_extra_bufts
 from .conversation import Message
 from .engine import Engine, EngineSettings
@@ -82,8 +82,12 @@ class Stream(Iterator[str]):
         sampling: Sampling,
         stop: Sequence[str],
     ) -> None:
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(f"max_tokens must be None or a number from 0 up, got {max_tokens!r}")
+        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 0):
+            raise SettingError(
+                "max_tokens is outside its range",
+                found=repr(max_tokens),
+                expected="None or a whole number from 0 up",
+            )
         self._engine = engine
         self._vocabulary = vocabulary
         self._text = TextStream(stop)
@@ -331,7 +335,7 @@ class Model:
         Raises:
             ContextFullError: the prompt alone does not fit into the context.
             EngineError: the prompt is empty, or llama.cpp failed.
-            ValueError: a setting outside its range.
+            SettingError: a setting outside its range.
         """
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_bos=self.vocabulary.add_bos)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
+from numbers import Real
+
+from ..errors import SettingError
 
 MAX_SEED = 2**32 - 2
 """The largest seed: llama.cpp reads 2**32 - 1 as "choose one yourself" (LLAMA_DEFAULT_SEED)."""
@@ -29,7 +32,7 @@ class Sampling:
         seed: of the random numbers; the same seed gives the same text. None chooses a seed.
 
     Raises:
-        ValueError: a value outside its range.
+        SettingError: a value outside its range.
     """
 
     temperature: float = 0.6
@@ -40,10 +43,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", 0.0 <= self.temperature < math.inf, "a number from 0.0 up"),
+            (
+                "temperature",
+                _is_number(self.temperature) and 0.0 <= self.temperature < math.inf,
+                "a number from 0.0 up",
+            ),
             ("top_k", _is_int(self.top_k, MAX_TOP_K), f"a whole number from 0 to {MAX_TOP_K}"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "a number above 0.0, at most 1.0"),
-            ("min_p", 0.0 <= self.min_p < 1.0, "a number from 0.0 to below 1.0"),
+            (
+                "top_p",
+                _is_number(self.top_p) and 0.0 < self.top_p <= 1.0,
+                "a number above 0.0, at most 1.0",
+            ),
+            (
+                "min_p",
+                _is_number(self.min_p) and 0.0 <= self.min_p < 1.0,
+                "a number from 0.0 to below 1.0",
+            ),
             (
                 "seed",
                 self.seed is None or _is_int(self.seed, MAX_SEED),
@@ -53,13 +68,21 @@ class Sampling:
         # NaN fails every comparison above, so it is refused like any other value out of range.
         for name, holds, expected in checks:
             if not holds:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+                raise SettingError(
+                    f"{name} is outside its range",
+                    found=repr(getattr(self, name)),
+                    expected=expected,
+                )
 
     def with_seed(self) -> Sampling:
         """The same settings with a seed that is known, drawn now if there was none."""
         return (
             self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED + 1))
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_int(value: object, largest: int) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from ..errors import SettingError
+
 
 class TextStream:
     """Turns the bytes of an answer into text, and ends it at the first stop string.
@@ -22,15 +24,19 @@ class TextStream:
         stop: the stop strings; empty means none.
 
     Raises:
-        ValueError: a stop string is empty, or ``stop`` is one string instead of several.
+        SettingError: a stop string is empty, or ``stop`` is one string instead of several.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if isinstance(stop, str):
-            raise ValueError(f"stop must be a sequence of strings, got the string {stop!r}")
+            raise SettingError(
+                "stop is one string", found=repr(stop), expected="a sequence of strings"
+            )
         if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(
-                f"stop strings must be strings of at least one character, got {stop!r}"
+            raise SettingError(
+                "stop holds something that can end no text",
+                found=repr(stop),
+                expected="strings of at least one character",
             )
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from ..errors import SettingError
+
 if TYPE_CHECKING:
     from ..runtime.sampling import Sampling
 
@@ -252,7 +254,7 @@ def sampling_of(ctx: click.Context) -> Sampling:
 
     try:
         return Sampling(**ctx.meta.get(SAMPLING, {}))
-    except ValueError as error:
+    except SettingError as error:
         raise click.UsageError(str(error), ctx) from error
 
 

@@ -108,11 +108,11 @@ def damaged(path: Path, **changes: object) -> Path:
         ({"sampling": {"top_k": 1}}, '"sampling" with top_k, expected min_p, seed'),
         (
             {"sampling": {"temperature": -1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
-            "temperature must be a number from 0.0 up, got -1",
+            "temperature is outside its range, found -1, expected a number from 0.0 up",
         ),
         (
             {"sampling": {"temperature": "a", "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
-            "expected settings in their ranges",
+            "found 'a', expected a number from 0.0 up",
         ),
     ],
 )

@@ -5,8 +5,13 @@ import os
 from llama4_edge.runtime.cores import logical_cores, physical_cores
 
 
-def test_there_are_no_more_physical_cores_than_logical_ones():
-    assert 1 <= physical_cores() <= logical_cores()
+def test_siblings_are_one_core(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        topology = tmp_path / f"cpu{number}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert (physical_cores(tmp_path), logical_cores()) == (2, 4)
 
 
 def test_one_core_is_counted_when_the_process_may_use_one():
@@ -18,9 +23,5 @@ def test_one_core_is_counted_when_the_process_may_use_one():
         os.sched_setaffinity(0, allowed)
 
 
-def test_logical_cores_are_counted_where_the_physical_ones_cannot_be_read(monkeypatch):
-    def unreadable(_path: object) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr("pathlib.Path.read_text", unreadable)
-    assert physical_cores() == logical_cores()
+def test_physical_cores_are_not_made_up_where_they_cannot_be_read(tmp_path):
+    assert physical_cores(tmp_path / "absent") is None

@@ -185,14 +185,3 @@ def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert expected in found.findings
     assert not found.healthy and "problem" in _levels(found)
-
-
-def test_siblings_are_one_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        topology = tmp_path / f"cpu{number}/topology"
-        topology.mkdir(parents=True)
-        (topology / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert doctor.physical_cores(tmp_path) == 2
-    assert doctor.logical_cores() == 4
-    assert doctor.physical_cores(tmp_path / "absent") is None

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama4_edge.errors import ContextFullError, EngineError, ModelFileError, TemplateError
+from llama4_edge.errors import (
+    ContextFullError,
+    EngineError,
+    ModelFileError,
+    SettingError,
+    TemplateError,
+)
 from llama4_edge.runtime import Completion, Message, Model, Sampling
 
 from .conftest import with_chat_tokens
@@ -166,11 +172,12 @@ def test_no_tokens_may_be_asked_for(endless):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_wrong_settings_are_refused_before_anything_is_decoded(endless, stream):
-    with pytest.raises(ValueError, match="max_tokens must be None or a number from 0 up, got -1"):
-        endless.generate("Hello", max_tokens=-1, stream=stream)
-    with pytest.raises(ValueError, match="stop strings must be strings of at least one"):
+    for number in (-1, 1.5):
+        with pytest.raises(SettingError, match=f"max_tokens is outside its range, found {number}"):
+            endless.generate("Hello", max_tokens=number, stream=stream)
+    with pytest.raises(SettingError, match="expected strings of at least one character"):
         endless.generate("Hello", stop=[""], stream=stream)
-    with pytest.raises(ValueError, match="got the string 'END'"):
+    with pytest.raises(SettingError, match="stop is one string, found 'END'"):
         endless.generate("Hello", stop="END", stream=stream)
 
 

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from llama4_edge.errors import SettingError
 from llama4_edge.runtime.sampling import MAX_SEED, Sampling
 
 
@@ -17,15 +18,18 @@ def test_defaults_are_those_of_metas_generation_config():
     [
         ("temperature", -0.1, "a number from 0.0 up"),
         ("temperature", math.inf, "a number from 0.0 up"),
+        ("temperature", "hot", "a number from 0.0 up"),
         ("temperature", math.nan, "a number from 0.0 up"),
         ("top_k", -1, "a whole number from 0 to 2147483647"),
         ("top_k", 2**31, "a whole number from 0 to 2147483647"),
         ("top_k", 1.5, "a whole number from 0 to 2147483647"),
         ("top_k", True, "a whole number from 0 to 2147483647"),
         ("top_p", 0.0, "a number above 0.0, at most 1.0"),
+        ("top_p", True, "a number above 0.0, at most 1.0"),
         ("top_p", 1.01, "a number above 0.0, at most 1.0"),
         ("top_p", math.nan, "a number above 0.0, at most 1.0"),
         ("min_p", -0.01, "a number from 0.0 to below 1.0"),
+        ("min_p", None, "a number from 0.0 to below 1.0"),
         ("min_p", 1.0, "a number from 0.0 to below 1.0"),
         ("min_p", math.nan, "a number from 0.0 to below 1.0"),
         ("seed", -1, f"None or a whole number from 0 to {MAX_SEED}"),
@@ -34,9 +38,12 @@ def test_defaults_are_those_of_metas_generation_config():
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name_and_range(name, value, range_):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(SettingError) as caught:
         Sampling(**{name: value})
-    assert str(caught.value) == f"{name} must be {range_}, got {value!r}"
+    expected = f"{name} is outside its range, found {value!r}, expected {range_}"
+    assert str(caught.value) == expected
+    # Python's own name for it holds too.
+    assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from llama4_edge.errors import SettingError
 from llama4_edge.runtime.streaming import TextStream
 
 TEXT = "Ça va? 日本語 नमस्ते 👩‍👩‍👧 <|eot|> done\n\nUser: ENDEN END"
@@ -97,10 +98,10 @@ def test_nothing_follows_a_stop_string():
 
 @pytest.mark.parametrize("stop", [[""], ["a", ""], [1]])
 def test_an_empty_stop_string_is_refused(stop):
-    with pytest.raises(ValueError, match="stop strings must be strings of at least one character"):
+    with pytest.raises(SettingError, match="expected strings of at least one character"):
         TextStream(stop)
 
 
 def test_one_string_instead_of_several_is_refused():
-    with pytest.raises(ValueError, match="must be a sequence of strings, got the string 'END'"):
+    with pytest.raises(SettingError, match="found 'END', expected a sequence of strings"):
         TextStream("END")
