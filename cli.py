@@ -81,16 +81,16 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if error.filename is None:  # stdout: then an error in JSON has no place either
-                abandon_stdout()
-            complain(f"no space left on the disk of {error.filename or 'the output'}")
+            # Of stdout, where an error in JSON has no place either.
+            abandon_stdout()
+            complain("no space left on the disk of the output")
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except Llama4EdgeError as error:
-            _fail(ctx, str(error), error.as_dict())
+            _fail(ctx, error)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
@@ -99,14 +99,19 @@ class _Commands(click.Group):
             abandon_stdout()
             ctx.exit(141)
         except MemoryError:
-            _fail(ctx, "this machine has not enough memory for that")
+            _fail(ctx, Llama4EdgeError("this machine has not enough memory for that"))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            named = os.fsdecode(error.filename)
+            _fail(ctx, Llama4EdgeError(f"cannot use {named}", found=error.strerror))
 
 
-def _fail(ctx: click.Context, problem: str, record: dict[str, str | None] | None = None) -> None:
+def _fail(ctx: click.Context, error: Llama4EdgeError) -> None:
     if ctx.meta.get(JSON):
-        _print_json(record or Llama4EdgeError(problem).as_dict())
+        _print_json(error.as_dict())
     else:
-        complain(problem)
+        complain(str(error))
     ctx.exit(1)
 
 

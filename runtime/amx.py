@@ -71,11 +71,11 @@ def extra_buffers_are_safe() -> AMXState:
         return AMXState(False, True, False, "the library was built without AMX")
     identity = _identity()
     path = _cache_path(identity)
-    known = _read_cache(path, identity)
+    known = _read_cache(path, identity) if path else None
     if known is not None:
         return known
     state, certain = _probe()
-    if certain:
+    if certain and path:
         _write_cache(path, identity, state)
     return state
 
@@ -151,10 +151,14 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _cache_path(identity: Mapping[str, object]) -> Path:
+def _cache_path(identity: Mapping[str, object]) -> Path | None:
+    """Where the answer is kept; None for a user without a home."""
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # the specification says to ignore a relative path
-    base = configured if configured.is_absolute() else Path.home() / ".cache"
+    try:
+        base = configured if configured.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return base / "llama4-edge" / f"amx-{digest[:16]}.json"
 

@@ -214,14 +214,13 @@ class Chat:
         self._keep(_system_apart(self.conversation.messages)[0])
 
     def _save(self, argument: str) -> None:
-        path = Path(argument).expanduser()
-        if path.exists():
-            _refuse_other_files(path)
+        path = _file_named(argument)
+        _refuse_other_files(path)
         self.conversation.save(path)
         note(f"Saved {_counted(self.conversation)} to {path}.")
 
     def _load(self, argument: str) -> None:
-        path = Path(argument).expanduser()
+        path = _file_named(argument)
         loaded = Conversation.load(path)
         if loaded.messages and loaded.messages[-1].role not in ("assistant", "system"):
             raise SessionError(f"{path}: the conversation ends in a message without an answer")
@@ -290,9 +289,22 @@ def _before_last(messages: Messages) -> tuple[Messages, str | None]:
     return messages[: asked[-1]], messages[asked[-1]].content
 
 
+def _file_named(text: str) -> Path:
+    """The file of a command's argument, whether it is there or not."""
+    if "\0" in text:
+        raise SessionError("a file's name holds no zero byte")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who has no home here
+        raise SessionError(f"{text}: there is no such home directory") from error
+
+
 def _refuse_other_files(path: Path) -> None:
     try:
-        Conversation.load(path)
+        if path.exists():
+            Conversation.load(path)
+    except OSError as error:
+        raise SessionError(f"{path} cannot be written", found=error.strerror) from error
     except SessionError as error:
         raise SessionError(
             f"{path} is there and is not a saved conversation", hint="Choose another name."

@@ -84,16 +84,18 @@ def history_file() -> Path:
         SessionError: it cannot be made or written.
     """
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # The XDG rules say to ignore a path that is not absolute.
-    folder = (state if state.is_absolute() else Path.home() / ".local" / "state") / "llama4-edge"
-    path = folder / "history"
+    if not state.is_absolute():  # the XDG rules say to ignore it then
+        state = Path("~/.local/state")
+    path = state / "llama4-edge" / "history"
     try:
+        path = path.expanduser()
+        folder = path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody has a home here
         raise SessionError(
             f"the history {path} cannot be written, earlier messages will not be offered",
-            found=error.strerror,
+            found=error.strerror if isinstance(error, OSError) else str(error),
         ) from error
     return path
 

@@ -511,13 +511,20 @@ def test_doctor_exits_with_1_when_something_is_broken(
     ("error", "said"),
     [
         (MemoryError(), "not enough memory"),
-        (OSError(28, "No space left on device", "out.gguf"), "no space left on the disk of out.gg"),
+        (OSError(28, "No space", "out.gguf"), "cannot use out.gguf, found No space"),
+        (PermissionError(13, "Permission denied", b"a/b"), "cannot use a/b, found Permission den"),
     ],
 )
-def test_memory_and_disk_that_run_out_are_one_line(
+def test_memory_that_runs_out_and_files_that_cannot_be_used_are_one_line(
     llama4: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     assert said in the_error(failing(llama4, monkeypatch, error))
+
+
+def test_a_name_that_is_too_long_is_one_line_of_error(llama4: Command) -> None:
+    for arguments in (["inspect"], ["inspect", "--check"], ["run", "-n", "1"], ["chat"]):
+        prompt = ["Hello"] if arguments[0] == "run" else []
+        assert "File name too long" in the_error(llama4(*arguments, "x" * 300, *prompt))
 
 
 def test_an_error_that_nobody_expected_is_not_swallowed(

@@ -135,6 +135,18 @@ def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("with_amx")
+def test_without_a_home_every_process_tries_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    _probe(monkeypatch, sys.executable, "-c", "")
+    states = [extra_buffers_are_safe() for _ in range(2)]
+    assert [(state.survived, state.cached) for state in states] == [(True, False)] * 2
+
+
+@pytest.mark.usefixtures("with_amx")
 def test_the_cure_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -341,3 +341,11 @@ def test_a_file_that_cannot_be_loaded_leaves_the_conversation(
     one = chat("hello", f"/load {file}")
     assert said(one) == [("user", "hello"), ("assistant", "1:hello")]
     assert f"error: {file}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["/save", "/load"])
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-that-name/talk", "a\0b"])
+def test_a_file_name_that_cannot_be_ends_no_chat(command: str, name: str) -> None:
+    one = chat("hello", f"{command} {name}", "again")
+    assert said(one)[-1] == ("assistant", "3:again")
+    assert one.failures == 1

@@ -200,3 +200,15 @@ def test_a_history_that_cannot_be_written_is_an_error(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with pytest.raises(SessionError, match=r"history .* cannot be written"):
         history_file()
+
+
+def test_without_a_home_there_is_no_history_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def homeless(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(SessionError, match=r"cannot be written, .* Could not determine home"):
+        history_file()
