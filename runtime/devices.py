@@ -51,6 +51,15 @@ def list_devices() -> tuple[Device, ...]:
     return tuple(_device(get(index)) for index in range(count))
 
 
+def has_gpu() -> bool:
+    """Whether there is a device other than this machine's CPU that layers can be put on.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    return any(device.type in ("gpu", "igpu") for device in list_devices())
+
+
 def _device(handle: int) -> Device:
     def text(function: str, argument: int) -> str:
         value = native_function(function, ctypes.c_char_p, ctypes.c_void_p)(argument)

@@ -9,12 +9,12 @@ An engine belongs to one thread at a time.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,71 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
-from ..errors import ContextFullError, EngineError, SettingError
+from ..errors import ContextFullError, EngineError
 from .cores import MAX_THREADS, logical_cores, physical_cores
+from .devices import has_gpu
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
 from .sampling import Sampling
+from .settings import EngineSettings
+
+logger = logging.getLogger(__name__)
 
 _SEQUENCE = 0
 _ABORTED = 2
-
-
-_MOST = 2**31 - 1  # what llama.cpp's int32_t can hold
-# What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
-# (GGML_MAX_N_THREADS in ggml.h).
-_RANGES = {
-    "n_ctx": (1, _MOST),
-    "n_batch": (1, _MOST),
-    "n_ubatch": (1, _MOST),
-    "n_outputs": (1, _MOST),
-    "n_threads": (1, MAX_THREADS),
-    "n_threads_batch": (1, MAX_THREADS),
-    "n_gpu_layers": (-1, _MOST),
-}
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How a model is loaded and how much it can hold.
-
-    Args:
-        n_ctx: tokens the context holds, prompt and answer together.
-        n_batch: tokens handed to llama.cpp in one call.
-        n_ubatch: tokens computed at once; the compute buffers grow with it.
-        n_outputs: rows of logits one call may return. Each takes ``4 * n_vocab`` bytes in two
-            buffers, 51 MiB each for 64 rows of Llama 4; only ``logits`` wants more than one.
-        n_threads: threads that generate; None is one for each physical core,
-            or each logical one where those cannot be told apart.
-        n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
-            one for each logical core.
-        n_gpu_layers: layers on the GPU; -1 is all.
-        use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
-
-    Raises:
-        SettingError: a count outside its range.
-    """
-
-    n_ctx: int = 8192
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    n_outputs: int = 64
-    n_threads: int | None = None
-    n_threads_batch: int | None = None
-    n_gpu_layers: int = -1
-    use_extra_bufts: bool = True
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and "threads" in name:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise SettingError(
-                    f"{name} is outside its range",
-                    found=repr(value),
-                    expected=f"a whole number from {least} to {most}",
-                )
 
 
 def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) -> int:
@@ -139,6 +86,12 @@ class Engine:
         self._highest = -1
         self._unsure = False
         self._has_logits = False
+        if self.settings.n_gpu_layers > 0 and not has_gpu():
+            logger.warning(
+                "llama.cpp finds no GPU here: n_gpu_layers (-ngl) of %d has no effect. "
+                "`llama4 doctor` says what is missing.",
+                self.settings.n_gpu_layers,
+            )
         self._model = self._load(on_progress)
         try:
             self._context = self._make_context()
@@ -350,7 +303,7 @@ class Engine:
             raise _refused(
                 f"{self.path}: llama.cpp cannot make a context of {settings.n_ctx} tokens",
                 log,
-                hint="If memory is short, lower n_ctx or n_ubatch.",
+                hint="If memory is short, lower n_ctx (-c) or n_ubatch (-ub).",
             )
         return context
 

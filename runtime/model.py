@@ -20,9 +20,10 @@ import numpy.typing as npt
 from ..errors import EngineError, SettingError
 from .amx import use_extra_bufts
 from .conversation import Message
-from .engine import Engine, EngineSettings
+from .engine import Engine
 from .model_file import ModelInfo, check_model_file
 from .sampling import Sampling
+from .settings import EngineSettings
 from .streaming import TextStream
 from .template import ChatTemplate
 from .vocabulary import Vocabulary
@@ -421,7 +422,7 @@ def _context(info: ModelInfo, n_ctx: int | None) -> int:
             f"{info.path}: n_ctx is more than the model was trained for",
             found=f"{n_ctx} tokens",
             expected=f"at most {info.n_ctx_train}",
-            hint="Lower n_ctx.",
+            hint="Lower n_ctx (-c).",
         )
     return n_ctx
 

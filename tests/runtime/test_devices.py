@@ -2,7 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama4_edge.runtime.devices import HostMemory, believable, host_memory, list_devices
+import pytest
+
+from llama4_edge.runtime import devices
+from llama4_edge.runtime.devices import (
+    Device,
+    HostMemory,
+    believable,
+    host_memory,
+    list_devices,
+)
 
 _GIB = 2**30
 
@@ -106,3 +115,15 @@ def test_the_cpu_is_listed_with_the_memory_of_this_process() -> None:
     assert cpu.description
     assert (cpu.total_bytes, cpu.memory_source) == (host.total, host.source)
     assert cpu.free_bytes is not None and 0 < cpu.free_bytes <= host.total
+
+
+@pytest.mark.parametrize(
+    ("types", "found"),
+    [(("cpu",), False), (("cpu", "accel"), False), (("gpu", "cpu"), True), (("igpu",), True)],
+)
+def test_only_a_device_that_holds_layers_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...], found: bool
+) -> None:
+    here = tuple(Device("x", "x", kind, "x", None, None, "ggml") for kind in types)
+    monkeypatch.setattr(devices, "list_devices", lambda: here)
+    assert devices.has_gpu() is found

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
-from llama4_edge.errors import ContextFullError, EngineError, SettingError
-from llama4_edge.runtime.engine import Engine, EngineSettings, reusable_prefix
+from llama4_edge.errors import ContextFullError, EngineError
+from llama4_edge.runtime.engine import Engine, reusable_prefix
 from llama4_edge.runtime.sampling import Sampling
+from llama4_edge.runtime.settings import EngineSettings
 
 from .gguf_maker import N_VOCAB, tiny_model
 
@@ -458,26 +459,11 @@ def test_engines_open_and_close_without_growing(tiny_path):
     assert resident() - before < 20 * 2**20
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "least", "most"),
-    [
-        ("n_ctx", 0, 1, 2**31 - 1),
-        ("n_batch", 0, 1, 2**31 - 1),
-        ("n_ubatch", -1, 1, 2**31 - 1),
-        ("n_outputs", 0, 1, 2**31 - 1),
-        ("n_threads", 0, 1, 512),
-        ("n_threads", 513, 1, 512),  # ggml aborts the process on very many
-        ("n_threads_batch", 1.5, 1, 512),
-        ("n_gpu_layers", -2, -1, 2**31 - 1),
-        ("n_ctx", True, 1, 2**31 - 1),
-        ("n_ctx", 2**31, 1, 2**31 - 1),
-        ("n_ctx", None, 1, 2**31 - 1),
-    ],
-)
-def test_a_setting_out_of_range_is_refused_by_name(name, value, least, most):
-    with pytest.raises(SettingError) as caught:
-        EngineSettings(**{name: value})
-    assert str(caught.value) == (
-        f"{name} is outside its range, found {value!r}, "
-        f"expected a whole number from {least} to {most}"
-    )
+def test_a_wish_for_a_gpu_is_answered_where_there_is_none(tiny_path, monkeypatch, caplog):
+    for gpu, layers, expected in ((False, 4, 1), (False, -1, 0), (False, 0, 0), (True, 4, 0)):
+        monkeypatch.setattr("llama4_edge.runtime.engine.has_gpu", lambda gpu=gpu: gpu)
+        caplog.clear()
+        Engine(tiny_path, replace(SMALL, n_gpu_layers=layers)).close()
+        said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]
+        assert len(said) == expected
+        assert all("n_gpu_layers (-ngl) of 4 has no effect" in one for one in said)

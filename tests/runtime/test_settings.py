@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from llama4_edge.errors import SettingError
+from llama4_edge.runtime.settings import EngineSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least", "most"),
+    [
+        ("n_ctx", 0, 1, 2**31 - 1),
+        ("n_batch", 0, 1, 2**31 - 1),
+        ("n_ubatch", -1, 1, 2**31 - 1),
+        ("n_outputs", 0, 1, 2**31 - 1),
+        ("n_threads", 0, 1, 512),
+        ("n_threads", 513, 1, 512),  # ggml aborts the process on very many
+        ("n_threads_batch", 1.5, 1, 512),
+        ("n_gpu_layers", -2, -1, 2**31 - 1),
+        ("n_ctx", True, 1, 2**31 - 1),
+        ("n_ctx", 2**31, 1, 2**31 - 1),
+        ("n_ctx", None, 1, 2**31 - 1),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name, value, least, most):
+    with pytest.raises(SettingError) as caught:
+        EngineSettings(**{name: value})
+    assert str(caught.value) == (
+        f"{name} is outside its range, found {value!r}, "
+        f"expected a whole number from {least} to {most}"
+    )
