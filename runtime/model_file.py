@@ -81,7 +81,7 @@ def check_model_file(path: str | os.PathLike[str]) -> ModelInfo:
         EngineError: llama.cpp's library does not load.
     """
     gguf = read_gguf(path)
-    _check_architecture(gguf)
+    check_architecture(gguf)
     _check_key_types(gguf)
     parts = _read_parts(gguf)
     vocabulary = check_vocabulary(gguf)
@@ -94,7 +94,12 @@ def check_model_file(path: str | os.PathLike[str]) -> ModelInfo:
 # --- architecture and the types of keys
 
 
-def _check_architecture(gguf: GGUFFile) -> None:
+def check_architecture(gguf: GGUFFile) -> None:
+    """Whether the file says that it holds a Llama 4, or its first part.
+
+    Raises:
+        ModelFileError: it says otherwise, or nothing.
+    """
     found = gguf.metadata.get("general.architecture")
     if found == "llama4":
         return
@@ -103,8 +108,10 @@ def _check_architecture(gguf: GGUFFile) -> None:
             f"{gguf.path} is the vision part of a model",
             found="architecture clip",
             expected="llama4",
-            hint="Give the GGUF of the text model; the vision part is loaded beside it.",
+            hint="Give the GGUF of the text model.",
         )
+    if found is None and gguf.metadata.get("split.no"):
+        raise _not_first(gguf)  # llama.cpp's gguf-split names the architecture in the first only
     raise ModelFileError(
         f"{gguf.path} is not a Llama 4 model",
         found="no general.architecture" if found is None else f"architecture {found}",
@@ -399,13 +406,8 @@ def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
     assert isinstance(count, int)
     if count <= 1:
         return (gguf,)
-    number = gguf.metadata.get("split.no")
-    if number != 0:
-        raise ModelFileError(
-            f"{gguf.path} is not the first part of its model",
-            found="no split.no" if number is None else f"part {int(str(number)) + 1} of {count}",
-            hint="Give the file whose name ends in -00001-of-…; the others are found beside it.",
-        )
+    if gguf.metadata.get("split.no") != 0:
+        raise _not_first(gguf)
     suffix = f"-00001-of-{count:05d}.gguf"
     if not gguf.path.name.endswith(suffix):
         raise ModelFileError(
@@ -426,6 +428,15 @@ def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
         parts.append(_read_part(path, index))
     _check_part_tensors(gguf, parts)
     return tuple(parts)
+
+
+def _not_first(gguf: GGUFFile) -> ModelFileError:
+    number, count = gguf.metadata.get("split.no"), gguf.metadata.get("split.count")
+    return ModelFileError(
+        f"{gguf.path} is not the first part of its model",
+        found=f"part {number + 1} of {count}" if isinstance(number, int) else "no split.no",
+        hint="Give the file whose name ends in -00001-of-…; the others are found beside it.",
+    )
 
 
 def _read_part(path: Path, index: int) -> GGUFFile:

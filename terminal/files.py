@@ -21,7 +21,7 @@ def summary_of(file: Path, *, whole: bool = True) -> FileSummary:
 
     Raises:
         CheckpointError: the directory is no whole checkpoint, or `file` is one of its parts.
-        ModelFileError: the file is no GGUF, or not a whole one.
+        ModelFileError: the file is no GGUF, or not a whole one, or of another architecture.
     """
     if file.is_dir():
         from ..convert import inspect_checkpoint
@@ -34,8 +34,12 @@ def summary_of(file: Path, *, whole: bool = True) -> FileSummary:
         )
     from ..quant import summarize
     from ..runtime.gguf_file import read_gguf
+    from ..runtime.model_file import check_architecture
 
     gguf = read_gguf(file, whole=whole)
+    # A projector and the later parts of a model are for looking at, too.
+    if gguf.metadata.get("general.architecture") != "clip" and not gguf.metadata.get("split.no"):
+        check_architecture(gguf)
     # ggml names the contiguous axis first; a summary, like a checkpoint, names it last.
     tensors = ((one.name, one.shape[::-1], one.type, one.nbytes) for one in gguf.tensors)
     return summarize(str(file), "gguf", gguf.metadata, tensors)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from gguf import GGUFWriter
 
 from llama4_edge import __version__, convert
 from llama4_edge.cli import main
@@ -328,6 +330,24 @@ def test_inspect_check_reads_every_part(
     said = [one["what"] for one in record["damage"]]
     assert "No such file" in said[0]
     assert "is cut off" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "exit_code"), [("llama4", 0), ("clip", 0), ("qwen3", 1), ("", 1)]
+)
+def test_inspect_shows_llama_4_and_its_projector_and_nothing_else(
+    llama4: Command, tmp_path: Path, architecture: str, exit_code: int
+) -> None:
+    writer = GGUFWriter(tmp_path / "one.gguf", architecture)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for command in (["inspect"], ["inspect", "--check"]):
+        result = llama4(*command, "one.gguf")
+        assert result.exit_code == exit_code
+        assert ("is not a Llama 4 model" in result.stderr) is bool(exit_code)
 
 
 def test_inspect_check_is_for_a_gguf(llama4: Command, scout_checkpoint: Path) -> None:

@@ -386,6 +386,12 @@ def test_a_split_model_is_whole_when_all_parts_lie_beside_the_first(tmp_path: Pa
     np.testing.assert_array_equal(_decoded(first)[0], _decoded(whole)[0])
 
 
+def test_a_later_part_is_sent_to_the_first(tmp_path: Path) -> None:
+    error = _refused(_split(tmp_path)[1])
+    assert "is not the first part of its model" in error.problem
+    assert error.found == "part 2 of 2"
+
+
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     first, second = _split(tmp_path)
     second.unlink()
