@@ -24,24 +24,14 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN
 from ..errors import VocabularyError
+from .vocabulary_file import byte_alphabet
 
 _T = TypeVar("_T")
 
 # Values of tokenizer.ggml.token_type (gguf.TokenType).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
-
-def _byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in byte-level BPE (GPT-2's encoder.py)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {
-        **{byte: chr(byte) for byte in printable},
-        **{byte: chr(256 + index) for index, byte in enumerate(others)},
-    }
-
-
-_CHARACTER_OF = _byte_alphabet()
+_CHARACTER_OF = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
 
 

@@ -59,6 +59,16 @@ class FileVocabulary:
     eog_ids: tuple[int, ...]
 
 
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2's encoder.py)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {
+        **{byte: chr(byte) for byte in printable},
+        **{byte: chr(256 + index) for index, byte in enumerate(others)},
+    }
+
+
 def check_vocabulary(gguf: GGUFFile) -> FileVocabulary:
     """Check tokens, types, merges and special tokens; ModelFileError names the one at fault."""
     _check_keys(gguf)
@@ -132,7 +142,7 @@ def _check_tokens(gguf: GGUFFile, tokens: tuple[str, ...]) -> None:
             raise _bad(gguf, "two equal tokens", f"{token!r} at {first[token]} and {index}", None)
     if "" in first:
         raise _bad(gguf, "an empty token", f"token {first['']}", "text")
-    alphabet = _byte_alphabet()
+    alphabet = frozenset(byte_alphabet().values())
     missing = sorted(letter for letter in alphabet if letter not in first)
     if missing:
         # llama.cpp would drop these bytes of a prompt without a word
@@ -161,11 +171,3 @@ def _token_id(gguf: GGUFFile, key: str, n_tokens: int) -> int | None:
     if value >= n_tokens:
         raise _bad(gguf, f"tokenizer.ggml.{key}", value, f"less than {n_tokens}")
     return value
-
-
-def _byte_alphabet() -> frozenset[str]:
-    """The 256 letters of byte-level BPE: printable bytes of Latin-1 stand for themselves, the
-    others, in order, for the letters from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = range(256 - len(printable))
-    return frozenset([chr(code) for code in printable] + [chr(256 + code) for code in others])
