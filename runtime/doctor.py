@@ -23,6 +23,7 @@ from .library import (
     LibraryInfo,
     build_command,
     library_info,
+    pip_command,
     system_info,
 )
 
@@ -127,7 +128,7 @@ def _package_findings(versions: dict[str, str | None]) -> tuple[Finding, ...]:
     # a missing llama-cpp-python is told by the library that does not load
     missing = [n for n, v in versions.items() if v is None and n != "llama-cpp-python"]
     return tuple(
-        Finding("problem", f"{name} is not installed", f"python -m pip install {name}")
+        Finding("problem", f"{name} is not installed", f"{pip_command()} install {name}")
         for name in missing
     )
 

@@ -12,7 +12,9 @@ import ctypes
 import functools
 import importlib
 import logging
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +37,11 @@ _LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNIN
 _CONTINUE = 5
 
 
+def pip_command() -> str:
+    """The shell's words for the pip of this very Python, which need not be the one on PATH."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"
+
+
 def build_command(*, cuda: bool = False) -> str:
     """The shell command that builds the native library here, with RPC and sound AMX code.
 
@@ -45,7 +52,7 @@ def build_command(*, cuda: bool = False) -> str:
     flags = "-fno-dse -fno-tree-dse"
     return (
         f'CMAKE_ARGS="{options}" CXXFLAGS="{flags}" '
-        "python -m pip install --force-reinstall --no-deps --no-cache-dir "
+        f"{pip_command()} install --force-reinstall --no-deps --no-cache-dir "
         f"--no-binary llama-cpp-python llama-cpp-python=={LLAMA_CPP_PYTHON}"
     )
 

@@ -181,7 +181,9 @@ def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None
     found = diagnose()
     assert found.versions["no-such-package"] is None
     expected = Finding(
-        "problem", "no-such-package is not installed", "python -m pip install no-such-package"
+        "problem",
+        "no-such-package is not installed",
+        f"{sys.executable} -m pip install no-such-package",
     )
     assert expected in found.findings
     assert not found.healthy and "problem" in _levels(found)

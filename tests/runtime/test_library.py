@@ -152,10 +152,14 @@ def test_a_library_that_does_not_load_is_an_engine_error_with_the_cure(tmp_path:
     assert "Failed to load shared library" in broken.stdout
 
 
-def test_the_build_command_names_the_options_and_the_pinned_version() -> None:
+def test_the_build_command_names_this_python_the_options_and_the_pinned_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/my home/bin/python3")
     assert library.build_command(cuda=True) == (
         'CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON" '
-        'CXXFLAGS="-fno-dse -fno-tree-dse" python -m pip install --force-reinstall --no-deps '
-        "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36"
+        "CXXFLAGS=\"-fno-dse -fno-tree-dse\" '/my home/bin/python3' -m pip install "
+        "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "
+        "llama-cpp-python==0.3.36"
     )
     assert "CUDA" not in library.build_command()

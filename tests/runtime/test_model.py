@@ -227,7 +227,6 @@ def test_a_text_begins_with_one_bos_if_the_file_says_so(tmp_path, adds):
 
 def test_a_chat_reuses_what_it_has_in_common_with_the_last_one(endless):
     first = endless.chat(MESSAGES, max_tokens=10, sampling=GREEDY)
-    assert first.reused_tokens == 0 or first.reused_tokens < first.prompt_tokens
     follow_up = [
         *MESSAGES,
         {"role": "assistant", "content": "Yes."},
