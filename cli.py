@@ -152,6 +152,7 @@ def main(ctx: click.Context) -> None:
 @click.option(
     "--recipe",
     type=recipe_name,
+    metavar="NAME",
     default="int4",
     show_default=True,
     help="Which type each tensor gets; see below.",
@@ -190,7 +191,6 @@ def main(ctx: click.Context) -> None:
     help="Replace the output if it exists, and what another conversion left half done.",
 )
 @json_option
-@verbose_option
 def convert(
     source: Path,
     output: Path | None,
@@ -447,6 +447,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from .runtime.doctor import diagnose
     from .terminal.tables import diagnosis_view
 
+    show_log(verbose=ctx.meta[VERBOSE])
     diagnosis = diagnose()
     if as_json:
         _print_json(diagnosis.as_dict())

@@ -436,6 +436,18 @@ def test_verbose_adds_the_log_and_timings_on_stderr_only(llama4: Command, model:
         assert loud.stderr.splitlines()[-1].endswith("tokens/s")
 
 
+def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> None:
+    """Converting logs nothing; what a backend says as it starts is for `doctor -v`."""
+    takes = {
+        name
+        for name, command in main.commands.items()
+        if any("--verbose" in param.opts for param in command.params)
+    }
+    assert takes == {"run", "chat", "doctor"}
+    llama4("doctor", "-v")
+    assert logging.getLogger("llama4_edge").level == logging.INFO
+
+
 def test_a_prompt_that_does_not_fit_names_the_option_that_helps(
     llama4: Command, model: Path
 ) -> None:
