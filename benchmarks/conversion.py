@@ -1,27 +1,29 @@
 """Conversion beside llama.cpp's own two steps, and beside the limits of this machine.
 
-    python benchmarks/conversion.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--directory DIR]
+    python benchmarks/conversion.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm]
 
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
 llama.cpp's quantizer, for each recipe. The peer's script comes out of llama-cpp-python's source
 package; its quantizer is the same library that this project encodes with. Every step is a process
 of its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
+Every step begins with nothing of its input in the page cache, or with --warm with all that fits.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +38,6 @@ SLICE = replace(
     SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,
     vocabulary=202_048, vision=None, shards=4,
 )  # fmt: skip
-# What most of a recipe's numbers are encoded to, for the limit.
-MAIN_TYPE = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k", "int4": "q4_k", "int8": "q8_0"}
-
 _QUANTIZE = """
 import ctypes, sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
@@ -59,9 +58,20 @@ class Step:
         return Step(self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
 
 
+def prepare(paths: list[Path], *, warm: bool) -> None:
+    """Fill the page cache with `paths`, or empty it of them."""
+    os.sync()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            if warm:
+                while file.read(64 << 20):
+                    pass
+            else:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def measure(command: list[str], **environment: str) -> Step:
     """Run `command` to its end; its own wall time and peak resident memory."""
-    os.sync()
     started = time.monotonic()
     child = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
@@ -125,14 +135,34 @@ def encoder_numbers_per_second(name: str) -> float:
     return rows.size * rounds / (time.monotonic() - started)
 
 
-def tensor_digests(path: Path) -> dict[str, str]:
-    """Each tensor's type and bytes, as one hash."""
-    import gguf
+def same_tensors(one: Path, other: Path) -> bool:
+    """Whether both files hold the same tensors, of the same types, with the same bytes."""
+    placed = [{it.name: it for it in gguf.GGUFReader(path).tensors} for path in (one, other)]
+    if placed[0].keys() != placed[1].keys():
+        return False
+    # Read, not mapped: a child's peak memory begins with what its parent had mapped.
+    with one.open("rb") as first, other.open("rb") as second:
+        for name, tensor in placed[0].items():
+            twin = placed[1][name]
+            if (tensor.tensor_type, tensor.n_bytes) != (twin.tensor_type, twin.n_bytes):
+                return False
+            first.seek(int(tensor.data_offset))
+            second.seek(int(twin.data_offset))
+            left = int(tensor.n_bytes)
+            while left:
+                piece = min(left, 64 << 20)
+                if first.read(piece) != second.read(piece):
+                    return False
+                left -= piece
+    return True
 
-    return {
-        tensor.name: tensor.tensor_type.name + hashlib.sha256(tensor.data).hexdigest()
-        for tensor in gguf.GGUFReader(path).tensors
-    }
+
+def encoder_seconds(path: Path) -> float:
+    """What encoding the tensors of a file takes at least, on all cores."""
+    numbers: Counter[str] = Counter()
+    for tensor in gguf.GGUFReader(path).tensors:
+        numbers[tensor.tensor_type.name] += int(tensor.n_elements)
+    return sum(count / encoder_numbers_per_second(name) for name, count in numbers.items())
 
 
 def write_slice(directory: Path, geometry: Geometry, tokenizer: Path) -> Path:
@@ -151,6 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--experts", type=int, default=6)
     parser.add_argument("--recipes", default="q8_0,q4_0,q4_k_m")
+    parser.add_argument("--warm", action="store_true")
     parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks" / "out")
     arguments = parser.parse_args()
     directory: Path = arguments.directory
@@ -164,45 +195,50 @@ def main() -> None:
     geometry = replace(SLICE, experts=arguments.experts)
     source = write_slice(directory, geometry, tokenizer)
     peer = peer_sources(directory)
-    source_bytes = sum(shard.stat().st_size for shard in source.glob("*.safetensors"))
+    shards = sorted(source.glob("*.safetensors"))
+    source_bytes = sum(shard.stat().st_size for shard in shards)
     disk = disk_bytes_per_second(directory)
-    print(f"{os.cpu_count()} cores, disk {disk / 1e6:.0f} MB/s, source {source_bytes / 1e9:.1f} GB")
+    cache = "warm" if arguments.warm else "cold"
+    print(
+        f"{os.cpu_count()} cores, disk {disk / 1e6:.0f} MB/s, source {source_bytes / 1e9:.1f} GB, "
+        f"page cache {cache}",
+        flush=True,
+    )
 
     bf16 = directory / "peer-bf16.gguf"
     script = [sys.executable, str(peer / "convert_hf_to_gguf.py"), "--outtype", "bf16"]
+    prepare(shards, warm=arguments.warm)
     first = measure(
         [*script, "--outfile", str(bf16), str(source)], PYTHONPATH=str(peer / "gguf-py")
     )
     print(f"peer, step 1 (bf16): {first.seconds:.0f} s, {first.peak_bytes / 1e9:.2f} GB RSS")
     for recipe in arguments.recipes.split(","):
-        compare(recipe, source, bf16, first, directory, source_bytes, disk)
+        compare(recipe, source, bf16, first, disk, warm=arguments.warm)
     bf16.unlink()
 
 
-def compare(
-    recipe: str,
-    source: Path,
-    bf16: Path,
-    first: Step,
-    directory: Path,
-    source_bytes: int,
-    disk: float,
-) -> None:
+def compare(recipe: str, source: Path, bf16: Path, first: Step, disk: float, *, warm: bool) -> None:
     """One recipe: ours, the peer's second step, their ratio, the limit, the bytes."""
     from llama4_edge.quant import recipe_named
 
-    ours_path, peer_path = directory / f"ours-{recipe}.gguf", directory / f"peer-{recipe}.gguf"
+    ours_path = bf16.with_name(f"ours-{recipe}.gguf")
+    peer_path = bf16.with_name(f"peer-{recipe}.gguf")
+    shards = sorted(source.glob("*.safetensors"))
+    source_bytes = sum(shard.stat().st_size for shard in shards)
+    prepare([bf16], warm=False)
+    prepare(shards, warm=warm)
     command = Path(sys.executable).with_name("llama4")
     ours = measure(
         [str(command), "convert", str(source), "-o", str(ours_path), "--recipe", recipe, "--force"]
     )
     file_type = str(recipe_named(recipe).file_type)
+    prepare(shards, warm=False)
+    prepare([bf16], warm=warm)
     second = measure([sys.executable, "-c", _QUANTIZE, str(bf16), str(peer_path), file_type])
     both = first + second
-    numbers = source_bytes / 2
-    encoder = numbers / encoder_numbers_per_second(MAIN_TYPE[recipe])
-    transfer = (source_bytes + ours_path.stat().st_size) / disk
-    same = tensor_digests(ours_path) == tensor_digests(peer_path)
+    encoder = encoder_seconds(ours_path)
+    transfer = ((0 if warm else source_bytes) + ours_path.stat().st_size) / disk
+    same = same_tensors(ours_path, peer_path)
     print(
         f"{recipe}: ours {ours.seconds:.0f} s, {ours.peak_bytes / 1e9:.2f} GB RSS; "
         f"peer {both.seconds:.0f} s ({first.seconds:.0f} + {second.seconds:.0f}), "

@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,10 @@ PARTIAL_SUFFIX = ".partial"
 JOURNAL_SUFFIX = ".partial.json"
 # How long finished work may lie in the page cache alone before it is made safe.
 COMMIT_SECONDS = 2.0
+
+
+# Part number, byte offset, length.
+_Extent = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -203,8 +208,11 @@ class PartialOutput:
         self._identity = dict(identity)
         self._journal = _journal_of(parts)
         self._descriptors: list[int] = []
+        self._committer = ThreadPoolExecutor(1, "commit")
+        self._committing: Future[None] | None = None
         self._committed_at = time.monotonic()
-        self._dirty: list[tuple[int, int, int]] = []
+        self._dirty: list[_Extent] = []
+        self._when_safe: list[Callable[[], None]] = []
         self.slabs_done = 0
         resumable = all(part.partial.exists() for part in parts)
         try:
@@ -246,7 +254,7 @@ class PartialOutput:
                 os.ftruncate(descriptor, 0)
                 os.ftruncate(descriptor, part.nbytes)
                 _write_all(descriptor, 0, memoryview(part.header))
-            self._commit()
+            self._commit(0, [], [])
         except BaseException:
             self._discard()
             raise
@@ -266,26 +274,51 @@ class PartialOutput:
             raise _as_output_error(error, self._parts[part]) from error
         self._dirty.append((part, offset, len(data)))
 
-    def slab_done(self, *, last_of_shard: bool) -> None:
-        """Count a slab; make it safe now and then, and always where its shard may be dropped."""
-        self.slabs_done += 1
-        if last_of_shard or time.monotonic() - self._committed_at > COMMIT_SECONDS:
-            self._commit()
+    def slab_done(self, when_safe: Callable[[], None] | None = None) -> None:
+        """Count a slab, and now and then make sure of it, while the next ones are written.
 
-    def _commit(self) -> None:
+        Args:
+            when_safe: called, in another thread, once no loss of power can undo the slab.
+
+        Raises:
+            OutputError: what was written before could not be made safe.
+        """
+        self.slabs_done += 1
+        if when_safe is not None:
+            self._when_safe.append(when_safe)
+        due = self._when_safe or time.monotonic() - self._committed_at > COMMIT_SECONDS
+        if due and (self._committing is None or self._committing.done()):
+            self._settle()
+            state = self.slabs_done, self._dirty, self._when_safe
+            self._dirty, self._when_safe = [], []
+            self._committing = self._committer.submit(self._commit, *state)
+
+    def _settle(self) -> None:
+        """Wait for the commit under way, if any, and say whether it failed."""
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            try:
+                committing.result()
+            except OSError as error:
+                raise _as_output_error(error, self._parts[0]) from error
+
+    def _commit(
+        self, slabs: int, dirty: Sequence[_Extent], when_safe: Sequence[Callable[[], None]]
+    ) -> None:
         """First the data, then the journal that counts it: a loss of power loses no more."""
         for descriptor in self._descriptors:
             os.fdatasync(descriptor)
-        for part, offset, length in self._dirty:
+        self._write_journal(slabs, finishing=False)
+        for part, offset, length in dirty:
             forget_cached(self._descriptors[part], offset, length)
-        self._dirty.clear()
-        self._write_journal(finishing=False)
+        for call in when_safe:
+            call()
         self._committed_at = time.monotonic()
 
-    def _write_journal(self, *, finishing: bool) -> None:
+    def _write_journal(self, slabs: int, *, finishing: bool) -> None:
         state = {
             "identity": self._identity,
-            "slabs_done": self.slabs_done,
+            "slabs_done": slabs,
             "finishing": finishing,
         }
         fresh = self._journal.with_name(self._journal.name + ".new")
@@ -298,13 +331,15 @@ class PartialOutput:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._committer.shutdown()
         try:
             if error is None:
+                self._settle()
                 self._finish()
             elif isinstance(error, DamagedTensorError) or not self.slabs_done:
                 self._discard()
             else:
-                self._commit()
+                self._commit(self.slabs_done, self._dirty, self._when_safe)
         except OSError as failure:
             if error is None:
                 raise _as_output_error(failure, self._parts[0]) from failure
@@ -314,8 +349,12 @@ class PartialOutput:
     def _finish(self) -> None:
         for descriptor in self._descriptors:
             os.fsync(descriptor)
-        self._write_journal(finishing=True)
+        self._write_journal(self.slabs_done, finishing=True)
+        for part, offset, length in self._dirty:
+            forget_cached(self._descriptors[part], offset, length)
         _rename(self._parts, self._journal)
+        for call in self._when_safe:
+            call()
 
     def _discard(self) -> None:
         for part in self._parts:

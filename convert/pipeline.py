@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ ROW_SLAB_BYTES = 64 << 20
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
 BLOCK_NUMBERS = 1 << 18
+_LINE_NUMBERS = 32
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Sink(Protocol):
     def write(self, part: int, offset: int, data: memoryview) -> None:
         """Put `data` at byte `offset` of a part."""
 
-    def slab_done(self, *, last_of_shard: bool) -> None:
-        """All of the next slab is written; where it is the last of a shard, for good."""
+    def slab_done(self, when_safe: Callable[[], None] | None = None) -> None:
+        """All of the next slab is written; `when_safe` is to be called once it is so for good."""
 
 
 class StageSeconds:
@@ -317,10 +319,9 @@ def run_pipeline(
                 sink.write(share.output.part, share.target, data)
                 seconds.add("writing", share.output.name, time.perf_counter() - begun)
                 target_buffers.give(encoding.buffer)
-            is_last = last[slab.stored.file] == index
-            sink.slab_done(last_of_shard=is_last)
-            if is_last:
-                files.release(slab.stored.file)
+            shard = slab.stored.file
+            is_last = last[shard] == index
+            sink.slab_done(partial(files.release, shard) if is_last else None)
 
         flights: deque[tuple[Slab, Future[None]]] = deque()
 
@@ -356,12 +357,14 @@ class _OpenShards:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def release(self, path: Path) -> None:
         """Nothing will be read from `path` any more."""
-        os.close(self._open.pop(path))
+        descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
         self._shards.release(path)
 
     def read(self, slab: Slab, buffer: Bytes) -> Block:
@@ -436,6 +439,9 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
 def _cuts(share: Share) -> Iterator[tuple[int, int]]:
     """Ranges of a share's lines, each the work of one task."""
     step = max(1, BLOCK_NUMBERS // share.output.shape[-1])
+    if step > _LINE_NUMBERS:
+        # Columns are gathered from whole cache lines.
+        step -= step % _LINE_NUMBERS
     for begin in range(share.first, share.last, step):
         yield begin, min(begin + step, share.last)
 
