@@ -72,9 +72,12 @@ class LocalShards:
             raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
 
     def identity(self, path: Path) -> str:
-        """The file's size and the time of its last change."""
+        """The file's size and the times of its last change.
+
+        Copying and unpacking can give a file the first time of another; nothing gives the second.
+        """
         status = path.stat()
-        return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+        return f"{status.st_size} bytes, changed at {status.st_mtime_ns}, {status.st_ctime_ns} ns"
 
     def expect(self, paths: list[Path]) -> None:
         """Nothing to fetch."""

@@ -7,6 +7,7 @@ so that threads encode side by side. Knows nothing of files or of which tensor g
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import sys
@@ -58,9 +59,13 @@ def f32_to_bf16(floats: Floats) -> Halves:
 
 
 def encoder_version() -> str:
-    """ggml's version and commit: other ones may encode the same numbers to other bytes."""
+    """ggml's version and commit, and a digest of its library.
+
+    Other versions, and other builds of one, may encode the same numbers to other bytes.
+    """
     ggml = _ggml()
-    return f"{ggml.ggml_version().decode()} ({ggml.ggml_commit().decode()})"
+    digest = hashlib.sha256(Path(ggml._name).read_bytes()).hexdigest()
+    return f"{ggml.ggml_version().decode()} ({ggml.ggml_commit().decode()}, {digest[:16]})"
 
 
 @cache

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama4_edge.errors import RecipeError
-from llama4_edge.quant.encode import bf16_to_f32, encode_rows, f32_to_bf16
+from llama4_edge.quant.encode import (
+    _library_directory,
+    bf16_to_f32,
+    encode_rows,
+    encoder_version,
+    f32_to_bf16,
+)
 from llama4_edge.quant.types import TYPES, type_named
 
 # Types for which the gguf package has an encoder of its own, written in NumPy.
@@ -75,3 +86,18 @@ def test_sizes_are_those_of_the_gguf_package() -> None:
 def test_a_type_that_needs_an_importance_matrix_is_refused() -> None:
     with pytest.raises(RecipeError, match="found 'iq2_xxs', expected one of f32, f16"):
         type_named("iq2_xxs")
+
+
+def test_another_build_of_the_encoders_is_another_version(tmp_path: Path) -> None:
+    library = _library_directory() / "libggml-base.so"
+    (tmp_path / library.name).write_bytes(library.read_bytes() + b"\0")
+    script = "from llama4_edge.quant.encode import encoder_version; print(encoder_version())"
+    versions = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "LLAMA_CPP_LIB_PATH": str(directory)},
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for directory in (library.parent, tmp_path)
+    ]  # fmt: skip
+    assert versions[0] == encoder_version() != versions[1]
