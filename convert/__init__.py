@@ -1,8 +1,9 @@
 """What is in this checkpoint, and how does it become a GGUF?
 
 ``checkpoint`` reads headers, ``config`` and ``names`` say what must be there, ``tokenizer`` and
-``metadata`` what is said about it, ``pipeline`` moves the numbers, ``numbers`` and ``fp8`` know how
-they are stored, ``output`` writes the file, and ``converter`` is the job from top to bottom.
+``metadata`` what is said about it, ``shards`` and ``hub`` bring the files, ``slabs`` cuts tensors,
+``pipeline`` moves the numbers, ``numbers`` and ``fp8`` know how they are stored, ``output`` writes
+the file, and ``converter`` is the job from top to bottom.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 import gguf
 
 from .._version import __version__
+from ..errors import CheckpointError
 from ..hub.names import parse_repository
 from ..quant import (
     Assignment,
@@ -29,6 +30,7 @@ from ..quant import (
     summarize,
     type_named,
 )
+from ..quant.cores import available_cores
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from .checkpoint import Checkpoint, open_checkpoint
@@ -38,14 +40,14 @@ from .names import MappedTensor, left_out_tensors, plan_tensors
 from .output import (
     Part,
     PartialOutput,
-    check_target,
     finish_interrupted,
     header_digest,
     plan_parts,
-    room_shortage,
 )
-from .pipeline import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, StageSeconds, run_pipeline, slabs_of
+from .pipeline import StageSeconds, run_pipeline
 from .report import Fallback, Progress, Report
+from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
+from .target import check_target, room_shortage
 from .tokenizer import Vocabulary, read_vocabulary
 
 DEFAULT_RECIPE = "int4"
@@ -73,7 +75,7 @@ class _Plan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the shards that are converted."""
+        """Bytes of the tensors that are converted, as stored."""
         return sum(tensor.stored.nbytes for tensor in self.mapped)
 
 
@@ -136,7 +138,7 @@ def convert(
         if dry_run:
             shortage = room_shortage(plan.parts, checkpoint.shards.room(plan.shards))
             return _report(plan, notes=[str(shortage)] if shortage else [])
-        if finish_interrupted(plan.parts, plan.identity):
+        if finish_interrupted(plan.parts, plan.identity, force=force):
             return _report(plan, resumed_at=1.0, seconds=time.monotonic() - started)
         check_target(plan.parts, force=force, sources=checkpoint.shards.room(plan.shards))
         spent = StageSeconds()
@@ -149,8 +151,15 @@ def convert(
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
     """A directory where there is one, else a repository where the name can be one's."""
+    is_here = Path(source).exists()
+    if is_here and revision is not None:
+        raise CheckpointError(
+            f"{os.fspath(source)} is on this disk, and has no revisions",
+            found=f"--revision {revision}",
+            hint="Leave it out, or put hf:// before the name if a repository is meant.",
+        )
     repository = parse_repository(os.fspath(source))
-    if repository is None or Path(source).exists():
+    if is_here or repository is None:
         return open_checkpoint(source)
     # Only here, because the hub's client takes longer to import than everything else together.
     from .hub import open_repository
@@ -175,13 +184,6 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     left_out = (checkpoint.tensors[name] for name in left_out_tensors(config, checkpoint.tensors))
     tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in left_out]
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _plan(

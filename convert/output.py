@@ -1,21 +1,23 @@
-"""The GGUF being written: its parts, their headers, the room they need, their names.
+"""The GGUF being written: its parts, their headers, their names.
 
-Everything is checked before anything is written. A part carries its final name only when all are
+A part carries its final name only when all are
 whole; until then it lies beside it under a temporary one, with a journal that says how far it got,
 so that the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +29,8 @@ from gguf.gguf_writer import WriterState
 from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
 from ..quant.page_cache import forget_cached
-from .pipeline import Output
-from .shards import Room
+from .slabs import Output
+from .threads import end
 
 ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 PARTIAL_SUFFIX = ".partial"
@@ -36,9 +38,10 @@ JOURNAL_SUFFIX = ".partial.json"
 # How long finished work may lie in the page cache alone before it is made safe.
 COMMIT_SECONDS = 2.0
 
-
 # Part number, byte offset, length.
 _Extent = tuple[int, int, int]
+# Told whether what it is about is safe.
+_Settled = Callable[[bool], None]
 
 
 @dataclass(frozen=True)
@@ -137,65 +140,6 @@ def _header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
     return header + bytes(-len(header) % ALIGNMENT)
 
 
-def check_target(parts: Sequence[Part], *, force: bool, sources: Room | None) -> None:
-    """Refuse a target that exists, cannot be written, or does not fit on its disk.
-
-    Args:
-        parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
-        force: existing files may be replaced.
-        sources: further room that is needed while writing, for shards that are fetched.
-
-    Raises:
-        OutputError: says which.
-    """
-    for part in parts:
-        if part.path.is_dir():
-            raise OutputError(f"{part.path} is a directory", expected="a file to write")
-        if part.path.exists() and not force:
-            raise OutputError(
-                f"{part.path} exists", hint="Give --force to replace it, or another name."
-            )
-    directory = parts[0].path.parent
-    if not directory.is_dir():
-        raise OutputError(f"{directory} is not a directory", hint="Make it first.")
-    if not os.access(directory, os.W_OK):
-        raise OutputError(f"{directory} cannot be written to", expected="write permission")
-    shortage = room_shortage(parts, sources)
-    if shortage is not None:
-        raise shortage
-
-
-def room_shortage(parts: Sequence[Part], sources: Room | None) -> OutputError | None:
-    """The error that writing `parts`, and fetching their sources, would end in on a full disk."""
-    directory = parts[0].path.parent
-    if not directory.is_dir():
-        return None
-    written = sum(part.partial.stat().st_blocks * 512 for part in parts if part.partial.exists())
-    needed = sum(part.nbytes for part in parts) - written
-    if sources is not None and sources.nbytes:
-        if sources.directory.stat().st_dev == directory.stat().st_dev:
-            needed += sources.nbytes
-        elif shortage := _shortage(sources.directory, sources.nbytes, "the shards to fetch"):
-            return shortage
-    return _shortage(directory, needed, parts[0].path.name)
-
-
-def _shortage(directory: Path, needed: int, what: str) -> OutputError | None:
-    free = shutil.disk_usage(directory).free
-    if free >= needed:
-        return None
-    return OutputError(
-        f"{directory} has too little room for {what}",
-        found=f"{_readable(free)} free",
-        expected=_readable(needed),
-        hint="Make room, choose another disk, or a recipe with fewer bits.",
-    )
-
-
-def _readable(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
-
-
 class PartialOutput:
     """Parts under their temporary names, while they are filled.
 
@@ -209,21 +153,19 @@ class PartialOutput:
         self._journal = _journal_of(parts)
         self._descriptors: list[int] = []
         self._committer = ThreadPoolExecutor(1, "commit")
-        self._committing: Future[None] | None = None
+        self._commits: deque[Future[None]] = deque()
         self._committed_at = time.monotonic()
         self._dirty: list[_Extent] = []
-        self._when_safe: list[Callable[[], None]] = []
+        self._lost = False
         self.slabs_done = 0
         resumable = all(part.partial.exists() for part in parts)
         try:
-            for part in parts:
-                self._descriptors.append(_open_locked(part.partial))
-            self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
-            if not self.slabs_done:
-                self._begin()
-        except OSError as error:
-            self._close()
-            raise _as_output_error(error, parts[0]) from error
+            with _writing(parts[0]):
+                for part in parts:
+                    self._descriptors.append(_open_locked(part.partial, os.O_CREAT))
+                self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
+                if not self.slabs_done:
+                    self._begin()
         except BaseException:
             self._close()
             raise
@@ -241,9 +183,10 @@ class PartialOutput:
             return 0
         names = self._identity.keys() | found.keys()
         changed = sorted(name for name in names if found.get(name) != self._identity.get(name))
+        since = f"changed since: {', '.join(changed) or 'the size of its parts'}"
         raise OutputError(
             f"{self._journal} is of another conversion",
-            found=f"changed since: {', '.join(changed) or 'the size of its parts'}",
+            found=since if found else "nothing that can be read",
             hint="Give --force to begin anew, or repeat the command that was interrupted.",
         )
 
@@ -254,7 +197,7 @@ class PartialOutput:
                 os.ftruncate(descriptor, 0)
                 os.ftruncate(descriptor, part.nbytes)
                 _write_all(descriptor, 0, memoryview(part.header))
-            self._commit(0, [], [])
+            self._commit(0, [])
         except BaseException:
             self._discard()
             raise
@@ -268,51 +211,58 @@ class PartialOutput:
         Raises:
             OutputError: the disk is full, or fails.
         """
-        try:
+        with _writing(self._parts[part]):
             _write_all(self._descriptors[part], offset, data)
-        except OSError as error:
-            raise _as_output_error(error, self._parts[part]) from error
         self._dirty.append((part, offset, len(data)))
 
-    def slab_done(self, when_safe: Callable[[], None] | None = None) -> None:
+    def slab_done(self, settled: _Settled | None = None) -> None:
         """Count a slab, and now and then make sure of it, while the next ones are written.
 
         Args:
-            when_safe: called, in another thread, once no loss of power can undo the slab.
+            settled: called, in another thread, with True once no loss of power can undo the slab,
+                or with False when it could not be made safe.
 
         Raises:
             OutputError: what was written before could not be made safe.
         """
         self.slabs_done += 1
-        if when_safe is not None:
-            self._when_safe.append(when_safe)
-        due = self._when_safe or time.monotonic() - self._committed_at > COMMIT_SECONDS
-        if due and (self._committing is None or self._committing.done()):
+        while self._commits and self._commits[0].done():
             self._settle()
-            state = self.slabs_done, self._dirty, self._when_safe
-            self._dirty, self._when_safe = [], []
-            self._committing = self._committer.submit(self._commit, *state)
+        late = time.monotonic() - self._committed_at > COMMIT_SECONDS
+        # Whoever waits to be told must not wait for another slab, which may never come.
+        if settled is not None or (late and not self._commits):
+            dirty, self._dirty = self._dirty, []
+            commit = self._committer.submit(self._commit, self.slabs_done, dirty, settled)
+            self._commits.append(commit)
 
     def _settle(self) -> None:
-        """Wait for the commit under way, if any, and say whether it failed."""
-        committing, self._committing = self._committing, None
-        if committing is not None:
-            try:
-                committing.result()
-            except OSError as error:
-                raise _as_output_error(error, self._parts[0]) from error
+        """Wait for the commits under way, and say whether one failed."""
+        while self._commits:
+            with _writing(self._parts[0]):
+                self._commits.popleft().result()
 
     def _commit(
-        self, slabs: int, dirty: Sequence[_Extent], when_safe: Sequence[Callable[[], None]]
+        self, slabs: int, dirty: Sequence[_Extent], settled: _Settled | None = None
     ) -> None:
-        """First the data, then the journal that counts it: a loss of power loses no more."""
-        for descriptor in self._descriptors:
-            os.fdatasync(descriptor)
-        self._write_journal(slabs, finishing=False)
+        """First the data, then the journal that counts it: a loss of power loses no more.
+
+        What the kernel failed to bring to the disk it says once, and then forgets; so after that
+        the journal is left as it is.
+        """
+        safe = False
+        try:
+            if not self._lost:
+                self._lost = True
+                for descriptor in self._descriptors:
+                    os.fdatasync(descriptor)
+                self._lost = False
+                self._write_journal(slabs, finishing=False)
+                safe = True
+        finally:
+            if settled is not None:
+                settled(safe)
         for part, offset, length in dirty:
             forget_cached(self._descriptors[part], offset, length)
-        for call in when_safe:
-            call()
         self._committed_at = time.monotonic()
 
     def _write_journal(self, slabs: int, *, finishing: bool) -> None:
@@ -322,7 +272,10 @@ class PartialOutput:
             "finishing": finishing,
         }
         fresh = self._journal.with_name(self._journal.name + ".new")
-        fresh.write_text(json.dumps(state), encoding="utf-8")
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         fresh.replace(self._journal)
 
     def __exit__(
@@ -331,30 +284,28 @@ class PartialOutput:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._committer.shutdown()
         try:
+            end(self._committer)
+            # Where one failed, that is why anything else did.
+            self._settle()
             if error is None:
-                self._settle()
-                self._finish()
+                with _writing(self._parts[0]):
+                    self._finish()
             elif isinstance(error, DamagedTensorError) or not self.slabs_done:
                 self._discard()
             else:
-                self._commit(self.slabs_done, self._dirty, self._when_safe)
-        except OSError as failure:
-            if error is None:
-                raise _as_output_error(failure, self._parts[0]) from failure
+                with suppress(OSError):
+                    self._commit(self.slabs_done, self._dirty)
         finally:
             self._close()
 
     def _finish(self) -> None:
         for descriptor in self._descriptors:
             os.fsync(descriptor)
-        self._write_journal(self.slabs_done, finishing=True)
         for part, offset, length in self._dirty:
             forget_cached(self._descriptors[part], offset, length)
+        self._write_journal(self.slabs_done, finishing=True)
         _rename(self._parts, self._journal)
-        for call in self._when_safe:
-            call()
 
     def _discard(self) -> None:
         for part in self._parts:
@@ -366,20 +317,44 @@ class PartialOutput:
             os.close(self._descriptors.pop())
 
 
-def finish_interrupted(parts: Sequence[Part], identity: Mapping[str, str]) -> bool:
+def finish_interrupted(parts: Sequence[Part], identity: Mapping[str, str], *, force: bool) -> bool:
     """Give parts their names where all were whole already when a conversion was stopped.
+
+    Args:
+        parts: the whole output.
+        identity: of the conversion; another one's parts are left alone.
+        force: existing files may be replaced.
 
     Returns:
         Whether that was so, and the conversion is therefore done.
+
+    Raises:
+        OutputError: it was so, but the names cannot be given.
     """
     path = _journal_of(parts)
     journal = _read_journal(path)
     if journal is None or journal[0] != dict(identity) or not journal[2]:
         return False
-    if not all(part.partial.exists() or part.path.exists() for part in parts):
+    waiting = [part for part in parts if part.partial.exists()]
+    if any(part.path.exists() for part in waiting) and not force:
         return False
-    _rename(parts, path)
+    if not all(_is_whole(part, part.partial if part in waiting else part.path) for part in parts):
+        return False
+    with _writing(parts[0]), ExitStack() as locks:
+        for part in waiting:
+            locks.callback(os.close, _open_locked(part.partial))
+        _rename(waiting, path)
     return True
+
+
+def _is_whole(part: Part, path: Path) -> bool:
+    """Whether the file is the part, as far as its size and its header say."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size == part.nbytes and file.read(len(part.header)) == part.header
+    except OSError:
+        return False
 
 
 def _journal_of(parts: Sequence[Part]) -> Path:
@@ -403,14 +378,22 @@ def _read_journal(path: Path) -> tuple[dict[str, str], int, bool] | None:
 def _rename(parts: Sequence[Part], journal: Path) -> None:
     """Last part first: llama.cpp is given the first, which then has all the others beside it."""
     for part in reversed(parts):
-        if part.partial.exists():
-            part.partial.replace(part.path)
+        part.partial.replace(part.path)
+    # After a loss of power in between, the journal says that only names are missing.
+    _sync_directory(journal.parent)
     journal.unlink(missing_ok=True)
-    directory = os.open(parts[0].path.parent, os.O_RDONLY)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no such thing: names are safe there once they are given.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def header_digest(parts: Sequence[Part]) -> str:
@@ -419,6 +402,14 @@ def header_digest(parts: Sequence[Part]) -> str:
     for part in parts:
         digest.update(part.header)
     return digest.hexdigest()
+
+
+@contextmanager
+def _writing(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _as_output_error(error, part) from error
 
 
 def _as_output_error(error: OSError, part: Part) -> OutputError:
@@ -430,13 +421,26 @@ def _as_output_error(error: OSError, part: Part) -> OutputError:
     )
 
 
-def _open_locked(partial: Path) -> int:
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+def _open_locked(partial: Path, flags: int = 0) -> int:
+    """A descriptor that no other conversion has until it is closed."""
+    descriptor = os.open(partial, os.O_RDWR | flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        # Another one may have given the file its final name since it was opened.
+        if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise BlockingIOError
+    except BlockingIOError:
         os.close(descriptor)
-        raise OutputError(f"another conversion is writing {partial}") from None
+        raise OutputError(
+            f"another conversion is writing {partial}", hint="Wait for it, or give another name."
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputError(
+            f"{partial} cannot be locked",
+            found=error.strerror,
+            hint="Write to a local disk, and move the file when it is whole.",
+        ) from error
     return descriptor
 
 

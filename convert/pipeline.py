@@ -1,9 +1,9 @@
 """Tensor data from shards into a GGUF: read, transpose, encode and write at the same time.
 
-Works slab by slab. A slab is at most `SLAB_BYTES` however large its tensor is (20 GiB in Maverick),
-and only `SLABS_IN_FLIGHT` exist at a time: while one is encoded on all cores, the next is read and
-the one before is written. Slabs are written in the order in which they are given, so that a count
-of them says how far a conversion got. Knows shards, types and offsets; names only for its errors.
+Works slab by slab, of which only `SLABS_IN_FLIGHT` exist at a time: while one is encoded on all
+cores, the next is read and the one before is written. Slabs are written in the order in which they
+are given, so that a count of them says how far a conversion got. Knows shards, types and offsets;
+names only for its errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,78 +25,17 @@ import numpy as np
 from ..errors import CheckpointError, DamagedTensorError
 from ..quant.encode import Bytes, Floats
 from ..quant.page_cache import forget_cached
-from ..quant.types import TensorType
 from . import fp8
 from .checkpoint import DTYPE_BYTES, StoredTensor
 from .numbers import VIEWS, Block, encode_stored, transposed
 from .shards import Shards
+from .slabs import Share, Slab
+from .threads import end
 
-# An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece; rows that only follow each
-# other need no such large ones.
-SLAB_BYTES = 160 << 20
-ROW_SLAB_BYTES = 64 << 20
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
 BLOCK_NUMBERS = 1 << 18
 _LINE_NUMBERS = 32
-
-
-@dataclass(frozen=True)
-class Output:
-    """A GGUF tensor to be filled: its data begins at byte `offset` of part number `part`."""
-
-    name: str
-    type: TensorType
-    shape: tuple[int, ...]
-    part: int
-    offset: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one encoded row."""
-        return self.type.row_bytes(self.shape[-1])
-
-
-@dataclass(frozen=True)
-class Share:
-    """What of a slab goes where: lines `first` to `last` of it, from byte `target` of the output.
-
-    A line is a row of a plain slab and a column of a transposed one; it becomes a row.
-    """
-
-    output: Output
-    target: int
-    first: int
-    last: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are written."""
-        return (self.last - self.first) * self.output.row_bytes
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Part of a stored tensor: `rows` rows of `columns` numbers.
-
-    The first number lies at byte `source` of the shard, and a row begins `stride` numbers after the
-    one before it. In FP8, row 0 is row `first_row` of the tensor, and takes that row's `scale`.
-    """
-
-    stored: StoredTensor
-    source: int
-    rows: int
-    columns: int
-    stride: int
-    transposed: bool
-    shares: tuple[Share, ...]
-    scale: StoredTensor | None = None
-    first_row: int = 0
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes that are read."""
-        return self.rows * self.columns * DTYPE_BYTES[self.stored.dtype]
 
 
 class Sink(Protocol):
@@ -104,8 +44,11 @@ class Sink(Protocol):
     def write(self, part: int, offset: int, data: memoryview) -> None:
         """Put `data` at byte `offset` of a part."""
 
-    def slab_done(self, when_safe: Callable[[], None] | None = None) -> None:
-        """All of the next slab is written; `when_safe` is to be called once it is so for good."""
+    def slab_done(self, settled: Callable[[bool], None] | None = None) -> None:
+        """All of the next slab is written.
+
+        `settled` is to be called, once, when it is known whether it is so for good.
+        """
 
 
 class StageSeconds:
@@ -155,82 +98,6 @@ class _Buffers:
         """Nothing refers to `buffer` any more."""
         with self._lock:
             self._free.append(buffer)
-
-
-def slabs_of(
-    stored: StoredTensor,
-    outputs: Sequence[Output],
-    *,
-    experts: bool,
-    expert: int | None = None,
-    scale: StoredTensor | None = None,
-) -> Iterator[Slab]:
-    """Cut a stored tensor into slabs, in the order of its bytes.
-
-    With `experts` it is [expert, in, out] and each of `outputs` takes an even share of ``out``, as
-    [expert, out, in]; otherwise it has one output, of its own shape or, where it is of one
-    `expert`, [expert, *its shape]. An FP8 tensor has a `scale` for each row.
-    """
-    if experts:
-        yield from _expert_slabs(stored, outputs)
-    else:
-        yield from _plain_slabs(stored, outputs[0], expert or 0, scale)
-
-
-def _expert_slabs(stored: StoredTensor, outputs: Sequence[Output]) -> Iterator[Slab]:
-    count, inputs, total = stored.shape
-    size = DTYPE_BYTES[stored.dtype]
-    width = min(total, max(1, SLAB_BYTES // (inputs * size)))
-    for expert in range(count):
-        for column in range(0, total, width):
-            columns = min(width, total - column)
-            yield Slab(
-                stored=stored,
-                source=stored.offset + (expert * inputs * total + column) * size,
-                rows=inputs,
-                columns=columns,
-                stride=total,
-                transposed=True,
-                shares=_expert_shares(outputs, expert, column, columns, total // len(outputs)),
-            )
-
-
-def _expert_shares(
-    outputs: Sequence[Output], expert: int, column: int, columns: int, width: int
-) -> tuple[Share, ...]:
-    """How `columns` columns from `column` on fall to outputs that take `width` each."""
-    shares = []
-    for rank, output in enumerate(outputs):
-        begin = max(column, rank * width)
-        end = min(column + columns, (rank + 1) * width)
-        if begin < end:
-            row = expert * width + begin - rank * width
-            target = output.offset + row * output.row_bytes
-            shares.append(Share(output, target, begin - column, end - column))
-    return tuple(shares)
-
-
-def _plain_slabs(
-    stored: StoredTensor, output: Output, expert: int, scale: StoredTensor | None
-) -> Iterator[Slab]:
-    length = stored.shape[-1]
-    row_bytes = length * DTYPE_BYTES[stored.dtype]
-    rows = stored.parameters // length
-    target = output.offset + expert * rows * output.row_bytes
-    step = max(1, ROW_SLAB_BYTES // row_bytes)
-    for row in range(0, rows, step):
-        count = min(step, rows - row)
-        yield Slab(
-            stored=stored,
-            source=stored.offset + row * row_bytes,
-            rows=count,
-            columns=length,
-            stride=length,
-            transposed=False,
-            shares=(Share(output, target + row * output.row_bytes, 0, count),),
-            scale=scale,
-            first_row=row,
-        )
 
 
 @dataclass(frozen=True)
@@ -283,46 +150,14 @@ def run_pipeline(
         OutputError: the sink cannot write.
     """
     last = {slab.stored.file: index for index, slab in enumerate(slabs)}
-    source_buffers, target_buffers = _Buffers(), _Buffers()
     shards.expect(list(last))
     with (
         _OpenShards(shards) as files,
-        ThreadPoolExecutor(1, "read") as reader,
-        ThreadPoolExecutor(threads, "encode") as encoders,
-        ThreadPoolExecutor(1, "write") as writer,
+        _threads(1, "read") as reader,
+        _threads(threads, "encode") as encoders,
+        _threads(1, "write") as writer,
     ):
-
-        def read(slab: Slab) -> _Started:
-            buffer = source_buffers.take(slab.source_bytes)
-            started = time.perf_counter()
-            numbers = _Numbers(files.read(slab, buffer), files.read_scales(slab))
-            seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
-            return _Started(buffer, [start(slab, share, numbers) for share in slab.shares])
-
-        def start(slab: Slab, share: Share, numbers: _Numbers) -> _Encoding:
-            buffer = target_buffers.take(share.nbytes)
-            tasks = [
-                encoders.submit(_encode, slab, share, numbers, buffer, begin, end, seconds)
-                for begin, end in _cuts(share)
-            ]
-            return _Encoding(share, buffer, tasks)
-
-        def write(index: int, slab: Slab, reading: Future[_Started]) -> None:
-            slab_started = reading.result()
-            for encoding in slab_started.encodings:
-                for task in encoding.tasks:
-                    task.result()
-            source_buffers.give(slab_started.buffer)
-            for encoding in slab_started.encodings:
-                begun, share = time.perf_counter(), encoding.share
-                data = encoding.buffer[: share.nbytes].data
-                sink.write(share.output.part, share.target, data)
-                seconds.add("writing", share.output.name, time.perf_counter() - begun)
-                target_buffers.give(encoding.buffer)
-            shard = slab.stored.file
-            is_last = last[shard] == index
-            sink.slab_done(partial(files.release, shard) if is_last else None)
-
+        stages = _Stages(files, encoders, sink, seconds)
         flights: deque[tuple[Slab, Future[None]]] = deque()
 
         def land() -> None:
@@ -334,16 +169,86 @@ def run_pipeline(
             for index, slab in enumerate(slabs):
                 if len(flights) == SLABS_IN_FLIGHT:
                     land()
-                reading = reader.submit(read, slab)
-                flights.append((slab, writer.submit(write, index, slab, reading)))
+                reading = reader.submit(stages.read, slab)
+                is_last = last[slab.stored.file] == index
+                written = writer.submit(stages.write, slab, reading, last_of_shard=is_last)
+                flights.append((slab, written))
             while flights:
                 land()
         except BaseException:
-            # The reader may be waiting for a shard to arrive.
-            shards.close()
             for pool in (reader, encoders, writer):
                 pool.shutdown(wait=False, cancel_futures=True)
+            # The reader may be waiting for a shard to arrive.
+            shards.close()
             raise
+
+
+class _Stages:
+    """What becomes of a slab: `read` hands it to the encoders, and `write` waits for them."""
+
+    def __init__(
+        self,
+        files: _OpenShards,
+        encoders: ThreadPoolExecutor,
+        sink: Sink,
+        seconds: StageSeconds,
+    ) -> None:
+        self._files = files
+        self._encoders = encoders
+        self._sink = sink
+        self._seconds = seconds
+        self._sources, self._targets = _Buffers(), _Buffers()
+        self._failed = False
+
+    def read(self, slab: Slab) -> _Started:
+        buffer = self._sources.take(slab.source_bytes)
+        started = time.perf_counter()
+        numbers = _Numbers(self._files.read(slab, buffer), self._files.read_scales(slab))
+        self._seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
+        return _Started(buffer, [self._start(slab, share, numbers) for share in slab.shares])
+
+    def _start(self, slab: Slab, share: Share, numbers: _Numbers) -> _Encoding:
+        buffer = self._targets.take(share.nbytes)
+        tasks = [
+            self._encoders.submit(_encode, slab, share, numbers, buffer, begin, end, self._seconds)
+            for begin, end in _cuts(share)
+        ]
+        return _Encoding(share, buffer, tasks)
+
+    def write(self, slab: Slab, reading: Future[_Started], *, last_of_shard: bool) -> None:
+        """Write a slab, unless one before it failed: the sink counts them, and may miss none."""
+        if self._failed:
+            raise CancelledError
+        self._failed = True
+        self._write(slab, reading.result(), last_of_shard=last_of_shard)
+        self._failed = False
+
+    def _write(self, slab: Slab, started: _Started, *, last_of_shard: bool) -> None:
+        for encoding in started.encodings:
+            for task in encoding.tasks:
+                task.result()
+        self._sources.give(started.buffer)
+        for encoding in started.encodings:
+            begun, share = time.perf_counter(), encoding.share
+            data = encoding.buffer[: share.nbytes].data
+            self._sink.write(share.output.part, share.target, data)
+            self._seconds.add("writing", share.output.name, time.perf_counter() - begun)
+            self._targets.give(encoding.buffer)
+        shard = slab.stored.file
+        self._sink.slab_done(partial(self._files.settled, shard) if last_of_shard else None)
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have ended when the block has, however often its end is interrupted.
+
+    What they read and write is closed next.
+    """
+    pool = ThreadPoolExecutor(count, name)
+    try:
+        yield pool
+    finally:
+        end(pool)
 
 
 class _OpenShards:
@@ -366,6 +271,13 @@ class _OpenShards:
         if descriptor is not None:
             os.close(descriptor)
         self._shards.release(path)
+
+    def settled(self, path: Path, safe: bool) -> None:
+        """All that came from `path` is safe; or it is not, and then nothing need come any more."""
+        if safe:
+            self.release(path)
+        else:
+            self._shards.close()
 
     def read(self, slab: Slab, buffer: Bytes) -> Block:
         """The slab's numbers as stored, [rows, columns], in `buffer`."""
@@ -397,7 +309,7 @@ class _OpenShards:
             raise CheckpointError(
                 f"{scale.file} cannot be read where {scale.name} lies",
                 found=f"the file ends at byte {scale.offset + slab.first_row * size + len(data)}",
-                hint="Download that shard again, then run the same command again.",
+                hint="Check the file, then run the same command again.",
             )
         try:
             return fp8.scales_of(data, scale.dtype)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import ModelFileError
+from .cores import available_cores
 from .page_cache import forget_cached
 
 Bytes = npt.NDArray[np.uint8]
@@ -130,7 +131,7 @@ def find_damage(
     Raises:
         ModelFileError: a tensor is of a type whose blocks are not known here.
     """
-    workers = threads or _cores()
+    workers = threads or available_cores()
     with _Files() as files, ThreadPoolExecutor(workers, "check") as pool:
         checks = [_Check(_known(*one), files) for one in tensors]
         total = sum(check.available for check in checks)
@@ -141,13 +142,6 @@ def find_damage(
             if progress is not None:
                 progress(Checked(done, total, check.tensor.name))
     return [damage for check in checks for damage in check.damage()]
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

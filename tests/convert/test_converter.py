@@ -17,9 +17,10 @@ from gguf import GGUFReader
 
 import llama4_edge
 from demo.checkpoint import Geometry
-from llama4_edge.convert import Progress, convert, inspect_checkpoint, pipeline
+from llama4_edge.convert import Progress, convert, inspect_checkpoint, slabs
 from llama4_edge.convert.converter import DEFAULT_RECIPE
-from llama4_edge.convert.output import Part, check_target
+from llama4_edge.convert.output import Part
+from llama4_edge.convert.target import check_target
 from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
 
 from .conftest import (
@@ -69,8 +70,8 @@ def test_slabs_smaller_than_an_expert_change_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(checkpoint, tmp_path / "whole.gguf")
-    monkeypatch.setattr(pipeline, "SLAB_BYTES", 1000)
-    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 1000)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1000)
+    monkeypatch.setattr(slabs, "ROW_SLAB_BYTES", 1000)
     convert(checkpoint, tmp_path / "sliced.gguf")
     assert sha256(tmp_path / "whole.gguf") == sha256(tmp_path / "sliced.gguf")
 
@@ -290,6 +291,11 @@ def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: P
     report = convert(checkpoint, tmp_path / "o.gguf")
     assert (tmp_path / "o.gguf").stat().st_size == report.bytes
     assert not (tmp_path / "o.gguf.partial").exists()
+
+
+def test_a_revision_of_a_directory_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"on this disk, and has no revisions, found --rev"):
+        convert(checkpoint, tmp_path / "o.gguf", revision="main")
 
 
 @pytest.mark.parametrize(

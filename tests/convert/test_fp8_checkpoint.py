@@ -16,7 +16,7 @@ from hub_server import running_hub
 from huggingface_hub import snapshot_download
 
 from demo.checkpoint import MAVERICK_LIKE, Geometry
-from llama4_edge.convert import convert, inspect_checkpoint, pipeline
+from llama4_edge.convert import convert, inspect_checkpoint, slabs
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
@@ -183,7 +183,7 @@ def test_fp8_in_small_slabs_gives_the_same_bytes(
 ) -> None:
     whole = gguf_bytes(fp8_checkpoint, recipe="int8")
     # 36 rows of the gate projection's 96 at a time, with their scales.
-    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 36 * 64)
+    monkeypatch.setattr(slabs, "ROW_SLAB_BYTES", 36 * 64)
     assert gguf_bytes(fp8_checkpoint, recipe="int8") == whole
 
 

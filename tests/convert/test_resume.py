@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from demo.checkpoint import Geometry
-from llama4_edge.convert import convert, output, pipeline
+from llama4_edge.convert import convert, output, slabs
 from llama4_edge.errors import CheckpointError, OutputError
 
 from .conftest import SMALL, edit_text_config, shards_of
@@ -25,8 +28,8 @@ from .conftest import SMALL, edit_text_config, shards_of
 # The child of a test: converts with small slabs and a journal written after each.
 CONVERT = """
 import sys
-from llama4_edge.convert import convert, output, pipeline
-pipeline.SLAB_BYTES = pipeline.ROW_SLAB_BYTES = 40_000
+from llama4_edge.convert import convert, output, slabs
+slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000
 output.COMMIT_SECONDS = 0.0
 convert(sys.argv[1], sys.argv[2], threads=1)
 """
@@ -35,14 +38,16 @@ convert(sys.argv[1], sys.argv[2], threads=1)
 KILL_AT_RANDOM = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
-from llama4_edge.convert import convert, output, pipeline
+from llama4_edge.convert import convert, output, slabs
 
 source, target = sys.argv[1], Path(sys.argv[2])
-pipeline.SLAB_BYTES = pipeline.ROW_SLAB_BYTES = 40_000
+slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000
 output.COMMIT_SECONDS = 0.0
 started = time.monotonic()
+convert(source, target, threads=1, dry_run=True)
+planning = time.monotonic() - started
 convert(source, target, threads=1)
-duration = time.monotonic() - started
+writing = time.monotonic() - started - 2 * planning
 target.unlink()
 random.seed(4)
 for _ in range(20):
@@ -50,7 +55,7 @@ for _ in range(20):
     if not pid:
         convert(source, target, threads=1)
         os._exit(0)
-    time.sleep(random.uniform(0, 1.2 * duration))
+    time.sleep(planning + random.uniform(-0.2, 1.2) * writing)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     whole = target.exists()
@@ -64,8 +69,8 @@ for _ in range(20):
 @pytest.fixture
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many slabs, each made safe as soon as it is written."""
-    monkeypatch.setattr(pipeline, "SLAB_BYTES", 40_000)
-    monkeypatch.setattr(pipeline, "ROW_SLAB_BYTES", 40_000)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 40_000)
+    monkeypatch.setattr(slabs, "ROW_SLAB_BYTES", 40_000)
     monkeypatch.setattr(output, "COMMIT_SECONDS", 0.0)
 
 
@@ -104,21 +109,23 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_conversion_leaves_nothing_under_the_final_name(
+def test_a_stopped_conversion_leaves_nothing_under_the_final_name_and_goes_on(
     make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, stop: signal.Signals
 ) -> None:
     source = make_checkpoint(replace(SMALL, experts=16))
     target, journal = tmp_path / "o.gguf", tmp_path / "o.gguf.partial.json"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CONVERT, str(source), str(target)], stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", CONVERT, str(source), str(target)]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not journal.exists():
         assert child.poll() is None
         time.sleep(0.001)
     child.send_signal(stop)
     assert child.wait() != 0
     assert not target.exists()
-    convert(source, tmp_path / "again.gguf")
+    subprocess.run(command, check=True)
+    convert(source, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.gguf", "whole.gguf"]
 
 
 def test_it_goes_on_instead_of_beginning_anew(
@@ -174,6 +181,151 @@ def test_a_read_error_is_said_and_can_be_gone_on_from(
         convert(checkpoint, target)
     monkeypatch.setattr(os, "preadv", read)
     assert 0 < convert(checkpoint, target).resumed_at < 1
+    convert(checkpoint, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+@pytest.mark.parametrize("call", ["preadv", "pwrite"])
+def test_what_comes_after_a_slab_that_failed_is_not_counted_for_it(
+    checkpoint: Path,
+    tmp_path: Path,
+    small_slabs: None,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """One bad sector, say; the slabs behind it are in flight, and could be written."""
+    target, done, count = tmp_path / "o.gguf", getattr(os, call), 0
+
+    def failing_once(descriptor: int, data: object, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return done(descriptor, data, offset)  # type: ignore[no-any-return]
+
+    def late(step: object) -> None:
+        if count > 16:
+            time.sleep(0.2)
+
+    monkeypatch.setattr(os, call, failing_once)
+    with pytest.raises((CheckpointError, OutputError), match="Input/output error"):
+        convert(checkpoint, target, progress=late)
+    assert 0 < convert(checkpoint, target).resumed_at < 1
+    convert(checkpoint, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+def test_what_a_failing_disk_has_lost_is_not_counted(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says it once, and the next time that all is well: Linux, since 4.13."""
+    target, journal = tmp_path / "o.gguf", tmp_path / "o.gguf.partial.json"
+    sync, count, safe = os.fdatasync, 0, ""
+
+    def failing(descriptor: int) -> None:
+        nonlocal count, safe
+        count += 1
+        if count == 3:
+            safe = journal.read_text()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OutputError, match=r"Input/output error.*it goes on from there"):
+        convert(checkpoint, target)
+    assert count == 3
+    assert journal.read_text() == safe
+    assert convert(checkpoint, target).resumed_at > 0
+    convert(checkpoint, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+def test_a_second_ctrl_c_waits_for_what_is_being_written(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, write, count = tmp_path / "o.gguf", os.pwrite, 0
+    written = threading.Event()
+
+    def slow(descriptor: int, data: object, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count == 10:
+            for _ in range(2):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.1)
+            done = write(descriptor, data, offset)  # type: ignore[arg-type]
+            written.set()
+            return done
+        return write(descriptor, data, offset)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, target)
+    assert written.is_set()
+    assert not [one for one in threading.enumerate() if one.name.startswith(("read", "write"))]
+
+
+def test_an_output_that_is_removed_while_it_is_written_is_no_success(
+    checkpoint: Path, tmp_path: Path, small_slabs: None
+) -> None:
+    target = tmp_path / "o.gguf"
+    with pytest.raises(OutputError, match="No such file"):
+        convert(
+            checkpoint,
+            target,
+            progress=lambda _: (tmp_path / "o.gguf.partial").unlink(missing_ok=True),
+        )
+    assert not target.exists()
+
+
+def test_a_directory_that_cannot_be_made_safe_is_no_failure(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems."""
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    convert(checkpoint, tmp_path / "o.gguf")
+    assert sorted(path.name for path in tmp_path.glob("o.*")) == ["o.gguf"]
+
+
+# Another conversion, or the same one elsewhere ----------------------------------------------------
+
+
+def test_a_disk_without_locks_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputError, match=r"cannot be locked, found No locks.*a local disk"):
+        convert(checkpoint, tmp_path / "o.gguf")
+
+
+def test_a_file_that_another_process_has_just_finished_is_left_alone(
+    checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one renames it between this one's opening it and locking it."""
+    target, lock = tmp_path / "o.gguf", fcntl.flock
+    interrupted(checkpoint, target)
+    partial = tmp_path / "o.gguf.partial"
+    content = partial.read_bytes()
+
+    def finished_first(descriptor: int, how: int) -> None:
+        partial.replace(target)
+        (tmp_path / "o.gguf.partial.json").unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", finished_first)
+    with pytest.raises(OutputError, match=r"another conversion is writing .*Wait for it"):
+        convert(checkpoint, target)
+    assert target.read_bytes() == content
 
 
 def test_a_changed_shard_is_noticed(checkpoint: Path, tmp_path: Path, small_slabs: None) -> None:
@@ -186,6 +338,22 @@ def test_a_changed_shard_is_noticed(checkpoint: Path, tmp_path: Path, small_slab
     ):
         convert(checkpoint, target)
     assert convert(checkpoint, target, force=True).resumed_at == 0
+
+
+def test_a_changed_shard_with_the_time_of_the_old_one_is_noticed(
+    checkpoint: Path, tmp_path: Path, small_slabs: None
+) -> None:
+    """As after unpacking an archive whose files are all of one time."""
+    target = tmp_path / "o.gguf"
+    interrupted(checkpoint, target)
+    shard = shards_of(checkpoint)[0]
+    times = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(OutputError, match=f"changed since: {shard.name}"):
+        convert(checkpoint, target)
 
 
 def test_a_changed_recipe_is_noticed(checkpoint: Path, tmp_path: Path, small_slabs: None) -> None:
@@ -220,7 +388,7 @@ def test_a_damaged_journal_is_refused(
     target = tmp_path / "o.gguf"
     interrupted(checkpoint, target)
     (tmp_path / "o.gguf.partial.json").write_text(text)
-    with pytest.raises(OutputError, match="another conversion"):
+    with pytest.raises(OutputError, match="another conversion, found nothing that can be read"):
         convert(checkpoint, target)
 
 
@@ -255,3 +423,43 @@ def test_stopped_between_two_names_it_only_gives_names(
         "o-00001-of-00002.gguf",
         "o-00002-of-00002.gguf",
     ]
+
+
+def stopped_before_its_name(source: Path, target: Path, *, force: bool = False) -> None:
+    """A conversion that dies when all is written and only the name is missing."""
+    rename = Path.replace
+
+    def die(self: Path, to: Path) -> Path:
+        if self.name.endswith(".gguf.partial"):
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", die)
+        convert(source, target, force=force)
+
+
+def test_a_missing_name_is_given_over_an_existing_file_only_by_force(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "o.gguf"
+    target.write_bytes(b"precious")
+    stopped_before_its_name(checkpoint, target, force=True)
+    with pytest.raises(OutputError, match=r"o\.gguf exists.*--force"):
+        convert(checkpoint, target)
+    assert target.read_bytes() == b"precious"
+    assert convert(checkpoint, target, force=True).resumed_at == 1
+    convert(checkpoint, tmp_path / "whole.gguf")
+    assert sha256(target) == sha256(tmp_path / "whole.gguf")
+
+
+def test_another_file_of_the_name_is_not_taken_for_the_output(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "o.gguf"
+    stopped_before_its_name(checkpoint, target)
+    (tmp_path / "o.gguf.partial").unlink()
+    target.write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"o\.gguf exists.*--force"):
+        convert(checkpoint, target)
+    assert target.read_bytes() == b"precious"

@@ -1,0 +1,74 @@
+"""Whether the output may be written where it is wanted: names, permissions, room.
+
+Asked before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import OutputError
+from .output import Part
+from .shards import Room
+
+
+def check_target(parts: Sequence[Part], *, force: bool, sources: Room | None) -> None:
+    """Refuse a target that exists, cannot be written, or does not fit on its disk.
+
+    Args:
+        parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
+        force: existing files may be replaced.
+        sources: further room that is needed while writing, for shards that are fetched.
+
+    Raises:
+        OutputError: says which.
+    """
+    for part in parts:
+        if part.path.is_dir():
+            raise OutputError(f"{part.path} is a directory", expected="a file to write")
+        if part.path.exists() and not force:
+            raise OutputError(
+                f"{part.path} exists", hint="Give --force to replace it, or another name."
+            )
+    directory = parts[0].path.parent
+    if not directory.is_dir():
+        raise OutputError(f"{directory} is not a directory", hint="Make it first.")
+    if not os.access(directory, os.W_OK):
+        raise OutputError(f"{directory} cannot be written to", expected="write permission")
+    shortage = room_shortage(parts, sources)
+    if shortage is not None:
+        raise shortage
+
+
+def room_shortage(parts: Sequence[Part], sources: Room | None) -> OutputError | None:
+    """The error that writing `parts`, and fetching their sources, would end in on a full disk."""
+    directory = parts[0].path.parent
+    if not directory.is_dir():
+        return None
+    written = sum(part.partial.stat().st_blocks * 512 for part in parts if part.partial.exists())
+    needed = sum(part.nbytes for part in parts) - written
+    if sources is not None and sources.nbytes:
+        if sources.directory.stat().st_dev == directory.stat().st_dev:
+            needed += sources.nbytes
+        elif shortage := _shortage(sources.directory, sources.nbytes, "the shards to fetch"):
+            return shortage
+    return _shortage(directory, needed, parts[0].path.name)
+
+
+def _shortage(directory: Path, needed: int, what: str) -> OutputError | None:
+    free = shutil.disk_usage(directory).free
+    if free >= needed:
+        return None
+    return OutputError(
+        f"{directory} has too little room for {what}",
+        found=f"{_readable(free)} free",
+        expected=_readable(needed),
+        hint="Make room, choose another disk, or a recipe with fewer bits.",
+    )
+
+
+def _readable(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
