@@ -99,8 +99,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
             f"{path} has no config.json",
             found=_meta_layout(path) or "no Hugging Face checkpoint",
             expected="config.json beside the safetensors",
-            hint="Use the repository in Hugging Face's layout, such as "
-            "meta-llama/Llama-4-Scout-17B-16E-Instruct.",
+            hint="Use the same model in Hugging Face's layout: "
+            f"{published_name(str(path.resolve()))}",
         )
     shards = LocalShards()
     config = read_json_object(path / "config.json")
@@ -136,6 +136,15 @@ def _read_text(path: Path) -> str:
 def _meta_layout(path: Path) -> str | None:
     """Says so when the directory is Meta's own layout."""
     return "Meta's consolidated.*.pth" if any(path.glob("consolidated.*.pth")) else None
+
+
+def published_name(text: str) -> str:
+    """The repository in Hugging Face's layout of the model that a path or a name speaks of.
+
+    Scout Instruct's where it speaks of none.
+    """
+    found = re.findall(r"Llama-4-[A-Z][a-z]+-17B-\d+E(?:-Instruct(?:-FP8)?)?", text)
+    return f"meta-llama/{found[-1] if found else 'Llama-4-Scout-17B-16E-Instruct'}"
 
 
 def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:

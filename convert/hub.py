@@ -15,8 +15,9 @@ import fcntl
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,7 @@ from .checkpoint import (
     INDEX_NAME,
     Checkpoint,
     open_checkpoint,
+    published_name,
     read_json_object,
     read_tensors,
 )
@@ -49,6 +51,9 @@ SHARDS_AT_A_TIME = 2
 _HEAD_BYTES = 128 << 10
 _HEADS_AT_A_TIME = 8
 _SMALL_FILES = (".json", ".jinja", ".md")
+# How long a transfer that is not wanted any more may take to notice. Only a network that says
+# nothing at all makes it longer.
+_PARTING_SECONDS = 3.0
 
 
 def open_repository(
@@ -123,13 +128,11 @@ def _no_checkpoint(remote: Repository) -> CheckpointError:
     """Why a repository without config.json cannot be converted, and what to use instead."""
     names = [name.rsplit("/", 1)[-1] for name in remote.files]
     if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names):
-        other = remote.id.removesuffix("-Original")
-        other = other if other != remote.id else "meta-llama/Llama-4-Scout-17B-16E-Instruct"
         return HubError(
             f"{remote.id} is in Meta's own layout",
             found="consolidated.*.pth",
             expected="safetensors with config.json",
-            hint=f"Use the same model in Hugging Face's layout: {other}",
+            hint=f"Use the same model in Hugging Face's layout: {published_name(remote.id)}",
         )
     if any(name.endswith(".gguf") for name in names):
         return HubError(
@@ -147,14 +150,20 @@ class _Cache:
         self.directory = cache_directory(remote.id)
         self.blobs = self.directory / "blobs"
         self.snapshot = self.directory / "snapshots" / remote.commit
-        try:
+        with self._writing():
             self.blobs.mkdir(parents=True, exist_ok=True)
             self.snapshot.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise HubError(
                 f"{self.directory} cannot be written to",
                 found=error.strerror,
-                hint="Set HF_HUB_CACHE to a directory with room for two shards.",
+                hint="Set HF_HUB_CACHE to a directory with room for two shards; or, where all of "
+                "the repository lies there already, set HF_HUB_OFFLINE=1.",
             ) from error
 
     def fetch(self, name: str, *, staged: bool = False) -> Path:
@@ -167,7 +176,8 @@ class _Cache:
                 blob = self.staged(file) if staged else blob
                 if not blob.is_file():
                     self._remote.download(name, blob)
-            _link(place, blob)
+            with self._writing():
+                _link(place, blob)
         return place
 
     def staged(self, file: RemoteFile) -> Path:
@@ -178,16 +188,18 @@ class _Cache:
         """Make a file that was to be dropped, if it is there, one of huggingface_hub's own."""
         file = self._remote.files[name]
         if self.staged(file).is_file():
-            self.staged(file).replace(self.blobs / file.etag)
-            _link(self.snapshot / name, self.blobs / file.etag)
+            with self._writing():
+                self.staged(file).replace(self.blobs / file.etag)
+                _link(self.snapshot / name, self.blobs / file.etag)
 
     def drop(self, name: str) -> None:
         """Remove the file if it is one that was to be dropped."""
         blob = self.staged(self._remote.files[name])
         place = self.snapshot / name
-        if place.is_symlink() and place.readlink().name == blob.name:
-            place.unlink()
-        blob.unlink(missing_ok=True)
+        with self._writing():
+            if place.is_symlink() and place.readlink().name == blob.name:
+                place.unlink()
+            blob.unlink(missing_ok=True)
 
     def sweep(self, wanted: Iterable[str]) -> None:
         """Remove what earlier runs were to drop, and these shards are not."""
@@ -197,34 +209,39 @@ class _Cache:
             for blob in (self.staged(self._remote.files[name]),)
             for path in (blob, partial_path(blob, self._remote.files[name]))
         }
-        for blob in self.blobs.glob(f"*{STAGED_SUFFIX}*"):
-            if blob not in spared:
-                blob.unlink(missing_ok=True)
-        for place in self.directory.glob("snapshots/*/*"):
-            if not place.exists() and place.readlink().name.endswith(STAGED_SUFFIX):
-                place.unlink()
+        with self._writing():
+            for blob in self.blobs.glob(f"*{STAGED_SUFFIX}*"):
+                if blob not in spared:
+                    blob.unlink(missing_ok=True)
+            for place in self.directory.glob("snapshots/*/*"):
+                if not place.exists() and place.readlink().name.endswith(STAGED_SUFFIX):
+                    place.unlink()
 
     def remember(self, revision: str | None) -> None:
         """Note which commit a branch or tag is at, for offline mode."""
         name = revision or "main"
-        if name != self._remote.commit:
+        if cached_commit(self._remote.id, name) != self._remote.commit:
             reference = self.directory / "refs" / name
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(self._remote.commit, encoding="utf-8")
+            with self._writing():
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                reference.write_text(self._remote.commit, encoding="utf-8")
 
     def lock(self) -> BinaryIO:
         """Keep other conversions from dropping this one's shards, until the file is closed."""
         place = self.directory.parent / ".locks" / self.directory.name / "llama4-edge.lock"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file = place.open("ab")
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise HubError(
-                f"another conversion is fetching {self._remote.id}",
-                hint="Wait for it, or convert with --keep-source first.",
-            ) from None
+        with self._writing():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.open("ab")
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise HubError(
+                    f"another conversion is fetching {self._remote.id}",
+                    hint="Wait for it, or convert with --keep-source first.",
+                ) from None
         return file
 
 
@@ -328,13 +345,28 @@ class HubShards:
         """
         names = [path.name for path in paths]
         self._lock = self._lock or self._cache.lock()
-        for name in names if self._keep else ():
-            self._cache.keep(name)
-        self._cache.sweep(() if self._keep else names)
+        if self._keep:
+            for name in names:
+                self._cache.keep(name)
+            self._cache.sweep(())
+        else:
+            self._take_over(names)
         with self._changed:
             self._queue.extend(name for name in names if not self._is_there(name))
             self._held.update(name for name in names if self._is_staged(name))
             self._start()
+
+    def _take_over(self, names: Iterable[str]) -> None:
+        """Use what an earlier run was to drop of the shards that come next, and drop the rest.
+
+        A later shard would hold the place of those before it, which are then waited for for ever.
+        """
+        passing = [name for name in names if self._is_staged(name) or not self._is_there(name)]
+        nearest = passing[:SHARDS_AT_A_TIME]
+        self._cache.sweep(nearest)
+        for name in nearest:
+            if self._is_staged(name):
+                self._cache.fetch(name, staged=True)
 
     def acquire(self, path: Path) -> None:
         """Return once all of the shard lies at `path`.
@@ -368,6 +400,10 @@ class HubShards:
         self._remote.stop.set()
         with self._changed:
             self._changed.notify_all()
+            worker = self._worker
+        if worker is not None:
+            worker.join(_PARTING_SECONDS)
+        with self._changed:
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None

@@ -1,18 +1,22 @@
-"""A checkpoint that a test may damage: small, whole, and its own."""
+"""A checkpoint that a test may damage: small, whole, and its own; and one on a hub."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import HubServer, running_hub
 
 from demo.checkpoint import SCOUT_LIKE, Geometry
+from llama4_edge.convert import hub as hub_shards
+
+from .on_hub import NAME, SHARDS
 
 SMALL = replace(
     SCOUT_LIKE, hidden=64, heads=2, kv_heads=1, head_dim=32, expert_ffn=64, dense_ffn=64, experts=4,
@@ -28,6 +32,21 @@ def checkpoint(make_checkpoint: Callable[[Geometry], Path], tmp_path: Path) -> P
     copy = tmp_path / "small"
     shutil.copytree(make_checkpoint(SMALL), copy)
     return copy
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with running_hub(monkeypatch, tmp_path / "home") as server:
+        # As small beside these shards as a header is beside a published one.
+        monkeypatch.setattr(hub_shards, "_HEAD_BYTES", 4096)
+        yield server
+
+
+@pytest.fixture
+def published(hub: HubServer, make_checkpoint: Callable[[Geometry], Path]) -> HubServer:
+    """The hub with a whole checkpoint in six shards."""
+    hub.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)), tags=("v1",))
+    return hub
 
 
 def edit_json(path: Path, edit: Edit) -> None:

@@ -58,9 +58,26 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, match=r"has no config\.json")
 
 
-def test_metas_own_layout_is_named(tmp_path: Path) -> None:
-    (tmp_path / "consolidated.00.pth").touch()
-    assert_refused(tmp_path, match=r"found Meta's consolidated.*meta-llama/Llama-4-Scout")
+@pytest.mark.parametrize(
+    ("directory", "repository"),
+    [
+        ("downloaded", "Llama-4-Scout-17B-16E-Instruct"),
+        ("Llama-4-Scout-17B-16E", "Llama-4-Scout-17B-16E"),
+        ("Llama-4-Maverick-17B-128E-Instruct-Original", "Llama-4-Maverick-17B-128E-Instruct"),
+        (
+            "models--meta-llama--Llama-4-Maverick-17B-128E-Instruct-FP8-Original/snapshots/0a1b",
+            "Llama-4-Maverick-17B-128E-Instruct-FP8",
+        ),
+    ],
+)
+def test_metas_own_layout_is_refused_with_the_repository_to_use(
+    tmp_path: Path, directory: str, repository: str
+) -> None:
+    (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / directory / "consolidated.00.pth").touch()
+    assert_refused(
+        tmp_path / directory, match=rf"found Meta's consolidated.*: meta-llama/{repository}$"
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])

@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import re
-import subprocess
-import sys
 import threading
+import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, HubServer, running_hub
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from hub_server import Fault, HubServer
+from huggingface_hub import hf_hub_download, snapshot_download
 
-from demo.checkpoint import Geometry
-from llama4_edge.convert import convert
-from llama4_edge.convert import hub as hub_shards
-from llama4_edge.convert.checkpoint import Checkpoint
+from llama4_edge.convert import convert, output
 from llama4_edge.convert.hub import HubShards, open_repository
-from llama4_edge.errors import CheckpointError, HubError, OutputError, UnsupportedError
+from llama4_edge.errors import HubError, OutputError
 
-from .conftest import SMALL, edit_json, edit_text_config
-
-NAME = "meta-llama/Llama-4-Small"
-SHARDS = 6
-MakeCheckpoint = Callable[[Geometry], Path]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with running_hub(monkeypatch, tmp_path / "home") as server:
-        # As small beside these shards as a header is beside a published one.
-        monkeypatch.setattr(hub_shards, "_HEAD_BYTES", 4096)
-        yield server
-
-
-@pytest.fixture
-def published(hub: HubServer, make_checkpoint: MakeCheckpoint) -> HubServer:
-    """The hub with a whole checkpoint in six shards."""
-    hub.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)), tags=("v1",))
-    return hub
-
-
-def cached_files() -> list[str]:
-    """What the cache holds of shards: blobs by their size class, and links by their name."""
-    root = Path(constants.HF_HUB_CACHE)
-    return sorted(path.name for path in root.glob("models--*/snapshots/*/*.safetensors"))
-
-
-def blobs(pattern: str = "*") -> list[Path]:
-    return list(Path(constants.HF_HUB_CACHE).glob(f"models--*/blobs/{pattern}"))
-
-
-def shard(number: int) -> str:
-    return f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
-
+from .on_hub import NAME, SHARDS, blobs, cached_files, opened, shard, wait_until
 
 # What comes out ----------------------------------------------------------------------------------
 
@@ -163,25 +124,38 @@ def test_a_disk_too_small_for_output_and_two_shards_moves_none(
     assert convert(NAME, tmp_path / "new.gguf", threads=1).bytes == output
 
 
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_disk_slower_than_the_encoders_is_waited_for_and_not_for_ever(
+    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    """Both shards that are held are encoded before the first of them is safe, if ever it is."""
+    syncs = 0
+
+    def slow(descriptor: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs > 1:
+            time.sleep(0.3)
+        if failing and syncs > 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    monkeypatch.setattr(output, "COMMIT_SECONDS", 0.0)
+    ends: list[str] = []
+
+    def run() -> None:
+        try:
+            ends.append(convert(NAME, tmp_path / "out.gguf", threads=1).output)
+        except OutputError as error:
+            ends.append(str(error.found))
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    running.join(20)
+    assert ends == ["Input/output error" if failing else str(tmp_path / "out.gguf")]
+
+
 # In which order ----------------------------------------------------------------------------------
-
-
-def opened(name: str = NAME, **options: bool) -> tuple[Checkpoint, HubShards, list[Path]]:
-    checkpoint = open_repository(name, **options)
-    assert isinstance(checkpoint.shards, HubShards)
-    return (
-        checkpoint,
-        checkpoint.shards,
-        sorted({tensor.file for tensor in checkpoint.tensors.values()}),
-    )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came to that")
 
 
 def test_opening_moves_headers_only(published: HubServer) -> None:
@@ -257,6 +231,57 @@ def test_shards_of_a_killed_run_are_used_or_swept(published: HubServer) -> None:
     shards.close()
 
 
+def asked_for(shards: HubShards, path: Path) -> bool:
+    """Whether the shard is there after a moment, and its `acquire` did not wait for ever."""
+    asking = threading.Thread(target=shards.acquire, args=(path,), daemon=True)
+    asking.start()
+    asking.join(10)
+    return path.is_file() and not asking.is_alive()
+
+
+def test_shards_that_a_run_left_further_on_do_not_keep_those_before_from_coming(
+    published: HubServer,
+) -> None:
+    """As when a conversion is broken off in the middle, and one to another recipe begins."""
+    _, broken_off, paths = opened()
+    broken_off.expect(paths[2:])
+    broken_off.acquire(paths[2])
+    wait_until(paths[3].is_file)
+    broken_off.close()
+    _, shards, _ = opened()
+    shards.expect(paths)
+    assert asked_for(shards, paths[0])
+    wait_until(paths[1].is_file)
+    assert [path.is_file() for path in paths] == [True, True, False, False, False, False]
+    shards.close()
+
+
+def test_shards_that_were_left_at_another_commit_are_used(published: HubServer) -> None:
+    _, broken_off, paths = opened()
+    broken_off.expect(paths)
+    broken_off.acquire(paths[0])
+    wait_until(paths[1].is_file)
+    broken_off.close()
+    entries = published.repositories[NAME].entries
+    files = {name: entry.data for name, entry in entries.items()}
+    published.add(NAME, {**files, "README.md": b"a new commit, and the same weights"})
+    published.requests.clear()
+    _, shards, moved = opened()
+    assert moved != paths
+    shards.expect(moved)
+    assert asked_for(shards, moved[0]) and asked_for(shards, moved[1])
+    assert published.sent(f"{shard(1)}|{shard(2)}") <= 2 * 3 * 4096
+    shards.close()
+
+
+def test_nothing_is_on_its_way_any_more_once_the_shards_are_closed(published: HubServer) -> None:
+    _, shards, paths = opened()
+    published.on_request = lambda: time.sleep(0.3)
+    shards.expect(paths)
+    shards.close()
+    assert "fetch" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_room_is_for_the_two_largest_neighbours_or_for_all_that_is_kept(
     published: HubServer,
 ) -> None:
@@ -268,146 +293,6 @@ def test_room_is_for_the_two_largest_neighbours_or_for_all_that_is_kept(
     assert kept.room(paths).nbytes == sum(sizes)
     hf_hub_download(NAME, shard(1))
     assert kept.room(paths).nbytes == sum(sizes[1:])
-
-
-# What is refused before a shard moves ------------------------------------------------------------
-
-
-def test_a_config_that_cannot_be_converted_moves_no_shard(hub: HubServer, checkpoint: Path) -> None:
-    edit_text_config(checkpoint, hidden_act="gelu")
-    hub.add(NAME, checkpoint)
-    with pytest.raises(UnsupportedError, match="hidden_act"):
-        open_repository(NAME)
-    assert hub.ranges("safetensors|tokenizer") == []
-
-
-def test_another_model_is_refused_by_its_config_alone(hub: HubServer, checkpoint: Path) -> None:
-    edit_json(checkpoint / "config.json", lambda config: config.update(model_type="qwen3"))
-    hub.add("Qwen/Qwen3", checkpoint)
-    with pytest.raises(UnsupportedError, match="qwen3"):
-        open_repository("Qwen/Qwen3")
-    assert hub.ranges("safetensors|tokenizer") == []
-
-
-def test_a_shard_that_the_index_does_not_fit_is_refused_by_its_header(
-    hub: HubServer, checkpoint: Path
-) -> None:
-    edit_json(
-        checkpoint / "model.safetensors.index.json",
-        lambda index: index["weight_map"].pop("language_model.model.norm.weight"),
-    )
-    hub.add(NAME, checkpoint)
-    with pytest.raises(CheckpointError, match=r"holds language_model\.model\.norm\.weight"):
-        open_repository(NAME)
-    assert 0 < hub.sent("safetensors") < 8 * 4096
-
-
-def test_metas_own_layout_is_refused_with_the_repository_to_use(hub: HubServer) -> None:
-    name = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
-    hub.add(f"{name}-Original", {"consolidated.00.pth": b"x", "params.json": b"{}"})
-    with pytest.raises(HubError, match=f"Meta's own layout.*layout: {name}$"):
-        open_repository(f"{name}-Original")
-
-
-def test_a_repository_of_gguf_files_is_one_to_pull(hub: HubServer) -> None:
-    hub.add("someone/GGUF", {"model-Q4_K_M.gguf": b"GGUF"})
-    with pytest.raises(HubError, match="llama4 pull someone/GGUF"):
-        open_repository("someone/GGUF")
-
-
-def test_an_empty_repository_says_what_it_lacks(hub: HubServer) -> None:
-    hub.add(NAME, {"README.md": b"hello"})
-    with pytest.raises(HubError, match=r"has no config\.json"):
-        open_repository(NAME)
-
-
-# Access ------------------------------------------------------------------------------------------
-
-
-def test_a_gated_repository_without_token_says_where_to_accept_and_how_to_log_in(
-    published: HubServer,
-) -> None:
-    published.repositories[NAME].gated = True
-    page = re.escape(f"{published.url}/{NAME}")
-    with pytest.raises(HubError, match=f"no token.*Accept the licence at {page}.*hf auth login"):
-        open_repository(NAME)
-
-
-def test_a_gated_repository_with_a_token_that_has_no_access_says_so(published: HubServer) -> None:
-    published.repositories[NAME].gated = True
-    with pytest.raises(HubError, match=r"account has no access.*is restricted.*Accept the licence"):
-        open_repository(NAME, token="hf_stranger")
-
-
-def test_a_token_with_access_opens_and_stays_on_the_hub(
-    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    published.repositories[NAME].gated = True
-    published.repositories[NAME].token = "hf_friend"
-    monkeypatch.setenv("HF_TOKEN", "hf_friend")
-    convert(NAME, tmp_path / "out.gguf", threads=1)
-    tokens = {one.path.startswith("/cdn/"): one.token for one in published.requests}
-    assert tokens == {False: "hf_friend", True: None}
-
-
-def test_a_token_that_is_not_accepted_is_named(published: HubServer) -> None:
-    with pytest.raises(HubError, match=r"does not accept the token.*hf auth login.*HF_TOKEN"):
-        open_repository(NAME, token="hf_invalid")
-
-
-def test_a_repository_that_does_not_exist(hub: HubServer) -> None:
-    with pytest.raises(HubError, match=r"nobody/nothing does not exist on .*, or is private"):
-        open_repository("nobody/nothing")
-
-
-def test_a_revision_that_does_not_exist(published: HubServer) -> None:
-    with pytest.raises(HubError, match=f"{NAME} has no revision v9"):
-        open_repository(NAME, revision="v9")
-
-
-def test_no_network(published: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(HubError, match=r"127.0.0.1:9 cannot give .*refused, 6 times.*the network"):
-        open_repository(NAME)
-
-
-def test_something_that_is_no_hub(hub: HubServer) -> None:
-    hub.faults = [Fault("GET /api", status=200)]
-    with pytest.raises(HubError, match="does not answer as the Hugging Face Hub does"):
-        open_repository(NAME)
-
-
-# Offline -----------------------------------------------------------------------------------------
-
-
-def test_offline_mode_takes_all_from_the_cache(
-    published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = snapshot_download(NAME)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    published.requests.clear()
-    checkpoint = open_repository(NAME)
-    assert checkpoint.path == Path(snapshot)
-    convert(checkpoint.path, tmp_path / "out.gguf", threads=1)
-    assert published.requests == []
-    assert len(cached_files()) == SHARDS
-
-
-def test_offline_mode_without_the_repository(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"not in the cache, and offline mode.*HF_HUB_OFFLINE"):
-        open_repository(NAME)
-
-
-def test_offline_mode_with_shards_missing(
-    published: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_repository(NAME)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=f"not whole.*6 of 6 shards missing, first {shard(1)}"):
-        open_repository(NAME)
 
 
 # Faults on the way -------------------------------------------------------------------------------
@@ -522,31 +407,3 @@ def test_a_damaged_file_is_noticed_and_does_not_stay(published: HubServer) -> No
         shards.acquire(paths[0])
     shards.close()
     assert [path.stat().st_size for path in blobs("*.llama4-edge*")] == [0]
-
-
-# The environment ---------------------------------------------------------------------------------
-
-
-def test_endpoint_cache_and_token_come_from_the_environment(
-    published: HubServer, tmp_path: Path
-) -> None:
-    published.repositories[NAME].gated = True
-    published.repositories[NAME].token = "hf_environment"
-    code = (
-        "import sys; from llama4_edge.convert.hub import open_repository; "
-        "print(open_repository(sys.argv[1]).path)"
-    )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": published.url,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_TOKEN": "hf_environment",
-        "HF_HUB_OFFLINE": "0",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, NAME],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    commit = published.repositories[NAME].commit
-    expected = tmp_path / "cache" / "models--meta-llama--Llama-4-Small" / "snapshots" / commit
-    assert done.stdout.strip() == str(expected)
