@@ -145,6 +145,7 @@ def _choose(remote: Repository, choice: str | None) -> _Model:
         )
     fitting = models if choice is None else _fitting(models, choice)
     if len(fitting) == 1:
+        _check_parts(remote, fitting[0])
         return fitting[0]
     listed = ", ".join(model.text for model in fitting or models)
     if not fitting:
@@ -171,7 +172,7 @@ def _fitting(models: list[_Model], choice: str) -> list[_Model]:
 
 
 def _models(remote: Repository) -> list[_Model]:
-    """Every GGUF of the repository, projectors apart, with all parts of each."""
+    """Every GGUF of the repository, projectors apart, with the parts of each that are there."""
     groups: dict[str, list[RemoteFile]] = {}
     for file in sorted(remote.files.values(), key=lambda one: one.name):
         if file.name.endswith(".gguf") and not _is_projector(file):
@@ -179,10 +180,7 @@ def _models(remote: Repository) -> list[_Model]:
             path = PurePosixPath(file.name)
             groups.setdefault(str(path.with_name(part[1] if part else path.stem)), []).append(file)
     labels = _labels(groups)
-    models = [_Model(labels[stem], stem, tuple(parts)) for stem, parts in groups.items()]
-    for model in models:
-        _check_parts(remote, model)
-    return models
+    return [_Model(labels[stem], stem, tuple(parts)) for stem, parts in groups.items()]
 
 
 def _labels(stems: Iterable[str]) -> dict[str, str]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # Seconds before each new try; a file that grew by a megabyte since the last starts them anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _GROWTH = 1 << 20
-# A hub that asks for more patience than this gets none.
+# However long the hub asks for, nobody waits longer for one try.
 _LONGEST_WAIT = 300.0
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _CHUNK = 1 << 20
@@ -89,8 +89,8 @@ class Repository:
     id: str
     commit: str
     files: Mapping[str, RemoteFile]
-    token: str | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    token: str | None = field(default=None, repr=False)
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` of the file, fewer where it ends.

@@ -112,6 +112,11 @@ def test_missing_parts_are_noticed_before_anything_is_fetched(hub: HubServer, pl
         pull("someone/half", directory=place)
 
 
+def test_missing_parts_of_another_model_do_not_matter(hub: HubServer, place: Path) -> None:
+    hub.add("someone/half", {"a-Q8_0-00001-of-00003.gguf": gguf(), "a-Q2_K.gguf": gguf(seed=1)})
+    assert pull("someone/half", "Q2_K", directory=place).model == str(place / "a-Q2_K.gguf")
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [

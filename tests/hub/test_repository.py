@@ -73,6 +73,12 @@ def test_a_place_that_cannot_be_written_is_named(
             found.download("big.gguf", tmp_path / "nowhere" / "big.gguf")
 
 
+def test_a_token_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with running_hub(monkeypatch, tmp_path) as server:
+        server.add(NAME, {"README.md": b"hello"})
+        assert "hf_secret" not in repr(hub_client.find_repository(NAME, token="hf_secret"))
+
+
 def test_a_digest_that_is_none_is_no_hubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with running_hub(monkeypatch, tmp_path) as server:
         server.add(NAME, {"big.gguf": b"GGUF"}).entries["big.gguf"].etag = "../../escape"
