@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
-
 from .._version import __version__
 from ..errors import CheckpointError
 from ..hub.names import parse_repository
@@ -21,10 +19,8 @@ from ..quant import (
     Assignment,
     FileSummary,
     Recipe,
-    TensorSpec,
     TensorSummary,
     TensorType,
-    assign_types,
     recipe_named,
     role_of,
     summarize,
@@ -35,7 +31,8 @@ from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
-from .metadata import ROPE_FREQS, cached_repository, rope_factors, write_metadata
+from .layout import lay_out
+from .metadata import ROPE_FREQS, cached_repository, rope_factors
 from .names import MappedTensor, left_out_tensors, plan_tensors
 from .output import (
     Part,
@@ -196,24 +193,14 @@ def _plan(
     config = parse_config(checkpoint.config)
     mapped = plan_tensors(config, checkpoint.tensors)
     vocabulary = read_vocabulary(checkpoint, config)
-    # Separate experts share a target.
-    shapes = {to.name: to.shape for tensor in mapped for to in tensor.targets}
-    specs = [TensorSpec(name, shape) for name, shape in shapes.items()]
-    factors = rope_factors(config)
-    if factors is not None:
-        specs.insert(0, TensorSpec(ROPE_FREQS, factors.shape))
-    assignments = assign_types(
-        recipe, specs, n_layer=config.n_layer, n_expert=config.n_expert, overrides=overrides
-    )
-    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
-    write_metadata(writer, checkpoint, config, vocabulary, recipe, specs)
-    parts, outputs = plan_parts(writer, assignments, target, split_size)
+    layout = lay_out(config, recipe, overrides, checkpoint, vocabulary)
+    parts, outputs = plan_parts(layout.writer, layout.assignments, target, split_size)
     return _Plan(
         checkpoint=checkpoint,
         config=config,
         recipe=recipe,
         mapped=mapped,
-        assignments=assignments,
+        assignments=layout.assignments,
         parts=parts,
         outputs=outputs,
         slabs=_slabs(mapped, outputs),

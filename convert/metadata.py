@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -23,6 +24,8 @@ from .tokenizer import ChatTemplate, Vocabulary
 
 ROPE_FREQS = "rope_freqs.weight"
 RECIPE_KEY = "llama4_edge.recipe"
+# llama.cpp's name for a file without a tokenizer.
+NO_TOKENIZER = "none"
 
 
 def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32] | None:
@@ -59,29 +62,47 @@ def _rope_factor(frequency: np.float32, scaling: RopeScaling) -> float:
 
 def write_metadata(
     writer: gguf.GGUFWriter,
-    checkpoint: Checkpoint,
+    origin: gguf.Metadata,
     config: ModelConfig,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     recipe: Recipe,
-    tensors: list[TensorSpec],
 ) -> None:
-    """Give `writer` every key-value pair of the file, in a fixed order."""
+    """Give `writer` every key-value pair of the file, in a fixed order.
+
+    Without a `vocabulary` the file says so, and llama.cpp knows its tokens by number alone.
+    """
     writer.add_type(gguf.GGUFType.MODEL)
-    _add_origin(writer, checkpoint, config, tensors)
+    origin.set_gguf_meta_model(writer)
     _add_hyperparameters(writer, config)
     writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string(RECIPE_KEY, recipe.name)
-    _add_vocabulary(writer, vocabulary)
+    if vocabulary is None:
+        writer.add_tokenizer_model(NO_TOKENIZER)
+    else:
+        _add_vocabulary(writer, vocabulary)
 
 
-def _add_origin(
-    writer: gguf.GGUFWriter,
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    tensors: list[TensorSpec],
-) -> None:
-    """``general.*``: name, licence, source and defaults, from the model card and the directory."""
+def _size_label(config: ModelConfig, tensors: Sequence[TensorSpec]) -> str:
+    total = sum(math.prod(spec.shape) for spec in tensors)
+    experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
+    expert = experts // max(config.n_expert, 1)
+    return str(gguf.size_label(total, total - experts, expert, config.n_expert))
+
+
+def origin_named(name: str, config: ModelConfig, tensors: Sequence[TensorSpec]) -> gguf.Metadata:
+    """``general.*`` of a model of which nothing but its name and its size is known."""
+    return gguf.Metadata(name=name, size_label=_size_label(config, tensors))
+
+
+def origin_of(
+    checkpoint: Checkpoint, config: ModelConfig, tensors: Sequence[TensorSpec]
+) -> gguf.Metadata:
+    """``general.*``: name, licence, source and defaults, from the model card and the directory.
+
+    Raises:
+        CheckpointError: the card cannot be read.
+    """
     total = sum(math.prod(spec.shape) for spec in tensors)
     try:
         origin = gguf.Metadata.load(model_path=checkpoint.path, total_params=total)
@@ -91,17 +112,14 @@ def _add_origin(
             found=f"{type(error).__name__}: {error}",
             hint="Mend or remove its README.md.",
         ) from error
-    experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
     repository = _hub_repository(checkpoint)
     if repository is not None:
         origin.name = repository.split("/")[1].replace("-", " ")
         origin.organization = repository.split("/")[0]
         origin.source_url = origin.source_url or f"https://huggingface.co/{repository}"
     origin.name = origin.name or checkpoint.path.resolve().name
-    origin.size_label = gguf.size_label(
-        total, total - experts, experts // max(config.n_expert, 1), config.n_expert
-    )
-    origin.set_gguf_meta_model(writer)
+    origin.size_label = _size_label(config, tensors)
+    return origin
 
 
 def _hub_repository(checkpoint: Checkpoint) -> str | None:

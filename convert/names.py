@@ -169,6 +169,18 @@ def _separate_experts(count: int) -> tuple[Rule, ...]:
     )
 
 
+def targets_for(config: ModelConfig) -> list[Target]:
+    """The GGUF tensors of a model of this configuration, in GGUF order."""
+    sizes = _sizes(config)
+    # Separate experts share a target.
+    shapes = {
+        target.name: target
+        for rule, layer in rules_for(config)
+        for target in _targets(rule, layer, sizes)
+    }
+    return list(shapes.values())
+
+
 def plan_tensors(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> list[MappedTensor]:
     """Hold the stored tensors against the tables.
 
@@ -276,10 +288,16 @@ def _map(
             found=stored.dtype,
             expected=", ".join(FLOAT_DTYPES),
         )
+    targets = _targets(rule, layer, sizes)
+    return MappedTensor(stored, targets, rule.experts, rule.expert, scale)
+
+
+def _targets(rule: Rule, layer: int, sizes: Sizes) -> tuple[Target, ...]:
+    """What a tensor of the checkpoint becomes."""
+    shape = tuple(sizes[axis] for axis in rule.shape)
     if rule.experts:
         experts, inputs, outputs = shape
         shape = (experts, outputs // len(rule.targets), inputs)
     elif rule.expert is not None:
         shape = (sizes["expert"], *shape)
-    targets = tuple(Target(name.format(layer=layer), shape) for name in rule.targets)
-    return MappedTensor(stored, targets, rule.experts, rule.expert, scale)
+    return tuple(Target(name.format(layer=layer), shape) for name in rule.targets)

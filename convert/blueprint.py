@@ -1,0 +1,196 @@
+"""A model before anyone has it: every tensor, type and byte of the GGUF that it would become.
+
+Follows from a configuration alone, through the same code as a conversion, so that a blueprint and
+the converted file agree to the byte. Opens headers; reads no weight. Knows nothing of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..architecture import MIN_LAYERS
+from ..errors import CheckpointError, OutputError, UnsupportedError
+from ..hub.names import parse_repository
+from ..quant import TensorType, recipe_named, role_of, type_named
+from .checkpoint import Checkpoint, open_checkpoint, read_json_object
+from .config import ModelConfig, parse_config
+from .layout import lay_out
+from .names import plan_tensors
+from .output import plan_parts
+from .presets import PRESETS
+from .tokenizer import read_vocabulary
+
+
+@dataclass(frozen=True)
+class BlueprintTensor:
+    """A tensor of the file: rows along the last axis, data from byte `offset` of the file on."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    offset: int
+
+    @property
+    def role(self) -> str:
+        """What part of the model it plays, one of `llama4_edge.quant.roles.ROLES`."""
+        return role_of(self.name)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data, without what pads it."""
+        return self.type.nbytes(self.shape)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A GGUF that nobody has written: `header` is its first bytes, `nbytes` its length.
+
+    `metadata` holds its key-value pairs, `note` what is to be known about where it comes from.
+    """
+
+    name: str
+    recipe: str
+    config: ModelConfig
+    metadata: Mapping[str, Any]
+    tensors: tuple[BlueprintTensor, ...]
+    header: bytes
+    nbytes: int
+    note: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model's tensors hold."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    def write_header(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file with a hole in place of each tensor, and return its path.
+
+        It has its true length and takes no more room than its header. llama.cpp loads it with
+        ``no_alloc``, which reads no weights.
+
+        Raises:
+            OutputError: it cannot be written, or the disk's file system has no such large files.
+        """
+        target = Path(path)
+        try:
+            with target.open("wb") as file:
+                file.write(self.header)
+                file.truncate(self.nbytes)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written", found=error.strerror) from error
+        return target
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is known of a model: its checkpoint if there is one, its config in any case."""
+
+    name: str
+    config: ModelConfig
+    checkpoint: Checkpoint | None = None
+    note: str | None = None
+
+
+def blueprint(
+    model: str | os.PathLike[str],
+    *,
+    recipe: str = "int4",
+    types: Sequence[tuple[str, str]] = (),
+    layers: int | None = None,
+) -> Blueprint:
+    """Draw the GGUF that `model` becomes in `recipe`.
+
+    Args:
+        model: one of `PRESETS`; a config.json or a directory with a checkpoint; or the name of a
+            repository on the Hugging Face Hub, of which the headers are fetched. A file or
+            directory that is called like a preset is meant by ``./scout``.
+        recipe: one of `llama4_edge.RECIPES`.
+        types: (regex, type name) pairs that decide before the recipe, the first match first.
+        layers: only the first so many layers; by default all.
+
+    Raises:
+        CheckpointError: no such model, or a checkpoint that is not whole.
+        HubError: the repository cannot be had.
+        UnsupportedError: llama.cpp could not run it, or not with so few layers.
+        VocabularyError: llama.cpp would read the checkpoint's tokenizer differently.
+        RecipeError: no such recipe or type, or an override that fits no tensor.
+    """
+    chosen = recipe_named(recipe)
+    overrides = [(regex, type_named(name)) for regex, name in types]
+    source = _find(os.fspath(model))
+    config = _first_layers(source, layers)
+    vocabulary = read_vocabulary(source.checkpoint, config) if source.checkpoint else None
+    layout = lay_out(config, chosen, overrides, source.checkpoint or source.name, vocabulary)
+    metadata = {name: value.value for name, value in layout.writer.kv_data[0].items()}
+    (part,), places = plan_parts(layout.writer, layout.assignments, Path(source.name), None)
+    return Blueprint(
+        name=source.name,
+        recipe=chosen.name,
+        config=config,
+        metadata=metadata,
+        tensors=tuple(
+            BlueprintTensor(place.name, place.shape, place.type, place.offset)
+            for place in places.values()
+        ),
+        header=part.header,
+        nbytes=part.nbytes,
+        note=source.note,
+    )
+
+
+def _find(model: str) -> _Source:
+    """The preset, file, directory or repository that `model` names."""
+    if model in PRESETS:
+        preset = PRESETS[model]
+        return _Source(preset.name, parse_config(preset.config), note=preset.note)
+    path = Path(model)
+    if path.is_file():
+        config = parse_config(read_json_object(path))
+        return _Source(path.resolve().parent.name or model, config)
+    repository = parse_repository(model)
+    if path.is_dir():
+        checkpoint = open_checkpoint(path)
+        name = path.resolve().name
+    elif repository is not None:
+        # Only here, because the hub's client takes longer to import than everything else together.
+        from .hub import open_repository
+
+        checkpoint = open_repository(repository)
+        checkpoint.shards.close()
+        name = repository
+    else:
+        raise CheckpointError(
+            f"{model} is no model",
+            expected=f"one of {', '.join(PRESETS)}, a config.json, a checkpoint directory, or "
+            "org/name on the Hugging Face Hub",
+        )
+    return _Source(name, _checked_config(checkpoint), checkpoint)
+
+
+def _checked_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The checkpoint's configuration, held against its tensors."""
+    config = parse_config(checkpoint.config)
+    plan_tensors(config, checkpoint.tensors)
+    return config
+
+
+def _first_layers(source: _Source, layers: int | None) -> ModelConfig:
+    if layers is None:
+        return source.config
+    if not MIN_LAYERS <= layers <= source.config.n_layer:
+        raise UnsupportedError(
+            f"{source.name} cannot be cut to {layers} layers",
+            expected=f"{MIN_LAYERS} to {source.config.n_layer}: llama.cpp aborts with fewer than "
+            f"{MIN_LAYERS}",
+        )
+    return replace(source.config, n_layer=layers)

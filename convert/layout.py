@@ -1,0 +1,64 @@
+"""What a GGUF of a given configuration holds: its tensors in order, their types, its metadata.
+
+A configuration is enough for that; no checkpoint need be at hand. The converter fills the layout,
+and a blueprint describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gguf
+
+from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .metadata import ROPE_FREQS, origin_named, origin_of, rope_factors, write_metadata
+from .names import targets_for
+from .tokenizer import Vocabulary
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensors with their types, in file order, and a writer that holds the metadata."""
+
+    assignments: list[Assignment]
+    writer: gguf.GGUFWriter
+
+
+def lay_out(
+    config: ModelConfig,
+    recipe: Recipe,
+    overrides: Sequence[tuple[str, TensorType]],
+    origin: Checkpoint | str,
+    vocabulary: Vocabulary | None,
+) -> Layout:
+    """The layout of one model in one recipe.
+
+    Args:
+        config: the model's.
+        recipe: decides each tensor's type.
+        overrides: (regex, type) pairs that decide before the recipe.
+        origin: where the model comes from, for ``general.*``: a checkpoint, or just a name.
+        vocabulary: the tokenizer, or None for a file without one.
+
+    Raises:
+        RecipeError: an override that is no regular expression, or fits no tensor.
+        CheckpointError: the checkpoint's model card cannot be read.
+    """
+    specs = [TensorSpec(target.name, target.shape) for target in targets_for(config)]
+    factors = rope_factors(config)
+    if factors is not None:
+        specs.insert(0, TensorSpec(ROPE_FREQS, factors.shape))
+    assignments = assign_types(
+        recipe, specs, n_layer=config.n_layer, n_expert=config.n_expert, overrides=overrides
+    )
+    described = (
+        origin_named(origin, config, specs)
+        if isinstance(origin, str)
+        else origin_of(origin, config, specs)
+    )
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+    write_metadata(writer, described, config, vocabulary, recipe)
+    return Layout(assignments, writer)
