@@ -33,9 +33,9 @@ from .errors import (
 from .quant import RECIPES
 
 if TYPE_CHECKING:
-    from .runtime import Completion, Message, Model, Sampling, Stream
+    from .runtime import Completion, Message, Model, Placement, Sampling, Stream
 
-_RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Sampling", "Stream"})
+_RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Placement", "Sampling", "Stream"})
 
 __all__ = [
     "RECIPES",
@@ -50,6 +50,7 @@ __all__ = [
     "Model",
     "ModelFileError",
     "OutputError",
+    "Placement",
     "Progress",
     "RecipeError",
     "Report",

@@ -42,6 +42,7 @@ from .terminal.options import (
     byte_count,
     json_option,
     model_options,
+    placement_of,
     recipe_name,
     revision_option,
     sampling_of,
@@ -463,6 +464,11 @@ def _open(ctx: click.Context, path: Path) -> Iterator[Model]:
 
     show_log(verbose=ctx.meta[VERBOSE])
     with loading_progress(path.name) as progress:
-        model = Model(path, on_load_progress=progress, **ctx.meta.get(MODEL, {}))
+        model = Model(
+            path,
+            placement=placement_of(ctx),
+            on_load_progress=progress,
+            **ctx.meta.get(MODEL, {}),
+        )
     with model:
         yield model

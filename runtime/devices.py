@@ -32,6 +32,22 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A device that layers can be put on, as llama.cpp takes it.
+
+    ``handle`` is its ``ggml_backend_dev_t`` and ``buffer_type`` the ``ggml_backend_buffer_type_t``
+    of what lies there, whose name is ``buffer_name`` in llama.cpp's reports. ``endpoint`` is the
+    worker that it belongs to, None for this machine.
+    """
+
+    name: str
+    handle: int
+    buffer_type: int
+    buffer_name: str
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True)
 class HostMemory:
     """Main memory that this process can have, in bytes, and who said so."""
 
@@ -46,37 +62,69 @@ def list_devices() -> tuple[Device, ...]:
     Raises:
         EngineError: llama.cpp's library does not load.
     """
-    count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
-    get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(_device(get(index)) for index in range(count))
+    return tuple(_device(handle) for handle in _handles())
 
 
-def has_gpu() -> bool:
-    """Whether there is a device other than this machine's CPU that layers can be put on.
+def offload_targets() -> tuple[Target, ...]:
+    """The devices of this machine that llama.cpp shares layers among: its GPUs, or else the
+    integrated ones.
 
     Raises:
         EngineError: llama.cpp's library does not load.
     """
-    return any(device.type in ("gpu", "igpu") for device in list_devices())
+    by_type: dict[str, list[Target]] = {"gpu": [], "igpu": []}
+    for handle in _handles():
+        kind = _type_of(handle)
+        if kind in by_type:
+            by_type[kind].append(target(_name_of(handle), handle))
+    return tuple(by_type["gpu"] or by_type["igpu"])
+
+
+def target(name: str, handle: int, endpoint: str | None = None) -> Target:
+    """A device with its buffer type, which is made where it is asked for the first time."""
+    buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(
+        handle
+    )
+    return Target(name, handle, buffer_type, _text("ggml_backend_buft_name", buffer_type), endpoint)
+
+
+def cpu_buffer_type() -> int:
+    """The ``ggml_backend_buffer_type_t`` of main memory."""
+    return int(native_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)())
+
+
+def _handles() -> tuple[int, ...]:
+    count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
+    get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(get(index) for index in range(count))
+
+
+def _type_of(handle: int) -> str:
+    kind = native_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
+    return _TYPES.get(kind, "unknown")
+
+
+def _name_of(handle: int) -> str:
+    return _text("ggml_backend_dev_name", handle)
+
+
+def _text(function: str, argument: int) -> str:
+    value = native_function(function, ctypes.c_char_p, ctypes.c_void_p)(argument)
+    return value.decode("utf-8", "replace") if value else ""
 
 
 def _device(handle: int) -> Device:
-    def text(function: str, argument: int) -> str:
-        value = native_function(function, ctypes.c_char_p, ctypes.c_void_p)(argument)
-        return value.decode("utf-8", "replace") if value else ""
-
     registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
-    kind = native_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
-    device_type = _TYPES.get(kind, "unknown")
+    device_type = _type_of(handle)
     total, free, source = _reported_memory(handle)
     host = host_memory() if device_type == "cpu" else None
     if host is not None:
         total, free, source = host.total, host.free, host.source
     return Device(
-        name=text("ggml_backend_dev_name", handle),
-        description=text("ggml_backend_dev_description", handle),
+        name=_name_of(handle),
+        description=_text("ggml_backend_dev_description", handle),
         type=device_type,
-        backend=text("ggml_backend_reg_name", registry(handle)),
+        backend=_text("ggml_backend_reg_name", registry(handle)),
         total_bytes=total,
         free_bytes=free,
         memory_source=source,

@@ -24,10 +24,9 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import ContextFullError, EngineError
-from .cores import MAX_THREADS, logical_cores, physical_cores
-from .devices import has_gpu
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
+from .parameters import context_params, model_params
 from .sampling import Sampling
 from .settings import EngineSettings
 
@@ -86,11 +85,13 @@ class Engine:
         self._highest = -1
         self._unsure = False
         self._has_logits = False
-        if self.settings.n_gpu_layers > 0 and not has_gpu():
+        self._params = model_params(self.settings)
+        wished = self.settings.placement.n_gpu_layers
+        if wished > 0 and not self._params.devices:
             logger.warning(
-                "llama.cpp finds no GPU here: n_gpu_layers (-ngl) of %d has no effect. "
+                "llama.cpp has no GPU to use here: n_gpu_layers (-ngl) of %d has no effect. "
                 "`llama4 doctor` says what is missing.",
-                self.settings.n_gpu_layers,
+                wished,
             )
         self._model = self._load(on_progress)
         try:
@@ -259,9 +260,7 @@ class Engine:
                 return not stopping()
 
             callback = self._llama.llama_progress_callback(during)
-            params = self._llama.llama_model_default_params()
-            params.n_gpu_layers = self.settings.n_gpu_layers
-            params.use_extra_bufts = self.settings.use_extra_bufts
+            params = self._params.native
             params.progress_callback = callback
             return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
 
@@ -284,24 +283,12 @@ class Engine:
             self._llama.llama_model_free(model)
 
     def _make_context(self) -> Any:
-        settings = self.settings
-        params = self._llama.llama_context_default_params()
-        params.n_ctx = settings.n_ctx
-        params.n_batch = settings.n_batch
-        params.n_ubatch = settings.n_ubatch
-        params.n_outputs_max = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
-        logical = min(logical_cores(), MAX_THREADS)
-        physical = min(physical_cores() or logical, MAX_THREADS)
-        params.n_threads = settings.n_threads or physical
-        params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical
-        # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
-        # layers' share of the whole context.
-        params.swa_full = False
+        params = context_params(self.settings)
         with captured_log() as log:
             context = self._llama.llama_init_from_model(self._model, params)
         if not context:
             raise _refused(
-                f"{self.path}: llama.cpp cannot make a context of {settings.n_ctx} tokens",
+                f"{self.path}: llama.cpp cannot make a context of {self.settings.n_ctx} tokens",
                 log,
                 hint="If memory is short, lower n_ctx (-c) or n_ubatch (-ub).",
             )

@@ -22,8 +22,9 @@ from .amx import use_extra_bufts
 from .conversation import Message
 from .engine import Engine
 from .model_file import ModelInfo, check_model_file
+from .placement import Placement, check_overrides
 from .sampling import Sampling
-from .settings import EngineSettings
+from .settings import EngineSettings, FlashAttention, KVType
 from .streaming import TextStream
 from .template import ChatTemplate
 from .vocabulary import Vocabulary
@@ -203,12 +204,14 @@ class Model:
         path: the GGUF.
         n_ctx: tokens the context holds, prompt and answer together; None is 8192, or what the
             model was trained for if that is less.
-        n_batch, n_ubatch, n_threads, n_gpu_layers: see ``EngineSettings``.
+        n_batch, n_ubatch, n_threads, placement, kv_type, flash_attention, workers: see
+            ``EngineSettings``.
         on_load_progress: called with the fraction loaded; returning False cancels.
 
     Raises:
         ModelFileError: the file is not a whole Llama 4 GGUF.
         VocabularyError: its tokenizer is not one that can be read exactly.
+        SettingError: a setting is outside its range, or names a device or tensor that is not there.
         EngineError: llama.cpp cannot load it, or ``n_ctx`` is more than it was trained for.
     """
 
@@ -220,7 +223,10 @@ class Model:
         n_batch: int = EngineSettings.n_batch,
         n_ubatch: int = EngineSettings.n_ubatch,
         n_threads: int | None = None,
-        n_gpu_layers: int = EngineSettings.n_gpu_layers,
+        placement: Placement = Placement(),  # noqa: B008 (frozen)
+        kv_type: KVType = EngineSettings.kv_type,
+        flash_attention: FlashAttention = EngineSettings.flash_attention,
+        workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.info: ModelInfo = check_model_file(path)
@@ -229,9 +235,13 @@ class Model:
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
             use_extra_bufts=use_extra_bufts(),
+            placement=placement,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            workers=tuple(workers),
         )
+        check_overrides(placement.overrides, [one.name for one in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
         self.engine = Engine(path, settings, on_progress=on_load_progress)

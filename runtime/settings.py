@@ -1,4 +1,4 @@
-"""How an engine is set up: the counts that llama.cpp is given, each in its range.
+"""How an engine is set up: what llama.cpp is given, each thing in its range.
 
 Promises that settings which exist are ones llama.cpp takes without ending the process. Knows
 nothing of models, or of what fits into memory.
@@ -6,10 +6,18 @@ nothing of models, or of what fits into memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ..errors import SettingError
 from .cores import MAX_THREADS
+from .placement import Placement
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+"""What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""
+
+FlashAttention = Literal["auto", "on", "off"]
 
 _MOST = 2**31 - 1  # what llama.cpp's int32_t can hold
 # What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
@@ -21,7 +29,7 @@ _RANGES = {
     "n_outputs": (1, _MOST),
     "n_threads": (1, MAX_THREADS),
     "n_threads_batch": (1, MAX_THREADS),
-    "n_gpu_layers": (-1, _MOST),
+    "n_parallel": (1, 256),  # llama_max_parallel_sequences
 }
 
 
@@ -39,12 +47,17 @@ class EngineSettings:
             or each logical one where those cannot be told apart.
         n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
             one for each logical core.
-        n_gpu_layers: layers on GPUs; -1 is all, where there is one. Any other number is a wish
-            that a warning answers where there is none.
         use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
+        n_parallel: sequences of ``n_ctx`` tokens that the KV cache has room for. The engine uses
+            one; more are for those who want to know what a server would take.
+        placement: where layers, tensors and the KV cache go.
+        kv_type: what keys and values are kept as; all but f16 need flash attention.
+        flash_attention: "auto" is on wherever every device can do it.
+        workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`; their devices come
+            before those of this machine.
 
     Raises:
-        SettingError: a count outside its range.
+        SettingError: something is outside its range, or does not go together.
     """
 
     n_ctx: int = 8192
@@ -53,8 +66,12 @@ class EngineSettings:
     n_outputs: int = 64
     n_threads: int | None = None
     n_threads_batch: int | None = None
-    n_gpu_layers: int = -1
     use_extra_bufts: bool = True
+    n_parallel: int = 1
+    placement: Placement = field(default_factory=Placement)
+    kv_type: KVType = "f16"
+    flash_attention: FlashAttention = "auto"
+    workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -67,3 +84,44 @@ class EngineSettings:
                     found=repr(value),
                     expected=f"a whole number from {least} to {most}",
                 )
+        _check_choice("kv_type", self.kv_type, get_args(KVType))
+        _check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
+        if self.kv_type != "f16" and self.flash_attention == "off":
+            raise SettingError(
+                f"a KV cache of {self.kv_type} needs flash attention",
+                found="flash_attention off",
+                hint="Turn it on (-fa on), or keep the cache in f16 (--kv f16).",
+            )
+        object.__setattr__(self, "workers", _endpoints(self.workers))
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingError(f"{name} is unknown", found=repr(value), expected=", ".join(choices))
+
+
+def _endpoints(workers: Iterable[str]) -> tuple[str, ...]:
+    """The workers' addresses, each taken apart and put together again."""
+    endpoints = tuple(f"{host}:{port}" for host, port in map(split_endpoint, workers))
+    for endpoint in endpoints:
+        if endpoints.count(endpoint) > 1:
+            raise SettingError("a worker is named twice", found=endpoint)
+    return endpoints
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """``HOST:PORT`` taken apart.
+
+    Raises:
+        SettingError: it is not that. (ggml knows no IPv6.)
+    """
+    host, _, port = endpoint.partition(":")
+    if not (host and host.isprintable() and " " not in host) or not (
+        port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
+    ):
+        raise SettingError(
+            "a worker's address is none",
+            found=repr(endpoint),
+            expected="HOST:PORT, as in 192.168.0.7:50052",
+        )
+    return host, int(port)

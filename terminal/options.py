@@ -15,12 +15,14 @@ import click
 from ..errors import SettingError
 
 if TYPE_CHECKING:
+    from ..runtime.placement import Placement
     from ..runtime.sampling import Sampling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # Keys of click's context.meta, which a command shares with the group it is in.
 JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
 MODEL, SAMPLING, ANSWER = "llama4_edge.model", "llama4_edge.sampling", "llama4_edge.answer"
+PLACEMENT = "llama4_edge.placement"
 
 
 def byte_count(value: str) -> int:
@@ -38,6 +40,31 @@ def type_override(value: str) -> tuple[str, str]:
     if not (pattern and type_name):
         raise click.BadParameter(f"{value!r} is not REGEX=TYPE, as in 'ffn_down_exps=q6_k'")
     return pattern, type_name
+
+
+def tensor_override(value: str) -> tuple[str, str]:
+    """``REGEX=DEVICE`` taken apart. The regex may hold ``=`` itself, a device's name never does."""
+    pattern, _, device = value.rpartition("=")
+    if not (pattern and device):
+        raise click.BadParameter(f"{value!r} is not REGEX=DEVICE, as in 'ffn_.*_exps=CPU'")
+    return pattern, device
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(value.split(","))
+
+
+def _devices(value: str) -> tuple[str, ...]:
+    """Names with commas between them; llama.cpp's word for the CPU alone is "none"."""
+    return () if value == "none" else _list(value)
+
+
+def _shares(value: str) -> tuple[float, ...]:
+    """Numbers with commas between them, or slashes, as llama.cpp takes them."""
+    try:
+        return tuple(float(one) for one in value.replace("/", ",").split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers, as in 3,1") from None
 
 
 def recipe_name(value: str) -> str:
@@ -131,6 +158,17 @@ class _SamplingOption(_Gathered):
         return _parameter_defaults(Sampling)
 
 
+class _PlacementOption(_Gathered):
+    group = PLACEMENT
+
+    @staticmethod
+    def declared() -> dict[str, Any]:
+        """What `Placement` says."""
+        from ..runtime.placement import Placement
+
+        return {"n_gpu_layers": Placement.n_gpu_layers}
+
+
 class _AnswerOption(_Gathered):
     group = ANSWER
 
@@ -141,7 +179,8 @@ def _parameter_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     assert isinstance(param, _Gathered)
-    if value is not None and value != ():
+    # Nothing, or no value of an option that may be given several times.
+    if value is not None and not (param.multiple and value == ()):
         ctx.meta.setdefault(param.group, {})[param.name] = value
 
 
@@ -160,6 +199,22 @@ def _option(
         help=help,
         metavar=metavar,
         multiple=multiple,
+        expose_value=False,
+        callback=_gather,
+    )
+
+
+def _flag(
+    cls: type[_Gathered], *names: str, value: bool, help: str
+) -> Callable[[Command], Command]:
+    """An option that stands for a value by being there."""
+    return click.option(
+        *names,
+        cls=cls,
+        is_flag=True,
+        flag_value=value,
+        default=None,
+        help=help,
         expose_value=False,
         callback=_gather,
     )
@@ -231,8 +286,46 @@ _SHARED = (
         help="Tokens of a prompt computed at once.",
     ),
     _option(
-        _ModelOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=_from(-1, _LARGEST),
-        help="Layers put on GPUs; -1 is all.",
+        _ModelOption, "--kv", "kv_type", kind=click.Choice(["f16", "q8_0", "q4_0"]), metavar="TYPE",
+        help="What the KV cache is kept as: f16, q8_0 or q4_0.",
+    ),
+    _option(
+        _ModelOption, "-fa", "--flash-attn", "flash_attention",
+        kind=click.Choice(["on", "off", "auto"]), metavar="on|off|auto", help="Flash attention.",
+    ),
+    _option(
+        _PlacementOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=_from(-1, _LARGEST),
+        help="Layers put on GPUs, from the last one on; -1 is all.",
+    ),
+    _option(
+        _PlacementOption, "-dev", "--device", "devices", kind=_devices, metavar="NAMES",
+        help="GPUs to use, with commas between them; none is the CPU alone.  [default: all]",
+    ),
+    _option(
+        _PlacementOption, "-ts", "--tensor-split", "tensor_split", kind=_shares, metavar="N,N",
+        help="The share of the layers of each GPU.  [default: as their free memory]",
+    ),
+    _option(
+        _PlacementOption, "-ot", "--override-tensor", "overrides", kind=tensor_override,
+        metavar="'REGEX=DEVICE'", multiple=True,
+        help="Put the tensors whose name REGEX finds on DEVICE, such as CPU or CUDA0; the first "
+        "that does, decides.",
+    ),
+    _flag(
+        _PlacementOption, "-cmoe", "--cpu-moe", "cpu_moe", value=True,
+        help="Keep all experts on the CPU.",
+    ),
+    _option(
+        _PlacementOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=_from(0, 1024),
+        help="Keep the experts of the first N layers on the CPU.",
+    ),
+    _flag(
+        _PlacementOption, "-nkvo", "--no-kv-offload", "offload_kqv", value=False,
+        help="Keep the KV cache on the CPU.",
+    ),
+    _option(
+        _ModelOption, "--workers", kind=_list, metavar="HOST:PORT,…",
+        help="Other machines that run `llama4 worker`, to share the model with.",
     ),
 )  # fmt: skip
 
@@ -242,6 +335,24 @@ def model_options(command: Command) -> Command:
     for option in reversed(_SHARED):
         command = option(command)
     return command
+
+
+def placement_of(ctx: click.Context) -> Placement:
+    """The placement that was asked for; ``-ot`` decides before what keeps experts on the CPU.
+
+    Raises:
+        click.UsageError: a value outside its range.
+    """
+    from ..runtime.placement import Placement, cpu_moe_overrides
+
+    given = dict(ctx.meta.get(PLACEMENT, {}))
+    overrides = given.pop("overrides", ())
+    n_cpu_moe = given.pop("n_cpu_moe", 0)
+    overrides += cpu_moe_overrides(None if given.pop("cpu_moe", False) else n_cpu_moe)
+    try:
+        return Placement(overrides=overrides, **given)
+    except SettingError as error:
+        raise click.UsageError(str(error), ctx) from error
 
 
 def sampling_of(ctx: click.Context) -> Sampling:

@@ -6,8 +6,8 @@ import pytest
 
 from llama4_edge.runtime import devices
 from llama4_edge.runtime.devices import (
-    Device,
     HostMemory,
+    Target,
     believable,
     host_memory,
     list_devices,
@@ -118,12 +118,20 @@ def test_the_cpu_is_listed_with_the_memory_of_this_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "found"),
-    [(("cpu",), False), (("cpu", "accel"), False), (("gpu", "cpu"), True), (("igpu",), True)],
+    ("types", "chosen"),
+    [
+        (("cpu",), []),
+        (("cpu", "accel"), []),
+        (("gpu", "cpu", "gpu"), ["D0", "D2"]),
+        (("igpu", "cpu"), ["D0"]),
+        (("igpu", "gpu"), ["D1"]),
+    ],
 )
-def test_only_a_device_that_holds_layers_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...], found: bool
+def test_layers_are_shared_among_gpus_or_else_integrated_ones(
+    monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...], chosen: list[str]
 ) -> None:
-    here = tuple(Device("x", "x", kind, "x", None, None, "ggml") for kind in types)
-    monkeypatch.setattr(devices, "list_devices", lambda: here)
-    assert devices.has_gpu() is found
+    monkeypatch.setattr(devices, "_handles", lambda: range(len(types)))
+    monkeypatch.setattr(devices, "_type_of", lambda handle: types[handle])
+    monkeypatch.setattr(devices, "_name_of", lambda handle: f"D{handle}")
+    monkeypatch.setattr(devices, "target", lambda name, handle: Target(name, handle, 0, name))
+    assert [one.name for one in devices.offload_targets()] == chosen

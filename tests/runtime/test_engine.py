@@ -12,6 +12,7 @@ import pytest
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import ContextFullError, EngineError
 from llama4_edge.runtime.engine import Engine, reusable_prefix
+from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
 
@@ -459,11 +460,15 @@ def test_engines_open_and_close_without_growing(tiny_path):
     assert resident() - before < 20 * 2**20
 
 
-def test_a_wish_for_a_gpu_is_answered_where_there_is_none(tiny_path, monkeypatch, caplog):
-    for gpu, layers, expected in ((False, 4, 1), (False, -1, 0), (False, 0, 0), (True, 4, 0)):
-        monkeypatch.setattr("llama4_edge.runtime.engine.has_gpu", lambda gpu=gpu: gpu)
-        caplog.clear()
-        Engine(tiny_path, replace(SMALL, n_gpu_layers=layers)).close()
-        said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]
-        assert len(said) == expected
-        assert all("n_gpu_layers (-ngl) of 4 has no effect" in one for one in said)
+@pytest.mark.parametrize(
+    ("layers", "devices", "expected"), [(4, None, 1), (-1, None, 0), (0, (), 0)]
+)
+def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
+    tiny_path, monkeypatch, caplog, layers, devices, expected
+):
+    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    placement = Placement(n_gpu_layers=layers, devices=devices)
+    Engine(tiny_path, replace(SMALL, placement=placement)).close()
+    said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]
+    assert len(said) == expected
+    assert all("n_gpu_layers (-ngl) of 4 has no effect" in one for one in said)

@@ -16,7 +16,7 @@ from llama4_edge.runtime.settings import EngineSettings
         ("n_threads", 0, 1, 512),
         ("n_threads", 513, 1, 512),  # ggml aborts the process on very many
         ("n_threads_batch", 1.5, 1, 512),
-        ("n_gpu_layers", -2, -1, 2**31 - 1),
+        ("n_parallel", 257, 1, 256),
         ("n_ctx", True, 1, 2**31 - 1),
         ("n_ctx", 2**31, 1, 2**31 - 1),
         ("n_ctx", None, 1, 2**31 - 1),
