@@ -1,0 +1,191 @@
+"""What llama.cpp allocates on each device, in its own bytes: before loading, and after.
+
+Promises exact numbers that llama.cpp counted itself, for a model that is loaded and for one of
+which only the header is read, even of a file that is all holes. Knows nothing of what a machine
+has, or of which placement is good.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError
+from .devices import Target
+from .library import CapturedLog, captured_log, llama, native_function
+from .parameters import ModelParams, context_params, model_params
+from .settings import EngineSettings
+
+HOST = "CPU"
+"""The name under which main memory is reported, pinned or not, repacked or not."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device: ``weights``, the KV cache, and the buffers that a decode computes in."""
+
+    device: str
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.kv + self.compute
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What llama.cpp allocates, one entry for each device that has something, the host's first."""
+
+    devices: tuple[DeviceMemory, ...]
+
+    def on(self, device: str) -> DeviceMemory:
+        """The bytes on the device of that name, which are zero where nothing is."""
+        return next(
+            (one for one in self.devices if one.device == device), DeviceMemory(device, 0, 0, 0)
+        )
+
+
+def measure(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    workers: Sequence[Target] = (),
+    *,
+    load: bool = False,
+) -> MemoryReport:
+    """What llama.cpp would allocate for a model, or does when it loads it, and then frees again.
+
+    Without loading it takes the time of reading the header: a tenth of a second for Scout.
+
+    Args:
+        path: a GGUF whose header is sound, or one that is nothing but a header and holes.
+        workers: devices that are none of this machine's, as ``model_params`` takes them.
+        load: really load the weights, make the context, and report what that took.
+
+    Raises:
+        SettingError: the settings name a device that is not here.
+        EngineError: llama.cpp refuses the model, or, loading, an allocation failed.
+    """
+    params = model_params(settings, workers, no_alloc=not load)
+    # Read into memory, never mapped: a mapping counts all that lies between two tensors.
+    params.native.load_mode = _LOAD_MODE_NONE
+    with captured_log() as log, _model(path, params, log) as model:
+        context = llama().llama_init_from_model(model, context_params(settings))
+        if not context:
+            raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
+        try:
+            return report_of(context, params.devices)
+        finally:
+            llama().llama_free(context)
+
+
+_LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
+
+
+@contextmanager
+def _model(path: str | os.PathLike[str], params: ModelParams, log: CapturedLog) -> Iterator[Any]:
+    model = llama().llama_model_load_from_file(os.fsencode(path), params.native)
+    if not model:
+        raise _refused(path, "the model", log)
+    try:
+        yield model
+    finally:
+        llama().llama_model_free(model)
+
+
+def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> EngineError:
+    return EngineError(f"{os.fspath(path)}: llama.cpp refuses {what}", found=log.last_error)
+
+
+def report_of(context: Any, devices: Sequence[Target] = ()) -> MemoryReport:
+    """What a ``llama_context`` and its model hold, loaded or not.
+
+    Args:
+        devices: those that have names of their own here; others go by llama.cpp's.
+
+    Raises:
+        EngineError: the library does not say (see ``build_command``).
+    """
+    names = {device.handle: device.name for device in devices}
+    tally: dict[str, list[int]] = {HOST: [0, 0, 0]} | {name: [0, 0, 0] for name in names.values()}
+    for node in _nodes(_breakdown(context).root):
+        sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0])
+        for place, count in enumerate((node.model, node.context, node.compute)):
+            sums[place] += count
+    return MemoryReport(tuple(DeviceMemory(name, *sums) for name, sums in tally.items()))
+
+
+# llama_get_memory_breakdown is the one function of llama.cpp that counts these bytes, for a model
+# without allocations too, and it returns a std::map (src/llama-ext.h): a red-black tree, laid out as
+# the C++ ABI of GCC's library has it (bits/stl_tree.h). Returned as a structure of the same size, it
+# comes the same way as the map. Its few nodes of 64 bytes are not freed.
+_FUNCTION = "_Z26llama_get_memory_breakdownPK13llama_context"
+# More kinds of buffers than any set of devices has: what is no map must not be walked as one.
+_MOST_NODES = 256
+
+
+class _Map(ctypes.Structure):
+    """std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>."""
+
+    _fields_ = (
+        ("compare", ctypes.c_size_t),
+        ("color", ctypes.c_size_t),
+        ("root", ctypes.c_void_p),
+        ("leftmost", ctypes.c_void_p),
+        ("rightmost", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+    )
+
+
+class _Node(ctypes.Structure):
+    """One pair of the map: a buffer type, and the bytes in its buffers."""
+
+    _fields_ = (
+        ("color", ctypes.c_size_t),
+        ("parent", ctypes.c_void_p),
+        ("left", ctypes.c_void_p),
+        ("right", ctypes.c_void_p),
+        ("buffer_type", ctypes.c_void_p),
+        ("model", ctypes.c_size_t),
+        ("context", ctypes.c_size_t),
+        ("compute", ctypes.c_size_t),
+    )
+
+
+def _breakdown(context: Any) -> Any:
+    result = native_function(_FUNCTION, _Map, ctypes.c_void_p)(context)
+    if not 0 < result.count <= _MOST_NODES or not result.root:
+        raise EngineError(
+            "llama.cpp's count of its memory cannot be read",
+            found=f"{result.count} kinds of buffers",
+            expected="a few, in a std::map of GCC's C++ library",
+        )
+    return result
+
+
+def _nodes(address: int | None) -> Iterator[Any]:
+    """The nodes below an address, in order."""
+    if not address:
+        return
+    node = _Node.from_address(address)
+    yield from _nodes(node.left)
+    yield node
+    yield from _nodes(node.right)
+
+
+def _device_of(buffer_type: int, names: Mapping[int, str]) -> str:
+    """The device whose memory a buffer of this type takes."""
+    is_host = native_function("ggml_backend_buft_is_host", ctypes.c_bool, ctypes.c_void_p)
+    device_of = native_function("ggml_backend_buft_get_device", ctypes.c_void_p, ctypes.c_void_p)
+    name_of = native_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    device = None if is_host(buffer_type) else device_of(buffer_type)
+    if not device:
+        return HOST
+    # The CPU's repacked weights are of no host type; their device is called as HOST is.
+    return names.get(device) or str(name_of(device).decode("utf-8", "replace"))
