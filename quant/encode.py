@@ -1,7 +1,8 @@
-"""Numbers to bytes, by ggml's own encoders.
+"""Numbers to bytes, the same bytes that ggml's own encoders make of them.
 
-The one file that calls ggml's quantizers. Works on whole rows; releases the GIL while ggml works,
-so that threads encode side by side. Knows nothing of files or of which tensor gets which type.
+The types that recipes choose have encoders of our own, many times as fast (``native/``); the others
+are ggml's. This is the one file that calls either. Works on whole rows and releases the GIL, so
+that threads encode side by side. Knows nothing of files or of which tensor gets which type.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from .types import TensorType
+from . import _native
+from .types import Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
+
+NATIVE = frozenset({Q8_0, Q6_K, Q5_K, Q4_K, Q4_0})
+"""The types that ``encode_bf16`` encodes."""
+
+INSTRUCTION_SET = _native.instruction_sets()[0]
+"""What the encoders of `NATIVE` are compiled for: the best that this processor runs."""
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -44,6 +52,29 @@ def encode_rows(rows: Floats, tensor_type: TensorType, out: Bytes) -> None:
         raise ValueError(f"numbers too large for {tensor_type.name}")
 
 
+def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
+    """Encode `rows` [n, row_length], bf16 as raw 16-bit words, into `out` [n * row_bytes].
+
+    Args:
+        rows: with rows or columns side by side in memory: the view of a matrix that is still to be
+            transposed will do.
+        tensor_type: one of `NATIVE`.
+        out: contiguous.
+
+    Returns:
+        Seconds of it that went into getting the rows side by side.
+
+    Raises:
+        ValueError: a number is none or infinite, or a scale overflows.
+    """
+    status, seconds = _native.encode(INSTRUCTION_SET, tensor_type.name, rows, out)
+    if status == _native.NOT_FINITE:
+        raise ValueError("not a number, or infinity")
+    if status == _native.OVERFLOW:
+        raise ValueError(f"numbers too large for {tensor_type.name}")
+    return seconds
+
+
 def bf16_to_f32(halves: Halves, out: Floats) -> None:
     """Widen `halves`, bf16 as raw 16-bit words, into `out` of the same size; exact."""
     assert halves.size == out.size and halves.flags.c_contiguous and out.flags.c_contiguous
@@ -59,13 +90,14 @@ def f32_to_bf16(floats: Floats) -> Halves:
 
 
 def encoder_version() -> str:
-    """ggml's version and commit, and a digest of its library.
+    """ggml's version and commit, and a digest of its library and of our own encoders.
 
     Other versions, and other builds of one, may encode the same numbers to other bytes.
     """
     ggml = _ggml()
-    digest = hashlib.sha256(Path(ggml._name).read_bytes()).hexdigest()
-    return f"{ggml.ggml_version().decode()} ({ggml.ggml_commit().decode()}, {digest[:16]})"
+    digest = hashlib.sha256(Path(ggml._name).read_bytes() + Path(_native.__file__).read_bytes())
+    version, commit = ggml.ggml_version().decode(), ggml.ggml_commit().decode()
+    return f"{version} ({commit}, {digest.hexdigest()[:16]})"
 
 
 @cache

@@ -1,0 +1,183 @@
+"""Our encoders beside ggml's: the same bytes, on each instruction set that this processor runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from llama4_edge.quant import _native
+from llama4_edge.quant.encode import (
+    INSTRUCTION_SET,
+    NATIVE,
+    bf16_to_f32,
+    encode_bf16,
+    encode_rows,
+    f32_to_bf16,
+)
+from llama4_edge.quant.types import TYPES, TensorType
+
+TYPE_NAMES = sorted(one.name for one in NATIVE)
+SETS = _native.instruction_sets()
+
+
+def ggml(halves: np.ndarray, tensor_type: TensorType) -> np.ndarray:
+    floats = np.empty(halves.shape, np.float32)
+    bf16_to_f32(np.ascontiguousarray(halves), floats)
+    out = np.empty(tensor_type.nbytes(halves.shape), np.uint8)
+    encode_rows(floats, tensor_type, out)
+    return out
+
+
+def ours(halves: np.ndarray, tensor_type: TensorType, instruction_set: str) -> np.ndarray:
+    out = np.empty(tensor_type.nbytes(halves.shape), np.uint8)
+    status, seconds = _native.encode(instruction_set, tensor_type.name, halves, out)
+    assert status == _native.GOOD
+    assert seconds >= 0
+    return out
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Weights as they are: one scale for all."""
+    return rng.standard_normal(shape) * 0.02
+
+
+def heavy_tailed(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Every row of another size, with outliers."""
+    return rng.standard_cauchy(shape).clip(-1e3, 1e3) * 10.0 ** rng.uniform(-6, 1, (shape[0], 1))
+
+
+def any_bits(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Any sign and fraction, any exponent of a number below 2^12."""
+    bits = rng.integers(0, 139 << 7, shape) | (rng.integers(0, 2, shape) << 15)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def tiny(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Around where scales lose their last bits in f16, and where numbers count as zero."""
+    return rng.standard_normal(shape) * 10.0 ** rng.uniform(-44, -3, shape)
+
+
+def ties(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Multiples of a half of few sizes: equal extremes of both signs, quotients halfway."""
+    return rng.integers(-16, 17, shape) * 0.5 * 2.0 ** rng.integers(-3, 4, (shape[0], 1))
+
+
+def sparse(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Mostly zero: groups and whole blocks without a number, and with one."""
+    return rng.standard_normal(shape) * (rng.random(shape) < 0.01)
+
+
+def flat(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Runs of one value as long as a group, of either sign."""
+    runs = rng.standard_normal((shape[0], -(-shape[1] // 32)))
+    return np.repeat(runs, 32, axis=1)[:, : shape[1]]
+
+
+def one_sided(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Groups far from zero on one side of it, next to groups a million times as small."""
+    groups = -(-shape[1] // 32)
+    size = 10.0 ** rng.choice([-6.0, 0.0], (shape[0], groups)) * rng.choice([-1, 1], (1, groups))
+    return np.repeat(size, 32, axis=1)[:, : shape[1]] * rng.uniform(0.9, 1.1, shape)
+
+
+KINDS = [normal, heavy_tailed, any_bits, tiny, ties, sparse, flat, one_sided]
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", TYPE_NAMES)
+def test_every_byte_is_ggmls(
+    name: str,
+    kind: Callable[[np.random.Generator, tuple[int, int]], np.ndarray],
+    instruction_set: str,
+) -> None:
+    halves = f32_to_bf16(kind(np.random.default_rng(7), (208, 1024)).astype(np.float32))
+    expected = ggml(halves, TYPES[name])
+    assert np.array_equal(ours(halves, TYPES[name], instruction_set), expected)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("name", TYPE_NAMES)
+def test_any_number_of_rows_of_any_length_and_columns_as_rows(
+    name: str, instruction_set: str
+) -> None:
+    tensor_type = TYPES[name]
+    rng = np.random.default_rng(1)
+    for count in (1, 7, 16, 17, 64, 65, 150):
+        for blocks in (1, 3, 9):
+            shape = (count, blocks * tensor_type.block)
+            halves = f32_to_bf16(normal(rng, shape).astype(np.float32))
+            expected = ggml(halves, tensor_type)
+            assert np.array_equal(ours(halves, tensor_type, instruction_set), expected)
+            columns = np.ascontiguousarray(halves.T)
+            assert np.array_equal(ours(columns.T, tensor_type, instruction_set), expected)
+            # some columns of a wider matrix, and rows of one
+            wide = np.zeros((shape[1], count + 5), np.uint16)
+            wide[:, 2 : 2 + count] = columns
+            view = wide[:, 2 : 2 + count].T
+            assert np.array_equal(ours(view, tensor_type, instruction_set), expected)
+            long = np.zeros((count, shape[1] + 3), np.uint16)
+            long[:, 3:] = halves
+            assert np.array_equal(ours(long[:, 3:], tensor_type, instruction_set), expected)
+
+
+@pytest.mark.parametrize("name", TYPE_NAMES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [(0, 0), (64, 511), (66, 256)])
+def test_a_number_that_is_none_is_found_wherever_it_is(
+    name: str, bad: float, place: tuple[int, int]
+) -> None:
+    numbers = normal(np.random.default_rng(0), (67, 512)).astype(np.float32)
+    out = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
+    halves = f32_to_bf16(numbers)
+    encode_bf16(halves, TYPES[name], out)
+    numbers[place] = bad
+    halves = f32_to_bf16(numbers)
+    with pytest.raises(ValueError, match="not a number, or infinity"):
+        encode_bf16(halves, TYPES[name], out)
+    with pytest.raises(ValueError, match="not a number, or infinity"):
+        encode_bf16(np.ascontiguousarray(halves.T).T, TYPES[name], out)
+
+
+@pytest.mark.parametrize("name", TYPE_NAMES)
+@pytest.mark.parametrize("row", [0, 5, 66])
+def test_a_scale_that_overflows_is_refused_where_ggml_refuses_it(name: str, row: int) -> None:
+    numbers = np.zeros((67, 512), np.float32)
+    numbers[row, 300] = -1e9
+    out = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
+    with pytest.raises(ValueError, match=f"too large for {name}"):
+        encode_rows(numbers, TYPES[name], out)
+    with pytest.raises(ValueError, match=f"too large for {name}"):
+        encode_bf16(f32_to_bf16(numbers), TYPES[name], out)
+
+
+def test_numbers_whose_squares_overflow_are_refused_where_ggml_makes_zeros_of_them() -> None:
+    numbers = np.full((1, 256), 1e20, np.float32)
+    out = np.empty(210, np.uint8)
+    encode_rows(numbers, TYPES["Q6_K"], out)
+    assert not out.any()
+    with pytest.raises(ValueError, match="too large for Q6_K"):
+        encode_bf16(f32_to_bf16(numbers), TYPES["Q6_K"], out)
+
+
+def test_what_does_not_fit_is_refused_before_a_byte_is_read() -> None:
+    halves, out = np.zeros((4, 256), np.uint16), np.zeros(4 * 144, np.uint8)
+    encode = _native.encode
+    with pytest.raises(ValueError, match="fill the output"):
+        encode(INSTRUCTION_SET, "Q4_K", halves, out[:-1])
+    with pytest.raises(ValueError, match="whole blocks"):
+        encode(INSTRUCTION_SET, "Q4_K", halves[:, :255], out)
+    with pytest.raises(ValueError, match="whole blocks"):
+        encode(INSTRUCTION_SET, "Q4_K", halves.astype(np.uint32), out)
+    with pytest.raises(ValueError, match="side by side"):
+        encode(INSTRUCTION_SET, "Q8_0", np.zeros((8, 64), np.uint16)[::2, ::2], out[: 4 * 34])
+    with pytest.raises(ValueError, match="side by side"):
+        encode(INSTRUCTION_SET, "Q4_K", halves[::-1], out)
+    with pytest.raises(ValueError, match="no encoder for Q4_K on mmx"):
+        encode("mmx", "Q4_K", halves, out)
+    with pytest.raises(ValueError, match="no encoder for Q2_K"):
+        encode(INSTRUCTION_SET, "Q2_K", halves, out)
+    with pytest.raises((ValueError, BufferError, TypeError)):
+        encode(INSTRUCTION_SET, "Q4_K", halves, bytes(len(out)))  # type: ignore[arg-type]
