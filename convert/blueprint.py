@@ -25,6 +25,8 @@ from .output import plan_parts
 from .presets import PRESETS
 from .tokenizer import read_vocabulary
 
+SYNTHETIC_KEY = "llama4_edge.synthetic"
+
 
 @dataclass(frozen=True)
 class BlueprintTensor:
@@ -107,6 +109,7 @@ def blueprint(
     recipe: str = "int4",
     types: Sequence[tuple[str, str]] = (),
     layers: int | None = None,
+    synthetic: bool = False,
 ) -> Blueprint:
     """Draw the GGUF that `model` becomes in `recipe`.
 
@@ -117,6 +120,7 @@ def blueprint(
         recipe: one of `llama4_edge.RECIPES`.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         layers: only the first so many layers; by default all.
+        synthetic: the file will hold random weights; its metadata says so.
 
     Raises:
         CheckpointError: no such model, or a checkpoint that is not whole.
@@ -130,7 +134,10 @@ def blueprint(
     source = _find(os.fspath(model))
     config = _first_layers(source, layers)
     vocabulary = read_vocabulary(source.checkpoint, config) if source.checkpoint else None
-    layout = lay_out(config, chosen, overrides, source.checkpoint or source.name, vocabulary)
+    origin = source.checkpoint or source.name
+    layout = lay_out(config, chosen, overrides, origin, vocabulary)
+    if synthetic:
+        layout.writer.add_bool(SYNTHETIC_KEY, True)
     metadata = {name: value.value for name, value in layout.writer.kv_data[0].items()}
     (part,), places = plan_parts(layout.writer, layout.assignments, Path(source.name), None)
     return Blueprint(

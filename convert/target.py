@@ -53,12 +53,13 @@ def room_shortage(parts: Sequence[Part], sources: Room | None) -> OutputError | 
     if sources is not None and sources.nbytes:
         if sources.directory.stat().st_dev == directory.stat().st_dev:
             needed += sources.nbytes
-        elif shortage := _shortage(sources.directory, sources.nbytes, "the shards to fetch"):
+        elif shortage := disk_shortage(sources.directory, sources.nbytes, "the shards to fetch"):
             return shortage
-    return _shortage(directory, needed, parts[0].path.name)
+    return disk_shortage(directory, needed, parts[0].path.name)
 
 
-def _shortage(directory: Path, needed: int, what: str) -> OutputError | None:
+def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None:
+    """The error that writing `needed` bytes into `directory` would end in on a full disk."""
     free = shutil.disk_usage(directory).free
     if free >= needed:
         return None

@@ -19,7 +19,13 @@ from gguf.constants import LlamaFileType
 from ..architecture import ATTENTION_CHUNK, MAX_EXPERTS, MAX_LAYERS, MIN_LAYERS
 from ..errors import ModelFileError
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
-from .vocabulary_file import RECONVERT, FileVocabulary, check_vocabulary
+from .vocabulary_file import (
+    RECONVERT,
+    FileVocabulary,
+    bare_vocabulary,
+    check_vocabulary,
+    has_no_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,11 @@ class ModelInfo:
         return (layer + 1) % self.moe_step == 0
 
 
-def check_model_file(path: str | os.PathLike[str]) -> ModelInfo:
+def check_model_file(path: str | os.PathLike[str], *, needs_tokenizer: bool = True) -> ModelInfo:
     """Read the header of a Llama 4 GGUF and check all that llama.cpp relies on.
 
-    Of a split model, `path` names the first part; the others must lie beside it.
+    Of a split model, `path` names the first part; the others must lie beside it. Whoever only
+    measures a model can do without a tokenizer; a file may have none, if it says so.
 
     Raises:
         ModelFileError: a file cannot be read or is damaged, or is not a Llama 4 text model.
@@ -84,7 +91,8 @@ def check_model_file(path: str | os.PathLike[str]) -> ModelInfo:
     check_architecture(gguf)
     _check_key_types(gguf)
     parts = _read_parts(gguf)
-    vocabulary = check_vocabulary(gguf)
+    bare = has_no_tokenizer(gguf) and not needs_tokenizer
+    vocabulary = bare_vocabulary(gguf) if bare else check_vocabulary(gguf)
     info = _model_info(gguf, parts, vocabulary)
     _check_fixed_settings(gguf, info)
     _check_tensors(info)

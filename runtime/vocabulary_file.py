@@ -49,9 +49,16 @@ _NORMAL = 1
 _TOKEN_TYPES = frozenset({1, 2, 3, 4, 5})
 
 
+# llama.cpp's number for a token that there is not (LLAMA_TOKEN_NULL).
+NO_TOKEN = -1
+
+
 @dataclass(frozen=True)
 class FileVocabulary:
-    """What the rest of a model has to know of its vocabulary."""
+    """What the rest of a model has to know of its vocabulary.
+
+    A file without a tokenizer has `NO_TOKEN` for the ids.
+    """
 
     size: int
     bos_id: int
@@ -69,8 +76,26 @@ def byte_alphabet() -> dict[int, str]:
     }
 
 
+def has_no_tokenizer(gguf: GGUFFile) -> bool:
+    """Whether the file says so itself; such a file can be measured and not talked to."""
+    return gguf.metadata.get("tokenizer.ggml.model") == "none"
+
+
+def bare_vocabulary(gguf: GGUFFile) -> FileVocabulary:
+    """The number of tokens of a file without a tokenizer; ModelFileError where it is not said."""
+    size = gguf.metadata.get("llama4.vocab_size")
+    if gguf.types.get("llama4.vocab_size") != "u32" or not isinstance(size, int) or size < 1:
+        raise _bad(gguf, "llama4.vocab_size", size, "how many tokens there are")
+    return FileVocabulary(size, NO_TOKEN, NO_TOKEN, ())
+
+
 def check_vocabulary(gguf: GGUFFile) -> FileVocabulary:
     """Check tokens, types, merges and special tokens; ModelFileError names the one at fault."""
+    if has_no_tokenizer(gguf):
+        raise ModelFileError(
+            f"{gguf.path} has no tokenizer",
+            hint="It can be measured, with: llama4 bench",
+        )
     _check_keys(gguf)
     tokens = _strings(gguf, "tokens")
     _check_tokens(gguf, tokens)

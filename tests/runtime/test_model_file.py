@@ -438,3 +438,20 @@ def test_metas_vocabulary_is_whole_and_ends_at_its_three_tokens(full_vocabulary_
     info = check_model_file(full_vocabulary_bf16)
     assert (info.n_vocab, info.bos_id) == (202048, 200000)
     assert info.eog_ids == (200001, 200007, 200008)
+
+
+def test_a_file_without_a_tokenizer_is_for_those_who_need_none(tmp_path: Path) -> None:
+    model = tiny_model()
+    for key in [key for key in model.keys if key.startswith("tokenizer.")]:
+        del model.keys[key]
+    model.keys[_T + "model"] = Value("none", STR)
+    model.keys[_L + "vocab_size"] = Value(N_VOCAB, U32)
+    path = model.write(tmp_path / "bare.gguf")
+    with pytest.raises(ModelFileError, match=r"has no tokenizer.*llama4 bench"):
+        check_model_file(path)
+    info = check_model_file(path, needs_tokenizer=False)
+    assert (info.n_vocab, info.bos_id, info.eos_id, info.eog_ids) == (N_VOCAB, -1, -1, ())
+    # What it says of its size must fit its tensors, and whoever has a tokenizer is held to it.
+    model.keys[_L + "vocab_size"] = Value(0, U32)
+    with pytest.raises(ModelFileError, match=r"llama4\.vocab_size"):
+        check_model_file(model.write(tmp_path / "none.gguf"), needs_tokenizer=False)
