@@ -29,6 +29,7 @@ from .errors import (
     TemplateError,
     UnsupportedError,
     VocabularyError,
+    WorkerError,
 )
 from .quant import RECIPES
 
@@ -61,6 +62,7 @@ __all__ = [
     "TemplateError",
     "UnsupportedError",
     "VocabularyError",
+    "WorkerError",
     "__version__",
     "convert",
 ]

@@ -10,7 +10,8 @@
     ├── OutputError           the target exists, the disk is too small, or writing failed
     ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
     ├── EngineError           llama.cpp refused to load, to make a context or to decode
-    │   └── ContextFullError  the prompt, or the answer, does not fit into the context
+    │   ├── ContextFullError  the prompt, or the answer, does not fit into the context
+    │   └── WorkerError       another machine that is absent, or was lost in the middle of something
     ├── TemplateError         a chat template that is missing or does not render
     ├── VocabularyError       a tokenizer that llama.cpp would read differently
     └── SessionError          a saved conversation that cannot be read or written
@@ -100,6 +101,10 @@ class EngineError(Llama4EdgeError):
 
 class ContextFullError(EngineError):
     """The prompt, or the answer, does not fit into the context."""
+
+
+class WorkerError(EngineError):
+    """Another machine that is absent, is no worker, or was lost in the middle of something."""
 
 
 class TemplateError(Llama4EdgeError):

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .library import native_function
 
@@ -62,7 +63,7 @@ def list_devices() -> tuple[Device, ...]:
     Raises:
         EngineError: llama.cpp's library does not load.
     """
-    return tuple(_device(handle) for handle in _handles())
+    return tuple(describe(handle) for handle in _handles())
 
 
 def offload_targets() -> tuple[Target, ...]:
@@ -93,6 +94,15 @@ def cpu_buffer_type() -> int:
     return int(native_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)())
 
 
+def rpc_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A C function of ggml's RPC backend, found as llama.cpp's own tools find it."""
+    registry = native_function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    lookup = native_function(
+        "ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
+    )
+    return ctypes.CFUNCTYPE(result, *arguments)(lookup(registry(b"RPC"), name.encode()))
+
+
 def _handles() -> tuple[int, ...]:
     count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
     get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
@@ -113,7 +123,8 @@ def _text(function: str, argument: int) -> str:
     return value.decode("utf-8", "replace") if value else ""
 
 
-def _device(handle: int) -> Device:
+def describe(handle: int) -> Device:
+    """What a device, by its ``ggml_backend_dev_t``, says of itself."""
     registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
     device_type = _type_of(handle)
     total, free, source = _reported_memory(handle)

@@ -14,7 +14,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
-from ..errors import ContextFullError, EngineError
+from ..errors import ContextFullError, EngineError, WorkerError
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
 from .parameters import context_params, model_params
+from .remote import Workers, connect
 from .sampling import Sampling
 from .settings import EngineSettings
 
@@ -85,7 +86,15 @@ class Engine:
         self._highest = -1
         self._unsure = False
         self._has_logits = False
-        self._params = model_params(self.settings)
+        self._workers = connect(self.settings.workers)
+        try:
+            self._open(on_progress)
+        except BaseException:
+            self._workers.close()
+            raise
+
+    def _open(self, on_progress: Callable[[float], object] | None) -> None:
+        self._params = model_params(self.settings, self._workers.targets)
         wished = self.settings.placement.n_gpu_layers
         if wished > 0 and not self._params.devices:
             logger.warning(
@@ -97,7 +106,7 @@ class Engine:
         try:
             self._context = self._make_context()
         except BaseException:
-            self._llama.llama_model_free(self._model)
+            self._discard_model(self._model)
             raise
         self._memory = self._llama.llama_get_memory(self._context)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -105,8 +114,17 @@ class Engine:
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = _Batch(self._llama, self._n_batch)
         self._free = weakref.finalize(
-            self, _free, self._llama, self._batch.native, self._context, self._model
+            self,
+            _free,
+            self._llama,
+            self._workers,
+            self._batch.native,
+            self._context,
+            self._model,
         )
+        # Workers see the end of the process by themselves, and one that does not answer must not
+        # keep it from ending.
+        self._free.atexit = not self._workers
         self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
 
     def __enter__(self) -> Engine:
@@ -262,7 +280,9 @@ class Engine:
             callback = self._llama.llama_progress_callback(during)
             params = self._params.native
             params.progress_callback = callback
-            return self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
+            return self._workers.run(
+                lambda: self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
+            )
 
         def progress(fraction: float) -> bool:
             nonlocal cancelled
@@ -270,7 +290,7 @@ class Engine:
             return not cancelled
 
         with captured_log() as log:
-            model = interruptibly(work, progress, self._discard_model)
+            model = interruptibly(work, progress, self._discard_model, self._give_up)
         if cancelled:
             self._discard_model(model)
             raise EngineError(f"{self.path}: loading was cancelled")
@@ -280,12 +300,15 @@ class Engine:
 
     def _discard_model(self, model: Any) -> None:
         if model:
-            self._llama.llama_model_free(model)
+            with suppress(WorkerError):  # then nothing of it is to be touched
+                self._workers.run(lambda: self._llama.llama_model_free(model))
 
     def _make_context(self) -> Any:
         params = context_params(self.settings)
         with captured_log() as log:
-            context = self._llama.llama_init_from_model(self._model, params)
+            context = self._workers.run(
+                lambda: self._llama.llama_init_from_model(self._model, params)
+            )
         if not context:
             raise _refused(
                 f"{self.path}: llama.cpp cannot make a context of {self.settings.n_ctx} tokens",
@@ -293,6 +316,11 @@ class Engine:
                 hint="If memory is short, lower n_ctx (-c) or n_ubatch (-ub).",
             )
         return context
+
+    @property
+    def _give_up(self) -> Callable[[], None] | None:
+        """What ends a call that does not end when it is told to; without workers all do."""
+        return self._workers.cut if self._workers else None
 
     def _decode_in_thread(self, work: Callable[[Callable[[], bool]], None]) -> None:
         """Run decoding that an interrupt stops within one operation of ggml's graph (on the CPU).
@@ -310,7 +338,7 @@ class Engine:
                     self._context, self._llama.ggml_abort_callback(), None
                 )
 
-        interruptibly(decode, lambda _: True, lambda _: None)
+        interruptibly(decode, lambda _: True, lambda _: None, self._give_up)
 
     def _decode(self, tokens: Sequence[int], *, outputs: int) -> None:
         """Decode at most n_batch checked tokens that fit, with logits for the last ``outputs``."""
@@ -322,7 +350,7 @@ class Engine:
         self._tokens.extend(tokens)
         self._highest = max(self._highest, first + len(tokens) - 1)
         with captured_log() as log:
-            status = self._llama.llama_decode(self._context, self._batch.native)
+            status = self._workers.run(self._native_decode)
         if status == _ABORTED:
             return
         if status != 0:
@@ -331,10 +359,18 @@ class Engine:
         self._has_logits = outputs > 0
         self._unsure = False
 
+    def _native_decode(self) -> int:
+        status = int(self._llama.llama_decode(self._context, self._batch.native))
+        if self._workers:
+            # The results are awaited here, where it can be left behind if they never come.
+            self._llama.llama_synchronize(self._context)
+        return status
+
     def _ready(self) -> None:
         """Before every use: the engine is open, and what it believes of the cache is true."""
         if self.closed:
             raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
+        self._workers.check()
         if self._unsure:
             held = int(self._llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
             if held <= 0:
@@ -408,11 +444,17 @@ class _Batch:
         self._output[count - outputs : count] = 1
 
 
-def _free(bindings: Any, batch: Any, context: Any, model: Any) -> None:
-    # The context uses the model, so it goes first.
-    bindings.llama_batch_free(batch)
-    bindings.llama_free(context)
-    bindings.llama_model_free(model)
+def _free(bindings: Any, workers: Workers, batch: Any, context: Any, model: Any) -> None:
+    def free() -> None:
+        # The context uses the model, so it goes first.
+        bindings.llama_batch_free(batch)
+        bindings.llama_free(context)
+        bindings.llama_model_free(model)
+
+    # What a lost worker had a part in stays: llama.cpp may still be in the middle of it.
+    with suppress(WorkerError):
+        workers.run(free)
+    workers.close()
 
 
 def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:

@@ -13,11 +13,15 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+PATIENCE = 10.0
+"""Seconds in which work that was told to stop should end, if there is a way to give it up."""
+
 
 def interruptibly(
     work: Callable[[Callable[[], bool], Callable[[float], None]], _T],
     on_report: Callable[[float], bool],
     discard: Callable[[_T], None],
+    give_up: Callable[[], None] | None = None,
 ) -> _T:
     """Run native work in a second thread, so that this one can be interrupted while it waits.
 
@@ -25,6 +29,10 @@ def interruptibly(
     minutes. ``work`` gets a function that says whether to stop, and one that reports a number to
     ``on_report`` in the calling thread (False stops the work). If the caller is interrupted, the
     work is told to stop and waited for, its result is discarded, and the interrupt goes on.
+
+    Args:
+        give_up: makes the work end that was told to stop and goes on for ``PATIENCE`` seconds, or
+            after a second interrupt; None waits, whatever may come.
     """
     stop, begun, ended = threading.Event(), threading.Event(), threading.Event()
     reports: queue.SimpleQueue[float | None] = queue.SimpleQueue()
@@ -58,8 +66,11 @@ def interruptibly(
         try:
             if not begun.wait(timeout=1.0):
                 break  # the thread could not be started; should it begin yet, it ends at once
-            ended.wait()
+            if not ended.wait(PATIENCE if give_up else None) and give_up:
+                give_up()
         except BaseException as error:
+            if interrupt is not None and give_up:
+                give_up()
             interrupt = error
             stop.set()
     if interrupt is not None:

@@ -125,7 +125,7 @@ class _Gathered(click.Option):
         """The option's help, with the default that the room behind it declares."""
         record = super().get_help_record(ctx)
         default = self.declared().get(self.name or "")
-        if record is None or default is None:
+        if record is None or default in (None, ()):
             return record
         return record[0], f"{record[1]}  [default: {default}]"
 
