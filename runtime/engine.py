@@ -103,6 +103,10 @@ class Engine:
                 wished,
             )
         self._model = self._load(on_progress)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make a context, and all that goes with it, for the model that is loaded."""
         try:
             self._context = self._make_context()
         except BaseException:
@@ -180,16 +184,7 @@ class Engine:
         self._check_prompt(tokens)
         kept = reusable_prefix(self._tokens, tokens, self._highest)
         self._keep(kept)
-        rest = tokens[kept:]
-        pieces = [rest[at : at + self._n_batch] for at in range(0, len(rest), self._n_batch)]
-
-        def work(stopping: Callable[[], bool]) -> None:
-            for number, piece in enumerate(pieces, start=1):
-                if stopping():
-                    return
-                self._decode(piece, outputs=1 if number == len(pieces) else 0)
-
-        self._decode_in_thread(work)
+        self._extend(tokens[kept:])
         return kept
 
     def append(self, token: int) -> None:
@@ -321,6 +316,19 @@ class Engine:
     def _give_up(self) -> Callable[[], None] | None:
         """What ends a call that does not end when it is told to; without workers all do."""
         return self._workers.cut if self._workers else None
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        """Decode checked tokens that fit, with logits for the last."""
+        size = self._n_batch
+        pieces = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+
+        def work(stopping: Callable[[], bool]) -> None:
+            for number, piece in enumerate(pieces, start=1):
+                if stopping():
+                    return
+                self._decode(piece, outputs=1 if number == len(pieces) else 0)
+
+        self._decode_in_thread(work)
 
     def _decode_in_thread(self, work: Callable[[Callable[[], bool]], None]) -> None:
         """Run decoding that an interrupt stops within one operation of ggml's graph (on the CPU).
