@@ -122,9 +122,9 @@ def report_of(context: Any, devices: Sequence[Target] = ()) -> MemoryReport:
 
 
 # llama_get_memory_breakdown is the one function of llama.cpp that counts these bytes, for a model
-# without allocations too, and it returns a std::map (src/llama-ext.h): a red-black tree, laid out as
-# the C++ ABI of GCC's library has it (bits/stl_tree.h). Returned as a structure of the same size, it
-# comes the same way as the map. Its few nodes of 64 bytes are not freed.
+# without allocations too. It returns a std::map (src/llama-ext.h): a red-black tree, laid out as
+# the C++ ABI of GCC's library has it (bits/stl_tree.h). A structure of the same size comes back
+# the same way. The tree's few nodes, of 64 bytes each, are not freed.
 _FUNCTION = "_Z26llama_get_memory_breakdownPK13llama_context"
 # More kinds of buffers than any set of devices has: what is no map must not be walked as one.
 _MOST_NODES = 256

@@ -79,9 +79,8 @@ def _handles() -> tuple[int, ...]:
     registry = add(endpoint.encode())
     handles = tuple(get(registry, index) for index in range(MOST_STAND_INS))
     for handle in handles:
-        ctypes.c_void_p.from_address(handle + _OFFLOAD_OP * _POINTER).value = ctypes.cast(
-            _offloads, ctypes.c_void_p
-        ).value
+        place = ctypes.c_void_p.from_address(handle + _OFFLOAD_OP * _POINTER)
+        place.value = ctypes.cast(_OFFLOADS, ctypes.c_void_p).value
     return handles
 
 
@@ -104,7 +103,6 @@ class _Tensor(ctypes.Structure):
     )
 
 
-@ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(_Tensor))
 def _offloads(_device: int, operation: Any) -> bool:
     """Whether a GPU would copy the weights to itself for this operation, as CUDA decides it."""
     tensor = operation.contents
@@ -113,6 +111,10 @@ def _offloads(_device: int, operation: Any) -> bool:
         return False
     rows = {b"MUL_MAT": tensor.ne[1], b"MUL_MAT_ID": tensor.ne[2]}.get(name)
     return bool((rows or prod(tensor.ne[1:])) >= _OFFLOADED_FROM)
+
+
+# Kept here, because the devices keep only its address.
+_OFFLOADS = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(_Tensor))(_offloads)
 
 
 def _start() -> str:
