@@ -35,7 +35,7 @@ _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 @dataclass(frozen=True)
 class BenchTest:
-    """`n_prompt` tokens read at once, then `n_gen` one by one, after `n_depth` that do not count."""
+    """`n_prompt` tokens read at once, then `n_gen` one by one, after `n_depth` uncounted ones."""
 
     n_prompt: int
     n_gen: int
