@@ -22,7 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # Keys of click's context.meta, which a command shares with the group it is in.
 JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
 MODEL, SAMPLING, ANSWER = "llama4_edge.model", "llama4_edge.sampling", "llama4_edge.answer"
-PLACEMENT = "llama4_edge.placement"
+PLACEMENT, WORKER = "llama4_edge.placement", "llama4_edge.worker"
 
 
 def byte_count(value: str) -> int:
@@ -82,7 +82,7 @@ def _stop_string(value: str) -> str:
     return value
 
 
-def _from(least: int, largest: int | None = None) -> Callable[[str], int]:
+def whole_number_from(least: int, largest: int | None = None) -> Callable[[str], int]:
     """The type of an option that is a whole number from `least` to `largest`."""
 
     def whole_number(value: str) -> int:
@@ -100,7 +100,7 @@ def _from(least: int, largest: int | None = None) -> Callable[[str], int]:
 
 def _unless_minus_one(value: str) -> int | None:
     """A whole number; llama.cpp's -1 stands for what happens without the option."""
-    number = _from(-1)(value)
+    number = whole_number_from(-1)(value)
     return None if number == -1 else number
 
 
@@ -116,7 +116,7 @@ class CommandWithRecipes(click.Command):
             formatter.write_dl([(recipe.name, recipe.summary) for recipe in RECIPES.values()])
 
 
-class _Gathered(click.Option):
+class Gathered(click.Option):
     """An option that is kept with its group in ``context.meta`` when it was given."""
 
     group: ClassVar[str]
@@ -135,7 +135,7 @@ class _Gathered(click.Option):
         return {}
 
 
-class _ModelOption(_Gathered):
+class _ModelOption(Gathered):
     group = MODEL
 
     @staticmethod
@@ -147,7 +147,7 @@ class _ModelOption(_Gathered):
         return {**_parameter_defaults(Model), "n_ctx": context}
 
 
-class _SamplingOption(_Gathered):
+class _SamplingOption(Gathered):
     group = SAMPLING
 
     @staticmethod
@@ -158,7 +158,7 @@ class _SamplingOption(_Gathered):
         return _parameter_defaults(Sampling)
 
 
-class _PlacementOption(_Gathered):
+class _PlacementOption(Gathered):
     group = PLACEMENT
 
     @staticmethod
@@ -169,7 +169,18 @@ class _PlacementOption(_Gathered):
         return {"n_gpu_layers": Placement.n_gpu_layers}
 
 
-class _AnswerOption(_Gathered):
+class _WorkerOption(Gathered):
+    group = WORKER
+
+    @staticmethod
+    def declared() -> dict[str, Any]:
+        """What `running_worker` says."""
+        from ..runtime.worker import running_worker
+
+        return _parameter_defaults(running_worker)
+
+
+class _AnswerOption(Gathered):
     group = ANSWER
 
 
@@ -178,20 +189,21 @@ def _parameter_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    assert isinstance(param, _Gathered)
+    assert isinstance(param, Gathered)
     # Nothing, or no value of an option that may be given several times.
     if value is not None and not (param.multiple and value == ()):
         ctx.meta.setdefault(param.group, {})[param.name] = value
 
 
-def _option(
-    cls: type[_Gathered],
+def option(
+    cls: type[Gathered],
     *names: str,
     kind: Any,
     help: str,
     metavar: str = "N",
     multiple: bool = False,
 ) -> Callable[[Command], Command]:
+    """An option with a value, kept with the group that `cls` names."""
     return click.option(
         *names,
         cls=cls,
@@ -204,9 +216,7 @@ def _option(
     )
 
 
-def _flag(
-    cls: type[_Gathered], *names: str, value: bool, help: str
-) -> Callable[[Command], Command]:
+def _flag(cls: type[Gathered], *names: str, value: bool, help: str) -> Callable[[Command], Command]:
     """An option that stands for a value by being there."""
     return click.option(
         *names,
@@ -221,12 +231,38 @@ def _flag(
 
 
 # What llama.cpp's int32_t can hold.
-_LARGEST = 2**31 - 1
-_COUNT = _from(1, _LARGEST)
+LARGEST = 2**31 - 1
+_COUNT = whole_number_from(1, LARGEST)
+
+# Where a model goes, besides how many layers and experts: `bench` takes several numbers for those.
+_PLACING = (
+    option(
+        _PlacementOption, "-dev", "--device", "devices", kind=_devices, metavar="NAMES",
+        help="GPUs to use, with commas between them; none is the CPU alone.  [default: all]",
+    ),
+    option(
+        _PlacementOption, "-ts", "--tensor-split", "tensor_split", kind=_shares, metavar="N,N",
+        help="The share of the layers of each GPU.  [default: as their free memory]",
+    ),
+    option(
+        _PlacementOption, "-ot", "--override-tensor", "overrides", kind=tensor_override,
+        metavar="'REGEX=DEVICE'", multiple=True,
+        help="Put the tensors whose name REGEX finds on DEVICE, such as CPU or CUDA0; the first "
+        "that does, decides.",
+    ),
+    _flag(
+        _PlacementOption, "-nkvo", "--no-kv-offload", "offload_kqv", value=False,
+        help="Keep the KV cache on the CPU.",
+    ),
+    option(
+        _ModelOption, "--workers", kind=_list, metavar="HOST:PORT,…",
+        help="Other machines that run `llama4 worker`, to share the model with.",
+    ),
+)  # fmt: skip
 
 # Named as in llama.cpp, in the order of the help.
 _SHARED = (
-    _option(
+    option(
         _AnswerOption,
         "-n",
         "--n-predict",
@@ -234,34 +270,34 @@ _SHARED = (
         kind=_unless_minus_one,
         help="Tokens of an answer at most.  [default: -1, until it ends]",
     ),
-    _option(
+    option(
         _SamplingOption,
         "--temp",
         "temperature",
         kind=float,
         help="Divides the logits; 0 always takes the likeliest token.",
     ),
-    _option(_SamplingOption, "--top-k", kind=int, help="Keep the N likeliest tokens; 0 keeps all."),
-    _option(
+    option(_SamplingOption, "--top-k", kind=int, help="Keep the N likeliest tokens; 0 keeps all."),
+    option(
         _SamplingOption,
         "--top-p",
         kind=float,
         help="Keep the likeliest tokens that together have probability N.",
     ),
-    _option(
+    option(
         _SamplingOption,
         "--min-p",
         kind=float,
         help="Keep tokens at least N times as likely as the likeliest.",
     ),
-    _option(
+    option(
         _SamplingOption,
         "-s",
         "--seed",
         kind=_unless_minus_one,
         help="The same seed gives the same answer.  [default: -1, a new one each time]",
     ),
-    _option(
+    option(
         _AnswerOption,
         "--stop",
         kind=_stop_string,
@@ -269,70 +305,80 @@ _SHARED = (
         multiple=True,
         help="End the answer before TEXT; may be given several times.",
     ),
-    _option(
+    option(
         _ModelOption, "-c", "--ctx-size", "n_ctx", kind=_COUNT,
         help="Tokens that prompt and answer have room for.",
     ),
-    _option(
+    option(
         _ModelOption, "-t", "--threads", "n_threads", kind=_COUNT,
         help="CPU threads.  [default: one for each core]",
     ),
-    _option(
+    option(
         _ModelOption, "-b", "--batch-size", "n_batch", kind=_COUNT,
         help="Tokens of a prompt handed over at once.",
     ),
-    _option(
+    option(
         _ModelOption, "-ub", "--ubatch-size", "n_ubatch", kind=_COUNT,
         help="Tokens of a prompt computed at once.",
     ),
-    _option(
+    option(
         _ModelOption, "--kv", "kv_type", kind=click.Choice(["f16", "q8_0", "q4_0"]), metavar="TYPE",
         help="What the KV cache is kept as: f16, q8_0 or q4_0.",
     ),
-    _option(
+    option(
         _ModelOption, "-fa", "--flash-attn", "flash_attention",
         kind=click.Choice(["on", "off", "auto"]), metavar="on|off|auto", help="Flash attention.",
     ),
-    _option(
-        _PlacementOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=_from(-1, _LARGEST),
+    option(
+        _PlacementOption, "-ngl", "--n-gpu-layers", "n_gpu_layers",
+        kind=whole_number_from(-1, LARGEST),
         help="Layers put on GPUs, from the last one on; -1 is all.",
-    ),
-    _option(
-        _PlacementOption, "-dev", "--device", "devices", kind=_devices, metavar="NAMES",
-        help="GPUs to use, with commas between them; none is the CPU alone.  [default: all]",
-    ),
-    _option(
-        _PlacementOption, "-ts", "--tensor-split", "tensor_split", kind=_shares, metavar="N,N",
-        help="The share of the layers of each GPU.  [default: as their free memory]",
-    ),
-    _option(
-        _PlacementOption, "-ot", "--override-tensor", "overrides", kind=tensor_override,
-        metavar="'REGEX=DEVICE'", multiple=True,
-        help="Put the tensors whose name REGEX finds on DEVICE, such as CPU or CUDA0; the first "
-        "that does, decides.",
     ),
     _flag(
         _PlacementOption, "-cmoe", "--cpu-moe", "cpu_moe", value=True,
         help="Keep all experts on the CPU.",
     ),
-    _option(
-        _PlacementOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=_from(0, 1024),
+    option(
+        _PlacementOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=whole_number_from(0, 1024),
         help="Keep the experts of the first N layers on the CPU.",
     ),
-    _flag(
-        _PlacementOption, "-nkvo", "--no-kv-offload", "offload_kqv", value=False,
-        help="Keep the KV cache on the CPU.",
+    *_PLACING,
+)  # fmt: skip
+
+
+_OF_A_WORKER = (
+    option(
+        _WorkerOption, "-H", "--host", kind=str, metavar="ADDRESS",
+        help="The address of this machine that it listens on; 0.0.0.0 is all of them.",
     ),
-    _option(
-        _ModelOption, "--workers", kind=_list, metavar="HOST:PORT,…",
-        help="Other machines that run `llama4 worker`, to share the model with.",
+    option(
+        _WorkerOption, "-p", "--port", kind=whole_number_from(1, 65535), metavar="PORT",
+        help="Where it listens.",
+    ),
+    option(
+        _WorkerOption, "-t", "--threads", "n_threads", kind=_COUNT,
+        help="CPU threads, where there is no GPU.  [default: one for each core]",
     ),
 )  # fmt: skip
 
 
 def model_options(command: Command) -> Command:
     """The options of a command that loads a model and samples answers."""
-    for option in reversed(_SHARED):
+    for add in reversed(_SHARED):
+        command = add(command)
+    return command
+
+
+def placing_options(command: Command) -> Command:
+    """The options that say where a model goes, but for its layers and experts."""
+    for add in reversed(_PLACING):
+        command = add(command)
+    return command
+
+
+def worker_options(command: Command) -> Command:
+    """Where a worker listens, and what it computes with."""
+    for option in reversed(_OF_A_WORKER):
         command = option(command)
     return command
 
