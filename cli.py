@@ -38,6 +38,7 @@ from .terminal.options import (
     JSON,
     MODEL,
     VERBOSE,
+    WORKER,
     CommandWithRecipes,
     byte_count,
     json_option,
@@ -48,6 +49,7 @@ from .terminal.options import (
     sampling_of,
     type_override,
     verbose_option,
+    worker_options,
 )
 from .terminal.progress import (
     check_progress,
@@ -429,6 +431,30 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
         talk.run()
     # Somebody at a terminal has seen the errors; a script asks for the exit code.
     ctx.exit(1 if talk.failures and not interactive else 0)
+
+
+@main.command()
+@worker_options
+@verbose_option
+@click.pass_context
+def worker(ctx: click.Context) -> None:
+    """Lend this machine to a model that runs on another one.
+
+    Its GPUs, or else its CPU, take part of a model: `llama4 run MODEL --workers HOST:PORT` there.
+    It serves one program at a time, until Ctrl-C. There is no password and no encryption: anyone
+    who reaches the port can use it.
+
+    \b
+    llama4 worker
+    llama4 worker --host 192.168.0.7
+    """
+    from .runtime.worker import running_worker
+    from .terminal.tables import worker_view
+
+    show_log(verbose=ctx.meta[VERBOSE])
+    with running_worker(**ctx.meta.get(WORKER, {})) as here:
+        show(worker_view(here))
+        here.wait()
 
 
 @main.command()

@@ -298,12 +298,19 @@ class Engine:
             with suppress(WorkerError):  # then nothing of it is to be touched
                 self._workers.run(lambda: self._llama.llama_model_free(model))
 
+    def _discard_context(self, context: Any) -> None:
+        if context:
+            with suppress(WorkerError):
+                self._workers.run(lambda: self._llama.llama_free(context))
+
     def _make_context(self) -> Any:
         params = context_params(self.settings)
+
+        def make(_stopping: object, _report: object) -> Any:
+            return self._workers.run(lambda: self._llama.llama_init_from_model(self._model, params))
+
         with captured_log() as log:
-            context = self._workers.run(
-                lambda: self._llama.llama_init_from_model(self._model, params)
-            )
+            context = interruptibly(make, lambda _: True, self._discard_context, self._give_up)
         if not context:
             raise _refused(
                 f"{self.path}: llama.cpp cannot make a context of {self.settings.n_ctx} tokens",
@@ -337,14 +344,15 @@ class Engine:
         """
 
         def decode(stopping: Callable[[], bool], _: object) -> None:
-            callback = self._llama.ggml_abort_callback(lambda _: stopping())
-            self._llama.llama_set_abort_callback(self._context, callback, None)
+            # Kept with the engine, for as long as a call that was left behind may ask it.
+            self._stopping = self._llama.ggml_abort_callback(lambda _: stopping())
+            self._llama.llama_set_abort_callback(self._context, self._stopping, None)
             try:
                 work(stopping)
             finally:
-                self._llama.llama_set_abort_callback(
-                    self._context, self._llama.ggml_abort_callback(), None
-                )
+                if not self._workers.lost:
+                    self._stopping = self._llama.ggml_abort_callback()
+                    self._llama.llama_set_abort_callback(self._context, self._stopping, None)
 
         interruptibly(decode, lambda _: True, lambda _: None, self._give_up)
 

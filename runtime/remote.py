@@ -342,9 +342,16 @@ def _open(connection: _Connection, workers: Workers) -> None:
     _connections[connection.address, connection.port] = connection
     try:
         workers.run(connection.open, limit=_AT_ONCE)
-    finally:
-        if connection.lost:
-            _blocked_by.append(connection.name)
+    except BaseException as error:
+        if not connection.lost:
+            raise
+        _blocked_by.append(connection.name)
+        if not isinstance(error, WorkerError):
+            raise
+        raise WorkerError(
+            f"the worker {connection.name} was lost while llama.cpp connected to it",
+            hint="See that it runs and is reached without loss; then start this program again.",
+        ) from None
 
 
 class _Call:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -26,6 +27,8 @@ from .cores import MAX_THREADS, logical_cores, physical_cores
 from .devices import Device
 from .handshake import DEFAULT_PORT, greet, resolve
 from .library import build_command, llama
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,9 +51,10 @@ class Worker:
         return f"{self.address}:{self.port}"
 
     @property
-    def exposed(self) -> bool:
-        """Whether other machines can reach it."""
-        return not ipaddress.ip_address(self.address).is_loopback
+    def reached_at(self) -> str:
+        """The same with a name that other machines know, where it listens on all addresses."""
+        every = ipaddress.ip_address(self.address).is_unspecified
+        return f"{socket.gethostname()}:{self.port}" if every else self.endpoint
 
     def wait(self) -> None:
         """Return never, or raise: WorkerError when the server ended by itself."""
@@ -84,6 +88,13 @@ def running_worker(
     check_rpc()
     address = resolve(host)
     _check_free(address, port)
+    if not ipaddress.ip_address(address).is_loopback:
+        logger.warning(
+            "the worker on %s:%d is open: whoever reaches it can use this machine, and read what "
+            "it is sent. Let only a network that you trust reach it.",
+            address,
+            port,
+        )
     process = subprocess.Popen(
         [sys.executable, "-m", f"{__package__}.worker_process", address, str(port), str(n_threads)],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What `inspect`, `convert`, `pull` and `doctor` show, as tables.
+"""What `inspect`, `convert`, `pull`, `worker` and `doctor` show, as tables.
 
 Promises that a narrow terminal folds them, a pipe gets them whole, and that every number comes from
 the value at hand. Does not read files or measure anything.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..quant.verify import Damage
     from ..runtime.devices import Device
     from ..runtime.doctor import Diagnosis
+    from ..runtime.worker import Worker
 
 # A template or licence is named by its first line; longer text than this says how long it is.
 _LONGEST_TEXT = 120
@@ -126,6 +127,13 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
             findings.append(Text(f"  {finding.fix}", no_wrap=True, overflow="ignore"))
     facts = ((name, printable(value)) for name, value in _machine(diagnosis))
     return Group(_facts(facts), "", _devices_table(diagnosis.devices), "", *findings)
+
+
+def worker_view(worker: Worker) -> RenderableType:
+    """Which devices a worker lends, and how they are used from elsewhere."""
+    use = f"--workers {worker.reached_at}"
+    facts = (("listens on", worker.endpoint), ("use it with", f"llama4 run MODEL {use}"))
+    return Group(_devices_table(worker.devices), "", _facts(facts))
 
 
 def damage_view(damage: Sequence[Damage]) -> RenderableType:
