@@ -120,7 +120,7 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
         Llama4EdgeError: there is no such model, or llama.cpp could not run it.
         RecipeError: a recipe for a GGUF.
     """
-    if _is_gguf(Path(model)):
+    if is_gguf(model):
         if recipe is not None:
             raise RecipeError(
                 f"{os.fspath(model)} is a GGUF, whose types are given",
@@ -148,8 +148,9 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
         )
 
 
-def _is_gguf(path: Path) -> bool:
+def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether this is meant as a GGUF: by its name, or by its first bytes."""
+    path = Path(path)
     if path.suffix == ".gguf":
         return True
     if not path.is_file():

@@ -24,6 +24,14 @@ class GPU:
     memory: int
     bandwidth: int
 
+    @property
+    def most_together(self) -> int:
+        """How many people put into one machine: cards for a desktop 4, for a server 8, and of
+        memory that is the processor's own there is only one."""
+        if self.name.startswith(("M1", "M2", "M3", "M4")):
+            return 1
+        return 4 if self.name.startswith(("RTX 30", "RTX 40", "RTX 50", "RX")) else 8
+
 
 # Name, MiB, GB/s.
 _TABLE: tuple[tuple[str, int, int], ...] = (
@@ -46,8 +54,8 @@ _TABLE: tuple[tuple[str, int, int], ...] = (
     ("RTX 6000 Ada", 49140, 960),
     ("L40S", 46068, 864),
     ("A100 80GB", 81920, 2039),
-    ("H100 PCIe", 81559, 2039),
     ("H100", 81559, 3352),
+    ("H100 PCIe", 81559, 2039),
     ("H100 NVL", 95830, 3938),
     ("RTX PRO 6000", 97887, 1792),
     ("GH200", 97871, 4022),

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -131,10 +131,13 @@ def split_for(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(end - begin for begin, end in zip([0.0, *ends], ends, strict=False))
 
 
-def balanced(
+def dealt_out(
     sizes: Sequence[int], rooms: Sequence[int], taken: Sequence[int]
 ) -> tuple[tuple[int, ...], float]:
-    """Deal layers out to GPUs, in order, so that the fullest is as little full as possible.
+    """Deal layers out to GPUs, in order and evenly.
+
+    Evenly is by the layers themselves where that fits, so that compute buffers, which every GPU
+    needs, leave none without work; else so that the fullest is as little full as possible.
 
     Args:
         sizes: bytes of each layer.
@@ -146,6 +149,19 @@ def balanced(
     """
     if len(rooms) == 1:
         return (len(sizes),), (sum(sizes) + taken[0]) / max(rooms[0], 1)
+    counts, _ = _evened(sizes, rooms, [0] * len(rooms))
+    ends = list(accumulate(counts, initial=0))
+    loads = [sum(sizes[begin:end]) for begin, end in pairwise(ends)]
+    fullest = max(
+        (load + used) / max(room, 1) for load, used, room in zip(loads, taken, rooms, strict=True)
+    )
+    return (counts, fullest) if fullest <= 1.0 else _evened(sizes, rooms, taken)
+
+
+def _evened(
+    sizes: Sequence[int], rooms: Sequence[int], taken: Sequence[int]
+) -> tuple[tuple[int, ...], float]:
+    """The dealing under which the fullest is as little full as possible, and how full that is."""
     low, high = 0.0, 1.0
     while _dealt(sizes, rooms, taken, high) is None:
         high *= 2

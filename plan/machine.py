@@ -16,7 +16,15 @@ import numpy as np
 
 from ..errors import SettingError
 from ..runtime.cores import logical_cores
-from ..runtime.devices import HostMemory, Target, host_memory, list_devices, offload_targets
+from ..runtime.devices import (
+    Device,
+    HostMemory,
+    Target,
+    host_memory,
+    list_devices,
+    offload_targets,
+)
+from ..runtime.remote import Workers
 from .gpus import GPU, known_gpu
 
 KEPT_FREE = 2**30
@@ -69,31 +77,47 @@ class Machine:
         return (*self.gpus, self.host)
 
 
-def this_machine(workers: Sequence[Target] = ()) -> Machine:
-    """The GPUs that llama.cpp finds here, after those of `workers`, with what is free now.
+def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machine:
+    """The GPUs of `workers`, then those that llama.cpp finds here, with what is free now.
+
+    Args:
+        workers: which are connected.
+        chosen: names of the GPUs to use, in this order; None is all.
 
     Raises:
-        EngineError: llama.cpp's library does not load.
+        SettingError: there is no GPU of a name.
+        EngineError: llama.cpp's library does not load, or a worker was lost.
     """
-    devices = {device.name: device for device in list_devices()}
-    gpus = []
-    for target in (*workers, *offload_targets()):
-        device = devices[target.name]
-        gpu = known_gpu(device.description)
-        gpus.append(
-            Place(
-                name=target.name,
-                description=target.endpoint or device.description,
-                type=device.type,
-                total=device.total_bytes,
-                free=device.free_bytes,
-                bandwidth=gpu.bandwidth if gpu else None,
-                bandwidth_source="the maker's data sheet" if gpu else None,
-                kept_free=0 if target.endpoint else KEPT_FREE,
-                endpoint=target.endpoint,
+    here = {device.name: device for device in list_devices()}
+    lent = dict(zip(workers.targets, workers.devices() if workers else (), strict=True))
+    found = {target.name: _gpu(target, device) for target, device in lent.items()}
+    found |= {one.name: _gpu(one, here[one.name]) for one in offload_targets()}
+    if chosen is not None:
+        unknown = [name for name in chosen if name not in found]
+        if unknown:
+            raise SettingError(
+                f"there is no device {unknown[0]} here",
+                expected=", ".join(found) or "none: llama.cpp finds no GPU",
+                hint="`llama4 doctor` lists the devices of this machine.",
             )
-        )
-    return Machine(tuple(gpus), _this_host())
+        found = {name: found[name] for name in chosen}
+    return Machine(tuple(found.values()), _this_host())
+
+
+def _gpu(target: Target, device: Device) -> Place:
+    gpu = known_gpu(device.description)
+    return Place(
+        name=target.name,
+        description=target.endpoint or device.description,
+        type=device.type,
+        total=device.total_bytes,
+        free=device.free_bytes,
+        bandwidth=gpu.bandwidth if gpu else None,
+        bandwidth_source="the maker's data sheet" if gpu else None,
+        # A worker's GPU is its own business; what it says is free, is.
+        kept_free=0 if target.endpoint else KEPT_FREE,
+        endpoint=target.endpoint,
+    )
 
 
 def described_machine(

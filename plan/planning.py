@@ -15,8 +15,8 @@ from ..errors import SettingError
 from ..runtime.amx import use_extra_bufts
 from ..runtime.memory import HOST
 from ..runtime.placement import Placement, check_overrides
+from ..runtime.remote import connect
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
-from ..runtime.stand_ins import stand_ins
 from .geometry import Geometry, opened
 from .gpus import gpus_named
 from .machine import Machine, Place, described_machine, this_machine
@@ -53,6 +53,8 @@ def plan(
     n_parallel: int = 1,
     flash_attention: FlashAttention = "auto",
     placement: Placement | None = None,
+    devices: Sequence[str] | None = None,
+    workers: Sequence[str] = (),
 ) -> Plan:
     """Say where a model would go, before it is loaded, or before it is there.
 
@@ -71,6 +73,9 @@ def plan(
         ubatch: tokens computed at once.
         n_parallel: sequences of ``context`` tokens each.
         placement: take this one instead of looking for the best.
+        devices: of this machine's and the workers' GPUs, the ones to use, by llama.cpp's names;
+            None is all.
+        workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
 
     Raises:
         SettingError: a setting outside its range, or a GPU that nobody knows.
@@ -78,18 +83,27 @@ def plan(
     """
     named = tuple(gpu for text in gpus for gpu in gpus_named(text))
     described = bool(named or vram or ram is not None)
-    machine = described_machine(named, vram, ram) if described else this_machine()
+    if described and (workers or devices is not None):
+        raise SettingError("a described machine has neither workers nor devices of this one")
     wish = EngineSettings(
         n_ubatch=ubatch,
         n_parallel=n_parallel,
         flash_attention=flash_attention,
         # Where a GPU has pinned memory for it, llama.cpp repacks nothing.
-        use_extra_bufts=not (machine.described and machine.gpus) and use_extra_bufts(),
+        use_extra_bufts=not (named or vram) and use_extra_bufts(),
+        workers=tuple(workers),
+        placement=Placement(devices=None if devices is None else tuple(devices)),
     )
-    with opened(model, recipe) as geometry:
+    with opened(model, recipe) as geometry, connect(wish.workers) as connected:
         if placement is not None:
             check_overrides(placement.overrides, [weight.name for weight in geometry.weights])
-        return _planned(geometry, machine, wish, context, kv_type, placement)
+            devices = placement.devices
+        if described:
+            machine = described_machine(named, vram, ram)
+        else:
+            machine = this_machine(connected, devices)
+        search = Search(geometry, machine, wish, connected)
+        return _planned(search, context, kv_type, placement)
 
 
 def more_modest(earlier: Plan) -> Plan | None:
@@ -102,9 +116,10 @@ def more_modest(earlier: Plan) -> Plan | None:
     settings = earlier.settings
     gpus = tuple(_with_less(gpu) for gpu in earlier.gpus)
     machine = Machine(gpus, _place(earlier.host))
-    wish = replace(settings, placement=Placement())
-    with opened(earlier.path) as geometry:
-        found = _planned(geometry, machine, wish, earlier.context, earlier.kv_type, None)
+    wish = replace(settings, placement=Placement(devices=settings.placement.devices))
+    with opened(earlier.path) as geometry, connect(wish.workers) as connected:
+        search = Search(geometry, machine, wish, connected)
+        found = _planned(search, earlier.context, earlier.kv_type, None)
     return found.with_notes(f"after llama.cpp could not allocate: {earlier}")
 
 
@@ -128,15 +143,9 @@ def _place(device: DevicePlan) -> Place:
 
 
 def _planned(
-    geometry: Geometry,
-    machine: Machine,
-    wish: EngineSettings,
-    context: Context,
-    kv_type: KVType | None,
-    placement: Placement | None,
+    search: Search, context: Context, kv_type: KVType | None, placement: Placement | None
 ) -> Plan:
-    names = [gpu.name for gpu in machine.gpus] if machine.described else []
-    search = Search(geometry, machine, wish, stand_ins(names))
+    geometry = search.geometry
 
     def choose(tokens: int) -> Candidate:
         if placement is not None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..runtime.devices import Target
 from ..runtime.memory import HOST, MemoryReport, measure
 from ..runtime.placement import Placement
+from ..runtime.remote import Workers
 from ..runtime.settings import EngineSettings, KVType
+from ..runtime.stand_ins import stand_ins
 from .geometry import Geometry
-from .layout import Share, balanced, shares, split_for
+from .layout import Share, dealt_out, shares, split_for
 from .machine import Machine
 
 _ROUNDS = 12
@@ -49,8 +50,8 @@ class Search:
     """Candidates for one model on one machine.
 
     Args:
-        wish: the settings, but for context, cache type and placement.
-        targets: what llama.cpp measures on for the machine's GPUs that are not of this machine.
+        wish: the settings, but for context, cache type and placement, of which the devices count.
+        workers: to which the machine's GPUs belong that are not of this machine.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Search:
         geometry: Geometry,
         machine: Machine,
         wish: EngineSettings,
-        targets: Sequence[Target] = (),
+        workers: Workers,
     ) -> None:
         self.geometry = geometry
         self.machine = machine
         self._wish = wish
-        self._targets = tuple(targets)
+        self._workers = workers
+        names = [gpu.name for gpu in machine.gpus]
+        self._targets = stand_ins(names) if machine.described else workers.targets
         self._rooms = [gpu.room for gpu in machine.gpus]
         self._reports: dict[EngineSettings, MemoryReport] = {}
 
@@ -80,7 +83,9 @@ class Search:
             if self.machine.described and settings.placement.devices is None:
                 names = tuple(gpu.name for gpu in self.machine.gpus)
                 here = replace(settings, placement=replace(settings.placement, devices=names))
-            self._reports[settings] = measure(self.geometry.path, here, self._targets)
+            self._reports[settings] = self._workers.run(
+                lambda: measure(self.geometry.path, here, self._targets)
+            )
         return self._reports[settings]
 
     def candidate(self, rung: int, moved: Sequence[str], settings: EngineSettings) -> Candidate:
@@ -275,13 +280,15 @@ class Search:
     ) -> tuple[EngineSettings, float]:
         """The settings under which `moved` lies in main memory and the rest is dealt out evenly,
         and how full the fullest GPU is then."""
+        devices = self._wish.placement.devices
         settings = self.settings(context, kv_type, Placement(offload_kqv=offload_kqv))
         sizes = self._layer_sizes(settings, set(moved))
         if layers >= 0:
             sizes = sizes[len(sizes) - layers :]
-        counts, fullness = balanced(sizes, self._rooms, compute)
+        counts, fullness = dealt_out(sizes, self._rooms, compute)
         placement = Placement(
             n_gpu_layers=layers,
+            devices=devices,
             tensor_split=split_for(counts),
             overrides=exact_overrides(moved),
             offload_kqv=offload_kqv,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError
 from .devices import Target
+from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama, native_function
 from .parameters import ModelParams, context_params, model_params
 from .settings import EngineSettings
@@ -56,26 +57,72 @@ def measure(
     path: str | os.PathLike[str],
     settings: EngineSettings,
     workers: Sequence[Target] = (),
-    *,
-    load: bool = False,
 ) -> MemoryReport:
-    """What llama.cpp would allocate for a model, or does when it loads it, and then frees again.
-
-    Without loading it takes the time of reading the header: a tenth of a second for Scout.
+    """What llama.cpp would allocate for a model, counted in a tenth of a second for Scout.
 
     Args:
         path: a GGUF whose header is sound, or one that is nothing but a header and holes.
         workers: devices that are none of this machine's, as ``model_params`` takes them.
-        load: really load the weights, make the context, and report what that took.
 
     Raises:
         SettingError: the settings name a device that is not here.
-        EngineError: llama.cpp refuses the model, or, loading, an allocation failed.
+        EngineError: llama.cpp refuses the model.
     """
-    params = model_params(settings, workers, no_alloc=not load)
-    # Read into memory, never mapped: a mapping counts all that lies between two tensors.
+    return _report(path, settings, model_params(settings, workers, no_alloc=True), _load)
+
+
+def measure_loaded(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    workers: Sequence[Target] = (),
+    *,
+    on_progress: Callable[[float], object] | None = None,
+) -> MemoryReport:
+    """What llama.cpp allocates when it really loads a model; all of it is freed again.
+
+    Weights are read into memory and not mapped from the file, since a mapping counts whatever lies
+    between two tensors.
+
+    Args:
+        on_progress: called with the fraction loaded, 0.0 to 1.0.
+
+    Raises:
+        SettingError: the settings name a device that is not here.
+        EngineError: llama.cpp refuses the model, or an allocation failed.
+    """
+    params = model_params(settings, workers)
     params.native.load_mode = _LOAD_MODE_NONE
-    with captured_log() as log, _model(path, params, log) as model:
+
+    def load(path: str | os.PathLike[str], params: ModelParams) -> Any:
+        def work(stopping: Callable[[], bool], report: Callable[[float], None]) -> Any:
+            def during(fraction: float, _: object) -> bool:
+                report(fraction)
+                return not stopping()
+
+            callback = llama().llama_progress_callback(during)
+            params.native.progress_callback = callback
+            return _load(path, params)
+
+        def progress(fraction: float) -> bool:
+            if on_progress is not None:
+                on_progress(fraction)
+            return True
+
+        return interruptibly(work, progress, _free)
+
+    return _report(path, settings, params, load)
+
+
+_LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
+
+
+def _report(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    params: ModelParams,
+    load: Callable[[str | os.PathLike[str], ModelParams], Any],
+) -> MemoryReport:
+    with captured_log() as log, _loaded(path, params, load, log) as model:
         context = llama().llama_init_from_model(model, context_params(settings))
         if not context:
             raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
@@ -85,17 +132,28 @@ def measure(
             llama().llama_free(context)
 
 
-_LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
-
-
 @contextmanager
-def _model(path: str | os.PathLike[str], params: ModelParams, log: CapturedLog) -> Iterator[Any]:
-    model = llama().llama_model_load_from_file(os.fsencode(path), params.native)
+def _loaded(
+    path: str | os.PathLike[str],
+    params: ModelParams,
+    load: Callable[[str | os.PathLike[str], ModelParams], Any],
+    log: CapturedLog,
+) -> Iterator[Any]:
+    model = load(path, params)
     if not model:
         raise _refused(path, "the model", log)
     try:
         yield model
     finally:
+        _free(model)
+
+
+def _load(path: str | os.PathLike[str], params: ModelParams) -> Any:
+    return llama().llama_model_load_from_file(os.fsencode(path), params.native)
+
+
+def _free(model: Any) -> None:
+    if model:
         llama().llama_model_free(model)
 
 

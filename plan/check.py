@@ -1,0 +1,89 @@
+"""Loads a model as planned, and holds what llama.cpp then reports against the plan.
+
+Promises numbers of llama.cpp's own on both sides: what it counted before, and what it allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError, SettingError
+from ..runtime.memory import HOST, measure_loaded
+from ..runtime.remote import connect
+from .value import Plan
+
+TOLERANCE = 0.01
+"""How far a plan may be off, of what a device really held."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One kind of bytes on one device: what the plan says, and what llama.cpp allocated."""
+
+    device: str
+    what: str
+    planned: int
+    allocated: int
+
+    @property
+    def off(self) -> float:
+        """The difference, as a part of what was allocated; 1.0 where nothing was."""
+        if self.planned == self.allocated:
+            return 0.0
+        return abs(self.planned - self.allocated) / self.allocated if self.allocated else 1.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the plan is as close as it promises."""
+        return self.off <= TOLERANCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self)) | {"off": self.off, "agrees": self.agrees}
+
+
+def check(
+    plan: Plan, *, on_progress: Callable[[float], object] | None = None
+) -> tuple[Compared, ...]:
+    """Load the model as planned, and free it again.
+
+    Args:
+        on_progress: called with the fraction loaded, 0.0 to 1.0.
+
+    Raises:
+        SettingError: the plan is for another machine, or for a file that does not exist.
+        EngineError: the plan does not fit, or llama.cpp cannot load the model.
+    """
+    if plan.described or plan.recipe is not None:
+        raise SettingError(
+            "only a GGUF on this machine can be loaded",
+            found="a machine that is not here" if plan.described else plan.model,
+            hint="Leave out --gpu, --vram and --ram." if plan.described else "Convert it first.",
+        )
+    if not plan.fits:
+        raise EngineError(
+            f"{plan.path} is not loaded, because the plan says that it does not fit",
+            found="; ".join(plan.notes),
+        )
+    with connect(plan.workers) as workers:
+        report = workers.run(
+            lambda: measure_loaded(
+                plan.path, plan.settings, workers.targets, on_progress=on_progress
+            )
+        )
+    compared = []
+    for device in plan.devices:
+        real = report.on(device.name)
+        rows = {
+            "weights": (device.weights_bytes, real.weights),
+            "KV cache": (device.kv_bytes, real.kv),
+            "compute": (device.compute_bytes, real.compute),
+        }
+        compared += [
+            Compared(device.name, what, planned, allocated)
+            for what, (planned, allocated) in rows.items()
+            if planned or allocated or device.name == HOST
+        ]
+    return tuple(compared)
