@@ -69,6 +69,7 @@ def test_the_bare_command_shows_its_help(llama4: Command) -> None:
         "inspect",
         "run",
         "chat",
+        "worker",
         "doctor",
     ]
     assert "..." not in "".join(commands)
@@ -107,7 +108,9 @@ def test_help_shows_the_defaults_that_the_runtime_declares(llama4: Command, name
 def test_run_and_chat_take_the_same_options_as_llama_cpp(llama4: Command) -> None:
     flags = {"-n", "--temp", "--top-k", "--top-p", "--min-p", "-s", "-sys", "-c", "-t", "-b", "-ub",
              "-ngl", "--n-predict", "--seed", "--system", "--ctx-size", "--threads", "--batch-size",
-             "--ubatch-size", "--n-gpu-layers", "--stop"}  # fmt: skip
+             "--ubatch-size", "--n-gpu-layers", "--stop", "-fa", "--flash-attn", "-dev", "--device",
+             "-ts", "--tensor-split", "-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe",
+             "--n-cpu-moe", "-nkvo", "--no-kv-offload"}  # fmt: skip
     for name in ("run", "chat"):
         command = main.commands[name]
         taken = {flag for param in command.params for flag in param.opts if flag.startswith("-")}
@@ -149,6 +152,14 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["run", "x", "hi", "-c", "0"], "'0' is not a whole number from 1 to 2147483647"),
         (["run", "x", "hi", "-ub", "many"], "'many' is not a whole number"),
         (["run", "x", "hi", "-ngl", "-2"], "'-2' is not a whole number from -1"),
+        (["run", "x", "hi", "-ot", "exps"], "'exps' is not REGEX=DEVICE"),
+        (["run", "x", "hi", "-ot", "(?i)exps=CPU"], "not one that llama.cpp reads as it is meant"),
+        (["run", "x", "hi", "-ts", "1,one"], "'1,one' is not a list of numbers"),
+        (["run", "x", "hi", "-ts", "0,0"], "tensor_split leaves every device without layers"),
+        (["run", "x", "hi", "-dev", "CUDA0,CUDA0"], "a device is named twice, found CUDA0"),
+        (["run", "x", "hi", "--kv", "q2"], "'q2' is not one of"),
+        (["run", "x", "hi", "-ncmoe", "-1"], "'-1' is not a whole number from 0 to 1024"),
+        (["worker", "--port", "65536"], "'65536' is not a whole number from 1 to 65535"),
         (["run", "x", "hi", "--stop", ""], "the empty text would end every answer"),
         (["chat", "x", "--min-p", "1"], "min_p is outside its range"),
         (["talk"], "No such command 'talk'"),
@@ -443,7 +454,7 @@ def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> 
         for name, command in main.commands.items()
         if any("--verbose" in param.opts for param in command.params)
     }
-    assert takes == {"run", "chat", "doctor"}
+    assert takes == {"run", "chat", "worker", "doctor"}
     llama4("doctor", "-v")
     assert logging.getLogger("llama4_edge").level == logging.INFO
 
