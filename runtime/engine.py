@@ -24,8 +24,10 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import ContextFullError, EngineError, WorkerError
+from .batch import SEQUENCE, Batch
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
+from .memory import MemoryReport, report_of
 from .parameters import context_params, model_params
 from .remote import Workers, connect
 from .sampling import Sampling
@@ -33,7 +35,6 @@ from .settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-_SEQUENCE = 0
 _ABORTED = 2
 
 
@@ -116,7 +117,7 @@ class Engine:
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
         self._n_batch = int(self._llama.llama_n_batch(self._context))
-        self._batch = _Batch(self._llama, self._n_batch)
+        self._batch = Batch(self._llama, self._n_batch)
         self._free = weakref.finalize(
             self,
             _free,
@@ -163,6 +164,11 @@ class Engine:
         self._ready()
         self._check_tokens([token])
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def memory(self) -> MemoryReport:
+        """The bytes that llama.cpp has on each device; a file that is mapped counts as weights."""
+        self._ready()
+        return report_of(self._context, self._params.devices)
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -388,7 +394,7 @@ class Engine:
             raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
         self._workers.check()
         if self._unsure:
-            held = int(self._llama.llama_memory_seq_pos_max(self._memory, _SEQUENCE)) + 1
+            held = int(self._llama.llama_memory_seq_pos_max(self._memory, SEQUENCE)) + 1
             if held <= 0:
                 # The chunked layers may hold nothing where the others still do.
                 self._llama.llama_memory_clear(self._memory, False)
@@ -403,7 +409,7 @@ class Engine:
         self._unsure = True
         self._has_logits = False
         if count:
-            self._llama.llama_memory_seq_rm(self._memory, _SEQUENCE, count, -1)
+            self._llama.llama_memory_seq_rm(self._memory, SEQUENCE, count, -1)
         else:
             self._llama.llama_memory_clear(self._memory, False)
             self._highest = -1
@@ -436,28 +442,6 @@ class Engine:
                     found=str(token),
                     expected=f"0 to {self.n_vocab - 1}",
                 )
-
-
-class _Batch:
-    """A llama_batch for one sequence, allocated once and seen through NumPy."""
-
-    def __init__(self, bindings: Any, size: int) -> None:
-        self.native = bindings.llama_batch_init(size, 0, 1)
-        self._token = np.ctypeslib.as_array(self.native.token, shape=(size,))
-        self._pos = np.ctypeslib.as_array(self.native.pos, shape=(size,))
-        self._output = np.ctypeslib.as_array(self.native.logits, shape=(size,))
-        np.ctypeslib.as_array(self.native.n_seq_id, shape=(size,))[:] = 1
-        for index in range(size):
-            self.native.seq_id[index][0] = _SEQUENCE
-
-    def fill(self, tokens: Sequence[int], first: int, outputs: int) -> None:
-        """Hold these tokens from position ``first`` on; the last ``outputs`` return logits."""
-        count = len(tokens)
-        self.native.n_tokens = count
-        self._token[:count] = tokens
-        self._pos[:count] = np.arange(first, first + count)
-        self._output[:count] = 0
-        self._output[count - outputs : count] = 1
 
 
 def _free(bindings: Any, workers: Workers, batch: Any, context: Any, model: Any) -> None:

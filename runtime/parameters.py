@@ -15,7 +15,7 @@ from ..errors import SettingError
 from .cores import MAX_THREADS, logical_cores, physical_cores
 from .devices import Target, cpu_buffer_type, offload_targets
 from .library import llama
-from .placement import CPU, MAX_DEVICES, check_split
+from .placement import CPU, check_count, check_split
 from .settings import EngineSettings
 
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type (ggml.h)
@@ -71,8 +71,10 @@ def model_params(
     if placement.tensor_split:
         check_split(placement.tensor_split, [one.name for one in chosen])
         total = sum(placement.tensor_split)
-        # llama.cpp copies all the places it has.
-        split = (ctypes.c_float * MAX_DEVICES)(*(one / total for one in placement.tensor_split))
+        # llama.cpp copies as many as it could have.
+        split = (ctypes.c_float * int(llama().llama_max_devices()))(
+            *(one / total for one in placement.tensor_split)
+        )
         native.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
         kept.append(split)
     if placement.overrides:
@@ -110,8 +112,8 @@ def context_params(settings: EngineSettings) -> Any:
 def _chosen(names: tuple[str, ...] | None, targets: Sequence[Target]) -> tuple[Target, ...]:
     """The targets of these names, in their order; all of them for None."""
     if names is None:
-        # A single one of llama.cpp's places is short of no machine that exists.
-        return tuple(targets)[:MAX_DEVICES]
+        check_count([one.name for one in targets])
+        return tuple(targets)
     return tuple(_find(name, targets, f"there is no device {name} here") for name in names)
 
 

@@ -17,8 +17,9 @@ from ..errors import SettingError
 CPU = "CPU"
 """The name of main memory, as the target of an override."""
 
-MAX_DEVICES = 16
-"""How many devices llama.cpp has room for (llama_max_devices)."""
+MAX_DEVICES = 15
+"""How many devices a model can have: ggml's scheduler has 16 places (GGML_SCHED_MAX_BACKENDS), of
+which the CPU takes one, and aborts on more."""
 
 _MOST_LAYERS = 2**31 - 1  # what llama.cpp's int32_t can hold
 
@@ -77,6 +78,21 @@ class Placement:
         object.__setattr__(self, "overrides", tuple(_override(one) for one in self.overrides))
         if self.devices is not None and self.tensor_split:
             check_split(self.tensor_split, self.devices)
+
+
+def check_count(devices: Sequence[str]) -> None:
+    """Whether llama.cpp has room for so many devices.
+
+    Raises:
+        SettingError: it has not.
+    """
+    if len(devices) > MAX_DEVICES:
+        raise SettingError(
+            "there are more devices than llama.cpp has room for",
+            found=f"{len(devices)}: {', '.join(devices)}",
+            expected=f"at most {MAX_DEVICES}",
+            hint="Name those to use (-dev).",
+        )
 
 
 def check_split(tensor_split: Sequence[float], devices: Sequence[str]) -> None:
@@ -158,12 +174,7 @@ def _names(devices: Iterable[str]) -> tuple[str, ...]:
             found=CPU,
             hint="It takes the layers that n_gpu_layers (-ngl) leaves.",
         )
-    if len(names) > MAX_DEVICES:
-        raise SettingError(
-            "there are more devices than llama.cpp has room for",
-            found=str(len(names)),
-            expected=f"at most {MAX_DEVICES}",
-        )
+    check_count(names)
     return names
 
 

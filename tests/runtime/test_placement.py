@@ -1,0 +1,253 @@
+"""Placements as values, and as llama.cpp follows them: workers on loopback stand for GPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama4_edge.errors import SettingError
+from llama4_edge.runtime.devices import Target
+from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.parameters import context_params, model_params
+from llama4_edge.runtime.placement import (
+    CPU,
+    Placement,
+    check_overrides,
+    cpu_moe_overrides,
+)
+from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.worker import local_workers
+
+NAMES = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight",
+         "blk.1.ffn_up.weight", "blk.10.ffn_gate_exps.weight")  # fmt: skip
+
+
+# --- values
+
+
+@pytest.mark.parametrize("pattern", [
+    r"blk\.(0|1)\.ffn_(up|down|gate)_exps", "ffn_.*_exps", r"^blk\.[0-9]+\.attn", r"blk\.\d{1,2}\.",
+    "(?:a|b)+c?", "[^.]+$", "attn_q", "x=y", r"a.*?b", "[a-z_]*", "a||b", "()",
+])  # fmt: skip
+def test_a_pattern_that_python_and_llama_cpp_read_alike_is_taken(pattern):
+    assert Placement(overrides=((pattern, CPU),)).overrides == ((pattern, CPU),)
+
+
+@pytest.mark.parametrize("pattern", [
+    "", "(?i)exps", "(?=a)", "(?!a)b", "(?P<n>a)", "(?>a)", "[[:alpha:]]", "[]a]", "[a", "a{2",
+    "a}", "a]", "(a", "a)", "*a", "a**", "a*+", r"\Aa", r"a\b", r"(a)\1", "a\\", "[z-a]", "a{3,1}",
+    "[a--b]", "ä", "a\n", r"\x41", "^*",
+])  # fmt: skip
+def test_a_pattern_that_would_mean_something_else_there_is_refused(pattern):
+    with pytest.raises(SettingError, match="reads as it is meant"):
+        Placement(overrides=((pattern, CPU),))
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"n_gpu_layers": -2}, "n_gpu_layers is outside its range, found -2"),
+        ({"n_gpu_layers": True}, "n_gpu_layers is outside its range, found True"),
+        ({"devices": ("A", "A")}, "a device is named twice, found A"),
+        ({"devices": ("",)}, "a device has no name"),
+        ({"devices": (CPU,)}, "layers cannot be shared with the CPU as a device"),
+        ({"devices": tuple(f"D{n}" for n in range(16))}, "found 16: D0, D1"),
+        ({"tensor_split": (0, 0.0)}, "tensor_split leaves every device without layers"),
+        ({"tensor_split": (1, -1)}, "a share of tensor_split is outside its range, found -1"),
+        ({"tensor_split": (float("nan"),)}, "found nan, expected a number from 0 up"),
+        ({"tensor_split": (float("inf"), 1)}, "found inf, expected a number from 0 up"),
+        ({"tensor_split": (1,), "devices": ("A", "B")}, "found 1 for A, B, expected 2"),
+        ({"overrides": (("exps", ""),)}, "the override exps names no device"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused(given, complaint):
+    with pytest.raises(SettingError, match=re.escape(complaint)):
+        Placement(**given)
+
+
+def test_lists_are_taken_and_held_as_tuples():
+    given = Placement(devices=["A", "B"], tensor_split=[3, 1], overrides=[["exps", CPU]])
+    assert given == Placement(devices=("A", "B"), tensor_split=(3, 1), overrides=(("exps", CPU),))
+    assert hash(given)
+
+
+def test_experts_of_the_first_layers_stay_on_the_cpu():
+    def found(n_layers: int | None) -> list[str]:
+        overrides = cpu_moe_overrides(n_layers)
+        assert all(target == CPU for _, target in overrides)
+        return [name for name in NAMES if any(re.search(one, name) for one, _ in overrides)]
+
+    assert found(None) == ["blk.0.ffn_down_exps.weight", "blk.10.ffn_gate_exps.weight"]
+    assert found(0) == []
+    assert found(1) == ["blk.0.ffn_down_exps.weight"]
+    assert found(10) == ["blk.0.ffn_down_exps.weight"]  # and not blk.10
+    assert found(11) == ["blk.0.ffn_down_exps.weight", "blk.10.ffn_gate_exps.weight"]
+    with pytest.raises(SettingError, match="found -1, expected a whole number from 0 to 1024"):
+        cpu_moe_overrides(-1)
+
+
+def test_an_override_has_to_find_a_tensor():
+    check_overrides((("exps", CPU), ("attn_q", "GPU0")), NAMES)
+    with pytest.raises(SettingError, match="the override ffn_dwon=CPU fits no tensor of the model"):
+        check_overrides((("exps", CPU), ("ffn_dwon", CPU)), NAMES)
+
+
+def test_the_token_embedding_stays_on_the_cpu():
+    with pytest.raises(SettingError, match="takes the token embedding from the CPU"):
+        check_overrides(((r"\.weight", "GPU0"),), NAMES)
+    check_overrides((("token_embd", CPU), (r"\.weight", "GPU0")), NAMES)
+
+
+# --- llama.cpp's structs
+
+
+def targets(*names: str) -> tuple[Target, ...]:
+    return tuple(
+        Target(name, 1000 + number, 2000 + number, name, f"host:{number + 1}")
+        for number, name in enumerate(names)
+    )
+
+
+def settings(**placement: object) -> EngineSettings:
+    return EngineSettings(placement=Placement(**placement))
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), (("host:2",), ["B"]), ((), [])],
+)
+def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names, chosen):
+    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    params = model_params(settings(devices=names), targets("A", "B"))
+    assert [one.name for one in params.devices] == chosen
+
+
+@pytest.mark.parametrize(
+    ("placement", "complaint"),
+    [
+        ({"devices": ("C",)}, "there is no device C here, expected A, B"),
+        ({"tensor_split": (1,)}, "found 1 for A, B, expected 2"),
+        ({"tensor_split": (1, 1), "n_gpu_layers": 1, "overrides": (("exps", "C"),)},
+         "the override exps=C names a device that this model does not use, expected A, B"),
+        ({"devices": ("A",), "overrides": (("exps", "B"),)}, "does not use, expected A"),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_there_or_not_used_is_refused(monkeypatch, placement, complaint):
+    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    with pytest.raises(SettingError, match=re.escape(complaint)):
+        model_params(settings(**placement), targets("A", "B"))
+
+
+def test_the_context_is_asked_for_as_it_was_set():
+    params = context_params(
+        EngineSettings(
+            n_ctx=1000,
+            n_parallel=3,
+            kv_type="q8_0",
+            flash_attention="on",
+            placement=Placement(offload_kqv=False),
+        )
+    )
+    assert (params.n_ctx, params.n_seq_max) == (3000, 3)
+    assert (params.type_k, params.type_v, params.flash_attn_type) == (8, 8, 1)  # llama.h, ggml.h
+    assert not params.offload_kqv
+    plain = context_params(EngineSettings())
+    assert (plain.n_ctx, plain.n_seq_max) == (8192, 1)
+    assert (plain.type_k, plain.type_v, plain.flash_attn_type) == (1, 1, -1)
+    assert plain.offload_kqv
+
+
+# --- followed
+
+SMALL = EngineSettings(n_ctx=512, n_batch=128, n_ubatch=64, n_outputs=64, n_threads=1)
+# 100 tokens of the vocabulary of 1024, for which no two experts of the tiny models are so close
+# that rounding could choose (see tests/reference).
+TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 1000, 100)]
+EXPERTS_ON_CPU = cpu_moe_overrides()
+HALF_OF_THE_EXPERTS = cpu_moe_overrides(2)
+
+# The placement, how many workers, and the devices that then hold weights, and KV cache.
+PLACEMENTS = {
+    "all on one worker": (Placement(), 1, "RPC0", "RPC0"),
+    "experts on the CPU": (Placement(overrides=cpu_moe_overrides()), 1, "CPU RPC0", "RPC0"),
+    "experts of two layers on the CPU": (
+        Placement(overrides=cpu_moe_overrides(2)), 1, "CPU RPC0", "RPC0"
+    ),
+    "the last layers": (Placement(n_gpu_layers=3), 1, "CPU RPC0", "CPU RPC0"),
+    "weights of the first layers": (
+        Placement(n_gpu_layers=0, overrides=((r"blk\.[01]\.", "RPC0"),)), 1, "CPU RPC0", "CPU"
+    ),
+    "the KV cache on the CPU": (Placement(offload_kqv=False), 1, "RPC0", "CPU"),
+    "two workers share the layers": (
+        Placement(tensor_split=(3, 2)), 2, "RPC0 RPC1", "RPC0 RPC1"
+    ),
+    "the second worker alone": (Placement(devices=("RPC1",)), 2, "RPC1", "RPC1"),
+    "experts on the other worker": (
+        Placement(tensor_split=(1, 0), overrides=(("_exps", "RPC1"),)), 2, "RPC0 RPC1", "RPC0"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[tuple[str, ...]]:
+    with local_workers(2) as endpoints:
+        yield endpoints
+
+
+@pytest.fixture(scope="module", params=["scout-bf16", "scout-int4", "maverick-int4"])
+def gguf(request, make_gguf, scout_checkpoint, maverick_checkpoint) -> Path:
+    name, recipe = request.param.split("-")
+    return make_gguf(scout_checkpoint if name == "scout" else maverick_checkpoint, recipe)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(gguf: Path) -> Callable[[EngineSettings], np.ndarray]:
+    """The logits of the same settings without any device, computed once for each KV type."""
+    known: dict[str, np.ndarray] = {}
+
+    def logits(settings: EngineSettings) -> np.ndarray:
+        if settings.kv_type not in known:
+            alone = replace(settings, placement=Placement(devices=()), workers=())
+            with Engine(gguf, alone) as engine:
+                known[settings.kv_type] = engine.logits(TOKENS)
+        return known[settings.kv_type]
+
+    return logits
+
+
+def kl(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(one || other) at each position, in nats."""
+    p, q = (x.astype(np.float64) for x in (one, other))
+    p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
+    q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
+    return np.sum(np.exp(p) * (p - q), axis=1)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_placement_gives_the_logits_of_the_cpu_alone(
+    gguf, workers, on_the_cpu, name, kv_type
+):
+    placement, count, weights, kv = PLACEMENTS[name]
+    # Without repacking: a worker computes with plain weights, and so has to the CPU beside it.
+    asked = replace(
+        SMALL,
+        placement=placement,
+        workers=workers[:count],
+        kv_type=kv_type,
+        flash_attention="on",
+        use_extra_bufts=False,
+    )
+    with Engine(gguf, asked) as engine:
+        placed = engine.logits(TOKENS)
+        devices = engine.memory().devices
+    # The token embedding is on the CPU in any case, and small.
+    embedding = 1024 * 256 * 2
+    assert {one.device for one in devices if one.weights > 2 * embedding} == set(weights.split())
+    assert {one.device for one in devices if one.kv} == set(kv.split())
+    assert kl(on_the_cpu(asked), placed).max() <= 1e-6
