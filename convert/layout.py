@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gguf
-
 from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types
 from .checkpoint import Checkpoint
 from .config import ModelConfig
+from .gguf_writer import GGUFWriter
 from .metadata import ROPE_FREQS, origin_named, origin_of, rope_factors, write_metadata
 from .names import targets_for
 from .tokenizer import Vocabulary
@@ -24,7 +23,7 @@ class Layout:
     """Tensors with their types, in file order, and a writer that holds the metadata."""
 
     assignments: list[Assignment]
-    writer: gguf.GGUFWriter
+    writer: GGUFWriter
 
 
 def lay_out(
@@ -59,6 +58,6 @@ def lay_out(
         if isinstance(origin, str)
         else origin_of(origin, config, specs)
     )
-    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+    writer = GGUFWriter()
     write_metadata(writer, described, config, vocabulary, recipe)
     return Layout(assignments, writer)

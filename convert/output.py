@@ -28,7 +28,8 @@ from gguf.gguf_writer import WriterState
 
 from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
-from ..quant.page_cache import forget_cached
+from ..quant.page_cache import forget_cached, start_writing
+from .gguf_writer import GGUFWriter
 from .slabs import Output
 from .threads import end
 
@@ -59,7 +60,7 @@ class Part:
 
 
 def plan_parts(
-    writer: gguf.GGUFWriter,
+    writer: GGUFWriter,
     tensors: Sequence[Assignment],
     target: Path,
     split_bytes: int | None,
@@ -80,7 +81,7 @@ def plan_parts(
     parts, outputs = [], {}
     for number, group in enumerate(groups):
         if number:
-            writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+            writer = GGUFWriter()
         if len(groups) > 1:
             _add_split(writer, number, len(groups), len(tensors))
         header = _header(writer, group)
@@ -89,7 +90,7 @@ def plan_parts(
             shape = assigned.tensor.shape
             name = assigned.tensor.name
             outputs[name] = Output(name, assigned.type, shape, number, end)
-            end += gguf.GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
+            end += GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
         parts.append(Part(_part_name(target, number, len(groups)), header, end))
     return parts, outputs
 
@@ -107,7 +108,7 @@ def _groups(tensors: Sequence[Assignment], split_bytes: int | None) -> list[list
     return groups
 
 
-def _add_split(writer: gguf.GGUFWriter, number: int, count: int, tensors: int) -> None:
+def _add_split(writer: GGUFWriter, number: int, count: int, tensors: int) -> None:
     keys = gguf.Keys.Split
     writer.add_uint16(keys.LLM_KV_SPLIT_NO, number)
     writer.add_uint16(keys.LLM_KV_SPLIT_COUNT, count)
@@ -121,7 +122,7 @@ def _part_name(target: Path, number: int, count: int) -> Path:
     return target.with_name(gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count))
 
 
-def _header(writer: gguf.GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
+def _header(writer: GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
     """Everything before the tensors' data, padded to where that begins."""
     for assigned in tensors:
         writer.add_tensor_info(
@@ -213,6 +214,8 @@ class PartialOutput:
         """
         with _writing(self._parts[part]):
             _write_all(self._descriptors[part], offset, data)
+        # The kernel would leave gigabytes in memory for a while, and then all would wait for them.
+        start_writing(self._descriptors[part], offset, len(data))
         self._dirty.append((part, offset, len(data)))
 
     def slab_done(self, settled: _Settled | None = None) -> None:

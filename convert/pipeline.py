@@ -34,8 +34,8 @@ from .threads import end
 
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
-BLOCK_NUMBERS = 1 << 20
-_LINE_NUMBERS = 64  # as many lines are encoded side by side
+BLOCK_NUMBERS = 1 << 21
+_LINE_NUMBERS = 256  # as many lines are read side by side
 
 
 class Sink(Protocol):

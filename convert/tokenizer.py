@@ -219,7 +219,8 @@ def _merges(model: Mapping[str, Any], ids: Mapping[str, int]) -> list[str]:
     merges = []
     for merge in model.get("merges") or []:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2 or any(part not in ids for part in (*pair, "".join(pair))):
+        joined = "".join(pair)
+        if len(pair) != 2 or joined not in ids or pair[0] not in ids or pair[1] not in ids:
             raise VocabularyError("tokenizer.json has a merge of unknown tokens", found=repr(merge))
         merges.append(" ".join(pair))
     if not merges:

@@ -17,3 +17,12 @@ def forget_cached(descriptor: int, offset: int, length: int) -> None:
     if hasattr(os, "posix_fadvise"):
         begin = max(0, offset - _LARGEST_FOLIO)
         os.posix_fadvise(descriptor, begin, offset + length - begin, os.POSIX_FADV_DONTNEED)
+
+
+def start_writing(descriptor: int, offset: int, length: int) -> None:
+    """Have what was written to `length` bytes from `offset` brought to the disk, without waiting.
+
+    Linux does so when it is told that nobody wants the pages, and drops only those that are clean.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)

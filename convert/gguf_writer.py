@@ -1,0 +1,49 @@
+"""The gguf package's writer, with all strings and numbers of a vocabulary packed at once.
+
+Promises the same bytes: the package packs the 840,000 of Llama 4 one by one, which takes seconds.
+Knows nothing of what the metadata says.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import chain
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.constants import GGUFValueType
+
+
+class GGUFWriter(gguf.GGUFWriter):  # type: ignore[misc]  # no type information is published
+    """Holds the metadata and tensor infos of one Llama 4 file; opens none."""
+
+    def __init__(self) -> None:
+        super().__init__(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+
+    def _pack_val(
+        self,
+        val: Any,
+        vtype: GGUFValueType,
+        add_vtype: bool,
+        sub_type: GGUFValueType | None = None,
+    ) -> bytes:
+        if vtype == GGUFValueType.ARRAY and add_vtype and sub_type is None:
+            kinds = set(map(type, val))
+            if kinds == {str}:
+                return _array(GGUFValueType.STRING, len(val), _strings(val))
+            if kinds == {int}:
+                return _array(GGUFValueType.INT32, len(val), np.array(val, "<i4").tobytes())
+        packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+        return packed
+
+
+def _array(kind: GGUFValueType, length: int, items: bytes) -> bytes:
+    return struct.pack("<IIQ", GGUFValueType.ARRAY, kind, length) + items
+
+
+def _strings(texts: list[str]) -> bytes:
+    encoded = [text.encode() for text in texts]
+    lengths = np.array(list(map(len, encoded)), "<u8").tobytes()
+    prefixes = (lengths[at : at + 8] for at in range(0, len(lengths), 8))
+    return b"".join(chain.from_iterable(zip(prefixes, encoded, strict=True)))
