@@ -33,6 +33,8 @@ from .terminal import (
     speak_utf8,
 )
 from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
+from .terminal.bench import bench_options, bench_progress, bench_view, grid_of, measured_file
+from .terminal.conversion import conversion_options
 from .terminal.options import (
     ANSWER,
     JSON,
@@ -40,14 +42,11 @@ from .terminal.options import (
     VERBOSE,
     WORKER,
     CommandWithRecipes,
-    byte_count,
     json_option,
     model_options,
     placement_of,
-    recipe_name,
     revision_option,
     sampling_of,
-    type_override,
     verbose_option,
     worker_options,
 )
@@ -60,6 +59,7 @@ from .terminal.progress import (
 from .terminal.prompt import Lines, read_prompt
 
 if TYPE_CHECKING:
+    from .runtime.bench import BenchResult
     from .runtime.model import Model
 
 
@@ -145,54 +145,7 @@ def main(ctx: click.Context) -> None:
 
 @main.command(cls=CommandWithRecipes)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="OUT.gguf",
-    help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
-)
-@click.option(
-    "--recipe",
-    type=recipe_name,
-    metavar="NAME",
-    default="int4",
-    show_default=True,
-    help="Which type each tensor gets; see below.",
-)
-@click.option(
-    "--type",
-    "types",
-    type=type_override,
-    multiple=True,
-    metavar="'REGEX=TYPE'",
-    help="A type for the tensors whose name REGEX finds; the first that does, decides.",
-)
-@click.option(
-    "-t",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads that encode.  [default: all cores]",
-)
-@click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
-@revision_option
-@click.option(
-    "--keep-source",
-    is_flag=True,
-    help="Leave a repository's shards in the hub's cache, instead of dropping each once encoded.",
-)
-@click.option(
-    "--split-size",
-    type=byte_count,
-    metavar="N(M|G)",
-    help="Write parts with at most so many bytes of tensors, which llama.cpp loads together.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace the output if it exists, and what another conversion left half done.",
-)
+@conversion_options
 @json_option
 def convert(
     source: Path,
@@ -434,6 +387,47 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
 
 
 @main.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@bench_options
+@click.option("--keep", is_flag=True, help="Leave the synthetic model there for the next time.")
+@click.option("--no-warmup", is_flag=True, help="Measure the first run of each test too.")
+@json_option
+@verbose_option
+@click.pass_context
+def bench(
+    ctx: click.Context, model: Path | None, keep: bool, no_warmup: bool, as_json: bool
+) -> None:
+    """Measure how fast a model reads and answers.
+
+    The same tests, tokens and field names as llama-bench, so that results compare. With
+    --synthetic nothing need be downloaded: the file has a model's true geometry and types, random
+    weights and no tokenizer, and is removed afterwards.
+
+    \b
+    llama4 bench scout.gguf
+    llama4 bench scout.gguf -p 512 -n 128 -d 0,4096,32768 --json
+    llama4 bench --synthetic scout --recipe int4 --layers 4
+    """
+    from .runtime.bench import bench as run_bench
+
+    show_log(verbose=ctx.meta[VERBOSE])
+    grid = grid_of(ctx, warmup=not no_warmup)
+    results: list[BenchResult] = []
+    try:
+        with measured_file(ctx, model, keep=keep) as path, bench_progress(grid) as on_test:
+            for result in run_bench(path, grid, on_test=on_test):
+                results.append(result)  # noqa: PERF402 (those before an error stay)
+    except (KeyboardInterrupt, Llama4EdgeError):
+        if results and not as_json:
+            show(bench_view(results))
+        raise
+    if as_json:
+        _print_json([result.as_dict() for result in results])
+    else:
+        show(bench_view(results))
+
+
+@main.command()
 @worker_options
 @verbose_option
 @click.pass_context
@@ -489,10 +483,11 @@ def _open(ctx: click.Context, path: Path) -> Iterator[Model]:
     from .runtime.model import Model
 
     show_log(verbose=ctx.meta[VERBOSE])
+    placement = placement_of(ctx)
     with loading_progress(path.name) as progress:
         model = Model(
             path,
-            placement=placement_of(ctx),
+            placement=placement,
             on_load_progress=progress,
             **ctx.meta.get(MODEL, {}),
         )

@@ -102,7 +102,7 @@ def synthetic_file(
         shortage = disk_shortage(place, drawn.nbytes, kept.name)
         if shortage is not None:
             raise shortage
-        descriptor, name = tempfile.mkstemp(".gguf", _SCRATCH_PREFIX, place)
+        descriptor, name = tempfile.mkstemp(f"-{kept.name}", _SCRATCH_PREFIX, place)
     except OSError as error:
         raise OutputError(f"{place} cannot be written to", found=error.strerror) from error
     scratch = Path(name)

@@ -69,6 +69,7 @@ def test_the_bare_command_shows_its_help(llama4: Command) -> None:
         "inspect",
         "run",
         "chat",
+        "bench",
         "worker",
         "doctor",
     ]
@@ -454,7 +455,7 @@ def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> 
         for name, command in main.commands.items()
         if any("--verbose" in param.opts for param in command.params)
     }
-    assert takes == {"run", "chat", "worker", "doctor"}
+    assert takes == {"run", "chat", "bench", "worker", "doctor"}
     llama4("doctor", "-v")
     assert logging.getLogger("llama4_edge").level == logging.INFO
 
