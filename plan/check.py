@@ -10,29 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError, SettingError
-from ..runtime.memory import HOST, measure_loaded
+from ..runtime.memory import DeviceMemory, measure_loaded
 from ..runtime.remote import connect
 from .value import Plan
 
 TOLERANCE = 0.01
-"""How far a plan may be off, of what a device really held."""
+"""How far a plan may be off, of what a device really holds."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One kind of bytes on one device: what the plan says, and what llama.cpp allocated."""
+    """One device: what the plan says, and what llama.cpp allocated."""
 
-    device: str
-    what: str
-    planned: int
-    allocated: int
+    planned: DeviceMemory
+    allocated: DeviceMemory
 
     @property
     def off(self) -> float:
-        """The difference, as a part of what was allocated; 1.0 where nothing was."""
-        if self.planned == self.allocated:
+        """The difference of all bytes, as a part of what was allocated; 1.0 where nothing was."""
+        planned, allocated = self.planned.total, self.allocated.total
+        if planned == allocated:
             return 0.0
-        return abs(self.planned - self.allocated) / self.allocated if self.allocated else 1.0
+        return abs(planned - allocated) / allocated if allocated else 1.0
 
     @property
     def agrees(self) -> bool:
@@ -41,7 +40,21 @@ class Compared:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dict(vars(self)) | {"off": self.off, "agrees": self.agrees}
+        return {
+            "name": self.planned.device,
+            "planned": _bytes(self.planned),
+            "allocated": _bytes(self.allocated),
+            "off": self.off,
+            "agrees": self.agrees,
+        }
+
+
+def _bytes(memory: DeviceMemory) -> dict[str, int]:
+    return {
+        "weights_bytes": memory.weights,
+        "kv_bytes": memory.kv,
+        "compute_bytes": memory.compute,
+    }
 
 
 def check(
@@ -73,17 +86,10 @@ def check(
                 plan.path, plan.settings, workers.targets, on_progress=on_progress
             )
         )
-    compared = []
-    for device in plan.devices:
-        real = report.on(device.name)
-        rows = {
-            "weights": (device.weights_bytes, real.weights),
-            "KV cache": (device.kv_bytes, real.kv),
-            "compute": (device.compute_bytes, real.compute),
-        }
-        compared += [
-            Compared(device.name, what, planned, allocated)
-            for what, (planned, allocated) in rows.items()
-            if planned or allocated or device.name == HOST
-        ]
-    return tuple(compared)
+    return tuple(
+        Compared(
+            DeviceMemory(one.name, one.weights_bytes, one.kv_bytes, one.compute_bytes),
+            report.on(one.name),
+        )
+        for one in plan.devices
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def measure(
         SettingError: the settings name a device that is not here.
         EngineError: llama.cpp refuses the model.
     """
-    return _report(path, settings, model_params(settings, workers, no_alloc=True), _load)
+    params = model_params(settings, workers, no_alloc=True)
+    return _report(path, settings, params, _load, _counted_twice)
 
 
 def measure_loaded(
@@ -110,7 +112,7 @@ def measure_loaded(
 
         return interruptibly(work, progress, _free)
 
-    return _report(path, settings, params, load)
+    return _report(path, settings, params, load, lambda _context, _log: {})
 
 
 _LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
@@ -121,15 +123,43 @@ def _report(
     settings: EngineSettings,
     params: ModelParams,
     load: Callable[[str | os.PathLike[str], ModelParams], Any],
+    surplus: Callable[[Any, CapturedLog], Mapping[str, int]],
 ) -> MemoryReport:
     with captured_log() as log, _loaded(path, params, load, log) as model:
         context = llama().llama_init_from_model(model, context_params(settings))
         if not context:
             raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
         try:
-            return report_of(context, params.devices)
+            return report_of(context, params.devices, surplus(context, log))
         finally:
             llama().llama_free(context)
+
+
+_LAYER_PLACED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\S+), is_swa")
+_COPIES = re.compile(r"sched copies = (\d+)")
+
+
+def _counted_twice(context: Any, log: CapturedLog) -> dict[str, int]:
+    """Bytes of compute buffers that llama.cpp counts beforehand and never allocates, by device.
+
+    Where several GPUs work on several batches at a time, each has copies of what comes from the one
+    before. llama.cpp says which device a layer's norm belongs to, and forgets it again before it
+    counts (``ggml_backend_sched_reset`` in ``ggml_backend_sched_reserve_size``): then the norm goes
+    to the device before, and both its result and its input are copied. Allocating, it does not
+    forget. Tests hold the difference against what is allocated.
+    """
+    copies = max(map(int, _COPIES.findall(log.text)), default=1)
+    if copies == 1:
+        return {}
+    placed = [(int(layer), device) for layer, device in _LAYER_PLACED.findall(log.text)]
+    # The last one is the output layer, which has no norm of its own.
+    in_order = dict.fromkeys(device for _, device in sorted(placed)[:-1])
+    width = llama().llama_model_n_embd(llama().llama_get_model(context))
+    size = copies * llama().llama_n_ubatch(context) * width * _FLOAT
+    return dict.fromkeys(list(in_order)[1:], size)
+
+
+_FLOAT = 4
 
 
 @contextmanager
@@ -161,11 +191,14 @@ def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> Engin
     return EngineError(f"{os.fspath(path)}: llama.cpp refuses {what}", found=log.last_error)
 
 
-def report_of(context: Any, devices: Sequence[Target] = ()) -> MemoryReport:
+def report_of(
+    context: Any, devices: Sequence[Target] = (), surplus: Mapping[str, int] | None = None
+) -> MemoryReport:
     """What a ``llama_context`` and its model hold, loaded or not.
 
     Args:
         devices: those that have names of their own here; others go by llama.cpp's.
+        surplus: bytes to leave out of the compute buffers, by llama.cpp's name of the device.
 
     Raises:
         EngineError: the library does not say (see ``build_command``).
@@ -176,8 +209,13 @@ def report_of(context: Any, devices: Sequence[Target] = ()) -> MemoryReport:
         sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0])
         for place, count in enumerate((node.model, node.context, node.compute)):
             sums[place] += count
+    for native, count in (surplus or {}).items():
+        name = next((names[one] for one in names if _name_of(one) == native), native)
+        tally[name][_COMPUTE] -= count
     return MemoryReport(tuple(DeviceMemory(name, *sums) for name, sums in tally.items()))
 
+
+_COMPUTE = 2  # place of the compute buffers in a tally
 
 # llama_get_memory_breakdown is the one function of llama.cpp that counts these bytes, for a model
 # without allocations too. It returns a std::map (src/llama-ext.h): a red-black tree, laid out as
@@ -241,9 +279,13 @@ def _device_of(buffer_type: int, names: Mapping[int, str]) -> str:
     """The device whose memory a buffer of this type takes."""
     is_host = native_function("ggml_backend_buft_is_host", ctypes.c_bool, ctypes.c_void_p)
     device_of = native_function("ggml_backend_buft_get_device", ctypes.c_void_p, ctypes.c_void_p)
-    name_of = native_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
     device = None if is_host(buffer_type) else device_of(buffer_type)
     if not device:
         return HOST
     # The CPU's repacked weights are of no host type; their device is called as HOST is.
-    return names.get(device) or str(name_of(device).decode("utf-8", "replace"))
+    return names.get(device) or _name_of(device)
+
+
+def _name_of(device: int) -> str:
+    name = native_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)(device)
+    return str(name.decode("utf-8", "replace"))

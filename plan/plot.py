@@ -1,0 +1,117 @@
+"""A picture of the table: memory against context for each quantization, with the lines of GPUs.
+
+Promises that every point is a cell of the table. Draws, and computes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OutputError
+from .gpus import GPUS
+from .machine import KEPT_FREE
+from .table import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# The GPUs whose memory is drawn as a line: enough to find one's own between them.
+_LINES = ("RTX 4090", "RTX 5090", "L40S", "H100", "H200", "B200")
+_SETS = (("H100", 4), ("H100", 8), ("B200", 8))
+# Told apart with any kind of colour vision (Okabe and Ito).
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+_GIB = 2**30
+
+
+def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
+    """Draw one panel for each model of the cells, and save it in the format of the name.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    # Only here: it takes a second to import.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    figure, panels = pyplot.subplots(
+        1, len(models), figsize=(1.5 + 7.0 * len(models), 6.2), squeeze=False
+    )
+    try:
+        for model, axes in zip(models, panels[0], strict=True):
+            _draw(axes, [cell for cell in cells if cell.model == model], model)
+        figure.tight_layout()
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{os.fspath(path)} cannot be written", found=error) from error
+    finally:
+        pyplot.close(figure)
+
+
+def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
+    largest = max(cell.gpu_bytes for cell in cells) / _GIB
+    smallest = min(cell.gpu_bytes for cell in cells) / _GIB
+    low, high = smallest / 2.2, largest * 1.35
+    recipes = list(dict.fromkeys(cell.recipe for cell in cells))
+    for colour, recipe in zip(_COLOURS, recipes, strict=False):
+        own = [cell for cell in cells if cell.recipe == recipe]
+        axes.plot(
+            [cell.context for cell in own],
+            [cell.gpu_bytes / _GIB for cell in own],
+            marker="o",
+            markersize=4,
+            linewidth=2,
+            color=colour,
+            label=recipe,
+        )
+    _gpu_lines(axes, low, high)
+    contexts = sorted({cell.context for cell in cells})
+    axes.set(xscale="log", yscale="log", ylim=(low, high), title=model)
+    axes.set_xlim(contexts[0] / 1.3, contexts[-1] * 4.5)
+    axes.set_xticks(contexts, [_tokens(one) for one in contexts])
+    ticks = [
+        size for size in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
+                          3072, 4096) if low <= size <= high
+    ]  # fmt: skip
+    axes.set_yticks(ticks, [str(size) for size in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("GPU memory, GiB")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="quantization", loc="upper left", frameon=False)
+
+
+def _gpu_lines(axes: Axes, low: float, high: float) -> None:
+    """What each GPU has to give, named at its right end."""
+    by_name = {gpu.name: gpu for gpu in GPUS}
+    lines: list[tuple[float, str]] = [
+        ((by_name[name].memory - KEPT_FREE) / _GIB, name) for name in _LINES
+    ]
+    lines += [
+        ((by_name[name].memory - KEPT_FREE) * count / _GIB, f"{count}x {name}")
+        for name, count in _SETS
+    ]
+    style: dict[str, Any] = {
+        "color": "0.6",
+        "linewidth": 0.8,
+        "linestyle": (0, (4, 3)),
+        "zorder": 0,
+    }
+    for size, name in lines:
+        if low < size < high:
+            axes.axhline(size, **style)
+            axes.text(
+                0.995, size * 1.012, name, transform=axes.get_yaxis_transform(),
+                ha="right", va="bottom", fontsize=8, color="0.35",
+            )  # fmt: skip
+
+
+def _tokens(count: int) -> str:
+    """``32k``, ``10M``."""
+    if count >= 2**20:
+        return f"{count / 2**20:g}M"
+    return f"{count / 1024:g}k"
