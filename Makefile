@@ -75,7 +75,7 @@ $(WHEELS)/.built: | $(VENV)/.venv
 	  --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION)
 	touch $@
 
-$(RUN): $(WHEELS)/.built pyproject.toml
+$(RUN): $(WHEELS)/.built pyproject.toml $(wildcard quant/native/*)
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@

@@ -13,13 +13,13 @@ import importlib.util
 import os
 import sys
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from . import _native
 from .types import Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
 
 Bytes = npt.NDArray[np.uint8]
@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float32]
 NATIVE = frozenset({Q8_0, Q6_K, Q5_K, Q4_K, Q4_0})
 """The types that ``encode_bf16`` encodes."""
 
-INSTRUCTION_SET = _native.instruction_sets()[0]
-"""What the encoders of `NATIVE` are compiled for: the best that this processor runs."""
+# enum Status of native/native.cpp
+_GOOD, _NOT_FINITE, _OVERFLOW = 0, 1, 2
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
@@ -67,12 +67,32 @@ def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
     Raises:
         ValueError: a number is none or infinite, or a scale overflows.
     """
-    status, seconds = _native.encode(INSTRUCTION_SET, tensor_type.name, rows, out)
-    if status == _native.NOT_FINITE:
+    return _encode_bf16(instruction_sets()[0], rows, tensor_type, out)
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """What the encoders of `NATIVE` are compiled for and this processor runs, the best first."""
+    names = (_native().llama4_edge_instruction_set(index) for index in count())
+    return tuple(name.decode() for name in takewhile(bool, names))
+
+
+def _encode_bf16(instruction_set: str, rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
+    lines, length = rows.shape
+    steps = [stride // rows.itemsize for stride in rows.strides]
+    assert rows.dtype == np.uint16 and 1 in steps and min(steps) > 0
+    assert out.flags.c_contiguous and out.nbytes == lines * tensor_type.row_bytes(length)
+    seconds = ctypes.c_double()
+    status = _native().llama4_edge_encode(
+        instruction_set.encode(), tensor_type.name.encode(), rows.ctypes.data, *steps, lines,
+        length, out.ctypes.data, ctypes.byref(seconds),
+    )  # fmt: skip
+    if status == _NOT_FINITE:
         raise ValueError("not a number, or infinity")
-    if status == _native.OVERFLOW:
+    if status == _OVERFLOW:
         raise ValueError(f"numbers too large for {tensor_type.name}")
-    return seconds
+    assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
+    return seconds.value
 
 
 def bf16_to_f32(halves: Halves, out: Floats) -> None:
@@ -95,9 +115,32 @@ def encoder_version() -> str:
     Other versions, and other builds of one, may encode the same numbers to other bytes.
     """
     ggml = _ggml()
-    digest = hashlib.sha256(Path(ggml._name).read_bytes() + Path(_native.__file__).read_bytes())
+    digest = hashlib.sha256(Path(ggml._name).read_bytes() + Path(_native()._name).read_bytes())
     version, commit = ggml.ggml_version().decode(), ggml.ggml_commit().decode()
     return f"{version} ({commit}, {digest.hexdigest()[:16]})"
+
+
+@cache
+def _native() -> ctypes.CDLL:
+    """Our own encoders, with the prototypes of their functions.
+
+    They are a plain library, which needs none of Python's headers to be built.
+    """
+    spec = importlib.util.find_spec("._native", __package__)
+    if spec is None or spec.origin is None:
+        raise EngineError(
+            "the encoders of llama4-edge are not built",
+            hint="Install llama4-edge again, with a C++ compiler at hand.",
+        )
+    library = ctypes.CDLL(spec.origin)
+    pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+    library.llama4_edge_instruction_set.argtypes = [size]
+    library.llama4_edge_instruction_set.restype = text
+    library.llama4_edge_encode.argtypes = [
+        text, text, pointer, size, size, size, size, pointer, pointer,
+    ]  # fmt: skip
+    library.llama4_edge_encode.restype = ctypes.c_int
+    return library
 
 
 @cache

@@ -321,4 +321,14 @@ TARGET bool all_rows(const uint16_t *halves, uint8_t (*bytes)[ROWS]) {
     return overflow;
 }
 
-const Encoders encoders = {all_rows<q8_0>, all_rows<q4_0>, all_rows<q6_k>, all_rows<q4_k>, all_rows<q5_k>};
+// An exponent of all ones says that a number is none, or infinite.
+TARGET bool finite(const Tile &tile, size_t depth) {
+    uint16_t worst[WIDTH] = {};
+    for (size_t i = 0; i < depth; i++)
+        for (int r = 0; r < WIDTH; r++) worst[r] |= (tile[i][r] & 0x7f80) == 0x7f80;
+    uint16_t found = 0;
+    for (uint16_t one : worst) found |= one;
+    return found == 0;
+}
+
+const Encoders encoders = {finite, all_rows<q8_0>, all_rows<q4_0>, all_rows<q6_k>, all_rows<q4_k>, all_rows<q5_k>};

@@ -1,10 +1,8 @@
-// Numbers in bf16 to ggml's blocks, as fast as this processor can: the module llama4_edge.quant._native.
+// Numbers in bf16 to ggml's blocks, as fast as this processor can. quant/encode.py calls it.
 //
 // ROWS rows at a time are searched by the encoders of kernels.h, which says why. Here is what does not
 // depend on the instruction set: how rows get side by side, how codes are packed, and which set is here.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -22,9 +20,13 @@ enum { ROWS = 16, WIDTH = 64, DEPTH = 256 };
 typedef uint8_t vb __attribute__((vector_size(ROWS)));
 typedef uint16_t vs __attribute__((vector_size(16)));
 
+// Numbers of up to WIDTH rows, side by side.
+typedef uint16_t Tile[DEPTH][WIDTH];
+
 typedef bool (*Encoder)(const uint16_t *halves, uint8_t (*bytes)[ROWS]);
 
 struct Encoders {
+    bool (*finite)(const Tile &tile, size_t depth);
     Encoder q8_0, q4_0, q6_k, q4_k, q5_k;
 };
 
@@ -212,9 +214,6 @@ struct Source {
     size_t row_step, number_step;
 };
 
-// Numbers of up to WIDTH rows, side by side.
-typedef uint16_t Tile[DEPTH][WIDTH];
-
 enum { TILES = 4 };
 
 // `depth` numbers of `rows` rows to tiles[row / WIDTH][number][row % WIDTH]. Memory that is read half a kilobyte
@@ -242,17 +241,7 @@ void gather(Source source, size_t row, size_t rows, size_t number, size_t depth,
         for (size_t i = 0; i < depth; i++) tiles[r / WIDTH][i][r % WIDTH] = from[r * source.row_step + i];
 }
 
-// An exponent of all ones says that a number is none, or infinite.
-bool finite(const uint16_t (*tile)[WIDTH], size_t depth) {
-    uint16_t worst[WIDTH] = {};
-    for (size_t i = 0; i < depth; i++)
-        for (int r = 0; r < WIDTH; r++) worst[r] |= (tile[i][r] & 0x7f80) == 0x7f80;
-    uint16_t found = 0;
-    for (uint16_t one : worst) found |= one;
-    return found == 0;
-}
-
-enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2 };
+enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
 
 struct Result {
     Status status;
@@ -274,7 +263,7 @@ Result encode(const Encoders &encoders, const Type &type, Source source, size_t 
             gathering += std::chrono::steady_clock::now() - started;
             for (size_t r = 0; r < height; r += ROWS) {
                 const Tile &tile = tiles[r / WIDTH];
-                if (r % WIDTH == 0 && !finite(tile, depth)) return {NOT_FINITE, gathering.count()};
+                if (r % WIDTH == 0 && !encoders.finite(tile, depth)) return {NOT_FINITE, gathering.count()};
                 const int here = (int)std::min<size_t>(height - r, ROWS);
                 for (size_t i = 0; i < depth; i += type.numbers) {
                     if (encoder(&tile[i][r % WIDTH], lines)) return {OVERFLOW, gathering.count()};
@@ -286,73 +275,30 @@ Result encode(const Encoders &encoders, const Type &type, Source source, size_t 
     return {GOOD, gathering.count()};
 }
 
-PyObject *py_encode(PyObject *, PyObject *arguments) {
-    const char *set_name, *type_name;
-    PyObject *rows;
-    Py_buffer in, out;
-    if (!PyArg_ParseTuple(arguments, "ssOw*", &set_name, &type_name, &rows, &out)) return nullptr;
-    if (PyObject_GetBuffer(rows, &in, PyBUF_STRIDED_RO) < 0) {
-        PyBuffer_Release(&out);
-        return nullptr;
-    }
-    const Encoders *encoders = nullptr;
-    for (const InstructionSet &set : SETS)
-        if (strcmp(set.name, set_name) == 0 && set.runs_here()) encoders = set.encoders;
-    const Type *type = nullptr;
-    for (const Type &one : TYPES)
-        if (strcmp(one.name, type_name) == 0) type = &one;
-    const Py_ssize_t size = sizeof(uint16_t);
-    PyObject *answer = nullptr;
-    if (encoders == nullptr || type == nullptr)
-        PyErr_Format(PyExc_ValueError, "no encoder for %s on %s", type_name, set_name);
-    else if (in.ndim != 2 || in.itemsize != size || in.shape[1] % (Py_ssize_t)type->numbers != 0)
-        PyErr_SetString(PyExc_ValueError, "not rows of whole blocks of 16-bit words");
-    else if (in.strides[0] < size || in.strides[1] < size || (in.strides[0] != size && in.strides[1] != size))
-        PyErr_SetString(PyExc_ValueError, "neither rows nor columns lie side by side");
-    else if (out.len != in.shape[0] * (in.shape[1] / (Py_ssize_t)type->numbers) * (Py_ssize_t)type->bytes)
-        PyErr_SetString(PyExc_ValueError, "the blocks do not fill the output");
-    else {
-        const Source source = {(const uint16_t *)in.buf, (size_t)(in.strides[0] / size), (size_t)(in.strides[1] / size)};
-        Result result;
-        Py_BEGIN_ALLOW_THREADS;
-        result = encode(*encoders, *type, source, (size_t)in.shape[0], (size_t)in.shape[1], (uint8_t *)out.buf);
-        Py_END_ALLOW_THREADS;
-        answer = Py_BuildValue("id", (int)result.status, result.gathering);
-    }
-    PyBuffer_Release(&in);
-    PyBuffer_Release(&out);
-    return answer;
-}
-
-PyObject *py_instruction_sets(PyObject *, PyObject *) {
-    PyObject *names = PyList_New(0);
-    for (const InstructionSet &set : SETS) {
-        if (names == nullptr || !set.runs_here()) continue;
-        PyObject *name = PyUnicode_FromString(set.name);
-        if (name == nullptr || PyList_Append(names, name) < 0) Py_CLEAR(names);
-        Py_XDECREF(name);
-    }
-    return names;
-}
-
-PyMethodDef METHODS[] = {
-    {"encode", py_encode, METH_VARARGS,
-     "encode(instruction_set, type, rows, out) -> (status, seconds spent on getting rows side by side)"},
-    {"instruction_sets", py_instruction_sets, METH_NOARGS, "instruction_sets() -> those that run here, best first"},
-    {nullptr, nullptr, 0, nullptr},
-};
-
-PyModuleDef MODULE = {
-    PyModuleDef_HEAD_INIT, "_native", "Encoders of many rows at a time.", -1, METHODS, nullptr, nullptr, nullptr, nullptr,
-};
-
 } // namespace
 
-PyMODINIT_FUNC PyInit__native(void) {
-    PyObject *module = PyModule_Create(&MODULE);
-    if (module != nullptr && (PyModule_AddIntConstant(module, "GOOD", GOOD) < 0 ||
-                              PyModule_AddIntConstant(module, "NOT_FINITE", NOT_FINITE) < 0 ||
-                              PyModule_AddIntConstant(module, "OVERFLOW", OVERFLOW) < 0))
-        Py_CLEAR(module);
-    return module;
+extern "C" {
+
+// The name of a set of instructions that runs here, the best first; null beyond the last.
+const char *llama4_edge_instruction_set(size_t index) {
+    for (const InstructionSet &set : SETS)
+        if (set.runs_here() && index-- == 0) return set.name;
+    return nullptr;
 }
+
+// Encodes `rows` rows of `length` numbers, whole blocks of the type, to `out`. Returns a Status, and adds to
+// `gathering` the seconds that it took to get rows side by side.
+int llama4_edge_encode(const char *set_name, const char *type_name, const uint16_t *halves, size_t row_step,
+                       size_t number_step, size_t rows, size_t length, uint8_t *out, double *gathering) {
+    for (const InstructionSet &set : SETS)
+        for (const Type &type : TYPES)
+            if (strcmp(set.name, set_name) == 0 && strcmp(type.name, type_name) == 0 && set.runs_here()) {
+                const Source source = {halves, row_step, number_step};
+                const Result result = encode(*set.encoders, type, source, rows, length, out);
+                *gathering += result.gathering;
+                return result.status;
+            }
+    return UNKNOWN;
+}
+
+} // extern "C"
