@@ -16,7 +16,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +28,11 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402 (path set above)
+from benchmarks.peer import OUT, peer_sources  # noqa: E402 (path set above)
+from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402
 from llama4_edge.quant import type_named  # noqa: E402
 from llama4_edge.quant.encode import encode_rows  # noqa: E402
 
-LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 SLICE = replace(
     SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,
     vocabulary=202_048, vision=None, shards=4,
@@ -83,28 +82,6 @@ def measure(command: list[str], **environment: str) -> Step:
     if status:
         sys.exit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
     return Step(time.monotonic() - started, usage.ru_maxrss * 1024)
-
-
-def peer_sources(directory: Path) -> Path:
-    """llama.cpp's source tree out of llama-cpp-python's source package."""
-    found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    if not found:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-        ]
-        # The metadata of a source package takes its build tools, which pip fetches for itself.
-        subprocess.run([*pip, "--dest", str(directory), LLAMA_CPP_PYTHON], check=True)
-        with tarfile.open(next(directory.glob("llama_cpp_python-*.tar.gz"))) as archive:
-            archive.extractall(directory, filter="data")
-        found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    return found[0]
 
 
 def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
@@ -182,7 +159,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=6)
     parser.add_argument("--recipes", default="q8_0,q4_0,q4_k_m")
     parser.add_argument("--warm", action="store_true")
-    parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks" / "out")
+    parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,9 @@ class BenchGrid:
                 "there is nothing to measure",
                 hint="Give a length other than 0 to -p, -n or -pg.",
             )
+        # Settings that do not go together are refused now, and not after an hour of the others.
+        for _ in self.cases():
+            pass
 
     @property
     def tests(self) -> tuple[BenchTest, ...]:
