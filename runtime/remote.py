@@ -62,7 +62,7 @@ class _Connection:
     """
 
     def __init__(self, name: str, address: str, port: int, alias: str) -> None:
-        self.name, self.address, self.port, self.alias = name, address, port, alias
+        self.name, self.key, self.alias = name, (address, port), alias
         self.targets: tuple[Target, ...] = ()
         self.users: list[Workers] = []
         self.lost = False
@@ -87,11 +87,11 @@ class _Connection:
         if not registry:
             raise WorkerError(f"the worker {self.name} has no devices")
         handles = [device_of(registry, index) for index in range(count_of(registry))]
-        before = set(_sockets_to(self.address, self.port))
+        before = set(_sockets_to(self.key))
         # As long as this backend lives, ggml keeps the connection: without it, there would be a new
         # one for each question.
         self._backend = start(handles[0], None)
-        for descriptor in _sockets_to(self.address, self.port):
+        for descriptor in _sockets_to(self.key):
             if descriptor not in before:
                 self.socket = socket.socket(fileno=os.dup(descriptor))
                 _keep_alive(self.socket)
@@ -119,9 +119,8 @@ class _Connection:
         """Know that it is lost, and tell whoever waits."""
         if not self.lost:
             self.lost = True
-            key = self.address, self.port
-            _losses[key] = _losses.get(key, 0) + 1
-        for user in self.users:
+            _losses[self.key] = _losses.get(self.key, 0) + 1
+        for user in list(self.users):
             user.wake()
 
     @property
@@ -267,11 +266,14 @@ class Workers:
         self._lane.end()
 
     def _release(self, connection: _Connection) -> None:
-        key = connection.address, connection.port
-        if _connections.get(key) is connection:
-            del _connections[key]
-        with suppress(WorkerError):
-            self.run(connection.leave, limit=_AT_ONCE)
+        if _connections.get(connection.key) is connection:
+            del _connections[connection.key]
+        if self.lost:
+            # llama.cpp can free nothing of what was spread over several: this frees the others.
+            connection.cut()
+        else:
+            with suppress(WorkerError):
+                self.run(connection.leave, limit=_AT_ONCE)
         connection.forget()
 
     def _await(self, call: _Call, limit: float | None) -> None:
@@ -304,7 +306,7 @@ def connect(endpoints: Sequence[str]) -> Workers:
         connections: list[_Connection] = []
         for endpoint in endpoints:
             connection = _connection(endpoint)
-            if connection in connections:
+            if connection.key in [one.key for one in connections]:
                 raise SettingError("a worker is named twice", found=endpoint)
             connections.append(connection)
         workers = Workers(connections)
@@ -339,7 +341,7 @@ def _open(connection: _Connection, workers: Workers) -> None:
             "while llama.cpp connected to it",
             hint="Start the program again.",
         )
-    _connections[connection.address, connection.port] = connection
+    _connections[connection.key] = connection
     try:
         workers.run(connection.open, limit=_AT_ONCE)
     except BaseException as error:
@@ -450,8 +452,8 @@ def _on_abort(message: bytes | None) -> None:
 # --- sockets
 
 
-def _sockets_to(address: str, port: int) -> Iterator[int]:
-    """The descriptors of this process's connections to a port; none where there is no /dev/fd."""
+def _sockets_to(peer: tuple[str, int]) -> Iterator[int]:
+    """The descriptors of this process's connections to `peer`; none where there is no /dev/fd."""
     try:
         descriptors = [int(one.name) for one in Path("/dev/fd").iterdir()]
     except OSError:
@@ -461,7 +463,7 @@ def _sockets_to(address: str, port: int) -> Iterator[int]:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
             with socket.socket(fileno=os.dup(descriptor)) as one:
-                if one.family == socket.AF_INET and one.getpeername() == (address, port):
+                if one.family == socket.AF_INET and one.getpeername() == peer:
                     yield descriptor
 
 
