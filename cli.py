@@ -50,6 +50,7 @@ from .terminal.options import (
     verbose_option,
     worker_options,
 )
+from .terminal.plan import plan_options
 from .terminal.progress import (
     check_progress,
     conversion_progress,
@@ -289,6 +290,49 @@ def inspect(ctx: click.Context, file: Path, tensors: bool, check: bool, as_json:
         for view in views:
             show(view)
     ctx.exit(1 if damaged else 0)
+
+
+@main.command(cls=CommandWithRecipes)
+@click.argument("model", required=False)
+@plan_options
+@click.option("--table", is_flag=True, help="Memory for each quantization and context.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="The same, as a picture."
+)
+@click.option("--check", is_flag=True, help="Load it so, and compare what llama.cpp allocates.")
+@json_option
+@verbose_option
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    model: str | None,
+    table: bool,
+    plot: Path | None,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Say what fits where, before anything is loaded, or downloaded.
+
+    MODEL is a GGUF, a checkpoint directory, a config.json, a repository on the Hugging Face Hub, or
+    one of scout, scout-base, maverick, behemoth. Without flags that place it, the placement that
+    hurts least is found, and counted by llama.cpp itself. Exits with 1 when it does not fit.
+
+    \b
+    llama4 plan scout
+    llama4 plan scout --gpu rtx4090 --ram 64G --ctx max
+    llama4 plan maverick --gpu 'h100 x4' --recipe int8 --json | jq .devices
+    llama4 plan --table
+    llama4 plan scout.gguf --check
+    """
+    from .terminal.plan import answer
+
+    show_log(verbose=ctx.meta[VERBOSE])
+    said = answer(ctx, model, table=table, plot=plot, check=check)
+    if as_json:
+        _print_json(said.record)
+    else:
+        show(said.view)
+    ctx.exit(0 if said.good else 1)
 
 
 @main.command()

@@ -38,11 +38,15 @@ def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
     from matplotlib import pyplot
 
     models = list(dict.fromkeys(cell.model for cell in cells))
+    across = min(len(models), 2)
+    down = -(-len(models) // across)
     figure, panels = pyplot.subplots(
-        1, len(models), figsize=(1.5 + 7.0 * len(models), 6.2), squeeze=False
+        down, across, figsize=(0.6 + 7.4 * across, 5.8 * down), squeeze=False
     )
     try:
-        for model, axes in zip(models, panels[0], strict=True):
+        for axes in panels.flat[len(models) :]:
+            axes.remove()
+        for model, axes in zip(models, panels.flat, strict=False):
             _draw(axes, [cell for cell in cells if cell.model == model], model)
         figure.tight_layout()
         figure.savefig(path, dpi=150)
@@ -70,8 +74,10 @@ def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
         )
     _gpu_lines(axes, low, high)
     contexts = sorted({cell.context for cell in cells})
-    axes.set(xscale="log", yscale="log", ylim=(low, high), title=model)
-    axes.set_xlim(contexts[0] / 1.3, contexts[-1] * 4.5)
+    axes.set(xscale="log", yscale="log", ylim=(low, high))
+    axes.set_title(model, pad=26)
+    # Room at the right for the names of the GPUs.
+    axes.set_xlim(contexts[0] / 1.3, contexts[-1] * (contexts[-1] / contexts[0]) ** 0.16)
     axes.set_xticks(contexts, [_tokens(one) for one in contexts])
     ticks = [
         size for size in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
@@ -82,7 +88,8 @@ def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("GPU memory, GiB")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="quantization", loc="upper left", frameon=False)
+    # Above the panel, where it hides no line.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(recipes), frameon=False)
 
 
 def _gpu_lines(axes: Axes, low: float, high: float) -> None:

@@ -260,6 +260,23 @@ _PLACING = (
     ),
 )  # fmt: skip
 
+# How many layers and experts.
+_LAYERS = (
+    option(
+        _PlacementOption, "-ngl", "--n-gpu-layers", "n_gpu_layers",
+        kind=whole_number_from(-1, LARGEST),
+        help="Layers put on GPUs, from the last one on; -1 is all.",
+    ),
+    _flag(
+        _PlacementOption, "-cmoe", "--cpu-moe", "cpu_moe", value=True,
+        help="Keep all experts on the CPU.",
+    ),
+    option(
+        _PlacementOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=whole_number_from(0, 1024),
+        help="Keep the experts of the first N layers on the CPU.",
+    ),
+)  # fmt: skip
+
 # Named as in llama.cpp, in the order of the help.
 _SHARED = (
     option(
@@ -329,19 +346,7 @@ _SHARED = (
         _ModelOption, "-fa", "--flash-attn", "flash_attention",
         kind=click.Choice(["on", "off", "auto"]), metavar="on|off|auto", help="Flash attention.",
     ),
-    option(
-        _PlacementOption, "-ngl", "--n-gpu-layers", "n_gpu_layers",
-        kind=whole_number_from(-1, LARGEST),
-        help="Layers put on GPUs, from the last one on; -1 is all.",
-    ),
-    _flag(
-        _PlacementOption, "-cmoe", "--cpu-moe", "cpu_moe", value=True,
-        help="Keep all experts on the CPU.",
-    ),
-    option(
-        _PlacementOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=whole_number_from(0, 1024),
-        help="Keep the experts of the first N layers on the CPU.",
-    ),
+    *_LAYERS,
     *_PLACING,
 )  # fmt: skip
 
@@ -365,6 +370,13 @@ _OF_A_WORKER = (
 def model_options(command: Command) -> Command:
     """The options of a command that loads a model and samples answers."""
     for add in reversed(_SHARED):
+        command = add(command)
+    return command
+
+
+def placement_options(command: Command) -> Command:
+    """All options that say where a model goes."""
+    for add in reversed((*_LAYERS, *_PLACING)):
         command = add(command)
     return command
 
