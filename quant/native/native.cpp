@@ -48,7 +48,7 @@ namespace avx2 {
 } // namespace avx2
 
 namespace avx512 {
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi2,prefer-vector-width=512")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi2")))
 #define LANES 16
 #include "kernels.h"
 #undef TARGET
