@@ -5,7 +5,7 @@
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
 llama.cpp's quantizer, for each recipe. The peer's script comes out of llama-cpp-python's source
-package; its quantizer is the same library that this project encodes with. Every step is a process
+package; its quantizer is that of the library which this project runs with. Every step is a process
 of its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
 Every step begins with nothing of its input in the page cache, or with --warm with all that fits.
 """
@@ -31,7 +31,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peer import OUT, peer_sources  # noqa: E402 (path set above)
 from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402
 from llama4_edge.quant import type_named  # noqa: E402
-from llama4_edge.quant.encode import encode_rows  # noqa: E402
+from llama4_edge.quant.encode import (  # noqa: E402
+    NATIVE,
+    encode_bf16,
+    encode_rows,
+    f32_to_bf16,
+)
 
 SLICE = replace(
     SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,
@@ -98,12 +103,17 @@ def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
 
 
 def encoder_numbers_per_second(name: str) -> float:
-    """ggml's encoder for one type, on all cores."""
+    """The encoder for one type, on all cores."""
     tensor_type, cores = type_named(name), os.cpu_count() or 1
     rows = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32)
+    halves = f32_to_bf16(rows)
 
     def encode(_: int) -> None:
-        encode_rows(rows, tensor_type, np.empty(tensor_type.nbytes(rows.shape), np.uint8))
+        out = np.empty(tensor_type.nbytes(rows.shape), np.uint8)
+        if tensor_type in NATIVE:
+            encode_bf16(halves, tensor_type, out)
+        else:
+            encode_rows(rows, tensor_type, out)
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(encode, range(cores)))

@@ -1,0 +1,69 @@
+"""Encoders beside ggml's, on one thread: numbers a second, and whether the bytes are the same.
+
+    python benchmarks/encoders.py [--seconds 1]
+
+Rows of normal numbers at the width of Scout. ggml's take f32, ours bf16, which is what a checkpoint
+holds; ggml's are those of the library that this project runs with. The two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from llama4_edge.quant.encode import (
+    NATIVE,
+    bf16_to_f32,
+    encode_bf16,
+    encode_rows,
+    f32_to_bf16,
+    instruction_sets,
+)
+
+ROUNDS = 5
+
+
+def rate(numbers: int, encode: Callable[[], object], seconds: float) -> float:
+    """Numbers a second, repeated for `seconds`."""
+    started, done = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < seconds:
+        encode()
+        done += numbers
+    return done / passed
+
+
+def main() -> None:
+    """Print a line for each type: medians of a few turns, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each turn of each encoder")
+    seconds = parser.parse_args().seconds / ROUNDS
+    numbers = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32) * 0.02
+    halves = f32_to_bf16(numbers)
+    bf16_to_f32(halves, numbers)
+    columns = np.ascontiguousarray(halves.T).T
+    print(f"{instruction_sets()[0]}, million numbers a second")
+    for kind in sorted(NATIVE, key=lambda one: -one.bits_per_weight):
+        theirs = np.empty(kind.nbytes(numbers.shape), np.uint8)
+        ours, turned = np.empty_like(theirs), np.empty_like(theirs)
+        encoders: tuple[Callable[[], object], ...] = (
+            lambda kind=kind, out=theirs: encode_rows(numbers, kind, out),  # type: ignore[misc]
+            lambda kind=kind, out=ours: encode_bf16(halves, kind, out),  # type: ignore[misc]
+            lambda kind=kind, out=turned: encode_bf16(columns, kind, out),  # type: ignore[misc]
+        )
+        turns = [
+            [rate(halves.size, encode, seconds) / 1e6 for encode in encoders] for _ in range(ROUNDS)
+        ]
+        ggml, rows, transposed = (statistics.median(values) for values in zip(*turns, strict=True))
+        same = bool((theirs == ours).all() and (theirs == turned).all())
+        print(
+            f"{kind.name}: ggml {ggml:.1f}, ours {rows:.0f} ({transposed:.0f} while transposing), "
+            f"{rows / ggml:.1f}x; {'the same bytes' if same else 'DIFFERENT BYTES'}"
+        )
+
+
+if __name__ == "__main__":
+    main()
