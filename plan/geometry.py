@@ -160,7 +160,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 
 def _of_gguf(path: Path) -> Geometry:
-    info = check_model_file(path)
+    info = check_model_file(path, needs_tokenizer=False)
     return Geometry(
         name=info.name,
         path=path,

@@ -249,6 +249,7 @@ class Search:
         wanted, fullness = settings(len(steps) - 1, compute)
         if fullness > 1.0 or not self._fits(self.measured(wanted)):
             return None
+        surest = wanted
         least = 0
         for _ in range(_ROUNDS):
 
@@ -262,9 +263,9 @@ class Search:
                 return self.candidate(rung, steps[step], wanted)
             larger = [max(pair) for pair in zip(compute, self._compute(report), strict=True)]
             if larger == compute:
-                least = step + 1
+                least = min(step + 1, len(steps) - 1)
             compute = larger
-        return self.candidate(rung, steps[-1], settings(len(steps) - 1, compute)[0])
+        return self.candidate(rung, steps[-1], surest)
 
     def _compute(self, report: MemoryReport) -> list[int]:
         return [report.on(gpu.name).compute for gpu in self.machine.gpus]
