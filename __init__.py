@@ -2,6 +2,8 @@
 
     >>> import llama4_edge
     >>> llama4_edge.convert("Llama-4-Scout-17B-16E-Instruct", "scout-int4.gguf", recipe="int4")
+    >>> print(llama4_edge.plan("scout-int4.gguf").fits)
+    True
     >>> with llama4_edge.Model("scout-int4.gguf") as model:
     ...     print(model.chat([{"role": "user", "content": "Hello!"}]).text)
 
@@ -31,6 +33,7 @@ from .errors import (
     VocabularyError,
     WorkerError,
 )
+from .plan import Plan, plan
 from .quant import RECIPES
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ __all__ = [
     "ModelFileError",
     "OutputError",
     "Placement",
+    "Plan",
     "Progress",
     "RecipeError",
     "Report",
@@ -65,6 +69,7 @@ __all__ = [
     "WorkerError",
     "__version__",
     "convert",
+    "plan",
 ]
 
 

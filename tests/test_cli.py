@@ -67,6 +67,7 @@ def test_the_bare_command_shows_its_help(llama4: Command) -> None:
         "convert",
         "pull",
         "inspect",
+        "plan",
         "run",
         "chat",
         "bench",
