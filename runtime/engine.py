@@ -215,8 +215,7 @@ class Engine:
         self._ready()
         chain = _sampler_chain(self._llama, sampling)
 
-        def sample() -> int:
-            self._ready()
+        def choose() -> int:
             # NaN has no order, and llama.cpp's sorting has no defence against it.
             if not math.isfinite(float(self._last_logits().max())):
                 raise EngineError(
@@ -224,6 +223,10 @@ class Engine:
                     hint="The file's weights are damaged: convert the model again.",
                 )
             return int(self._llama.llama_sampler_sample(chain, self._context, -1))
+
+        def sample() -> int:
+            self._ready()
+            return self._workers.run(choose)
 
         try:
             yield sample
@@ -371,8 +374,16 @@ class Engine:
         self._has_logits = False
         self._tokens.extend(tokens)
         self._highest = max(self._highest, first + len(tokens) - 1)
+
+        def decode() -> int:
+            status = int(self._llama.llama_decode(self._context, self._batch.native))
+            if outputs:
+                # A GPU has only been told what to do so far: the time it takes belongs here.
+                self._llama.llama_synchronize(self._context)
+            return status
+
         with captured_log() as log:
-            status = self._workers.run(self._native_decode)
+            status = self._workers.run(decode)
         if status == _ABORTED:
             return
         if status != 0:
@@ -380,13 +391,6 @@ class Engine:
             raise _refused(f"{self.path}: llama.cpp cannot decode (status {status})", log)
         self._has_logits = outputs > 0
         self._unsure = False
-
-    def _native_decode(self) -> int:
-        status = int(self._llama.llama_decode(self._context, self._batch.native))
-        if self._workers:
-            # The results are awaited here, where it can be left behind if they never come.
-            self._llama.llama_synchronize(self._context)
-        return status
 
     def _ready(self) -> None:
         """Before every use: the engine is open, and what it believes of the cache is true."""
@@ -420,11 +424,11 @@ class Engine:
         """A view of llama.cpp's own memory, good until the next call."""
         if not self._has_logits:
             raise EngineError("there are no logits: no token was decoded last")
-        pointer = self._llama.llama_get_logits_ith(self._context, -1)
+        pointer = self._workers.run(lambda: self._llama.llama_get_logits_ith(self._context, -1))
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
     def _output_rows(self, count: int) -> npt.NDArray[np.float32]:
-        pointer = self._llama.llama_get_logits(self._context)
+        pointer = self._workers.run(lambda: self._llama.llama_get_logits(self._context))
         return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
 
     def _check_prompt(self, tokens: Sequence[int]) -> None:

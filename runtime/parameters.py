@@ -119,7 +119,7 @@ def _chosen(names: tuple[str, ...] | None, targets: Sequence[Target]) -> tuple[T
 
 def _find(name: str, targets: Sequence[Target], problem: str) -> Target:
     for one in targets:
-        if name in (one.name, one.endpoint):
+        if name == one.name:
             return one
     raise SettingError(
         problem,

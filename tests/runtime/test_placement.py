@@ -119,7 +119,7 @@ def settings(**placement: object) -> EngineSettings:
 
 @pytest.mark.parametrize(
     ("names", "chosen"),
-    [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), (("host:2",), ["B"]), ((), [])],
+    [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), ((), [])],
 )
 def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names, chosen):
     monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
