@@ -295,22 +295,10 @@ def inspect(ctx: click.Context, file: Path, tensors: bool, check: bool, as_json:
 @main.command(cls=CommandWithRecipes)
 @click.argument("model", required=False)
 @plan_options
-@click.option("--table", is_flag=True, help="Memory for each quantization and context.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="The same, as a picture."
-)
-@click.option("--check", is_flag=True, help="Load it so, and compare what llama.cpp allocates.")
 @json_option
 @verbose_option
 @click.pass_context
-def plan(
-    ctx: click.Context,
-    model: str | None,
-    table: bool,
-    plot: Path | None,
-    check: bool,
-    as_json: bool,
-) -> None:
+def plan(ctx: click.Context, model: str | None, as_json: bool) -> None:
     """Say what fits where, before anything is loaded, or downloaded.
 
     MODEL is a GGUF, a checkpoint directory, a config.json, a repository on the Hugging Face Hub, or
@@ -327,7 +315,7 @@ def plan(
     from .terminal.plan import answer
 
     show_log(verbose=ctx.meta[VERBOSE])
-    said = answer(ctx, model, table=table, plot=plot, check=check)
+    said = answer(ctx, model)
     if as_json:
         _print_json(said.record)
     else:

@@ -216,7 +216,7 @@ def option(
     )
 
 
-def _flag(cls: type[Gathered], *names: str, value: bool, help: str) -> Callable[[Command], Command]:
+def flag(cls: type[Gathered], *names: str, value: bool, help: str) -> Callable[[Command], Command]:
     """An option that stands for a value by being there."""
     return click.option(
         *names,
@@ -250,7 +250,7 @@ _PLACING = (
         help="Put the tensors whose name REGEX finds on DEVICE, such as CPU or CUDA0; the first "
         "that does, decides.",
     ),
-    _flag(
+    flag(
         _PlacementOption, "-nkvo", "--no-kv-offload", "offload_kqv", value=False,
         help="Keep the KV cache on the CPU.",
     ),
@@ -267,7 +267,7 @@ _LAYERS = (
         kind=whole_number_from(-1, LARGEST),
         help="Layers put on GPUs, from the last one on; -1 is all.",
     ),
-    _flag(
+    flag(
         _PlacementOption, "-cmoe", "--cpu-moe", "cpu_moe", value=True,
         help="Keep all experts on the CPU.",
     ),
