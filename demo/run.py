@@ -1,4 +1,4 @@
-"""What `make demo` runs: a checkpoint made on the spot is converted, inspected and talked to.
+"""What `make demo` runs: a checkpoint made on the spot is converted, planned for, and talked to.
 
 Promises to run the same commands that a person would type, to show each one before its output, and
 to fail if any of them fails. Needs no network and about half a minute.
@@ -23,7 +23,7 @@ LLAMA4 = Path(sysconfig.get_path("scripts")) / "llama4"
 
 
 def main() -> None:
-    """Write the checkpoint, then convert it, look at it and talk to it."""
+    """Write the checkpoint, then convert it, look at it, place it and talk to it."""
     write_checkpoint(ROOT / CHECKPOINT, SCOUT_LIKE)
     print(
         f"Wrote {CHECKPOINT}: a Llama 4 in Scout's layout (16 experts a layer, sharded bf16\n"
@@ -32,10 +32,12 @@ def main() -> None:
     )
     llama4("convert", str(CHECKPOINT), "-o", str(MODEL), "--recipe", "int4", "--force")
     llama4("inspect", str(MODEL))
+    llama4("plan", str(MODEL))
     llama4("run", str(MODEL), "Why is the sky blue?", "-n", "48", "--seed", "1")
     llama4("chat", str(MODEL), "-n", "32", "--seed", "1", said="Hello! Who are you?\n")
-    print("\nWith a published checkpoint it is the same two commands:")
-    print("  llama4 convert Llama-4-Scout-17B-16E-Instruct -o scout.gguf")
+    print("\nWith a published checkpoint it is the same three commands:")
+    print("  llama4 plan meta-llama/Llama-4-Scout-17B-16E-Instruct")
+    print("  llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct -o scout.gguf")
     print("  llama4 chat scout.gguf")
 
 
