@@ -16,8 +16,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,21 +118,21 @@ class _LogReceiver:
 
     def flush(self) -> None:
         """Hand on a line that llama.cpp began and did not end."""
-        self.receive(_CONTINUE, "\n")
+        if self._pending:
+            self.receive(_CONTINUE, "\n")
 
-    @contextmanager
-    def capture(self) -> Iterator[CapturedLog]:
-        captured = CapturedLog()
+    def begin(self, captured: CapturedLog) -> None:
+        """Write lines into `captured` too from here on."""
         self.flush()
         with self._lock:
             self._captures.append(captured)
-        try:
-            yield captured
-        finally:
-            self.flush()
-            with self._lock:
-                # by identity: two captures with the same lines are equal
-                self._captures = [one for one in self._captures if one is not captured]
+
+    def end(self, captured: CapturedLog) -> None:
+        """Write none there any more."""
+        self.flush()
+        with self._lock:
+            # by identity: two captures with the same lines are equal
+            self._captures = [one for one in self._captures if one is not captured]
 
 
 _receiver = _LogReceiver()
@@ -220,12 +219,20 @@ def native_function(name: str, result: Any, *arguments: Any) -> Callable[..., An
     return function  # type: ignore[no-any-return]
 
 
-@contextmanager
-def captured_log() -> Iterator[CapturedLog]:
-    """Collect what llama.cpp logs inside the block, beside sending it to ``logging``."""
-    llama()
-    with _receiver.capture() as captured:
-        yield captured
+class captured_log:  # noqa: N801 (used as a function is, and written out because it is quicker)
+    """Collect what llama.cpp logs inside the block, beside sending it to ``logging``.
+
+    A block for each token that is decoded: a generator's context would take longer than all else.
+    """
+
+    def __enter__(self) -> CapturedLog:
+        llama()
+        self._captured = CapturedLog()
+        _receiver.begin(self._captured)
+        return self._captured
+
+    def __exit__(self, *_: object) -> None:
+        _receiver.end(self._captured)
 
 
 @dataclass(frozen=True)
