@@ -286,6 +286,7 @@ def bench(
             for case in itertools.chain([first], group):
                 if case.settings != engine.settings:
                     engine.remake(case.settings)
+                engine.clear()
                 if on_test is not None:
                     on_test(case.test)
                 now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

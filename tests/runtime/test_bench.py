@@ -152,6 +152,10 @@ def test_a_test_reads_and_decodes_what_it_says(
     calls.clear()
     run(model, n_prompt=(8,), n_gen=(), warmup=False, repetitions=1)
     assert calls == [("extend", 8)]
+    # Tests of the same length have the same context, and each begins with an empty one.
+    calls.clear()
+    run(model, n_prompt=(4,), n_gen=(4,), repetitions=1)
+    assert calls == [("extend", 4), ("extend", 4), *(("append", at) for at in (0, 0, 1, 2, 3))]
 
 
 def test_a_remade_context_computes_as_a_new_engine_does(model: Path) -> None:
