@@ -149,7 +149,7 @@ def _version_finding(library: LibraryInfo) -> Finding:
 
 def _rpc_finding(library: LibraryInfo) -> Finding:
     if library.rpc:
-        return Finding("ok", "RPC is built in: other machines can hold part of a model")
+        return Finding("ok", "RPC is built in: `llama4 worker` lends a machine to another one")
     return Finding(
         "note",
         "RPC is not built in: a model cannot be spread over machines",

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
+from llama4_edge.runtime import interruptible
 from llama4_edge.runtime.interruptible import interruptibly
 
 Stopping = Callable[[], bool]
@@ -120,3 +122,24 @@ def test_an_error_in_the_report_stops_the_work_and_reaches_the_caller():
     with pytest.raises(RuntimeError, match="no terminal"):
         interruptibly(work, fail, lambda _: None)
     assert stopped.is_set()
+
+
+@pytest.mark.parametrize(("patience", "interrupts"), [(0.1, 1), (1000.0, 2)])
+def test_work_that_does_not_end_when_told_to_is_given_up(monkeypatch, patience, interrupts):
+    """After a while, or at once when interrupted again."""
+    monkeypatch.setattr(interruptible, "PATIENCE", patience)
+    given_up = threading.Event()
+    told: list[bool] = []
+
+    def work(stopping: Stopping, report: Report) -> None:
+        for _ in range(interrupts):
+            interrupt_main_thread()
+            while not stopping():
+                time.sleep(0.01)
+            time.sleep(0.2)
+        given_up.wait()
+        told.append(stopping())
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptibly(work, lambda _: True, lambda _: None, given_up.set)
+    assert told == [True]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama4_edge.errors import SettingError
+from llama4_edge.errors import EngineError, SettingError
+from llama4_edge.runtime import Model, Sampling
 from llama4_edge.runtime.devices import Target
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.parameters import context_params, model_params
@@ -251,3 +252,26 @@ def test_every_placement_gives_the_logits_of_the_cpu_alone(
     assert {one.device for one in devices if one.weights > 2 * embedding} == set(weights.split())
     assert {one.device for one in devices if one.kv} == set(kv.split())
     assert kl(on_the_cpu(asked), placed).max() <= 1e-6
+
+
+def test_a_model_answers_as_on_the_cpu_wherever_it_is(tiny_path, workers):
+    answers = []
+    for placement, used in (
+        (Placement(devices=()), ()),
+        (Placement(tensor_split=(1, 1), overrides=cpu_moe_overrides(1)), workers),
+    ):
+        with Model(tiny_path, n_ctx=256, n_threads=1, placement=placement, workers=used) as model:
+            answer = model.generate("the the", max_tokens=20, sampling=Sampling(temperature=0.0))
+            answers.append((answer.tokens, answer.text))
+    assert answers[0] == answers[1]
+    assert answers[0][0]
+
+
+def test_a_model_without_the_tensor_of_an_override_is_not_loaded(tiny_path):
+    with pytest.raises(SettingError, match=r"the override blk\.9=CPU fits no tensor of the model"):
+        Model(tiny_path, placement=Placement(overrides=((r"blk.9", CPU),)))
+
+
+def test_a_kv_type_that_the_heads_do_not_fit_is_an_error_in_llama_cpps_words(tiny_path):
+    with pytest.raises(EngineError, match=r"q8_0 with block size 32 does not divide .*=16"):
+        Model(tiny_path, n_ctx=256, kv_type="q8_0")

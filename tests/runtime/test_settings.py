@@ -29,3 +29,20 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value, least, most):
         f"{name} is outside its range, found {value!r}, "
         f"expected a whole number from {least} to {most}"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"kv_type": "q5_0"}, "kv_type is unknown, found 'q5_0', expected f16, q8_0, q4_0"),
+        ({"flash_attention": True}, "flash_attention is unknown, found True, expected auto, on"),
+        ({"kv_type": "q8_0", "flash_attention": "off"}, "a KV cache of q8_0 needs flash attention"),
+    ],
+)
+def test_what_does_not_exist_or_go_together_is_refused(given, complaint):
+    with pytest.raises(SettingError, match=complaint):
+        EngineSettings(**given)
+
+
+def test_a_quantized_kv_cache_leaves_flash_attention_to_llama_cpp():
+    assert EngineSettings(kv_type="q4_0").flash_attention == "auto"
