@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .convert import Progress, Report, convert
 from .errors import (
+    AllocationError,
     CheckpointError,
     ContextFullError,
     DamagedTensorError,
@@ -43,6 +44,7 @@ _RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Placement", "Samp
 
 __all__ = [
     "RECIPES",
+    "AllocationError",
     "CheckpointError",
     "Completion",
     "ContextFullError",

@@ -10,6 +10,7 @@
     ├── OutputError           the target exists, the disk is too small, or writing failed
     ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
     ├── EngineError           llama.cpp refused to load, to make a context or to decode
+    │   ├── AllocationError   a device has not the memory that was asked of it
     │   ├── ContextFullError  the prompt, or the answer, does not fit into the context
     │   └── WorkerError       another machine that is absent, or was lost in the middle of something
     ├── TemplateError         a chat template that is missing or does not render
@@ -97,6 +98,10 @@ class ModelFileError(Llama4EdgeError):
 
 class EngineError(Llama4EdgeError):
     """llama.cpp refused to load a model, to make a context or to decode."""
+
+
+class AllocationError(EngineError):
+    """llama.cpp could not have the memory that it needs on a device."""
 
 
 class ContextFullError(EngineError):

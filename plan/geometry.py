@@ -43,9 +43,13 @@ class Weight:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model as far as memory and speed go; counts are counts, sizes are bytes."""
+    """A model as far as memory and speed go; counts are counts, sizes are bytes.
+
+    ``source`` is what was asked for, ``path`` what llama.cpp can read the header of.
+    """
 
     name: str
+    source: str
     path: Path
     recipe: str | None
     n_layer: int
@@ -134,6 +138,7 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
     with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
         yield Geometry(
             name=drawn.name,
+            source=os.fspath(model),
             path=drawn.write_header(Path(directory) / "header.gguf"),
             recipe=drawn.recipe,
             n_layer=config.n_layer,
@@ -163,6 +168,7 @@ def _of_gguf(path: Path) -> Geometry:
     info = check_model_file(path, needs_tokenizer=False)
     return Geometry(
         name=info.name,
+        source=str(path),
         path=path,
         recipe=None,
         n_layer=info.n_layer,

@@ -117,7 +117,7 @@ def more_modest(earlier: Plan) -> Plan | None:
     gpus = tuple(_with_less(gpu) for gpu in earlier.gpus)
     machine = Machine(gpus, _place(earlier.host))
     wish = replace(settings, placement=Placement(devices=settings.placement.devices))
-    with opened(earlier.path) as geometry, connect(wish.workers) as connected:
+    with opened(earlier.path, earlier.recipe) as geometry, connect(wish.workers) as connected:
         search = Search(geometry, machine, wish, connected)
         found = _planned(search, earlier.context, earlier.kv_type, None)
     return found.with_notes(f"after llama.cpp could not allocate: {earlier}")
@@ -298,7 +298,7 @@ def _as_plan(search: Search, chosen: Candidate, choices: tuple[Cost, ...]) -> Pl
     )
     made = Plan(
         model=geometry.name,
-        path=str(geometry.path),
+        path=geometry.source,
         recipe=geometry.recipe,
         n_layer=geometry.n_layer,
         trained_context=geometry.n_ctx_train,

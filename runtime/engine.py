@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
-from ..errors import ContextFullError, EngineError, WorkerError
+from ..errors import AllocationError, ContextFullError, EngineError, WorkerError
 from .batch import SEQUENCE, Batch
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama
@@ -479,8 +480,14 @@ def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
     return chain
 
 
+# How llama.cpp and ggml say that memory is short.
+_SHORT = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed", re.IGNORECASE)
+
+
 def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
-    return EngineError(problem, found=log.last_error or "no reason in its log", hint=hint)
+    short = next((line for line in log.errors if _SHORT.search(line)), None)
+    kind = EngineError if short is None else AllocationError
+    return kind(problem, found=short or log.last_error or "no reason in its log", hint=hint)
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

@@ -6,18 +6,19 @@ each of them promises. Knows nothing of terminals.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineError, SettingError
+from ..errors import AllocationError, EngineError, SettingError
 from .amx import use_extra_bufts
 from .conversation import Message
 from .engine import Engine
@@ -28,6 +29,8 @@ from .settings import EngineSettings, FlashAttention, KVType
 from .streaming import TextStream
 from .template import ChatTemplate
 from .vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
 
@@ -197,11 +200,25 @@ class Stream(Iterator[str]):
             self._superseded = True
 
 
+class Planned(Protocol):
+    """What a plan is to a model: settings, and another plan for when they ask too much."""
+
+    @property
+    def settings(self) -> EngineSettings:
+        """How the engine is made."""
+
+    def more_modest(self) -> Planned | None:
+        """The plan to try when a device has not the memory for this one; None after the last."""
+
+
 class Model:
     """A Llama 4 GGUF, loaded. Close it, or use it in a ``with`` statement.
 
     Args:
         path: the GGUF.
+        plan: what `llama4_edge.plan` found for this file. It decides everything but ``n_batch`` and
+            ``n_threads``. Where a device has not the memory for it all the same, a warning says so,
+            and the next more modest plan is tried.
         n_ctx: tokens the context holds, prompt and answer together; None is 8192, or what the
             model was trained for if that is less.
         n_batch, n_ubatch, n_threads, placement, kv_type, flash_attention, workers: see
@@ -219,6 +236,7 @@ class Model:
         self,
         path: str | os.PathLike[str],
         *,
+        plan: Planned | None = None,
         n_ctx: int | None = None,
         n_batch: int = EngineSettings.n_batch,
         n_ubatch: int = EngineSettings.n_ubatch,
@@ -242,9 +260,11 @@ class Model:
             workers=tuple(workers),
         )
         check_overrides(placement.overrides, [one.name for one in self.info.tensors])
+        if plan is not None:
+            _check_unplanned(settings, n_ctx)
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
-        self.engine = Engine(path, settings, on_progress=on_load_progress)
+        self.engine, self.plan = _open(path, settings, plan, on_load_progress)
         self._stream: Stream | None = None
 
     def __enter__(self) -> Model:
@@ -422,6 +442,42 @@ class Model:
         if self._stream is not None:
             self._stream._supersede()
             self._stream = None
+
+
+def _check_unplanned(settings: EngineSettings, n_ctx: int | None) -> None:
+    """Whether nothing is asked for that a plan decides."""
+    names = ("n_ubatch", "placement", "kv_type", "flash_attention", "workers")
+    usual = EngineSettings()
+    asked = [name for name in names if getattr(settings, name) != getattr(usual, name)]
+    if n_ctx is not None or asked:
+        raise SettingError(
+            "a plan decides what is asked for beside it",
+            found=", ".join(["n_ctx"] * (n_ctx is not None) + asked),
+            hint="Ask `plan` for it.",
+        )
+
+
+def _open(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    plan: Planned | None,
+    on_progress: Callable[[float], object] | None,
+) -> tuple[Engine, Planned | None]:
+    """An engine with these settings; or with a plan's, or with those of a more modest one."""
+    while True:
+        if plan is not None:
+            settings = replace(
+                plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
+            )
+        try:
+            return Engine(path, settings, on_progress=on_progress), plan
+        except AllocationError as error:
+            modest = None if plan is None else plan.more_modest()
+            if modest is None:
+                raise
+            said = str(error).rstrip(".")
+            logger.warning("%s. Planned was: %s. Now trying: %s", said, plan, modest)
+            plan = modest
 
 
 def _context(info: ModelInfo, n_ctx: int | None) -> int:

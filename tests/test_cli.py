@@ -456,7 +456,7 @@ def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> 
         for name, command in main.commands.items()
         if any("--verbose" in param.opts for param in command.params)
     }
-    assert takes == {"run", "chat", "bench", "worker", "doctor"}
+    assert takes == {"plan", "run", "chat", "bench", "worker", "doctor"}
     llama4("doctor", "-v")
     assert logging.getLogger("llama4_edge").level == logging.INFO
 
