@@ -2,7 +2,7 @@
 
 They are built with the flags of this project's build (the Makefile's), and run with the very
 libraries that llama-cpp-python loads: whatever differs between a tool of llama.cpp and one of ours
-is what is around them. On machines with a CUDA build, the tool finds the GPU in those libraries.
+is what is around them. Where those were built for a GPU, the tool finds it in them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def peer_tool(name: str, directory: Path = OUT) -> Path:
     if tool.is_file() or ready:
         return tool
     arguments, environment = _flags()
-    # The libraries are built along and not used, so their backends do not matter.
+    # The libraries are built along and not used: backends other than the CPU's can be left out.
+    arguments = [one for one in arguments if "CUDA" not in one]
     options = [f"-DLLAMA_BUILD_{part}=OFF" for part in _LEFT_OUT]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", *arguments]
     print(f"building {name} …", flush=True)

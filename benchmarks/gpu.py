@@ -1,0 +1,324 @@
+"""Scout on one GPU: what the plan says, and what comes of it. `benchmarks/gpu.sh` prepares it.
+
+    python benchmarks/gpu.py [--recipe int4] [--hold 24,48] [--out gpu.md]
+    python benchmarks/gpu.py --trial
+
+Makes a full-size Scout of random weights, then: all of it on the GPU, its memory against the plan,
+reading and answering against llama-bench and against what the GPU's memory allows; the longest
+context for each kind of KV cache; then the GPU held to less memory, with the plan's placement
+against whole layers (``-ngl``) and against llama.cpp's own ``--fit``. Everything goes through the
+commands that people use. Writes a section of Markdown, as far as it got.
+
+With --trial the GPU is a worker on the loopback interface and the model a small one, so that the
+script can be tried anywhere; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.peer import OUT, llama_bench, our_bench  # noqa: E402 (path set above)
+from llama4_edge.convert.blueprint import blueprint  # noqa: E402
+from llama4_edge.convert.presets import PRESETS  # noqa: E402
+from llama4_edge.convert.synthetic import synthetic_file  # noqa: E402
+from llama4_edge.runtime.worker import local_workers  # noqa: E402
+
+GIB = 2**30
+TRIAL = {
+    "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "intermediate_size": 1024, "intermediate_size_mlp": 1024,
+    "vocab_size": 4096,
+}  # fmt: skip
+
+# Takes memory of the first GPU until its input ends. Only ggml is needed for that, as it is built.
+_BALLAST = """
+import ctypes, sys
+from llama4_edge.runtime.devices import list_devices, offload_targets
+from llama4_edge.runtime.library import native_function
+(gpu, *_), wanted = offload_targets(), int(sys.argv[1])
+free = next(one.free_bytes for one in list_devices() if one.name == gpu.name)
+allocate = native_function(
+    "ggml_backend_buft_alloc_buffer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+)
+size = max(free - wanted, 0)
+if size and not allocate(gpu.buffer_type, size):
+    sys.exit("cannot take so much")
+print(next(one.free_bytes for one in list_devices() if one.name == gpu.name), flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the commands reach the GPU, and how it is held to less memory than it has."""
+
+    ours: tuple[str, ...]
+    peer: tuple[str, ...]
+    trial: bool
+    threads: int
+
+    @contextmanager
+    def held_to(self, nbytes: int) -> Iterator[list[str]]:
+        """What a plan must be told while the GPU has no more than `nbytes` free."""
+        if self.trial:
+            yield ["--vram", f"{nbytes / GIB:.3f}G"]
+            return
+        command = [sys.executable, "-c", _BALLAST, str(nbytes)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None and child.stdin is not None
+            left = child.stdout.readline()
+            if not left:
+                sys.exit("the ballast could not be allocated")
+            print(f"  held to {int(left) / GIB:.2f} GiB", flush=True)
+            yield []
+            child.stdin.close()
+
+
+class Section:
+    """The Markdown as it grows; written after every line, since a later step may fail."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines = path, list[str]()
+
+    def add(self, *lines: str) -> None:
+        """Write further lines, and show them."""
+        self._lines += lines
+        self._path.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+        print("\n".join(lines), flush=True)
+
+    def table(self, *headings: str) -> Callable[..., None]:
+        """Begin a table; returns what adds a row."""
+        self.add("", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}")
+        return lambda *cells: self.add(f"| {' | '.join(str(cell) for cell in cells)} |")
+
+
+def main() -> None:
+    """All steps, in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--hold", default="24,48", help="GiB that the GPU is held to")
+    parser.add_argument("--prompt", default="512")
+    parser.add_argument("--generate", default="128")
+    parser.add_argument("--depths", default="0,4096,32768")
+    parser.add_argument("--repetitions", default="3")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--directory", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--trial", action="store_true")
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    section = Section(arguments.out or arguments.directory / "gpu.md")
+    with contextlib.ExitStack() as stack:
+        model, held = "scout", [float(size) * GIB for size in arguments.hold.split(",")]
+        machine = Machine((), (), trial=False, threads=arguments.threads)
+        if arguments.trial:
+            ((endpoint,), model) = stack.enter_context(local_workers(1)), trial_config(arguments)
+            machine = Machine(("--workers", endpoint), ("-rpc", endpoint), True, 1)
+            arguments.prompt, arguments.generate, arguments.depths = "64", "16", "0,128"
+        started = time.monotonic()
+        drawn = blueprint(model, recipe=arguments.recipe, synthetic=True)
+        path = stack.enter_context(synthetic_file(drawn, arguments.directory, keep=True))
+        made = time.monotonic() - started
+        if arguments.trial:
+            held = [drawn.nbytes * share for share in (0.5, 0.8)]
+        section.add(
+            f"### {drawn.name}, {arguments.recipe}, {drawn.nbytes / GIB:.2f} GiB, on "
+            f"{'a loopback worker (a trial)' if arguments.trial else gpu_name()}",
+            "",
+            f"Random weights, made in {made:.0f} s. {machine.threads} CPU threads; "
+            f"{arguments.repetitions} repetitions; llama-bench has the same libraries, threads "
+            "and tokens.",
+        )
+        all_on_gpu(section, machine, path, arguments)
+        longest_context(section, machine, path)
+        for size in held:
+            in_less(section, machine, path, round(size), arguments)
+
+
+def trial_config(arguments: argparse.Namespace) -> str:
+    """A small model of several experts, as a config.json."""
+    place = arguments.directory / "trial" / "config.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps({**PRESETS["scout"].config, **TRIAL}), encoding="utf-8")
+    return str(place)
+
+
+def gpu_name() -> str:
+    """The first GPU, as llama.cpp describes it, asked in a process that leaves it alone again."""
+    script = (
+        "from llama4_edge.runtime.devices import list_devices\n"
+        "print(*(one.description for one in list_devices() if one.type == 'gpu'), sep=', ')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not found:
+        sys.exit("llama.cpp finds no GPU; --trial needs none")
+    return found
+
+
+def all_on_gpu(
+    section: Section, machine: Machine, path: Path, arguments: argparse.Namespace
+) -> None:
+    """Memory against the plan; speed against llama-bench, and against the GPU's bandwidth."""
+    planned = plan(path, *machine.ours)
+    section.add("", "#### All on the GPU", "", f"Plan: {summary(planned)}.")
+    row = section.table("device", "planned, bytes", "allocated, bytes", "off")
+    for one in command("plan", str(path), "--check", "--json", *machine.ours)["check"]:
+        sums = (sum(one[side].values()) for side in ("planned", "allocated"))
+        row(one["name"], *(f"{total:,}" for total in sums), f"{one['off']:.3%}")
+    tests = [
+        "-p", arguments.prompt, "-n", arguments.generate, "-d", arguments.depths,
+        "-r", arguments.repetitions, "-t", str(machine.threads),
+    ]  # fmt: skip
+    ours = our_bench(path, *tests, *machine.ours)
+    peer = llama_bench(path, *tests, *machine.peer)
+    row = section.table("test", "ours, tokens/s", "llama-bench", "ratio", "of the limit")
+    limit = planned["estimated_decode_tokens_per_second"]
+    for one, other in zip(ours, peer, strict=True):
+        share = f"{one['avg_ts'] / limit:.0%}" if limit and one["n_gen"] else ""
+        row(test_name(one), rate(one), rate(other), f"{one['avg_ts'] / other['avg_ts']:.3f}", share)
+    read = planned["bytes_per_token_read"] / 1e9
+    section.add(
+        "",
+        f"A token reads {read:.2f} GB of weights; "
+        + (f"what memory allows is {limit:.0f} tokens/s." if limit else "no bandwidth is known."),
+    )
+
+
+def longest_context(section: Section, machine: Machine, path: Path) -> None:
+    """The context for which nothing has to leave the GPU, for each kind of cache, tried."""
+    section.add("", "#### The longest context")
+    row = section.table("KV cache", "tokens", "planned on the GPU", "allocated", "left of the GPU")
+    for kv_type in ("f16", "q8_0", "q4_0"):
+        wish = ("--ctx", "max", "--kv", kv_type, *machine.ours)
+        planned = plan(path, *wish)
+        gpu = planned["devices"][0]
+        checked = command("plan", str(path), "--check", "--json", *wish)["check"]
+        held = next(one for one in checked if one["name"] == gpu["name"])
+        allocated = sum(held["allocated"].values())
+        row(
+            kv_type,
+            f"{planned['context']:,}",
+            f"{gpu['used_bytes'] / GIB:.2f} GiB",
+            f"{allocated / GIB:.2f} GiB",
+            f"{(gpu['free_bytes'] - allocated) / GIB:.2f} GiB",
+        )
+
+
+def in_less(
+    section: Section, machine: Machine, path: Path, nbytes: int, arguments: argparse.Namespace
+) -> None:
+    """The plan's placement, whole layers, and ``--fit``, in the same memory."""
+    section.add("", f"#### Held to {nbytes / GIB:.1f} GiB")
+    tests = [
+        "-p", arguments.prompt, "-n", arguments.generate, "-r", arguments.repetitions,
+        "-t", str(machine.threads),
+    ]  # fmt: skip
+    wish = ("--ctx", "8192")
+    with machine.held_to(nbytes) as described:
+        where = (*wish, *(described or machine.ours))
+        planned = plan(path, *where)
+        layers = most_layers(path, planned, where)
+        margin = planned["devices"][0]["kept_free_bytes"]
+        if machine.trial:
+            # The worker has all of this machine's memory: --fit is told to leave the rest of it.
+            margin = plan(path, *machine.ours)["devices"][0]["free_bytes"] - nbytes
+        section.add("", f"Plan: {summary(planned)}.")
+        row = section.table("placement", "prompt, tokens/s", "decode, tokens/s", "plan's estimate")
+        for name, records, estimate in (
+            ("the plan's", our_bench(path, *tests, *placing(planned), *machine.ours), planned),
+            (
+                f"-ngl {layers}",
+                llama_bench(path, *tests, "-ngl", str(layers), *machine.peer),
+                plan(path, *where, "-ngl", str(layers)),
+            ),
+            (
+                "--fit",
+                llama_bench(
+                    path, *tests, "-fitt", str(margin >> 20), "-fitc", "8192", *machine.peer
+                ),
+                None,
+            ),
+        ):
+            expected = estimate and estimate["estimated_decode_tokens_per_second"]
+            row(name, *(rate(one) for one in records), f"{expected:.1f}" if expected else "")
+
+
+def most_layers(path: Path, planned: dict[str, Any], where: Sequence[str]) -> int:
+    """The most layers of which the plan says that they fit, whole."""
+    fitting, too_many = 0, planned["n_layer"] + 2
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        tried = plan(path, *where, "-ngl", str(middle))
+        gpu = tried["devices"][0]
+        fitting, too_many = (middle, too_many) if gpu["left_bytes"] >= 0 else (fitting, middle)
+    return fitting
+
+
+def placing(planned: dict[str, Any]) -> list[str]:
+    """The flags that place a model as planned."""
+    placement = planned["placement"]
+    flags = ["-ngl", str(placement["n_gpu_layers"]), "-ub", str(planned["ubatch"])]
+    for pattern, device in placement["overrides"]:
+        flags += ["-ot", f"{pattern}={device}"]
+    return flags + ["-nkvo"] * (not placement["offload_kqv"])
+
+
+def plan(path: Path, *flags: str) -> dict[str, Any]:
+    """What `llama4 plan` says, whether it fits or not."""
+    return command("plan", str(path), "--json", *flags)
+
+
+def command(*words: str) -> dict[str, Any]:
+    """The JSON that a command of ours prints."""
+    line = [str(Path(sys.executable).with_name("llama4")), *words]
+    done = subprocess.run(line, capture_output=True, text=True)
+    record: dict[str, Any] = json.loads(done.stdout or '{"error": "nothing was printed"}')
+    if "error" in record:
+        sys.exit(f"{shlex.join(line)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return record
+
+
+def summary(planned: dict[str, Any]) -> str:
+    """Where things go, in a clause or two."""
+    used = ", ".join(
+        f"{one['name']} {one['used_bytes'] / GIB:.2f} GiB"
+        for one in planned["devices"]
+        if one["used_bytes"]
+    )
+    return f"{planned['context']:,} tokens of {planned['kv_type']}: {used}"
+
+
+def test_name(record: dict[str, Any]) -> str:
+    """llama-bench's name for a test."""
+    name = f"pp{record['n_prompt']}" if record["n_prompt"] else f"tg{record['n_gen']}"
+    return f"{name} @ d{record['n_depth']}" if record["n_depth"] else name
+
+
+def rate(record: dict[str, Any]) -> str:
+    """Tokens a second, with the deviation."""
+    return f"{record['avg_ts']:.1f} ± {record['stddev_ts']:.1f}"
+
+
+if __name__ == "__main__":
+    main()
