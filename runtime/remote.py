@@ -117,9 +117,7 @@ class _Connection:
 
     def lose(self) -> None:
         """Know that it is lost, and tell whoever waits."""
-        if not self.lost:
-            self.lost = True
-            _losses[self.key] = _losses.get(self.key, 0) + 1
+        self.lost = True
         for user in list(self.users):
             user.wake()
 
@@ -150,8 +148,9 @@ class _Connection:
 # By address and port, as long as a model uses them. (ggml's registry belongs to the process too.)
 _connections: dict[tuple[str, int], _Connection] = {}
 _connecting = threading.RLock()
-# How often each worker was lost: under the same name, ggml would go on using the lost connection.
-_losses: dict[tuple[str, int], int] = {}
+# How often each was connected. Under the same name, ggml would go on with the devices that it found
+# the first time, and with a connection that was lost.
+_times: dict[tuple[str, int], int] = {}
 # Workers that were lost while ggml held its locks: no other can be connected any more.
 _blocked_by: list[str] = []
 
@@ -263,7 +262,7 @@ class Workers:
                 connection.users.remove(self)
                 if not connection.users:
                     self._release(connection)
-        self._lane.end()
+        self._lane.end(wait=not self.lost)
 
     def _release(self, connection: _Connection) -> None:
         if _connections.get(connection.key) is connection:
@@ -328,9 +327,9 @@ def _connection(endpoint: str) -> _Connection:
     if known is not None and not known.lost:
         return known
     greet(address, port, endpoint, patience=_AT_ONCE / 2)
-    losses = _losses.get(key, 0)
+    times = _times[key] = _times.get(key, 0) + 1
     # ggml reads a port up to what is no digit, and takes the whole for the worker's name.
-    alias = f"{address}:{port}" + (f"#{losses}" if losses else "")
+    alias = f"{address}:{port}" + (f"#{times}" if times > 1 else "")
     return _Connection(endpoint, address, port, alias)
 
 
@@ -403,8 +402,10 @@ class _Lane:
         if self._last is not None:
             self._last.changed.set()
 
-    def end(self) -> None:
+    def end(self, *, wait: bool) -> None:
         self._calls.put(None)
+        if wait and not self.is_current:
+            self._thread.join()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
