@@ -86,17 +86,23 @@ class BenchEngine(Engine):
     def state(self) -> bytes:
         """All that the cache holds, for `restore`."""
         self._ready()
-        size = int(self._llama.llama_state_seq_get_size(self._context, _SEQUENCE))
-        buffer = (ctypes.c_uint8 * size)()
-        self._llama.llama_state_seq_get_data(self._context, buffer, size, _SEQUENCE)
-        return bytes(buffer)
+
+        def read() -> bytes:
+            size = int(self._llama.llama_state_seq_get_size(self._context, _SEQUENCE))
+            buffer = (ctypes.c_uint8 * size)()
+            self._llama.llama_state_seq_get_data(self._context, buffer, size, _SEQUENCE)
+            return bytes(buffer)
+
+        return self._workers.run(read)
 
     def restore(self, state: bytes, tokens: Sequence[int]) -> bool:
         """Fill the empty cache with a `state` that holds `tokens`; False where it does not fit."""
         self._ready()
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        restored = self._llama.llama_state_seq_set_data(
-            self._context, buffer, len(state), _SEQUENCE
+        restored = self._workers.run(
+            lambda: self._llama.llama_state_seq_set_data(
+                self._context, buffer, len(state), _SEQUENCE
+            )
         )
         self._unsure = True
         if restored:
