@@ -76,7 +76,8 @@ class Machine:
     def held_to(self, nbytes: int) -> Iterator[list[str]]:
         """What a plan must be told while the GPU has no more than `nbytes` free."""
         if self.trial:
-            yield ["--vram", f"{nbytes / GIB:.3f}G"]
+            # Of a GPU that is described, a plan keeps one GiB free.
+            yield ["--vram", f"{nbytes / GIB + 1:.3f}G"]
             return
         command = [sys.executable, "-c", _BALLAST, str(nbytes)]
         with subprocess.Popen(
@@ -210,7 +211,8 @@ def longest_context(section: Section, machine: Machine, path: Path) -> None:
     section.add("", "#### The longest context")
     row = section.table("KV cache", "tokens", "planned on the GPU", "allocated", "left of the GPU")
     for kv_type in ("f16", "q8_0", "q4_0"):
-        wish = ("--ctx", "max", "--kv", kv_type, *machine.ours)
+        # A worker lends all of this machine's memory, which is not to be filled for a trial.
+        wish = ("--ctx", "65536" if machine.trial else "max", "--kv", kv_type, *machine.ours)
         planned = plan(path, *wish)
         gpu = planned["devices"][0]
         checked = command("plan", str(path), "--check", "--json", *wish)["check"]
