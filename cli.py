@@ -13,8 +13,6 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,33 +33,26 @@ from .terminal import (
 from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
 from .terminal.bench import bench_options, bench_progress, bench_view, grid_of, measured_file
 from .terminal.conversion import conversion_options
+from .terminal.loading import opened_model
 from .terminal.options import (
     ANSWER,
     JSON,
-    MODEL,
     VERBOSE,
     WORKER,
     CommandWithRecipes,
     json_option,
     model_options,
-    placement_of,
     revision_option,
     sampling_of,
     verbose_option,
     worker_options,
 )
 from .terminal.plan import plan_options
-from .terminal.progress import (
-    check_progress,
-    conversion_progress,
-    loading_progress,
-    pull_progress,
-)
+from .terminal.progress import check_progress, conversion_progress, pull_progress
 from .terminal.prompt import Lines, read_prompt
 
 if TYPE_CHECKING:
     from .runtime.bench import BenchResult
-    from .runtime.model import Model
 
 
 class _Commands(click.Group):
@@ -306,7 +297,6 @@ def plan(ctx: click.Context, model: str | None, as_json: bool) -> None:
     hurts least is found, and counted by llama.cpp itself. Exits with 1 when it does not fit.
 
     \b
-    llama4 plan scout
     llama4 plan scout --gpu rtx4090 --ram 64G --ctx max
     llama4 plan maverick --gpu 'h100 x4' --recipe int8 --json | jq .devices
     llama4 plan --table
@@ -354,7 +344,7 @@ def run(ctx: click.Context, model: Path, prompt: str | None, system: str | None,
     sampling = sampling_of(ctx)
     answering = ctx.meta.get(ANSWER, {})
     first = opening(system)
-    with _open(ctx, model) as loaded:
+    with opened_model(ctx, model) as loaded:
         writer = AnswerWriter()
         try:
             if raw:
@@ -401,7 +391,7 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
     first = opening(system)
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
-    with _open(ctx, model) as loaded:
+    with opened_model(ctx, model) as loaded:
         # A model without a chat template is refused here, and not at each message.
         _ = loaded.template
         talk = Chat(
@@ -507,21 +497,3 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         show(diagnosis_view(diagnosis))
     ctx.exit(0 if diagnosis.healthy else 1)
-
-
-@contextmanager
-def _open(ctx: click.Context, path: Path) -> Iterator[Model]:
-    """The model that was asked for, with its loading shown and its log where it was wanted."""
-    from .runtime.model import Model
-
-    show_log(verbose=ctx.meta[VERBOSE])
-    placement = placement_of(ctx)
-    with loading_progress(path.name) as progress:
-        model = Model(
-            path,
-            placement=placement,
-            on_load_progress=progress,
-            **ctx.meta.get(MODEL, {}),
-        )
-    with model:
-        yield model

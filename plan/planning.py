@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from ..architecture import ATTENTION_CHUNK
 from ..errors import SettingError
 from ..runtime.amx import use_extra_bufts
 from ..runtime.memory import HOST
@@ -30,14 +31,12 @@ from .search import (
 from .value import Cost, DevicePlan, Plan
 from .words import context_words, explain, size
 
-AUTO_CONTEXT = 32_768
-"""What ``auto`` asks for, where the model was trained for as much."""
+CONTEXTS = {"auto": 32_768, "usual": EngineSettings.n_ctx, "max": ATTENTION_CHUNK}
+"""Tokens to begin with for each name, where the model was trained for as much. ``max`` is the
+longest context for which no tensor leaves the GPUs that this one leaves there: one chunk, with
+which the chunked layers have their whole cache already."""
 
-BASE_CONTEXT = 8192
-"""``max`` is the longest context for which no tensor leaves the GPUs that this one leaves there:
-with it, the chunked layers have their whole cache already."""
-
-Context = int | Literal["auto", "max"]
+Context = int | Literal["auto", "usual", "max"]
 
 
 def plan(
@@ -62,9 +61,9 @@ def plan(
         model: a GGUF; a checkpoint directory, a config.json, ``"org/name"`` on the hub, of which
             headers are read; or one of ``scout``, ``scout-base``, ``maverick``, ``behemoth``.
         recipe: what a model that is no GGUF would be converted with, int4 by default.
-        context: tokens; ``"auto"`` is 32768, or what the model was trained for if that is less;
-            ``"max"`` the longest context for which no tensor leaves the GPUs that need not leave
-            them anyway.
+        context: tokens; ``"auto"`` is 32768 and ``"usual"`` what `Model` takes by itself, or what
+            the model was trained for if that is less; ``"max"`` is the longest context for which no
+            tensor leaves the GPUs that need not leave them anyway.
         kv_type: what the cache is kept as. None is f16, and q8_0 where f16 would push more than
             experts from the GPUs.
         gpus: names of GPUs (``"h100"``, ``"2x rtx4090"``) to plan for instead of those here.
@@ -102,8 +101,14 @@ def plan(
             machine = described_machine(named, vram, ram)
         else:
             machine = this_machine(connected, devices)
+        full = [gpu.name for gpu in machine.gpus if not gpu.room]
+        if full and devices is None:
+            machine = replace(machine, gpus=tuple(gpu for gpu in machine.gpus if gpu.room))
+            used = Placement(devices=tuple(gpu.name for gpu in machine.gpus))
+            wish = replace(wish, placement=used)
         search = Search(geometry, machine, wish, connected)
-        return _planned(search, context, kv_type, placement)
+        found = _planned(search, context, kv_type, placement)
+        return found.with_notes(*(f"{name} is left alone: it is full" for name in full))
 
 
 def more_modest(earlier: Plan) -> Plan | None:
@@ -162,10 +167,8 @@ def _planned(
 
 def _tokens(context: Context, geometry: Geometry) -> int:
     """The context to begin with, in tokens."""
-    if context == "auto":
-        return min(AUTO_CONTEXT, geometry.n_ctx_train)
-    if context == "max":
-        return min(BASE_CONTEXT, geometry.n_ctx_train)
+    if isinstance(context, str) and context in CONTEXTS:
+        return min(CONTEXTS[context], geometry.n_ctx_train)
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
         raise SettingError(
             "the context is outside its range",
@@ -187,7 +190,7 @@ def best(search: Search, context: int, kv_type: KVType | None) -> Candidate:
     Of those that cost no accuracy, the fastest by the cost model; what the cache is kept as is
     touched only where no such placement keeps attention on the GPUs.
     """
-    kinds: list[KVType] = [kv_type] if kv_type else ["f16", "q8_0"]
+    kinds = [kv_type] if kv_type else search.lossless_first
     for kind in kinds:
         found = search.all_on_gpu(context, kind)
         if found:
@@ -244,7 +247,7 @@ def _choices(
             other = _likewise(search, tokens, chosen.settings.kv_type)
             found.append(_cost(search, chosen, other, f"{tokens:,} tokens"))
     spills = chosen.rung in (EXPERTS, CACHE_ON_CPU)
-    if kv_type is None and spills and chosen.settings.kv_type == "f16":
+    if kv_type is None and spills and chosen.settings.kv_type != search.lossless_first[-1]:
         other = _likewise(search, chosen.settings.n_ctx, "q8_0")
         found.append(_cost(search, chosen, other, "--kv q8_0"))
     return tuple(found)

@@ -70,6 +70,11 @@ class Search:
         self._rooms = [gpu.room for gpu in machine.gpus]
         self._reports: dict[EngineSettings, MemoryReport] = {}
 
+    @property
+    def lossless_first(self) -> list[KVType]:
+        """What the cache may be kept as, where nobody said; f16 alone without flash attention."""
+        return ["f16"] if self._wish.flash_attention == "off" else ["f16", "q8_0"]
+
     # --- what llama.cpp says
 
     def settings(self, context: int, kv_type: KVType, placement: Placement) -> EngineSettings:

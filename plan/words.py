@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..architecture import ATTENTION_CHUNK
 from ..runtime.memory import HOST
 from .machine import KEPT_FREE
 from .search import (
@@ -156,14 +157,18 @@ def _notes(search: Search, plan: Plan) -> Iterable[str]:
 
 
 def _remedy(plan: Plan) -> str:
+    """What would make it fit: what is short is held against what each wish takes."""
+    short = sum(max(-device.left_bytes, 0) for device in plan.devices)
+    cache = sum(device.kv_bytes for device in plan.devices)
+    buffers = sum(device.compute_bytes for device in plan.devices)
     wishes = []
-    if plan.recipe not in (None, "int4"):
+    if plan.recipe not in (None, "q4_0", "q4_k_m", "int4"):
         wishes.append("--recipe int4")
-    if plan.kv_type == "f16" and sum(one.kv_bytes for one in plan.devices) > 2**30:
+    if plan.kv_type == "f16" and cache * 15 // 32 >= short:
         wishes.append("--kv q8_0")
-    if plan.context > 8192:
+    if plan.context > ATTENTION_CHUNK and cache + buffers >= short:
         wishes.append("a smaller --ctx")
-    if plan.ubatch > 64:
+    if buffers >= short:
         wishes.append("a smaller --ubatch")
     return f"{', '.join(wishes)} or more memory would help" if wishes else "it takes more memory"
 
