@@ -140,11 +140,24 @@ def drop_everything(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, 26, filter_)  # SO_ATTACH_FILTER
 
 
+# Instead of half a minute.
+QUICK_KEEPALIVE = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 1))
+
+
+def test_a_worker_that_is_silent_for_long_is_not_given_up(tiny_path, worker, monkeypatch):
+    """A stopped one looks like one that computes: its machine answers for it."""
+    monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
+    monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0)
+    with Engine(tiny_path, on(worker)) as engine:
+        expected = engine.logits(PROMPT[:20])
+        worker.process.send_signal(signal.SIGSTOP)
+        after(4.0, lambda: worker.process.send_signal(signal.SIGCONT))
+        assert (engine.logits(PROMPT[:20]) == expected).all()
+
+
 @pytest.mark.parametrize("acknowledged", [False, True])
 def test_a_machine_that_vanished_is_an_error(tiny_path, worker, monkeypatch, acknowledged):
-    """As above, with seconds for the half minute that is waited otherwise."""
-    keepalive = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 1))
-    monkeypatch.setattr(remote, "_KEEPALIVE", keepalive)
+    monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
     monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0)
     engine = Engine(tiny_path, on(worker))
     (connection,) = engine._workers._connections
