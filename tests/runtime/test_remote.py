@@ -39,6 +39,13 @@ def worker() -> Iterator[Worker]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def unharmed() -> Iterator[Worker]:
+    """For tests that leave it as it was."""
+    with running_worker(port=free_port(), n_threads=1) as one:
+        yield one
+
+
 def on(worker: Worker) -> EngineSettings:
     return replace(SMALL, workers=(worker.endpoint,))
 
@@ -151,7 +158,7 @@ def test_a_worker_that_is_silent_for_long_is_not_given_up(tiny_path, worker, mon
     with Engine(tiny_path, on(worker)) as engine:
         expected = engine.logits(PROMPT[:20])
         worker.process.send_signal(signal.SIGSTOP)
-        after(4.0, lambda: worker.process.send_signal(signal.SIGCONT))
+        after(3.0, lambda: worker.process.send_signal(signal.SIGCONT))
         assert (engine.logits(PROMPT[:20]) == expected).all()
 
 
@@ -203,8 +210,8 @@ def test_a_second_ctrl_c_does_not_wait(tiny_path, worker, monkeypatch, use):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_ctrl_c_leaves_a_living_worker_as_it_is(tiny_path, worker, use):
-    with Engine(tiny_path, on(worker)) as engine:
+def test_ctrl_c_leaves_a_living_worker_as_it_is(tiny_path, unharmed, use):
+    with Engine(tiny_path, on(unharmed)) as engine:
         expected = engine.logits(PROMPT[:20])
         after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
@@ -222,11 +229,11 @@ def test_closing_does_not_wait_for_a_worker_that_does_not_answer(tiny_path, work
 # --- shared
 
 
-def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(tiny_path, worker):
-    host, port, name = worker.address, worker.port, worker.endpoint
-    with Engine(tiny_path, on(worker)) as one:
+def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(tiny_path, unharmed):
+    host, port, name = unharmed.address, unharmed.port, unharmed.endpoint
+    with Engine(tiny_path, on(unharmed)) as one:
         expected = one.logits(PROMPT[:20])
-        with Engine(tiny_path, on(worker)) as other:
+        with Engine(tiny_path, on(unharmed)) as other:
             assert (other.logits(PROMPT[:20]) == expected).all()
             assert (one.logits(PROMPT[:20]) == expected).all()
         assert (one.logits(PROMPT[:20]) == expected).all()
@@ -235,9 +242,9 @@ def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(ti
     greet(host, port, name, patience=5.0)
 
 
-def test_engines_on_a_worker_open_and_close_without_growing(tiny_path, worker):
+def test_engines_on_a_worker_open_and_close_without_growing(tiny_path, unharmed):
     def cycle() -> tuple[int, int]:
-        usable(tiny_path, on(worker))
+        usable(tiny_path, on(unharmed))
         return len(list(Path("/dev/fd").iterdir())), threading.active_count()
 
     first = cycle()
@@ -245,21 +252,21 @@ def test_engines_on_a_worker_open_and_close_without_growing(tiny_path, worker):
         assert cycle() == first
 
 
-def test_devices_of_workers_are_counted_in_their_order(worker):
-    with local_workers(1) as (other,), connect((worker.endpoint, other)) as workers:
+def test_devices_of_workers_are_counted_in_their_order(unharmed):
+    with local_workers(1) as (other,), connect((unharmed.endpoint, other)) as workers:
         names = [(one.name, one.type, one.memory_source) for one in workers.devices()]
         assert names == [
-            ("RPC0", "gpu", f"worker {worker.endpoint}"),
+            ("RPC0", "gpu", f"worker {unharmed.endpoint}"),
             ("RPC1", "gpu", f"worker {other}"),
         ]
-        assert [one.endpoint for one in workers.targets] == [worker.endpoint, other]
+        assert [one.endpoint for one in workers.targets] == [unharmed.endpoint, other]
         assert all((one.free_bytes or 0) > 0 for one in workers.devices())
 
 
-def test_the_same_worker_under_two_names_is_refused(worker):
+def test_the_same_worker_under_two_names_is_refused(unharmed):
     with pytest.raises(SettingError, match="a worker is named twice, found localhost"):
-        connect((worker.endpoint, f"localhost:{worker.port}"))
-    greet(worker.address, worker.port, worker.endpoint, patience=5.0)
+        connect((unharmed.endpoint, f"localhost:{unharmed.port}"))
+    greet(unharmed.address, unharmed.port, unharmed.endpoint, patience=5.0)
 
 
 # --- processes
@@ -287,17 +294,24 @@ def run(code: str, path: Path, worker: Worker) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("then", ["", "os.kill(server, signal.SIGKILL)", "engine.close()",
-    "os.kill(server, signal.SIGSTOP)",
-    """
+FATES = {
+    "alive": "",
+    "closed": "engine.close()",
+    "dead": "os.kill(server, signal.SIGKILL)",
+    "stopped": "os.kill(server, signal.SIGSTOP)",
+    "lost": """
 os.kill(server, signal.SIGKILL)
 try:
     engine.logits([1, 2, 3])
 except WorkerError:
     pass
-"""])  # fmt: skip
-def test_a_process_ends_as_it_wants_to_whatever_became_of_its_worker(tiny_path, worker, then):
-    code = f"engine = Engine(path, settings)\nengine.logits([1, 2, 3])\n{then}\nsys.exit(7)"
+""",
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_process_ends_as_it_wants_to_whatever_became_of_its_worker(tiny_path, worker, fate):
+    code = f"engine = Engine(path, settings)\nengine.logits([1, 2, 3])\n{FATES[fate]}\nsys.exit(7)"
     result = run(code, tiny_path, worker)
     assert (result.returncode, result.stdout, result.stderr) == (7, "", "")
 
@@ -318,18 +332,18 @@ def test_run_ends_with_one_line_of_error_when_its_worker_dies(tiny_path, worker)
     assert errors.count(b"\n") == 1
 
 
-def test_all_other_aborts_still_end_the_process(tiny_path, worker):
+def test_all_other_aborts_still_end_the_process(tiny_path, unharmed):
     code = """
 connect((endpoint,))
 abort = native_function("ggml_abort", None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p)
 abort(b"somewhere.c", 5, b"nothing to be done")
 """
-    result = run(code, tiny_path, worker)
+    result = run(code, tiny_path, unharmed)
     assert result.returncode == -signal.SIGABRT
     assert "somewhere.c:5: nothing to be done" in result.stderr
 
 
-def test_a_worker_that_is_lost_while_llama_cpp_connects_is_an_error_and_the_last(tiny_path, worker):
+def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(tiny_path, unharmed):
     """It greets like one, and hangs up after that."""
     code = """
 import socket, struct, threading
@@ -348,7 +362,7 @@ for other in (f"127.0.0.1:{impostor.getsockname()[1]}", endpoint):
         print(error.problem)
 Engine(path, EngineSettings(n_ctx=512, n_threads=1)).close()
 """
-    result = run(code, tiny_path, worker)
+    result = run(code, tiny_path, unharmed)
     assert result.returncode == 0
     first, second = result.stdout.splitlines()
     assert first.endswith("was lost while llama.cpp connected to it")
