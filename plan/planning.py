@@ -271,6 +271,8 @@ def _cost(search: Search, chosen: Candidate, other: Candidate, what: str) -> Cos
         words.append(context_words(search, other))
     elif search.machine.gpus and other.rung == CPU_ONLY:
         words.append("more than experts would have to leave the GPU")
+    elif not fits:
+        words.append("which does not fit")
     return Cost(what, ", ".join(words), fits)
 
 

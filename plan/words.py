@@ -170,7 +170,7 @@ def _remedy(plan: Plan) -> str:
         wishes.append("a smaller --ctx")
     if buffers >= short:
         wishes.append("a smaller --ubatch")
-    return f"{', '.join(wishes)} or more memory would help" if wishes else "it takes more memory"
+    return f"{', '.join([*wishes, 'a smaller model'])} or more memory would help"
 
 
 def _ranges(layers: Iterable[int]) -> str:

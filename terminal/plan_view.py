@@ -6,7 +6,8 @@ without colour. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -49,14 +50,11 @@ def plan_view(plan: Plan) -> RenderableType:
     devices = [device for device in plan.devices if not device.idle or device in plan.gpus]
     parts: list[RenderableType] = [_headline(plan), ""]
     for device in devices:
-        parts.append(_device_line(device))
+        parts.append(_device_line(device, plan.n_layer))
         parts.append(_bar(device))
-    parts += [_legend(), "", _bytes_table(plan, devices), ""]
+    parts += [_legend(), "", _bytes_table(devices), ""]
     sections: list[tuple[str, Iterable[str]]] = [("why", plan.why), ("speed", _speed(plan))]
-    more = [
-        f"{one.what}: {one.effect}" + ("" if one.fits else ", which does not fit")
-        for one in plan.choices
-    ]
+    more = [f"{one.what}: {one.effect}" for one in plan.choices]
     sections += [("instead", more), ("note", plan.notes), ("next", _next(plan))]
     for title, lines in sections:
         parts += _section(title, lines)
@@ -72,14 +70,16 @@ def _headline(plan: Plan) -> Text:
     return Text.assemble(verdict, "  ", (printable(what[0]), "bold"), ", ", ", ".join(what[1:]))
 
 
-def _device_line(device: DevicePlan) -> Text:
+def _device_line(device: DevicePlan, n_layer: int) -> Text:
     free = f"{bytes_text(device.used_bytes)} of {bytes_text(device.free_bytes or 0)} free"
     if device.left_bytes >= 0:
         left = (f"{bytes_text(device.left_bytes)} left", "green")
     else:
         left = (f"{bytes_text(-device.left_bytes)} short", "bold red")
     name = (printable(device.name), "bold")
-    return Text.assemble(name, f"  {printable(device.description)}  ", free, ", ", left)
+    layers = _layers(device, n_layer)
+    what = f"  {printable(device.description)}{f'; {layers}' if layers else ''}: "
+    return Text.assemble(name, what, free, ", ", left)
 
 
 def _bar(device: DevicePlan) -> Text:
@@ -110,39 +110,52 @@ def _legend() -> Text:
     return legend.append("· left", "dim")
 
 
-def _bytes_table(plan: Plan, devices: Sequence[DevicePlan]) -> Table:
-    """A line for each role and each kind of buffer, a column for each device."""
+# More columns than these do not fit side by side.
+_MOST_COLUMNS = 4
+
+
+def _bytes_table(devices: Sequence[DevicePlan]) -> Table:
+    """A line for each role and each kind of buffer, a column for each device, or all GPUs."""
+    columns = [(device.name, [device]) for device in devices]
+    if len(columns) > _MOST_COLUMNS:
+        *gpus, host = devices
+        columns = [(f"{len(gpus)} GPUs", gpus), (host.name, [host])]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
-    for device in devices:
-        table.add_column(Text(printable(device.name)), justify="right", no_wrap=True)
-    rows = [
-        (name, [dict(device.weights).get(role, 0) for device in devices])
-        for role, name in _ROLES.items()
-    ]
-    rows += [
-        ("KV cache, full layers", [device.kv_full_bytes for device in devices]),
-        ("KV cache, chunked layers", [device.kv_chunked_bytes for device in devices]),
-        ("compute buffers", [device.compute_bytes for device in devices]),
-        ("output buffer", [device.output_bytes for device in devices]),
-    ]
-    for name, sizes in rows:
+    for name, _ in columns:
+        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
+    for title, size_on in _rows():
+        sizes = [sum(map(size_on, group)) for _, group in columns]
         if any(sizes):
-            table.add_row(name, *(bytes_text(size) if size else "" for size in sizes))
-    if len(devices) > 1 or plan.gpus:
-        table.add_row("layers", *(_layers(device, plan.n_layer) for device in devices))
+            table.add_row(title, *(bytes_text(size) if size else "" for size in sizes))
     return table
 
 
+def _rows() -> Iterator[tuple[str, Callable[[DevicePlan], int]]]:
+    """Each line's title, and what it says of a device."""
+    for role, title in _ROLES.items():
+        yield title, partial(_of_role, role)
+    yield "KV cache, full layers", lambda device: device.kv_full_bytes
+    yield "KV cache, chunked layers", lambda device: device.kv_chunked_bytes
+    yield "compute buffers", lambda device: device.compute_bytes
+    yield "output buffer", lambda device: device.output_bytes
+
+
+def _of_role(role: str, device: DevicePlan) -> int:
+    return dict(device.weights).get(role, 0)
+
+
 def _layers(device: DevicePlan, n_layer: int) -> str:
-    """``0-47, output``; they come one after the other."""
+    """``layers 0-47 and the output``; they come one after the other."""
     inside = [layer for layer in device.layers if layer < n_layer]
     words = []
-    if inside:
-        words.append(f"{inside[0]}-{inside[-1]}" if len(inside) > 1 else str(inside[0]))
+    if len(inside) == 1:
+        words.append(f"layer {inside[0]}")
+    elif inside:
+        words.append(f"layers {inside[0]}-{inside[-1]}")
     if n_layer in device.layers:
-        words.append("output")
-    return ", ".join(words)
+        words.append("the output")
+    return " and ".join(words)
 
 
 def _speed(plan: Plan) -> Iterator[str]:

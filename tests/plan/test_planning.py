@@ -259,3 +259,25 @@ def test_a_wish_that_makes_no_sense_is_refused(wrong: dict[str, object], message
 def test_a_model_that_nobody_knows_is_refused() -> None:
     with pytest.raises(CheckpointError, match="scout, scout-base, maverick, behemoth"):
         plan("scoot")
+
+
+def test_without_flash_attention_the_cache_stays_as_it_is() -> None:
+    found = plan("scout", vram=[int(13.5 * GIB)], ram=96 * GIB, flash_attention="off")
+    # llama.cpp takes a quantized cache with flash attention only.
+    assert (found.fits, found.kv_type) == (True, "f16")
+
+
+def test_a_gpu_that_is_full_is_left_alone(
+    scout_int4: Path, two_workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama4_edge.plan import machine, planning
+
+    def first_is_full(*arguments: object) -> machine.Machine:
+        found = machine.this_machine(*arguments)  # type: ignore[arg-type]
+        return replace(found, gpus=(replace(found.gpus[0], free=0), *found.gpus[1:]))
+
+    monkeypatch.setattr(planning, "this_machine", first_is_full)
+    found = plan(scout_int4, context=1024, workers=two_workers)
+    assert [gpu.name for gpu in found.gpus] == ["RPC1"]
+    assert found.placement.devices == ("RPC1",)
+    assert "RPC0 is left alone: it is full" in found.notes
