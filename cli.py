@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -31,7 +31,7 @@ from .terminal import (
     speak_utf8,
 )
 from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
-from .terminal.bench import bench_options, bench_progress, bench_view, grid_of, measured_file
+from .terminal.bench import bench_options
 from .terminal.conversion import conversion_options
 from .terminal.loading import opened_model
 from .terminal.options import (
@@ -50,9 +50,6 @@ from .terminal.options import (
 from .terminal.plan import plan_options
 from .terminal.progress import check_progress, conversion_progress, pull_progress
 from .terminal.prompt import Lines, read_prompt
-
-if TYPE_CHECKING:
-    from .runtime.bench import BenchResult
 
 
 class _Commands(click.Group):
@@ -421,28 +418,20 @@ def bench(
 ) -> None:
     """Measure how fast a model reads and answers.
 
-    The same tests, tokens and field names as llama-bench, so that results compare. With
-    --synthetic nothing need be downloaded: the file has a model's true geometry and types, random
-    weights and no tokenizer, and is removed afterwards.
+    The same tests, tokens and field names as llama-bench, so that results compare. Without flags
+    that place it, the model goes where `llama4 plan` says. With --synthetic nothing need be
+    downloaded: the file has a model's true geometry and types, random weights and no tokenizer,
+    and is removed afterwards.
 
     \b
     llama4 bench scout.gguf
     llama4 bench scout.gguf -p 512 -n 128 -d 0,4096,32768 --json
     llama4 bench --synthetic scout --recipe int4 --layers 4
     """
-    from .runtime.bench import bench as run_bench
+    from .terminal.bench import bench_view, measure
 
     show_log(verbose=ctx.meta[VERBOSE])
-    grid = grid_of(ctx, warmup=not no_warmup)
-    results: list[BenchResult] = []
-    try:
-        with measured_file(ctx, model, keep=keep) as path, bench_progress(grid) as on_test:
-            for result in run_bench(path, grid, on_test=on_test):
-                results.append(result)  # noqa: PERF402 (those before an error stay)
-    except (KeyboardInterrupt, Llama4EdgeError):
-        if results and not as_json:
-            show(bench_view(results))
-        raise
+    results = measure(ctx, model, keep=keep, warmup=not no_warmup)
     if as_json:
         _print_json([result.as_dict() for result in results])
     else:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from . import console, printable
+from ..errors import Llama4EdgeError
+from . import console, note, printable, show
 from .numbers import bytes_text, count_text
 from .options import (
+    JSON,
     LARGEST,
     MODEL,
+    PLACEMENT,
     Command,
     Gathered,
     option,
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from ..runtime.bench import BenchGrid, BenchResult, BenchTest
 
 BENCH, SYNTHETIC = "llama4_edge.bench", "llama4_edge.synthetic"
+# Options that say where layers, tensors or the cache go. (Those that only choose GPUs do not.)
+_PLACED_BY = {"n_gpu_layers", "n_cpu_moe", "overrides", "tensor_split", "offload_kqv"}
 
 
 def _numbers(least: int, largest: int = LARGEST) -> Callable[[str], tuple[int, ...]]:
@@ -172,6 +178,32 @@ def bench_options(command: Command) -> Command:
     return command
 
 
+def measure(
+    ctx: click.Context, model: Path | None, *, keep: bool, warmup: bool
+) -> list[BenchResult]:
+    """Do what `llama4 bench` was asked for.
+
+    What was measured before an error or Ctrl-C is shown: it took minutes, and stands.
+
+    Raises:
+        click.UsageError: options that do not go together.
+        Llama4EdgeError: the model cannot be made, loaded or run.
+    """
+    from ..runtime.bench import bench
+
+    grid = grid_of(ctx, warmup=warmup)
+    results: list[BenchResult] = []
+    try:
+        with measured_file(ctx, model, keep=keep) as path, bench_progress(grid) as on_test:
+            for result in bench(path, as_planned(ctx, grid, path), on_test=on_test):
+                results.append(result)  # noqa: PERF402 (those before an error stay)
+    except (KeyboardInterrupt, Llama4EdgeError):
+        if results and not ctx.meta[JSON]:
+            show(bench_view(results))
+        raise
+    return results
+
+
 def grid_of(ctx: click.Context, *, warmup: bool) -> BenchGrid:
     """What is to be measured.
 
@@ -187,6 +219,32 @@ def grid_of(ctx: click.Context, *, warmup: bool) -> BenchGrid:
         return BenchGrid(base=base, warmup=warmup, **ctx.meta.get(BENCH, {}))
     except SettingError as error:
         raise click.UsageError(str(error), ctx) from error
+
+
+def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
+    """The grid with the model placed where `llama4 plan` says, unless flags place it.
+
+    The plan is for the longest of the tests, so that all are measured in one place. Without a GPU
+    there is nothing to choose.
+    """
+    from ..plan import plan
+    from ..runtime.devices import offload_targets
+
+    given = ctx.meta.get(PLACEMENT, {}).keys() | ctx.meta.get(BENCH, {}).keys()
+    placement, workers = grid.base.placement, grid.base.workers
+    if given & _PLACED_BY or placement.devices == () or not (workers or offload_targets()):
+        return grid
+    found = plan(
+        path,
+        context=max(test.n_ctx for test in grid.tests),
+        kv_type=next(kind for kind in ("f16", "q8_0", "q4_0") if kind in grid.kv_type),
+        ubatch=max(grid.n_ubatch),
+        workers=workers,
+        devices=placement.devices,
+    )
+    note(f"placed as planned: {found}")
+    base = replace(grid.base, placement=found.placement)
+    return replace(grid, base=base, n_gpu_layers=(found.placement.n_gpu_layers,))
 
 
 @contextmanager

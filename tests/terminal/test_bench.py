@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from llama4_edge.cli import main
 from llama4_edge.convert.presets import PRESETS
+from llama4_edge.runtime.worker import local_workers
 
 Bench = Callable[..., Result]
 SMALL = {
@@ -134,6 +135,23 @@ def test_what_cannot_be_measured_is_one_line_of_error(
     assert complaint in json.loads(as_json.stdout)["problem"] + str(
         json.loads(as_json.stdout)["found"]
     )
+
+
+def test_a_model_goes_where_the_plan_says_unless_flags_place_it(bench: Bench, config: Path) -> None:
+    with local_workers(1) as (endpoint,):
+        arguments = (
+            "--synthetic", config, "-p", "8", "-n", "0", "-r", 1, "--workers", endpoint, "--json",
+        )  # fmt: skip
+        planned = bench(*arguments)
+        assert "placed as planned: " in planned.stderr and "RPC0" in planned.stderr
+        (record,) = json.loads(planned.stdout)
+        assert (record["backends"], record["n_gpu_layers"]) == ("RPC", -1)
+        placed = bench(*arguments, "-ngl", "0,2", "-ot", "ffn_up_exps=CPU")
+        assert placed.stderr == ""
+        described = [
+            (one["n_gpu_layers"], one["tensor_buft_overrides"]) for one in json.loads(placed.stdout)
+        ]
+        assert described == [(0, "ffn_up_exps=CPU"), (2, "ffn_up_exps=CPU")]
 
 
 def test_ctrl_c_leaves_no_file(config: Path, tmp_path: Path) -> None:
