@@ -163,7 +163,9 @@ def _find(model: str) -> _Source:
     path = Path(model)
     if path.is_file():
         config = parse_config(read_json_object(path))
-        return _Source(path.resolve().parent.name or model, config)
+        # A config.json says less of what it is than the directory it lies in.
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+        return _Source(name or model, config)
     repository = parse_repository(model)
     if path.is_dir():
         checkpoint = open_checkpoint(path)

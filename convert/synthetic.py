@@ -102,13 +102,10 @@ def synthetic_file(
         shortage = disk_shortage(place, drawn.nbytes, kept.name)
         if shortage is not None:
             raise shortage
-        descriptor, name = tempfile.mkstemp(f"-{kept.name}", _SCRATCH_PREFIX, place)
+        descriptor, scratch = _scratch_file(place, kept.name)
     except OSError as error:
         raise OutputError(f"{place} cannot be written to", found=error.strerror) from error
-    scratch = Path(name)
     try:
-        # For as long as it is needed: what nobody holds is swept away by the next call.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         write_synthetic(drawn, descriptor, scratch, threads=threads, progress=progress)
         if keep:
             scratch = scratch.replace(kept)
@@ -173,6 +170,17 @@ def _is_whole(path: Path, drawn: Blueprint) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(drawn.header)) == drawn.header
+
+
+def _scratch_file(directory: Path, name: str) -> tuple[int, Path]:
+    """A new file, locked for as long as it is open: what nobody holds, another call sweeps away."""
+    while True:
+        descriptor, path = tempfile.mkstemp(f"-{name}", _SCRATCH_PREFIX, directory)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another call may have swept in between.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(path)
+        os.close(descriptor)
 
 
 def _sweep(directory: Path) -> None:

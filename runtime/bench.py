@@ -192,7 +192,10 @@ class BenchResult:
         return stdev(self.samples_ts) if len(self.samples_ts) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """llama-bench's fields, by its names and in its order."""
+        """llama-bench's fields, by its names and in its order.
+
+        What cannot be set here has the value that it has there.
+        """
         settings, test = self.case.settings, self.case.test
         placement = settings.placement
         single = len(self.samples_ns) < 2
