@@ -15,6 +15,7 @@ import pytest
 from llama4_edge.errors import SettingError, WorkerError
 from llama4_edge.runtime.devices import host_memory
 from llama4_edge.runtime.handshake import greet
+from llama4_edge.runtime.remote import connect
 from llama4_edge.runtime.worker import local_workers, running_worker
 
 LLAMA4 = [sys.executable, "-c", "from llama4_edge.cli import main; main(prog_name='llama4')"]
@@ -146,3 +147,15 @@ def test_a_command_whose_server_died_says_so_in_one_line(command):
     _, errors = command.communicate()
     assert command.returncode == 1
     assert re.fullmatch(r"error: the worker on \S+ ended, found signal 9\. .*\n", errors)
+
+
+def test_a_library_without_rpc_says_how_it_is_built_with_it(monkeypatch):
+    class WithoutRPC:
+        def llama_supports_rpc(self) -> bool:
+            return False
+
+    monkeypatch.setattr("llama4_edge.runtime.worker.llama", WithoutRPC)
+    with pytest.raises(WorkerError, match=r"built without RPC.*-DGGML_RPC=ON"), running_worker():
+        pass
+    with pytest.raises(WorkerError, match="built without RPC"):
+        connect(("127.0.0.1:50052",))
