@@ -50,6 +50,8 @@ def layer_devices(n_layer: int, placement: Placement, gpus: Sequence[Place]) -> 
     on_gpus = n_layer + 1
     if placement.n_gpu_layers >= 0:
         on_gpus = min(placement.n_gpu_layers, n_layer + 1)
+    if placement.devices is not None:
+        gpus = [gpu for gpu in gpus if gpu.name in placement.devices]
     if not gpus or not on_gpus:
         return (HOST,) * (n_layer + 1)
     first = n_layer + 1 - on_gpus

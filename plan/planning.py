@@ -82,7 +82,8 @@ def plan(
     """
     named = tuple(gpu for text in gpus for gpu in gpus_named(text))
     described = bool(named or vram or ram is not None)
-    if described and (workers or devices is not None):
+    named_here = devices is not None or (placement is not None and placement.devices)
+    if described and (workers or named_here):
         raise SettingError("a described machine has neither workers nor devices of this one")
     wish = EngineSettings(
         n_ubatch=ubatch,

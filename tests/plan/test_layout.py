@@ -63,6 +63,8 @@ def test_layers_are_shared_by_free_memory_where_no_split_is_given() -> None:
 
 def test_without_a_gpu_everything_lies_in_main_memory() -> None:
     assert layer_devices(4, Placement(), []) == ("CPU",) * 5
+    gpus = described_machine(gpus_named("h100")).gpus
+    assert layer_devices(4, Placement(devices=()), gpus) == ("CPU",) * 5
 
 
 @pytest.mark.parametrize("seed", range(20))

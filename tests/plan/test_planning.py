@@ -245,6 +245,7 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"kv_type": "q5_0"}, "kv_type is unknown"),
         ({"devices": ["CUDA7"]}, "there is no device CUDA7 here"),
         ({"gpus": ["h100"], "devices": ["CUDA0"]}, "neither workers nor devices"),
+        ({"ram": GIB, "placement": Placement(devices=("CUDA0",))}, "neither workers nor devices"),
         (
             {"placement": Placement(overrides=(("no_such", "CPU"),))},
             "no_such=CPU fits no tensor of the model",
