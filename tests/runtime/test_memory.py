@@ -1,4 +1,4 @@
-"""llama.cpp's own count of its memory: before loading, after, and on GPUs that are not here."""
+"""llama.cpp's own count of its memory, before loading and after."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llama4_edge.convert.blueprint import blueprint
-from llama4_edge.errors import EngineError, SettingError
-from llama4_edge.runtime.devices import list_devices
+from llama4_edge.errors import EngineError
 from llama4_edge.runtime.memory import DeviceMemory, MemoryReport, measure, measure_loaded
-from llama4_edge.runtime.placement import Placement
-from llama4_edge.runtime.remote import connect
 from llama4_edge.runtime.settings import EngineSettings
-from llama4_edge.runtime.stand_ins import MOST_STAND_INS, stand_ins
-from llama4_edge.runtime.worker import local_workers
 
 
 def test_what_is_counted_beforehand_is_what_loading_allocates(tiny_path: Path) -> None:
@@ -25,51 +19,6 @@ def test_what_is_counted_beforehand_is_what_loading_allocates(tiny_path: Path) -
     assert host.device == "CPU"
     assert host.weights > 0
     assert host.compute > 0
-
-
-def test_a_stand_in_takes_what_a_worker_takes(tiny_path: Path) -> None:
-    names = ("A", "B")
-    placed = Placement(devices=names, tensor_split=(1, 1))
-    settings = EngineSettings(n_ctx=2048, placement=placed)
-    counted = measure(tiny_path, settings, stand_ins(names))
-    with local_workers(2) as endpoints, connect(endpoints) as workers:
-        placed = Placement(devices=("RPC0", "RPC1"), tensor_split=(1, 1))
-        settings = EngineSettings(n_ctx=2048, placement=placed, workers=endpoints)
-        loaded = workers.run(lambda: measure_loaded(tiny_path, settings, workers.targets))
-    for name, worker in (("A", "RPC0"), ("B", "RPC1"), ("CPU", "CPU")):
-        one, other = counted.on(name), loaded.on(worker)
-        assert (one.weights, one.kv, one.compute) == (other.weights, other.kv, other.compute)
-        assert one.compute > 0
-
-
-def test_a_stand_in_has_room_for_the_weights_that_a_gpu_copies_to_itself(tmp_path: Path) -> None:
-    scout = blueprint("scout").write_header(tmp_path / "scout.gguf")
-    experts = 16 * 5120 * 8192 // 256 * 144  # one tensor of them in Q4_K
-
-    def compute(n_ubatch: int) -> int:
-        placement = Placement(devices=("A",), overrides=(("_exps", "CPU"),))
-        settings = EngineSettings(n_ubatch=n_ubatch, placement=placement, use_extra_bufts=False)
-        return measure(scout, settings, stand_ins(["A"])).on("A").compute
-
-    # Few tokens are computed where the weights are, many where the GPU is.
-    assert compute(31) < experts // 10
-    assert compute(32) >= experts
-
-
-def test_stand_ins_are_in_nobodys_list_of_devices() -> None:
-    stand_ins(["A"])
-    assert [one.name for one in list_devices() if one.backend == "RPC"] == []
-
-
-def test_there_are_only_as_many_stand_ins_as_llama_cpp_takes(tiny_path: Path) -> None:
-    names = [f"GPU {number}" for number in range(MOST_STAND_INS)]
-    settings = EngineSettings(
-        n_ctx=256, placement=Placement(devices=tuple(names), tensor_split=(1,) * len(names))
-    )
-    report = measure(tiny_path, settings, stand_ins(names))
-    assert {*names, "CPU"} == {one.device for one in report.devices}
-    with pytest.raises(SettingError, match=f"expected at most {MOST_STAND_INS}"):
-        stand_ins([*names, "one more"])
 
 
 def test_a_file_that_llama_cpp_refuses_is_one_error(tmp_path: Path) -> None:
