@@ -22,7 +22,7 @@ from .config import ModelConfig, parse_config
 from .layout import lay_out
 from .names import plan_tensors
 from .output import plan_parts
-from .presets import PRESETS
+from .presets import PRESETS, Preset
 from .tokenizer import read_vocabulary
 
 SYNTHETIC_KEY = "llama4_edge.synthetic"
@@ -116,7 +116,7 @@ def blueprint(
     Args:
         model: one of `PRESETS`; a config.json or a directory with a checkpoint; or the name of a
             repository on the Hugging Face Hub, of which the headers are fetched. A file or
-            directory that is called like a preset is meant by ``./scout``.
+            directory that is called like a preset is meant by ``"./scout"``, or by a path.
         recipe: one of `llama4_edge.RECIPES`.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         layers: only the first so many layers; by default all.
@@ -131,7 +131,8 @@ def blueprint(
     """
     chosen = recipe_named(recipe)
     overrides = [(regex, type_named(name)) for regex, name in types]
-    source = _find(os.fspath(model))
+    preset = PRESETS.get(model) if isinstance(model, str) else None
+    source = _of_preset(preset) if preset else _find(os.fspath(model))
     config = _first_layers(source, layers)
     vocabulary = read_vocabulary(source.checkpoint, config) if source.checkpoint else None
     origin = source.checkpoint or source.name
@@ -155,11 +156,12 @@ def blueprint(
     )
 
 
+def _of_preset(preset: Preset) -> _Source:
+    return _Source(preset.name, parse_config(preset.config), note=preset.note)
+
+
 def _find(model: str) -> _Source:
-    """The preset, file, directory or repository that `model` names."""
-    if model in PRESETS:
-        preset = PRESETS[model]
-        return _Source(preset.name, parse_config(preset.config), note=preset.note)
+    """The file, directory or repository that `model` names."""
     path = Path(model)
     if path.is_file():
         config = parse_config(read_json_object(path))

@@ -173,6 +173,16 @@ def test_what_is_no_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
         blueprint("scout").write_header(tmp_path / "absent" / "scout.gguf")
 
 
+def test_a_directory_called_like_a_preset_is_meant_by_a_path(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.rename(tmp_path / "scout")
+    monkeypatch.chdir(tmp_path)
+    assert blueprint("scout").config.n_embd == 5120
+    assert blueprint("./scout").config.n_embd == SMALL.hidden
+    assert blueprint(Path("scout")).config.n_embd == SMALL.hidden
+
+
 def test_behemoth_says_that_its_widths_are_an_assumption() -> None:
     assert "never released" in str(blueprint("behemoth").note)
     assert blueprint("maverick").note is None
