@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,15 @@ def measure(
         EngineError: llama.cpp refuses the model.
     """
     params = model_params(settings, workers, no_alloc=True)
-    return _report(path, settings, params, _load, _counted_twice)
+
+    def work() -> MemoryReport:
+        return _report(path, settings, params, _load, _counted_twice)
+
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    # An interrupt that arrives while llama.cpp calls Python back, as it does for each line of its
+    # log, would be lost in the main thread.
+    return interruptibly(lambda _stopping, _report: work(), lambda _: True, lambda _: None)
 
 
 def measure_loaded(

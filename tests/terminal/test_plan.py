@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,3 +179,19 @@ def test_run_follows_the_plan_where_no_flag_places_the_model(
     assert planned.stdout == placed.stdout == alone.stdout
     assert any("tokens of f16: RPC0 " in line for line in planned.stderr.splitlines())
     assert not any("tokens of f16: RPC0 " in line for line in placed.stderr.splitlines())
+
+
+def test_an_interrupt_ends_it_soon_and_whole(tmp_path: Path) -> None:
+    # It must not be lost in one of the many calls that llama.cpp makes back into Python.
+    command = [sys.executable, "-c", "from llama4_edge.cli import main; main()", "plan", "--table"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():  # the stand-ins' process: it has begun to count
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
