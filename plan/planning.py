@@ -22,6 +22,7 @@ from .geometry import Geometry, opened
 from .gpus import gpus_named
 from .machine import Machine, Place, described_machine, this_machine
 from .search import (
+    BY_HAND,
     CACHE_ON_CPU,
     CPU_ONLY,
     EXPERTS,
@@ -35,6 +36,9 @@ CONTEXTS = {"auto": 32_768, "usual": EngineSettings.n_ctx, "max": ATTENTION_CHUN
 """Tokens to begin with for each name, where the model was trained for as much. ``max`` is the
 longest context for which no tensor leaves the GPUs that this one leaves there: one chunk, with
 which the chunked layers have their whole cache already."""
+
+LEAST_ROOM = 256 * 2**20
+"""A GPU with less room than this, which a compute buffer alone would fill, is left alone."""
 
 Context = int | Literal["auto", "usual", "max"]
 
@@ -98,17 +102,17 @@ def plan(
         if placement is not None:
             check_overrides(placement.overrides, [weight.name for weight in geometry.weights])
             devices = placement.devices
-        if described:
-            machine = described_machine(named, vram, ram)
-        else:
-            machine = this_machine(connected, devices)
-        full = [gpu.name for gpu in machine.gpus if not gpu.room]
-        if full and devices is None:
-            machine = replace(machine, gpus=tuple(gpu for gpu in machine.gpus if gpu.room))
-            used = Placement(devices=tuple(gpu.name for gpu in machine.gpus))
-            wish = replace(wish, placement=used)
-        search = Search(geometry, machine, wish, connected)
-        found = _planned(search, context, kv_type, placement)
+        machine = (
+            described_machine(named, vram, ram) if described else this_machine(connected, devices)
+        )
+        full = [gpu.name for gpu in machine.gpus if gpu.room < LEAST_ROOM]
+        if described or devices is not None or placement is not None:
+            full = []
+        if full:
+            used = tuple(gpu for gpu in machine.gpus if gpu.name not in full)
+            machine = replace(machine, gpus=used)
+            wish = replace(wish, placement=Placement(devices=tuple(gpu.name for gpu in used)))
+        found = _planned(Search(geometry, machine, wish, connected), context, kv_type, placement)
         return found.with_notes(*(f"{name} is left alone: it is full" for name in full))
 
 
@@ -163,7 +167,13 @@ def _planned(
     if context == "max" and search.least_left(chosen) >= 0:
         chosen = search.longest(chosen, geometry.n_ctx_train)
     chosen = _mapped_if_short(search, chosen)
-    return _as_plan(search, chosen, _choices(search, chosen, context, kv_type, placement))
+    found = _as_plan(search, chosen, _choices(search, chosen, context, kv_type, placement))
+    if context == "max" and chosen.moved and chosen.rung != BY_HAND:
+        found = found.with_notes(
+            f"for {chosen.settings.n_ctx:,} tokens no more has to leave the GPU than for "
+            f"{tokens:,}; a longer context fits where more does (give it with --ctx)"
+        )
+    return found
 
 
 def _tokens(context: Context, geometry: Geometry) -> int:

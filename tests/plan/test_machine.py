@@ -40,6 +40,8 @@ def test_every_gpu_is_found_by_its_own_name_and_without_spaces() -> None:
         ("a6000", "RTX A6000"),
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("Tesla T4", "T4"),
+        ("NVIDIA A10G", "A10"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
         ("AMD Instinct MI300X", "MI300X"),
         ("m3 ultra", "M3 Ultra 512GB"),
     ],

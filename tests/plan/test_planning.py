@@ -152,6 +152,7 @@ def test_the_longest_context_moves_no_more_experts_than_a_short_one(tmp_path: Pa
     short = plan("scout", gpus=["rtx4090"], ram=64 * GIB, context=8192)
     longest = plan("scout", gpus=["rtx4090"], ram=64 * GIB, context="max")
     assert longest.placement == short.placement
+    assert any("no more has to leave the GPU than for 8,192" in note for note in longest.notes)
     assert longest.context > short.context
 
 

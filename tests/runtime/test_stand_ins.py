@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llama4_edge.convert.blueprint import blueprint
-from llama4_edge.errors import SettingError
+from llama4_edge.errors import EngineError, SettingError
+from llama4_edge.runtime import stand_ins as module
 from llama4_edge.runtime.devices import list_devices
+from llama4_edge.runtime.library import library_info
 from llama4_edge.runtime.memory import measure, measure_loaded
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.remote import connect
@@ -64,6 +67,14 @@ def test_there_are_only_as_many_stand_ins_as_llama_cpp_takes(tiny_path: Path) ->
     assert {*names, "CPU"} == {one.device for one in report.devices}
     with pytest.raises(SettingError, match=f"expected at most {MOST_STAND_INS}"):
         stand_ins([*names, "one more"])
+
+
+def test_without_rpc_it_is_said_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = library_info()
+    without = tuple(path for path in info.paths if "libggml-rpc" not in path)
+    monkeypatch.setattr(module, "library_info", lambda: replace(info, paths=without))
+    with pytest.raises(EngineError, match=r"llama\.cpp without libggml-rpc.*-DGGML_RPC=ON"):
+        module._start()
 
 
 def test_the_process_behind_them_ends_with_this_one_even_when_it_is_killed() -> None:
