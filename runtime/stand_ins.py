@@ -78,17 +78,33 @@ def _handles() -> tuple[int, ...]:
     )
     registry = add(endpoint.encode())
     handles = tuple(get(registry, index) for index in range(MOST_STAND_INS))
+    buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
     for handle in handles:
-        place = ctypes.c_void_p.from_address(handle + _OFFLOAD_OP * _POINTER)
-        place.value = ctypes.cast(_OFFLOADS, ctypes.c_void_p).value
+        _set(handle, _OFFLOAD_OP, _OFFLOADS)
+        _set(buffer_type(handle), _GET_ALIGNMENT, _ALIGNMENT)
+        _set(buffer_type(handle), _GET_ALLOC_SIZE, _ALLOC_SIZE)
     return handles
 
 
-# A device of ggml begins with its functions (struct ggml_backend_device, ggml-backend-impl.h). RPC
-# leaves out offload_op, by which a GPU says that it wants to compute with weights that lie in main
-# memory; its answer decides what is copied to it, and with that the size of its compute buffer.
+# A device of ggml, and a type of buffers, begins with its functions (ggml-backend-impl.h). Three of
+# them decide what a GPU's compute buffer takes, and RPC answers them otherwise than CUDA does:
+# offload_op says for which operations weights are copied from main memory, the two others how much
+# is laid aside for a tensor.
+_OFFLOAD_OP, _GET_ALIGNMENT, _GET_ALLOC_SIZE = 11, 2, 4
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
-_OFFLOAD_OP = 11
+_F16 = 1  # enum ggml_type (ggml.h)
+_F16_BYTES = 2
+# What CUDA aligns tensors to (ggml-cuda.cu), and what is laid aside after one (fattn-common.cuh).
+_ALIGNED_TO = 128
+# Attention of fewer tokens than these reads a quantized cache as it is; of more it has a copy of
+# it in f16 (ggml_cuda_get_best_fattn_kernel).
+_COPIED_FROM = 3
+
+
+def _set(functions: int, place: int, function: Any) -> None:
+    """Put a function in its place among those at an address."""
+    pointer = ctypes.c_void_p.from_address(functions + place * _POINTER)
+    pointer.value = ctypes.cast(function, ctypes.c_void_p).value
 
 
 class _Tensor(ctypes.Structure):
@@ -100,21 +116,57 @@ class _Tensor(ctypes.Structure):
         ("ne", ctypes.c_int64 * 4),
         ("nb", ctypes.c_size_t * 4),
         ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
     )
+
+
+@functools.cache
+def _operation(number: int) -> str:
+    name = native_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
+    return str(name.decode())
+
+
+@functools.cache
+def _nbytes() -> Any:
+    return native_function("ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
 
 
 def _offloads(_device: int, operation: Any) -> bool:
     """Whether a GPU would copy the weights to itself for this operation, as CUDA decides it."""
     tensor = operation.contents
-    name = native_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(tensor.op)
-    if name == b"GET_ROWS":
+    name = _operation(tensor.op)
+    if name == "GET_ROWS":
         return False
-    rows = {b"MUL_MAT": tensor.ne[1], b"MUL_MAT_ID": tensor.ne[2]}.get(name)
+    rows = {"MUL_MAT": tensor.ne[1], "MUL_MAT_ID": tensor.ne[2]}.get(name)
     return bool((rows or prod(tensor.ne[1:])) >= _OFFLOADED_FROM)
 
 
-# Kept here, because the devices keep only its address.
+def _alloc_size(_buffer_type: int, pointer: Any) -> int:
+    """Bytes that a GPU lays aside for a tensor: what attention makes of a quantized cache follows
+    its result (``ggml_cuda_flash_attn_ext_get_alloc_size``)."""
+    tensor = pointer.contents
+    size = int(_nbytes()(ctypes.addressof(tensor)))
+    if _operation(tensor.op) != "FLASH_ATTN_EXT":
+        return size
+    queries, *cache = (_Tensor.from_address(address) for address in tensor.src[:3])
+    for part in cache:
+        if part.type != _F16 and queries.ne[1] >= _COPIED_FROM:
+            size = -(-size // _ALIGNED_TO) * _ALIGNED_TO + prod(part.ne) * _F16_BYTES
+    return size
+
+
+def _alignment(_buffer_type: int) -> int:
+    return _ALIGNED_TO
+
+
+# Kept here, because the devices keep only their addresses.
 _OFFLOADS = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(_Tensor))(_offloads)
+_ALIGNMENT = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(_alignment)
+_ALLOC_SIZE = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(_Tensor))(
+    _alloc_size
+)
 
 
 def _start() -> str:

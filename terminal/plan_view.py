@@ -277,15 +277,15 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
             table.add_column(_tokens(context), justify="right", no_wrap=True)
         for recipe in dict.fromkeys(cell.recipe for cell in own):
             line = {cell.context: cell for cell in own if cell.recipe == recipe}
-            table.add_row(recipe, *(bytes_text(line[one].gpu_bytes) for one in contexts))
-            holders = (line[one].holder or "more than 8 of any" for one in contexts)
+            table.add_row(recipe, *(f"{line[one].gpu_bytes / 2**30:,.1f}" for one in contexts))
+            holders = (line[one].holder or "more" for one in contexts)
             table.add_row("", *(Text(holder, "dim") for holder in holders))
-        parts += [Text(printable(model), "bold"), table, ""]
+        parts += [Text(f"{printable(model)}, GiB", "bold"), table, ""]
     beside = [cell.host_bytes for cell in cells]
     parts.append(
         Text(
-            "Memory for everything on one GPU, and the smallest known GPUs that hold it, 1 GiB of "
-            "each kept free. Main memory holds the token embedding and some buffers beside it, "
+            "Memory for everything on one GPU, and the smallest known GPUs that hold it, at most "
+            "eight, 1 GiB of each kept free. Main memory holds the token embedding and some buffers beside it, "
             f"{bytes_text(min(beside))} to {bytes_text(max(beside))}.",
             "dim",
         )

@@ -118,7 +118,7 @@ def test_the_table_and_its_picture(llama4: Command, tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "drawn: scout.png\n")
     assert (tmp_path / "scout.png").read_bytes().startswith(b"\x89PNG")
     lines = result.stdout.splitlines()
-    assert lines[0] == "Llama 4 Scout 17B 16E"
+    assert lines[0] == "Llama 4 Scout 17B 16E, GiB"
     assert lines[1].split() == ["1k", "8k", "32k", "128k", "256k"]
     assert [line.split()[0] for line in lines[2:12:2]] == ["q4_0", "q4_k_m", "int4", "int8", "bf16"]
     cells = json.loads(llama4("plan", "scout", "--table", "--recipe", "int8", "--json").stdout)
