@@ -285,8 +285,8 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
     parts.append(
         Text(
             "Memory for everything on one GPU, and the smallest known GPUs that hold it, at most "
-            "eight, 1 GiB of each kept free. Main memory holds the token embedding and some buffers beside it, "
-            f"{bytes_text(min(beside))} to {bytes_text(max(beside))}.",
+            "eight, 1 GiB of each kept free. Main memory holds the token embedding and some "
+            f"buffers beside it, {bytes_text(min(beside))} to {bytes_text(max(beside))}.",
             "dim",
         )
     )
