@@ -481,7 +481,7 @@ def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
 
 
 # How llama.cpp and ggml say that memory is short.
-_SHORT = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed", re.IGNORECASE)
+_SHORT = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc", re.I)
 
 
 def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
