@@ -480,14 +480,18 @@ def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
     return chain
 
 
-# How llama.cpp and ggml say that memory is short.
-_SHORT = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc", re.I)
+_NO_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc")
 
 
 def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
-    short = next((line for line in log.errors if _SHORT.search(line)), None)
-    kind = EngineError if short is None else AllocationError
-    return kind(problem, found=short or log.last_error or "no reason in its log", hint=hint)
+    short = [line for line in log.errors if _NO_MEMORY.search(line)]
+    # The last line that gives a size names the device too.
+    told = [
+        log.last_error or "no reason in its log",
+        *short,
+        *(x for x in short if " of size " in x),
+    ]
+    return (AllocationError if short else EngineError)(problem, found=told[-1], hint=hint)
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:
