@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -480,18 +479,10 @@ def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
     return chain
 
 
-_NO_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc")
-
-
 def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
-    short = [line for line in log.errors if _NO_MEMORY.search(line)]
-    # The last line that gives a size names the device too.
-    told = [
-        log.last_error or "no reason in its log",
-        *short,
-        *(x for x in short if " of size " in x),
-    ]
-    return (AllocationError if short else EngineError)(problem, found=told[-1], hint=hint)
+    kind = AllocationError if log.shortage else EngineError
+    found = log.shortage or log.last_error or "no reason in its log"
+    return kind(problem, found=found, hint=hint)
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

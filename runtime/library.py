@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -56,6 +57,10 @@ def build_command(*, cuda: bool = False) -> str:
     )
 
 
+# That memory is short, as llama.cpp, ggml, CUDA and C++ say it.
+_NO_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc")
+
+
 @dataclass(frozen=True)
 class LogLine:
     """One whole line of llama.cpp's log; ``level`` is a level of Python's ``logging``."""
@@ -88,6 +93,16 @@ class CapturedLog:
         """
         telling = [line for line in self.errors if not line.endswith(": failed to load model")]
         return next(reversed(telling or self.errors), None)
+
+    @property
+    def shortage(self) -> str | None:
+        """What llama.cpp said when a device had not the memory, if it said so.
+
+        Of several lines the last that gives a size, because it names the device too.
+        """
+        short = [line for line in self.errors if _NO_MEMORY.search(line)]
+        telling = [line for line in short if " of size " in line] or short
+        return telling[-1] if telling else None
 
 
 class _LogReceiver:

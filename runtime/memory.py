@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import AllocationError, EngineError
 from .devices import Target
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama, native_function
@@ -197,7 +197,9 @@ def _free(model: Any) -> None:
 
 
 def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> EngineError:
-    return EngineError(f"{os.fspath(path)}: llama.cpp refuses {what}", found=log.last_error)
+    kind = AllocationError if log.shortage else EngineError
+    found = log.shortage or log.last_error
+    return kind(f"{os.fspath(path)}: llama.cpp refuses {what}", found=found)
 
 
 def report_of(

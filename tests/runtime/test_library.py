@@ -9,7 +9,7 @@ import pytest
 
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import library
-from llama4_edge.runtime.library import LogLine
+from llama4_edge.runtime.library import CapturedLog, LogLine
 
 _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
 
@@ -163,3 +163,16 @@ def test_the_build_command_names_this_python_the_options_and_the_pinned_version(
         "llama-cpp-python==0.3.36"
     )
     assert "CUDA" not in library.build_command()
+
+
+def test_of_what_is_said_of_short_memory_the_line_with_device_and_size_is_told() -> None:
+    log = CapturedLog(
+        [
+            LogLine(logging.ERROR, "alloc_tensor_range: failed to allocate CUDA0 buffer of size 9"),
+            LogLine(logging.ERROR, "llama_init: failed to allocate buffer for kv cache"),
+            LogLine(logging.ERROR, "llama_model_load: failed to load model"),
+        ]
+    )
+    assert log.shortage == "alloc_tensor_range: failed to allocate CUDA0 buffer of size 9"
+    assert CapturedLog(log.lines[1:]).shortage == log.lines[1].text
+    assert CapturedLog(log.lines[2:]).shortage is None
