@@ -198,7 +198,8 @@ def _next(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         return
     if plan.recipe is None and not plan.described:
-        yield f"llama4 chat {plan.path} -c {plan.context}"
+        workers = f" --workers {','.join(plan.workers)}" if plan.workers else ""
+        yield f"llama4 chat {plan.path} -c {plan.context}{workers}"
     flags = " ".join(llama_cpp_flags(plan))
     yield f"as flags, which run and chat take too: {flags}"
 
