@@ -58,6 +58,9 @@ lint: $(VENV)/.lint
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/placement.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache

@@ -65,6 +65,27 @@ def test_a_pulled_model_can_be_read(
     assert "0 B fetched" in again.stdout
 
 
+def test_a_repository_is_planned_from_its_headers_alone(
+    hub: HubServer, make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(TEXT_ONLY)
+    hub.add(NAME, checkpoint)
+    machine = ["--vram", "2G", "--ram", "4G", "--json"]
+    plans = [
+        json.loads(CliRunner().invoke(main, ["plan", model, *machine]).stdout)
+        for model in (NAME, str(checkpoint))
+    ]
+    assert plans[0]["path"] == NAME
+    assert plans[0]["fits"]
+    assert plans[0]["devices"] == plans[1]["devices"]
+    assert plans[0]["devices"][0]["weights_bytes"] > 1_000_000
+    result = CliRunner().invoke(main, ["plan", "nobody/nothing"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: nobody/nothing does not exist on ")
+    shards = sum(shard.stat().st_size for shard in checkpoint.glob("*.safetensors"))
+    assert 0 < hub.sent(r"\.safetensors") < shards / 10
+
+
 def test_what_cannot_be_had_is_one_line(hub: HubServer) -> None:
     result = CliRunner().invoke(main, ["pull", "nobody/nothing"])
     assert (result.exit_code, result.stdout) == (1, "")
