@@ -197,7 +197,7 @@ def all_on_gpu(
     limit = planned["estimated_decode_tokens_per_second"]
     for one, other in zip(ours, peer, strict=True):
         share = f"{one['avg_ts'] / limit:.0%}" if limit and one["n_gen"] else ""
-        row(test_name(one), rate(one), rate(other), f"{one['avg_ts'] / other['avg_ts']:.3f}", share)
+        row(named(one), rate(one), rate(other), f"{one['avg_ts'] / other['avg_ts']:.3f}", share)
     read = planned["bytes_per_token_read"] / 1e9
     section.add(
         "",
@@ -311,7 +311,7 @@ def summary(planned: dict[str, Any]) -> str:
     return f"{planned['context']:,} tokens of {planned['kv_type']}: {used}"
 
 
-def test_name(record: dict[str, Any]) -> str:
+def named(record: dict[str, Any]) -> str:
     """llama-bench's name for a test."""
     name = f"pp{record['n_prompt']}" if record["n_prompt"] else f"tg{record['n_gen']}"
     return f"{name} @ d{record['n_depth']}" if record["n_depth"] else name

@@ -197,7 +197,7 @@ class PartialOutput:
             for part, descriptor in zip(self._parts, self._descriptors, strict=True):
                 os.ftruncate(descriptor, 0)
                 os.ftruncate(descriptor, part.nbytes)
-                _write_all(descriptor, 0, memoryview(part.header))
+                write_all(descriptor, 0, memoryview(part.header))
             self._commit(0, [])
         except BaseException:
             self._discard()
@@ -213,7 +213,7 @@ class PartialOutput:
             OutputError: the disk is full, or fails.
         """
         with _writing(self._parts[part]):
-            _write_all(self._descriptors[part], offset, data)
+            write_all(self._descriptors[part], offset, data)
         # The kernel would leave gigabytes in memory for a while, and then all would wait for them.
         start_writing(self._descriptors[part], offset, len(data))
         self._dirty.append((part, offset, len(data)))
@@ -447,7 +447,8 @@ def _open_locked(partial: Path, flags: int = 0) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, offset: int, data: memoryview) -> None:
+def write_all(descriptor: int, offset: int, data: memoryview) -> None:
+    """Put all of `data` at byte `offset`, however many calls that takes."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)

@@ -34,6 +34,7 @@ from ..quant.cores import available_cores
 from ..quant.encode import encode_rows
 from .blueprint import Blueprint, BlueprintTensor
 from .metadata import rope_factors
+from .output import write_all
 from .report import Progress
 from .target import disk_shortage
 from .threads import end
@@ -137,7 +138,7 @@ def write_synthetic(
     pool = ThreadPoolExecutor(workers, "synthetic")
     try:
         os.ftruncate(descriptor, drawn.nbytes)
-        _write_all(descriptor, drawn.header, 0)
+        write_all(descriptor, 0, memoryview(drawn.header))
         for chunk in _in_flight(
             pool, chunks, lambda chunk: tiles.write(descriptor, chunk), ahead=2 * workers
         ):
@@ -234,7 +235,7 @@ class _Tiles:
         tensor = chunk.tensor
         exact = self._exact(tensor)
         if exact is not None:
-            _write_all(descriptor, exact, chunk.offset)
+            write_all(descriptor, chunk.offset, memoryview(exact))
             return
         tile = self._tile(tensor.type, self._spread(tensor))
         phases = np.random.PCG64([self._seed, zlib.crc32(tensor.name.encode()), chunk.number])
@@ -242,7 +243,7 @@ class _Tiles:
         while done < chunk.nbytes:
             length = min(tile.length, chunk.nbytes - done)
             begin = int(phases.random_raw()) % (tile.length // tile.block_bytes) * tile.block_bytes
-            _write_all(descriptor, tile.data[begin : begin + length], chunk.offset + done)
+            write_all(descriptor, chunk.offset + done, tile.data[begin : begin + length])
             done += length
 
     def _exact(self, tensor: BlueprintTensor) -> bytes | None:
@@ -287,10 +288,3 @@ def _encode_tile(tensor_type: TensorType, spread: float, seed: int) -> _Tile:
     encode_rows(numbers.reshape(-1, row), tensor_type, data[:length])
     data[length:] = data[:length]
     return _Tile(data.data, length, tensor_type.block_bytes)
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

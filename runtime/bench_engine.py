@@ -9,11 +9,11 @@ import ctypes
 from collections.abc import Sequence
 
 from ..errors import ContextFullError, SettingError
+from .batch import SEQUENCE
 from .engine import Engine
 from .settings import EngineSettings
 
 _DESCRIPTION_BYTES = 128
-_SEQUENCE = 0
 
 
 class BenchEngine(Engine):
@@ -88,9 +88,9 @@ class BenchEngine(Engine):
         self._ready()
 
         def read() -> bytes:
-            size = int(self._llama.llama_state_seq_get_size(self._context, _SEQUENCE))
+            size = int(self._llama.llama_state_seq_get_size(self._context, SEQUENCE))
             buffer = (ctypes.c_uint8 * size)()
-            self._llama.llama_state_seq_get_data(self._context, buffer, size, _SEQUENCE)
+            self._llama.llama_state_seq_get_data(self._context, buffer, size, SEQUENCE)
             return bytes(buffer)
 
         return self._workers.run(read)
@@ -101,7 +101,7 @@ class BenchEngine(Engine):
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         restored = self._workers.run(
             lambda: self._llama.llama_state_seq_set_data(
-                self._context, buffer, len(state), _SEQUENCE
+                self._context, buffer, len(state), SEQUENCE
             )
         )
         self._unsure = True

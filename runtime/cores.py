@@ -5,8 +5,9 @@ Promises to respect the process's CPU affinity. Knows nothing of quotas that a c
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from ..quant.cores import usable_cores
 
 MAX_THREADS = 512
 """The most threads that ggml is made for (GGML_MAX_N_THREADS in ggml.h)."""
@@ -14,7 +15,7 @@ MAX_THREADS = 512
 
 def logical_cores() -> int:
     """Hardware threads that this process may run on."""
-    return len(_affinity())
+    return len(usable_cores())
 
 
 def physical_cores(sysfs: Path = Path("/sys/devices/system/cpu")) -> int | None:
@@ -26,14 +27,8 @@ def physical_cores(sysfs: Path = Path("/sys/devices/system/cpu")) -> int | None:
     try:
         siblings = {
             (sysfs / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-            for cpu in _affinity()
+            for cpu in usable_cores()
         }
     except OSError:
         return None
     return len(siblings)
-
-
-def _affinity() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))

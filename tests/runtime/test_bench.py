@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from small_config import N_VOCAB, SMALL
 
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.presets import PRESETS
@@ -25,18 +26,7 @@ from llama4_edge.runtime.library import llama
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
 
-N_VOCAB = 1024
 N_EXPERT = 16
-SMALL = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "intermediate_size": 256,
-    "intermediate_size_mlp": 256,
-    "vocab_size": N_VOCAB,
-}
 # get_fields() of llama-bench.cpp, and what its JSON adds.
 FIELDS = [
     "build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename",

@@ -76,8 +76,11 @@ def test_nothing_reaches_the_terminal_by_default() -> None:
 
 
 def test_a_failing_log_handler_does_not_escape_from_the_callback() -> None:
+    seen: list[str] = []
+
     class Failing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
             if record.levelno >= logging.ERROR:
                 raise RuntimeError("no room")
 
@@ -85,8 +88,10 @@ def test_a_failing_log_handler_does_not_escape_from_the_callback() -> None:
     library.logger.addHandler(handler)
     try:
         library._on_log(_ERROR, b"first\n", None)
+        library._on_log(_ERROR, b"second\n", None)
     finally:
         library.logger.removeHandler(handler)
+    assert seen == ["first", "second"]
 
 
 def test_ctrl_c_inside_the_callback_arrives_afterwards() -> None:

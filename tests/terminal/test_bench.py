@@ -12,22 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from small_config import SMALL
 
 from llama4_edge.cli import main
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.runtime.worker import local_workers
 
 Bench = Callable[..., Result]
-SMALL = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "intermediate_size": 256,
-    "intermediate_size_mlp": 256,
-    "vocab_size": 1024,
-}
 
 
 @pytest.fixture
