@@ -291,7 +291,8 @@ def plan(ctx: click.Context, model: str | None, as_json: bool) -> None:
 
     MODEL is a GGUF, a checkpoint directory, a config.json, a repository on the Hugging Face Hub, or
     one of scout, scout-base, maverick, behemoth. Without flags that place it, the placement that
-    hurts least is found, and counted by llama.cpp itself. Exits with 1 when it does not fit.
+    hurts least is found, and counted by llama.cpp itself. Exits with 1 when it does not fit. The
+    vision tower and its projector are weighed too, but on no device: nothing loads them yet.
 
     \b
     llama4 plan scout --gpu rtx4090 --ram 64G --ctx max

@@ -18,12 +18,13 @@ from ..errors import CheckpointError, OutputError, UnsupportedError
 from ..hub.names import parse_repository
 from ..quant import TensorType, recipe_named, role_of, type_named
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
-from .config import ModelConfig, parse_config
+from .config import ModelConfig, parse_config, parse_vision
 from .layout import lay_out
 from .names import plan_tensors
 from .output import plan_parts
 from .presets import PRESETS, Preset
 from .tokenizer import read_vocabulary
+from .vision import VisionWeights, vision_shapes, vision_weights
 
 SYNTHETIC_KEY = "llama4_edge.synthetic"
 
@@ -58,6 +59,7 @@ class Blueprint:
     """A GGUF that nobody has written: `header` is its first bytes, `nbytes` its length.
 
     `metadata` holds its key-value pairs, `note` what is to be known about where it comes from.
+    `vision` is what the file does not hold: the weights for pictures, None where there are none.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Blueprint:
     header: bytes
     nbytes: int
     note: str | None = None
+    vision: VisionWeights | None = None
 
     @property
     def parameters(self) -> int:
@@ -101,6 +104,7 @@ class _Source:
     config: ModelConfig
     checkpoint: Checkpoint | None = None
     note: str | None = None
+    vision: VisionWeights | None = None
 
 
 def blueprint(
@@ -153,21 +157,25 @@ def blueprint(
         header=part.header,
         nbytes=part.nbytes,
         note=source.note,
+        vision=source.vision,
     )
 
 
 def _of_preset(preset: Preset) -> _Source:
-    return _Source(preset.name, parse_config(preset.config), note=preset.note)
+    config = parse_config(preset.config)
+    vision = _described({"vision_config": preset.vision}, config)
+    return _Source(preset.name, config, note=preset.note, vision=vision)
 
 
 def _find(model: str) -> _Source:
     """The file, directory or repository that `model` names."""
     path = Path(model)
     if path.is_file():
-        config = parse_config(read_json_object(path))
+        described = read_json_object(path)
+        config = parse_config(described)
         # A config.json says less of what it is than the directory it lies in.
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
-        return _Source(name or model, config)
+        return _Source(name or model, config, vision=_described(described, config))
     repository = parse_repository(model)
     if path.is_dir():
         checkpoint = open_checkpoint(path)
@@ -185,7 +193,8 @@ def _find(model: str) -> _Source:
             expected=f"one of {', '.join(PRESETS)}, a config.json, a checkpoint directory, or "
             "org/name on the Hugging Face Hub",
         )
-    return _Source(name, _checked_config(checkpoint), checkpoint)
+    config = _checked_config(checkpoint)
+    return _Source(name, config, checkpoint, vision=_stored(checkpoint))
 
 
 def _checked_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -193,6 +202,17 @@ def _checked_config(checkpoint: Checkpoint) -> ModelConfig:
     config = parse_config(checkpoint.config)
     plan_tensors(config, checkpoint.tensors)
     return config
+
+
+def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:
+    """What the vision tower weighs that a config.json describes."""
+    vision = parse_vision(settings)
+    return vision_weights(vision_shapes(vision, config.n_embd)) if vision else None
+
+
+def _stored(checkpoint: Checkpoint) -> VisionWeights | None:
+    """What the vision tower weighs that a checkpoint holds."""
+    return vision_weights({one.name: one.shape for one in checkpoint.tensors.values()})
 
 
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:

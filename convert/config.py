@@ -67,6 +67,25 @@ class ModelConfig:
         return (layer + 1) % self.moe_step == 0
 
 
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower's shape: `width` of its stream, sides of pictures and patches in pixels.
+
+    The adapter behind it goes from `n_ff` (the shuffled patches) to `projector_in`, and from
+    `projector_out` to itself; `vision_out` is what the projector to the text model takes.
+    """
+
+    n_layer: int
+    width: int
+    n_ff: int
+    image_size: int
+    patch_size: int
+    n_channel: int
+    projector_in: int
+    projector_out: int
+    vision_out: int
+
+
 # Fields that say nothing about inference, or that are checked elsewhere under another name.
 _IGNORED = frozenset({
     "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",
@@ -166,6 +185,36 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         f"config.json: {name} is not known here and was ignored" for name in fields.unknown()
     )
     return ModelConfig(**{**vars(config), "notes": config.notes + unread})
+
+
+def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
+    """The vision tower that config.json describes, None where it describes none.
+
+    Raises:
+        UnsupportedError: sizes that are none; the message lists all of them.
+    """
+    settings = raw.get("vision_config")
+    if not isinstance(settings, Mapping):
+        return None
+    fields = _Fields(settings)
+    config = VisionConfig(
+        n_layer=fields.integer("num_hidden_layers", 34),
+        width=fields.integer("hidden_size", 768),
+        n_ff=fields.integer("intermediate_size", 5632),
+        image_size=fields.integer("image_size", 448),
+        patch_size=fields.integer("patch_size", 14),
+        n_channel=fields.integer("num_channels", 3),
+        projector_in=fields.integer("projector_input_dim", 4096),
+        projector_out=fields.integer("projector_output_dim", 4096),
+        vision_out=fields.integer("vision_output_dim", 7680),
+    )
+    if fields.faults:
+        raise UnsupportedError(
+            f"vision_config in config.json has {len(fields.faults)} setting(s) that no vision "
+            "tower has",
+            found="; ".join(fields.faults),
+        )
+    return config
 
 
 def _text_config(raw: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:

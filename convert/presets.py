@@ -12,10 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A model: its name, the text part of its config.json, and what one should know of it."""
+    """A model: its name, the text part of its config.json, and what one should know of it.
+
+    ``vision`` is the vision part, None where nobody knows it.
+    """
 
     name: str
     config: Mapping[str, Any]
+    vision: Mapping[str, Any] | None = None
     note: str | None = None
 
 
@@ -49,11 +53,26 @@ _SCOUT: dict[str, Any] = {
     "use_qk_norm": True,
 }
 
+_VISION: dict[str, Any] = {
+    "model_type": "llama4_vision_model",
+    "hidden_size": 1408,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 16,
+    "intermediate_size": 5632,
+    "image_size": 336,
+    "patch_size": 14,
+    "num_channels": 3,
+    "projector_input_dim": 4096,
+    "projector_output_dim": 4096,
+    "vision_output_dim": 4096,
+}
+
 PRESETS: dict[str, Preset] = {
-    "scout": Preset("Llama 4 Scout 17B 16E Instruct", _SCOUT),
+    "scout": Preset("Llama 4 Scout 17B 16E Instruct", _SCOUT, _VISION),
     "scout-base": Preset(
         "Llama 4 Scout 17B 16E",
         {**_SCOUT, "max_position_embeddings": 262_144, "rope_scaling": _llama3_rope(8.0, 1.0, 4.0)},
+        _VISION,
     ),
     "maverick": Preset(
         "Llama 4 Maverick 17B 128E Instruct",
@@ -65,6 +84,7 @@ PRESETS: dict[str, Preset] = {
             "rope_scaling": None,
             "use_qk_norm": False,
         },
+        _VISION,
     ),
     "behemoth": Preset(
         "Llama 4 Behemoth 288B 16E",
@@ -77,6 +97,7 @@ PRESETS: dict[str, Preset] = {
             "intermediate_size_mlp": 57_344,
         },
         note="Behemoth was never released. Its card gives 2T parameters, 288B of them active, and "
-        "16 experts; its widths and layers are an assumption of ours that comes to these totals.",
+        "16 experts; its widths and layers are an assumption of ours that comes to these totals. "
+        "Of its vision tower nothing is known, and none is counted.",
     ),
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..architecture import ATTENTION_CHUNK, FULL_ATTENTION_EVERY
 from ..convert.blueprint import blueprint
+from ..convert.vision import VisionWeights
 from ..errors import RecipeError
 from ..quant import role_of
 from ..runtime.model_file import check_model_file
@@ -45,7 +46,9 @@ class Weight:
 class Geometry:
     """A model as far as memory and speed go; counts are counts, sizes are bytes.
 
-    ``source`` is what was asked for, ``path`` what llama.cpp can read the header of.
+    ``source`` is what was asked for, ``path`` what llama.cpp can read the header of. ``weights``
+    are those of the text model; ``vision`` is what no such file holds, None where there is nothing,
+    or where a GGUF does not say.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Geometry:
     n_ctx_train: int
     weights: tuple[Weight, ...]
     note: str | None = None
+    vision: VisionWeights | None = None
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +154,7 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
             n_ctx_train=config.n_ctx_train,
             weights=_weights((one.name, one.nbytes) for one in drawn.tensors),
             note=drawn.note,
+            vision=drawn.vision,
         )
 
 

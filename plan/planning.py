@@ -29,7 +29,7 @@ from .search import (
     Candidate,
     Search,
 )
-from .value import Cost, DevicePlan, Plan
+from .value import Cost, DevicePlan, Images, Plan
 from .words import context_words, explain, size
 
 CONTEXTS = {"auto": 32_768, "usual": EngineSettings.n_ctx, "max": ATTENTION_CHUNK}
@@ -328,7 +328,14 @@ def _as_plan(search: Search, chosen: Candidate, choices: tuple[Cost, ...]) -> Pl
         placement=settings.placement,
         described=search.machine.described,
         devices=devices,
+        images=_images(geometry),
         choices=choices,
     )
     why, notes = explain(search, chosen, made)
     return replace(made, why=why, notes=notes)
+
+
+def _images(geometry: Geometry) -> Images | None:
+    """What pictures would take of the model, where it has anything for them."""
+    vision = geometry.vision
+    return None if vision is None else Images(vision.tower, vision.projector)

@@ -97,13 +97,40 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Images:
+    """What pictures would take beside the text model, in bytes, none of which is on a device.
+
+    Weights alone, in bf16, as llama.cpp's tools write them into a file of their own (mmproj): this
+    version converts and loads none. ``projector_bytes`` counts the adapter behind the tower too.
+    """
+
+    vision_tower_bytes: int
+    projector_bytes: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Both."""
+        return self.vision_tower_bytes + self.projector_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: both, their sum, and that they are not loaded."""
+        return asdict(self) | {"weights_bytes": self.weights_bytes, "loaded": False}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Images:
+        """What `as_dict` wrote."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
 class Plan:
     """Where a model goes, and what comes of it. ``str(plan)`` is one line.
 
     ``devices`` are the GPUs and last main memory. ``why`` says how the placement was chosen,
     ``notes`` what else one should know, ``choices`` what other wishes would cost. ``described`` is
     whether the GPUs are not those of this machine. ``from_disk_bytes`` is what of the weights does
-    not fit into main memory, and would be read from the file again and again.
+    not fit into main memory, and would be read from the file again and again. ``images`` is what no
+    device holds: the weights for pictures; None for a model without, or a GGUF, which does not say.
     """
 
     model: str
@@ -121,6 +148,7 @@ class Plan:
     placement: Placement
     described: bool
     devices: tuple[DevicePlan, ...]
+    images: Images | None = None
     why: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     choices: tuple[Cost, ...] = ()
@@ -203,6 +231,7 @@ class Plan:
         """For JSON; `from_dict` reads it back."""
         record = asdict(self)
         record["devices"] = [device.as_dict() for device in self.devices]
+        record["images"] = self.images.as_dict() if self.images else None
         return {
             "format": _FORMAT,
             "fits": self.fits,
@@ -246,6 +275,8 @@ class Plan:
                 offload_kqv=placement["offload_kqv"],
             )
             fields["devices"] = tuple(map(DevicePlan.from_dict, fields["devices"]))
+            if fields["images"] is not None:
+                fields["images"] = Images.from_dict(fields["images"])
             fields["choices"] = tuple(Cost(**choice) for choice in fields["choices"])
             for name in ("workers", "why", "notes"):
                 fields[name] = tuple(fields[name])

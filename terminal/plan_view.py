@@ -55,6 +55,7 @@ def plan_view(plan: Plan) -> RenderableType:
     parts += [_legend(), "", _bytes_table(devices), ""]
     sections: list[tuple[str, Iterable[str]]] = [("why", plan.why), ("speed", _speed(plan))]
     more = [f"{one.what}: {one.effect}" for one in plan.choices]
+    sections.append(("images", _images(plan)))
     sections += [("instead", more), ("note", plan.notes), ("next", _next(plan))]
     for title, lines in sections:
         parts += _section(title, lines)
@@ -192,6 +193,16 @@ def _alike(devices: Sequence[DevicePlan]) -> list[list[DevicePlan]]:
     for device in devices:
         found.setdefault((device.type, device.bandwidth), []).append(device)
     return list(found.values())
+
+
+def _images(plan: Plan) -> Iterator[str]:
+    if plan.images is not None:
+        yield (
+            f"need {bytes_text(plan.images.weights_bytes)} more of weights "
+            f"({bytes_text(plan.images.vision_tower_bytes)} vision tower, "
+            f"{bytes_text(plan.images.projector_bytes)} projector), in a file of their own, which "
+            "this version does not make or load: counted on no device"
+        )
 
 
 def _next(plan: Plan) -> Iterator[str]:

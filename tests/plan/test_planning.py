@@ -12,7 +12,7 @@ import pytest
 
 from demo.checkpoint import Geometry
 from llama4_edge.errors import CheckpointError, SettingError
-from llama4_edge.plan import Plan, plan
+from llama4_edge.plan import Images, Plan, plan
 from llama4_edge.plan.geometry import opened
 from llama4_edge.plan.machine import KEPT_FREE
 from llama4_edge.runtime.placement import Placement
@@ -35,6 +35,28 @@ def test_scout_in_int4_fits_on_one_h100() -> None:
     assert gpu.kv_chunked_bytes == 36 * 8704 * 4096
     assert gpu.left_bytes == gpu.free_bytes - KEPT_FREE - gpu.used_bytes
     assert gpu.layers == tuple(range(49))
+
+
+def test_what_pictures_need_is_said_and_put_on_no_device(
+    scout_checkpoint: Path, scout_int4: Path
+) -> None:
+    found = plan("scout", gpus=["h100"], ram=16 * GIB)
+    assert found.images == Images(vision_tower_bytes=1_626_769_408, projector_bytes=121_634_816)
+    assert found.as_dict()["images"] == {
+        "vision_tower_bytes": 1_626_769_408,
+        "projector_bytes": 121_634_816,
+        "weights_bytes": 1_748_404_224,
+        "loaded": False,
+    }
+    assert sum(device.weights_bytes for device in found.devices) == 66_200_105_216
+    # The same in any recipe: it stays in bf16.
+    assert plan("scout", recipe="int8", gpus=["h100"], ram=64 * GIB).images == found.images
+    small = plan(scout_checkpoint, ram=GIB, context=1024).images
+    assert small is not None
+    assert small.projector_bytes == 2 * (256 * 96 + 96 * 96 + 96 * 256)
+    # A GGUF holds the text model and does not say whether there was more.
+    assert plan(scout_int4, ram=GIB, context=1024).images is None
+    assert plan("behemoth", ram=GIB, context=1024).images is None
 
 
 def test_the_estimate_is_bytes_over_bandwidth() -> None:
@@ -176,6 +198,8 @@ def test_flags_are_followed_and_priced() -> None:
 def test_a_plan_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
     found = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB, n_parallel=2, ubatch=256)
     assert Plan.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    text_only = replace(found, images=None)
+    assert Plan.from_dict(json.loads(json.dumps(text_only.as_dict()))) == text_only
     found.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == found
     (tmp_path / "plan.json").write_text("{}")

@@ -1,13 +1,18 @@
-"""The bf16 file against llama.cpp's own convert_hf_to_gguf.py, tensors and metadata.
+"""Files in bf16 against llama.cpp's own convert_hf_to_gguf.py: tensors, metadata, and the size of
+the one with the vision tower.
 
 The script comes out of llama-cpp-python's source package, which is fetched: hence `make test-all`.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ import pytest
 from gguf import GGUFReader
 
 from benchmarks.conversion import peer_sources, same_tensors
+from demo.checkpoint import SCOUT_LIKE, Geometry, Vision
+from llama4_edge.convert.blueprint import blueprint
 
 # llama.cpp does not find Llama 4's ends of turn by their text, so ours names them. What ours leaves
 # out is false by default.
@@ -33,20 +40,26 @@ def metadata(path: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in fields.items() if name not in COUNTS}
 
 
-@pytest.mark.heavy
-def test_bf16_is_what_convert_hf_to_gguf_writes(
-    full_vocabulary_checkpoint: Path, full_vocabulary_bf16: Path, tmp_path: Path
-) -> None:
-    peer = peer_sources(tmp_path)
-    theirs = tmp_path / "theirs.gguf"
+def by_the_peer(checkpoint: Path, directory: Path, *flags: str) -> Path:
+    """The file that the script makes in bf16."""
+    peer = peer_sources(directory)
+    made = directory / "theirs.gguf"
     subprocess.run(
         [
-            sys.executable, str(peer / "convert_hf_to_gguf.py"), "--outtype", "bf16",
-            "--outfile", str(theirs), str(full_vocabulary_checkpoint),
+            sys.executable, str(peer / "convert_hf_to_gguf.py"), "--outtype", "bf16", *flags,
+            "--outfile", str(made), str(checkpoint),
         ],
         env={**os.environ, "PYTHONPATH": str(peer / "gguf-py")},
         check=True,
     )  # fmt: skip
+    return made
+
+
+@pytest.mark.heavy
+def test_bf16_is_what_convert_hf_to_gguf_writes(
+    full_vocabulary_checkpoint: Path, full_vocabulary_bf16: Path, tmp_path: Path
+) -> None:
+    theirs = by_the_peer(full_vocabulary_checkpoint, tmp_path)
     assert same_tensors(full_vocabulary_bf16, theirs)
     ours, others = metadata(full_vocabulary_bf16), metadata(theirs)
     assert ours.keys() - others.keys() == ONLY_OURS
@@ -54,3 +67,21 @@ def test_bf16_is_what_convert_hf_to_gguf_writes(
     assert [others[name] for name in sorted(ONLY_THEIRS)] == [False, False]
     shared = ours.keys() & others.keys()
     assert {name: ours[name] for name in shared} == {name: others[name] for name in shared}
+
+
+@pytest.mark.heavy
+def test_the_vision_tower_weighs_what_the_script_s_mmproj_does(
+    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+) -> None:
+    # Of a tower with fewer layers the script does not know the adapter's second matrix.
+    geometry = replace(SCOUT_LIKE, vision=Vision(layers=3))
+    checkpoint = Path(shutil.copytree(make_checkpoint(geometry), tmp_path / "checkpoint"))
+    normalized = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(normalized))
+    tensors = GGUFReader(by_the_peer(checkpoint, tmp_path, "--mmproj")).tensors
+    projector = sum(int(one.n_bytes) for one in tensors if one.name.startswith("mm."))
+    tower = sum(int(one.n_bytes) for one in tensors if one.name.startswith("v."))
+    assert len(tensors) == 7 + 3 + 3 * 16
+    vision = blueprint(checkpoint).vision
+    assert vision is not None
+    assert (vision.tower, vision.projector) == (tower, projector)
