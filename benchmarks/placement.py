@@ -1,35 +1,56 @@
-"""Experts on the CPU beside whole layers on the CPU, with the same memory on the device.
+"""Experts on the CPU beside whole layers on the CPU, with equal memory on the device.
 
     python benchmarks/placement.py [--layers 6] [--recipe int4] [--generate 16]
 
 Makes a slice of Scout (all widths, a few layers, random weights) and gives a worker on the loopback
-interface, which llama.cpp takes for a GPU, the same memory in two ways: everything but the experts
-of all layers, or as many whole layers as fit into that. Counts the bytes that travel between the
-CPU and the device for each token, in a proxy between the two, and the time without the proxy; and
-says how many bytes of weights the CPU must read for each token, which is what limits it when the
-device is a real GPU. Device and CPU share the cores here, so that the times show what the traffic
-costs and not what a GPU would gain.
+interface, which llama.cpp takes for a GPU, the same memory in two ways:
+
+- experts on the CPU: everything else of all layers is on the device, with all caches, and, tensor
+  by tensor from the first layer on, as many experts as the comparison needs;
+- layers on the CPU: on the device are the output matrix and the last layers, whole, with their
+  caches (``-ngl``), as many as fit into that memory. Single tensors of the layer before them, whose
+  cache stays on the CPU, take what is left.
+
+Layers and experts are far too large to come out equal by themselves. The fewest experts are taken
+with which four tensors of one layer, or fewer, fill what is left, so that both ways stay what they
+are called. Equal means within 1% of all that llama.cpp allocates on the device: weights, caches and
+compute buffers. Where there is no such pair, nothing is measured.
+
+Counts the bytes that travel between the CPU and the device for each token, in a proxy between the
+two, and the time without the proxy; and says how many bytes of weights the CPU must read for each
+token, which is what limits it when the device is a real GPU. Device and CPU share the cores here,
+so that the times show what the traffic costs and not what a GPU would gain.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer import OUT  # noqa: E402 (path set above)
-from llama4_edge.convert.blueprint import Blueprint, blueprint  # noqa: E402
+from llama4_edge.convert.blueprint import (  # noqa: E402
+    Blueprint,
+    BlueprintTensor,
+    blueprint,
+)
 from llama4_edge.convert.synthetic import synthetic_file  # noqa: E402
+from llama4_edge.plan.geometry import opened  # noqa: E402
+from llama4_edge.plan.layout import shares  # noqa: E402
+from llama4_edge.plan.machine import Place  # noqa: E402
 from llama4_edge.runtime.bench_engine import BenchEngine  # noqa: E402
 from llama4_edge.runtime.memory import measure  # noqa: E402
 from llama4_edge.runtime.placement import Placement, cpu_moe_overrides  # noqa: E402
@@ -87,16 +108,71 @@ def counted(endpoint: str) -> Iterator[CountingProxy]:
         proxy.close()
 
 
+DEVICE = "RPC0"
+"""The worker, as llama.cpp's placements name it."""
+
+TOLERANCE = 0.01
+"""How far apart the two may be, of what the larger takes."""
+
+_MOST_EXTRA = 4
+"""Tensors of one layer that may fill what whole layers leave."""
+
+
 @dataclass(frozen=True)
 class Way:
-    """A placement with a name."""
+    """A placement, the single tensors that it puts on the device too, and what it takes there."""
 
     name: str
-    placement: Placement
+    base: Placement
+    extra: tuple[str, ...]
+    device_bytes: int
+
+    @property
+    def placement(self) -> Placement:
+        """The placement with the single tensors."""
+        return with_extra(self.base, self.extra)
+
+
+def with_extra(base: Placement, extra: Iterable[str]) -> Placement:
+    """A placement with single tensors on the device, wherever it has them itself."""
+    moved = tuple((f"^{re.escape(name)}$", DEVICE) for name in extra)
+    return replace(base, overrides=(*moved, *base.overrides))
 
 
 def main() -> None:
     """Find the placements of equal memory, then measure each."""
+    arguments = parsed()
+    drawn = blueprint(
+        arguments.model, recipe=arguments.recipe, layers=arguments.layers, synthetic=True
+    )
+    settings = EngineSettings(
+        n_ctx=arguments.prompt + 4 * arguments.generate, n_threads=arguments.threads,
+        n_threads_batch=arguments.threads, n_outputs=1, n_ubatch=arguments.prompt,
+    )  # fmt: skip
+    with local_workers(1, n_threads=arguments.threads) as (endpoint,):
+        with TemporaryDirectory() as directory:
+            header = drawn.write_header(Path(directory) / "header.gguf")
+            everything = device_bytes(header, settings, endpoint)
+            ways = equal_ways(header, drawn, settings, endpoint)
+            read = [cpu_bytes_a_token(header, settings, way) for way in ways]
+        print(f"everything on the device: {gib(everything)}")
+        for way, count in zip(ways, read, strict=True):
+            extra = f", but not {', '.join(way.extra)}" if way.extra else ""
+            print(
+                f"{way.name}{extra}: {gib(way.device_bytes)} on the device, the CPU reads "
+                f"{count / 2**20:.0f} MiB of weights a token"
+            )
+        say_how_equal("beforehand", [way.device_bytes for way in ways])
+        if arguments.dry_run:
+            return
+        with synthetic_file(drawn, arguments.directory, keep=True) as path:
+            print(f"{path.name}, {gib(drawn.nbytes)}", flush=True)
+            allocated = [measured(path, settings, way, endpoint, arguments) for way in ways]
+        say_how_equal("allocated", allocated)
+
+
+def parsed() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -107,103 +183,131 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU and of the worker each")
     parser.add_argument("--directory", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    drawn = blueprint(
-        arguments.model, recipe=arguments.recipe, layers=arguments.layers, synthetic=True
-    )
-    settings = EngineSettings(
-        n_ctx=arguments.prompt + 4 * arguments.generate, n_threads=arguments.threads,
-        n_threads_batch=arguments.threads, n_outputs=1, n_ubatch=arguments.prompt,
-    )  # fmt: skip
-    with (
-        synthetic_file(drawn, arguments.directory, keep=True) as path,
-        local_workers(1, n_threads=arguments.threads) as (endpoint,),
-    ):
-        print(f"{path.name}, {drawn.nbytes / 2**30:.1f} GiB")
-        everything, ways = equal_ways(path, drawn, settings, endpoint)
-        print(f"everything on the device: {everything / 2**30:.2f} GiB")
-        for way in ways:
-            used = device_bytes(path, replace(settings, placement=way.placement), endpoint)
-            print(f"{way.name}: {used / 2**30:.2f} GiB on the device", end="; ")
-            read = cpu_bytes_a_token(drawn, way.placement)
-            moved = traffic(path, settings, way, endpoint, arguments)
-            print(
-                f"the CPU reads {read / 2**20:.0f} MiB of weights a token; "
-                f"to the device {moved[0]:,.0f} and back {moved[1]:,.0f} bytes a token",
-                flush=True,
-            )
-            times = timed(path, settings, way, endpoint, arguments)
-            print(
-                f"  {times[1] * 1e3:.1f} ms a token, prompt of {arguments.prompt} in "
-                f"{times[0]:.2f} s",
-                flush=True,
-            )
+    parser.add_argument("--dry-run", action="store_true", help="only find the placements")
+    return parser.parse_args()
+
+
+def gib(count: int) -> str:
+    """Bytes, to a thousandth of a GiB."""
+    return f"{count / 2**30:.3f} GiB"
+
+
+def say_how_equal(when: str, sizes: Sequence[int]) -> None:
+    """Print the memory of both ways and its ratio, and end where they are not equal."""
+    experts, layers = sizes
+    print(f"device memory {when}: {experts:,} and {layers:,} bytes, ratio {experts / layers:.4f}")
+    if apart(experts, layers) > TOLERANCE:
+        sys.exit(f"the two differ by more than {TOLERANCE:.0%}: this compares nothing")
+
+
+def apart(one: int, other: int) -> float:
+    """The difference, as a part of the larger."""
+    return abs(one - other) / max(one, other)
 
 
 def equal_ways(
-    path: Path, drawn: Blueprint, settings: EngineSettings, endpoint: str
-) -> tuple[int, list[Way]]:
-    """What everything takes, and the two placements: the layers take no more than the rest does."""
-    everything = device_bytes(path, settings, endpoint)
-    experts = Way("experts on the CPU", Placement(overrides=cpu_moe_overrides()))
-    room = device_bytes(path, replace(settings, placement=experts.placement), endpoint)
-    fitting = [
-        count
+    header: Path, drawn: Blueprint, settings: EngineSettings, endpoint: str
+) -> tuple[Way, Way]:
+    """The two placements of equal memory: of all such pairs, the one with the fewest experts."""
+
+    def way(name: str, base: Placement, extra: tuple[str, ...]) -> Way:
+        placed = replace(settings, placement=with_extra(base, extra))
+        return Way(name, base, extra, device_bytes(header, placed, endpoint))
+
+    whole = [
+        way(f"layers on the CPU (-ngl {count})", Placement(n_gpu_layers=count), ())
         for count in range(drawn.config.n_layer + 1)
-        if device_bytes(path, replace(settings, placement=Placement(n_gpu_layers=count)), endpoint)
-        <= room
     ]
-    layers = Way(f"-ngl {fitting[-1]}", Placement(n_gpu_layers=fitting[-1]))
-    return everything, [experts, layers]
+    on_cpu = Placement(overrides=cpu_moe_overrides())
+    names = [tensor.name for tensor in drawn.tensors if tensor.role == "expert"]
+    nearest = 1.0
+    for count in range(len(names)):
+        experts = way("experts on the CPU", on_cpu, tuple(names[:count]))
+        fitting = [one for one in whole if one.device_bytes <= experts.device_bytes]
+        if not fitting:
+            continue
+        most = fitting[-1]
+        extra = filling(drawn, most, experts.device_bytes)
+        layers = way(most.name, most.base, extra)
+        off = apart(experts.device_bytes, layers.device_bytes)
+        nearest = min(nearest, off)
+        if off <= TOLERANCE:
+            return experts, layers
+    sys.exit(
+        f"no two placements take the same memory, the nearest are {nearest:.1%} apart: try another "
+        "number of --layers"
+    )
+
+
+def filling(drawn: Blueprint, layers: Way, device_bytes: int) -> tuple[str, ...]:
+    """The fewest tensors of the first layer that is not on the device which fill up what is left
+    of so many bytes, to half of what may differ; if none do, those that come nearest."""
+    # The output matrix counts as a layer, and goes to the device first.
+    following = f"blk.{drawn.config.n_layer - layers.base.n_gpu_layers}."
+    tensors = [one for one in drawn.tensors if one.name.startswith(following)]
+    left = device_bytes - layers.device_bytes
+
+    def rank(choice: tuple[BlueprintTensor, ...]) -> tuple[bool, int, int]:
+        off = abs(left - sum(one.nbytes for one in choice))
+        near = off <= device_bytes * TOLERANCE / 2
+        return not near, len(choice) if near else 0, off
+
+    best = min(
+        (some for n in range(_MOST_EXTRA + 1) for some in combinations(tensors, n)), key=rank
+    )
+    return tuple(one.name for one in best)
 
 
 def device_bytes(path: Path, settings: EngineSettings, endpoint: str) -> int:
     """What llama.cpp would allocate there."""
     with connect((endpoint,)) as workers:
-        return measure(path, settings, workers.targets).on("RPC0").total
+        return measure(path, settings, workers.targets).on(DEVICE).total
 
 
-def cpu_bytes_a_token(drawn: Blueprint, placement: Placement) -> int:
+def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:
     """Weights in main memory that a token reads; of the experts, those that it visits."""
-    config = drawn.config
-    # The output matrix counts as one layer more, and goes to the device first.
-    first = config.n_layer + 1 - placement.n_gpu_layers if placement.n_gpu_layers >= 0 else 0
-    total = 0
-    for tensor in drawn.tensors:
-        layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else None
-        expert = tensor.role == "expert"
-        if layer is None:
-            on_cpu = tensor.name.startswith("output") and placement.n_gpu_layers == 0
-        else:
-            on_cpu = layer < first or (expert and bool(placement.overrides))
-        if on_cpu:
-            share = config.n_expert_used / config.n_expert if expert else 1
-            total += round(tensor.nbytes * share)
-    return total
+    device = Place(DEVICE, DEVICE, "GPU", None, None, None, None)
+    with opened(path) as geometry:
+        placed = replace(settings, placement=way.placement)
+        return shares(geometry, placed, [device])[-1].weights_read
+
+
+def measured(
+    path: Path, settings: EngineSettings, way: Way, endpoint: str, arguments: argparse.Namespace
+) -> int:
+    """Print what a way costs, and return the bytes that llama.cpp allocated on the device."""
+    placed = replace(settings, placement=way.placement)
+    to_device, from_device = traffic(path, placed, endpoint, arguments)
+    allocated, prompt, token = timed(path, placed, endpoint, arguments)
+    print(
+        f"{way.name}: {to_device:,.0f} bytes a token to the device and {from_device:,.0f} back; "
+        f"{token * 1e3:.1f} ms a token, prompt of {arguments.prompt} in {prompt:.2f} s",
+        flush=True,
+    )
+    return allocated
 
 
 def traffic(
-    path: Path, settings: EngineSettings, way: Way, endpoint: str, arguments: argparse.Namespace
+    path: Path, settings: EngineSettings, endpoint: str, arguments: argparse.Namespace
 ) -> tuple[float, float]:
     """Bytes that travel for each token that is decoded: to the device, and from it."""
-    with counted(endpoint) as proxy:
-        placed = replace(settings, placement=way.placement, workers=(proxy.endpoint,))
-        with BenchEngine(path, placed) as engine:
-            decode(engine, range(4))
-            before = proxy.to_device, proxy.from_device
-            decode(engine, range(arguments.generate))
-            after = proxy.to_device, proxy.from_device
-    return tuple(
-        (end - begin) / arguments.generate for begin, end in zip(before, after, strict=True)
-    )  # type: ignore[return-value]
+    with (
+        counted(endpoint) as proxy,
+        BenchEngine(path, replace(settings, workers=(proxy.endpoint,))) as engine,
+    ):
+        decode(engine, range(4))
+        to_device, from_device = proxy.to_device, proxy.from_device
+        decode(engine, range(arguments.generate))
+        to_device, from_device = proxy.to_device - to_device, proxy.from_device - from_device
+    return to_device / arguments.generate, from_device / arguments.generate
 
 
 def timed(
-    path: Path, settings: EngineSettings, way: Way, endpoint: str, arguments: argparse.Namespace
-) -> tuple[float, float]:
-    """Seconds that the prompt takes, and the median of a token."""
-    placed = replace(settings, placement=way.placement, workers=(endpoint,))
-    with BenchEngine(path, placed) as engine:
+    path: Path, settings: EngineSettings, endpoint: str, arguments: argparse.Namespace
+) -> tuple[int, float, float]:
+    """Bytes that llama.cpp allocated on the device, seconds that the prompt takes, and the median
+    of a token."""
+    with BenchEngine(path, replace(settings, workers=(endpoint,))) as engine:
         prompt = [token * 37 % engine.n_vocab for token in range(arguments.prompt)]
         engine.extend(prompt)
         engine.clear()
@@ -211,7 +315,8 @@ def timed(
         engine.extend(prompt)
         engine.synchronize()
         seconds = time.perf_counter() - started
-        return seconds, median(decode(engine, range(arguments.generate)))
+        allocated = engine.memory().on(DEVICE).total
+        return allocated, seconds, median(decode(engine, range(arguments.generate)))
 
 
 def decode(engine: BenchEngine, tokens: Sequence[int]) -> list[float]:
