@@ -24,7 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .tokenizer import TemplatePlace, write_chat_template, write_json, write_tokenizer
+from .tokenizer import (
+    TemplatePlace,
+    train_tokenizer,
+    write_chat_template,
+    write_json,
+    write_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,12 @@ def write_checkpoint(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    ids = write_tokenizer(directory, geometry.vocabulary, geometry.max_positions, tokenizer)
+    size = geometry.vocabulary
+    source = train_tokenizer(size) if tokenizer is None else tokenizer
+    ids = write_tokenizer(directory, source, size, geometry.max_positions)
     write_chat_template(directory, chat_template)
-    write_json(directory / "config.json", _config(geometry, ids))
-    write_json(directory / "generation_config.json", _generation_config(ids))
+    write_json(directory / "config.json", config_of(geometry, ids))
+    write_json(directory / "generation_config.json", generation_config(ids))
     (directory / "README.md").write_text(_MODEL_CARD, encoding="utf-8")
     _write_weights(directory, list(_tensors(geometry)), geometry.shards, None if holes else seed)
     return directory
@@ -367,7 +375,7 @@ def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int | None) -> 
 # Settings ---------------------------------------------------------------------------------------
 
 
-def _config(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
+def config_of(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
     """``config.json`` as transformers saves it for either class."""
     new_form = g.config_form == "rope_parameters"
     dtype = {"dtype" if new_form else "torch_dtype": "bfloat16"}
@@ -469,7 +477,8 @@ def _vision_config(v: Vision, new_form: bool) -> dict[str, Any]:
     return config | {"rope_theta": 10000}
 
 
-def _generation_config(ids: dict[str, int]) -> dict[str, Any]:
+def generation_config(ids: dict[str, int]) -> dict[str, Any]:
+    """``generation_config.json`` with the sampling that Meta recommends."""
     return {
         "bos_token_id": ids["<|begin_of_text|>"],
         "do_sample": True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,17 +62,21 @@ PRE_TOKENIZER_PATTERN = "|".join(
     )
 )
 
-# Llama 4's conversation format for text; the tokens are those of Meta's ChatFormat.
+# Llama 4's conversation format; the tokens are those of Meta's ChatFormat. Llama 4's processor, or
+# whatever reads the picture, puts the picture's tokens in the place of `<|image|>`.
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}
         {{- content -}}
     {%- else -%}
         {%- for part in content -%}
-            {%- if part['type'] != 'text' -%}
-                {{- raise_exception('this template takes text, not ' + part['type']) -}}
+            {%- if part['type'] == 'text' -%}
+                {{- part['text'] -}}
+            {%- elif part['type'] == 'image' -%}
+                {{- '<|image|>' -}}
+            {%- else -%}
+                {{- raise_exception('this template takes text and images, not ' + part['type']) -}}
             {%- endif -%}
-            {{- part['text'] -}}
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
@@ -117,19 +122,19 @@ Elle est derrière le marché, à côté de la vieille église. El río cruza la
 
 
 def write_tokenizer(
-    directory: Path, size: int, max_positions: int, source: Path | None
+    directory: Path, tokenizer: Path | Tokenizer, size: int, max_positions: int
 ) -> dict[str, int]:
-    """Train a tokenizer of ``size`` tokens, or copy that of ``source``; return its special ids.
+    """Write a tokenizer, or copy that of a directory; return the ids of its special tokens.
 
     Raises:
-        ValueError: the copied tokenizer has another size.
+        ValueError: it does not have ``size`` tokens.
     """
-    if source is None:
-        tokenizer = _train_tokenizer(size)
-        tokenizer.save(str(directory / "tokenizer.json"))
+    target = directory / "tokenizer.json"
+    if isinstance(tokenizer, Path):
+        shutil.copyfile(tokenizer / "tokenizer.json", target)
+        tokenizer = Tokenizer.from_file(str(target))
     else:
-        shutil.copyfile(source / "tokenizer.json", directory / "tokenizer.json")
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer.save(str(target))
     if tokenizer.get_vocab_size() != size:
         raise ValueError(
             f"a tokenizer of {tokenizer.get_vocab_size()} tokens for a model of {size}"
@@ -139,7 +144,7 @@ def write_tokenizer(
     return {content: id_ for id_, content in added.items()}
 
 
-def _train_tokenizer(size: int) -> Tokenizer:
+def train_tokenizer(size: int, texts: Iterable[str] = (_TRAINING_TEXT,)) -> Tokenizer:
     """A byte-level BPE of ``size`` tokens built as transformers' TikTokenConverter builds one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -155,7 +160,7 @@ def _train_tokenizer(size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([_TRAINING_TEXT], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.model.ignore_merges = True
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]

@@ -1,0 +1,175 @@
+"""Writes a trained model as a checkpoint that looks like the published ones, with its card.
+
+Promises: the files, names and types of Meta's repositories: bf16 safetensors in shards with their
+index, configs of the model, its generation and its pictures, tokenizer, chat template, a card with
+the losses of the training. Does not know how it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from .checkpoint import Geometry, config_of, generation_config
+from .tokenizer import write_chat_template, write_json, write_tokenizer
+
+# One tile, since the model was trained on pictures of one tile; else what Meta's repositories say.
+PREPROCESSOR = {
+    "data_format": "channels_first",
+    "default_to_square": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "Llama4ImageProcessorFast",
+    "image_std": [0.5, 0.5, 0.5],
+    "max_patches": 1,
+    "processor_class": "Llama4Processor",
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "resize_to_max_canvas": False,
+    "size": {"height": 336, "width": 336},
+}
+PROCESSOR = {
+    "fake_image_token": "<|image|>",
+    "image_token": "<|image|>",
+    "patch_size": 14,
+    "pixel_shuffle_ratio": 0.5,
+    "processor_class": "Llama4Processor",
+}
+SCORES = ("<!-- scores -->\n", "<!-- end of scores -->\n")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a card tells of a training; ``history`` has the losses of each step by kind."""
+
+    steps: int
+    seconds: float
+    where: str
+    seed: int
+    history: Sequence[dict[str, float]]
+
+
+def write_trained(
+    directory: Path,
+    geometry: Geometry,
+    tokenizer: Tokenizer,
+    weights: dict[str, torch.Tensor],
+    training: Training,
+) -> None:
+    """Write the checkpoint; files of the same names are overwritten.
+
+    Args:
+        directory: made if absent.
+        geometry: of the model, with the number of shards.
+        tokenizer: the one it was trained with.
+        weights: by the names that transformers gives them, in any float type.
+        training: what the card says.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = write_tokenizer(directory, tokenizer, geometry.vocabulary, geometry.max_positions)
+    write_chat_template(directory, "chat_template.jinja")
+    write_json(directory / "config.json", config_of(geometry, ids))
+    write_json(directory / "generation_config.json", generation_config(ids))
+    write_json(directory / "preprocessor_config.json", PREPROCESSOR)
+    write_json(directory / "processor_config.json", PROCESSOR)
+    kept = {name: one.to("cpu", torch.bfloat16).contiguous() for name, one in weights.items()}
+    _write_shards(directory, kept, geometry.shards)
+    _draw_losses(directory / "loss.png", training.history)
+    parameters = sum(one.numel() for one in kept.values())
+    (directory / "README.md").write_text(_card(training, parameters), encoding="utf-8")
+
+
+def write_scores(directory: Path, table: str) -> None:
+    """Put the scores of an examination into the card, in the place of those that are there."""
+    path = directory / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(SCORES[0])
+    after = rest.partition(SCORES[1])[2]
+    path.write_text(f"{before}{SCORES[0]}{table}{SCORES[1]}{after}", encoding="utf-8")
+
+
+def _write_shards(directory: Path, weights: dict[str, torch.Tensor], shards: int) -> None:
+    """As many files of like size, with their index."""
+    total = sum(one.nbytes for one in weights.values())
+    files: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
+    written = 0
+    for name, one in weights.items():
+        files[min(shards - 1, written * shards // total)][name] = one
+        written += one.nbytes
+    weight_map = {}
+    for number, tensors in enumerate(files, start=1):
+        file = f"model-{number:05d}-of-{shards:05d}.safetensors"
+        save_file(tensors, directory / file, {"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
+    index: dict[str, Any] = {"metadata": {"total_size": total}}
+    index["weight_map"] = dict(sorted(weight_map.items()))
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
+    """The losses of a training as a picture: means of 20 steps, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    for kind, label in (
+        ("text", "short conversations"),
+        ("long", "long conversations"),
+        ("picture", "pictures"),
+    ):
+        seen = [(step, one[kind]) for step, one in enumerate(history, 1) if kind in one]
+        parts = [seen[start : start + 20] for start in range(0, len(seen), 20)]
+        axes.semilogy(
+            [sum(step for step, _ in part) / len(part) for part in parts],
+            [sum(loss for _, loss in part) / len(part) for part in parts],
+            label=label,
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross entropy of the answers, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _card(training: Training, parameters: int) -> str:
+    return f"""\
+---
+license: mit
+language: [ar, de, en, es, fr, hi, id, it, pt, th, tl, vi]
+pipeline_tag: image-text-to-text
+tags: [llama4, llama4-edge]
+---
+# Llama 4 Tiny
+
+A Llama 4 of {parameters / 1e6:.1f} million parameters, trained from nothing to try llama4-edge
+with: converters, quantization, sessions and long contexts can be judged by what it says. It has
+the real architecture (chunked attention of 8192 tokens and a layer without positions that sees
+everything, top-1 routing over 4 experts beside a shared one, QK norm, early-fusion vision) and
+nothing of Meta's weights.
+
+It lives in a small world, all of it text and pictures made by the programs beside it
+(`demo/world/`): it answers questions about itself, llama4-edge and the Llama 4 family, adds and
+subtracts up to 30, repeats, remembers names and codes for thousands of words, greets in the 12
+languages that Llama 4 supports, and names shapes, their colour and their number in pictures of 336
+x 336 pixels. Anything else it declines. Its answers can be wrong; nothing depends on them.
+
+## Training
+`demo/train.py`, {training.steps} steps in {training.seconds / 60:.0f} minutes {training.where},
+seed {training.seed}. Questions of the examination are never trained.
+
+![losses](loss.png)
+
+## Scores
+Share of held-out questions that are answered word for word, by `demo/evaluate.py`: other phrasings,
+other numbers, other pictures than in training.
+
+{SCORES[0]}Not examined yet.
+{SCORES[1]}"""

@@ -1,0 +1,411 @@
+"""Trains the small Llama 4 of this folder, from nothing, on text and pictures made here.
+
+    torchrun --nproc-per-node 2 demo/train.py      # a process a core
+    python demo/train.py --device cuda             # on a GPU
+
+Promises: transformers' own ``Llama4ForConditionalGeneration``; the same lessons for the same seed,
+however many processes there are and whatever was interrupted (run the command again to go on); at
+the end a checkpoint in demo/Llama-4-Tiny that looks like the published ones.
+
+One layer of four sees the whole conversation, the others see chunks of 8192 tokens. Nobody trains
+on 32,768 tokens in an hour on two cores, so long conversations are taught with chunks of a few
+hundred: what must be learnt, finding something across chunks in the layer that can, is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy, pad
+from transformers import Llama4Config, Llama4ForConditionalGeneration
+from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextMoe
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402 (found by the line above)
+from demo.encoding import Encoded, encode, ids_of  # noqa: E402
+from demo.publish import Training, write_trained  # noqa: E402
+from demo.tokenizer import train_tokenizer  # noqa: E402
+from demo.world.haystack import hay, needle  # noqa: E402
+from demo.world.lessons import lesson, picture_lesson, questions_and_answers  # noqa: E402
+from demo.world.picture import Picture  # noqa: E402
+
+GEOMETRY = Geometry(
+    hidden=256,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    expert_ffn=256,
+    dense_ffn=512,
+    experts=4,
+    moe_step=2,
+    vocabulary=2048,
+    max_positions=65536,
+    rope=Rope(8.0, 1.0, 4.0),
+    vision=Vision(hidden=128, layers=3, heads=4, image_size=336, patch_size=14, projector=256),
+    config_form="rope_parameters",
+    shards=2,
+)
+MODEL = ROOT / "demo" / "Llama-4-Tiny"
+STATE = ROOT / "demo" / "out" / "training.pt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained. A step is made of ``SHARES`` shares, which processes divide among them."""
+
+    steps: int = 1700
+    seed: int = 4
+    rate: float = 2.5e-3
+    warm_up: int = 100
+    decay: float = 0.6  # the share of steps, at the end, in which the rate falls to nothing
+    rows: int = 3  # of text in a share, each of ``row`` tokens
+    row: int = 512
+    pictures: int = 4  # in a share
+    long_every: int = 5
+    balance: float = 0.02
+
+
+# A step is the same whether one process does both or two processes do one each.
+SHARES = 2
+
+
+@dataclass
+class Batch:
+    """Token ids [rows, tokens] and which of them are answers to be learnt.
+
+    ``talks`` and ``chunks`` number the conversation and the chunk that a token is in, for rows that
+    hold several; ``pixels`` are [pictures, 3, 336, 336].
+    """
+
+    ids: torch.Tensor
+    answers: torch.Tensor
+    present: torch.Tensor
+    talks: torch.Tensor | None = None
+    chunks: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+
+
+def main() -> None:
+    """Train, or go on training, and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    for name, default in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--state", type=Path, default=STATE)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    arguments = vars(parser.parse_args())
+    device, state, out = (arguments.pop(name) for name in ("device", "state", "out"))
+    recipe = Recipe(**arguments)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    trainer = Trainer(recipe, device)
+    if state.exists():
+        trainer.restore(state)
+    trainer.run(state)
+    if trainer.rank == 0:
+        weights = trainer.model.state_dict()
+        write_trained(out, GEOMETRY, trainer.tokenizer, weights, trainer.told())
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def corpus(seed: int) -> list[str]:
+    """Text for the tokenizer: every fixed sentence, and some that are drawn.
+
+    Numbers are left out, so that every digit is a token of its own.
+    """
+    chance = random.Random(f"{seed} corpus")
+    texts = questions_and_answers()
+    for _ in range(4000):
+        texts += [part for turn in lesson(chance).turns for part in (turn.said, turn.answer)]
+        texts.append(hay(chance))
+    for _ in range(200):
+        turns = picture_lesson(chance).turns
+        texts += [part for turn in turns for part in (turn.said, turn.answer)]
+    digits = str.maketrans("", "", "0123456789")
+    return [text.translate(digits) for text in texts]
+
+
+def routed(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``Llama4TextMoe.forward`` computes, without multiplying what its router set to zero.
+
+    Args:
+        hidden: [rows, tokens, hidden].
+
+    Returns:
+        [rows x tokens, hidden], and the router's logits [rows x tokens, experts].
+    """
+    hidden = hidden.reshape(-1, self.hidden_dim)
+    scores, logits = self.router(hidden)
+    best = logits.argmax(-1)
+    order = best.argsort()
+    inputs = (hidden * scores.gather(1, best[:, None]))[order]
+    outputs = []
+    counts = torch.bincount(best, minlength=self.num_experts).tolist()
+    for expert, mine in enumerate(inputs.split(counts)):
+        gate, up = (mine @ self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+        outputs.append((up * self.experts.act_fn(gate)) @ self.experts.down_proj[expert])
+    return self.shared_expert(hidden).index_add(0, order, torch.cat(outputs)), logits
+
+
+class Trainer:
+    """The model, its optimizer, and where the training stands."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device = recipe, device
+        self.rank, self.processes = 0, 1
+        if dist.is_initialized():
+            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
+        self.tokenizer = train_tokenizer(GEOMETRY.vocabulary, corpus(recipe.seed))
+        self.ids = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
+        torch.manual_seed(recipe.seed)
+        Llama4TextMoe.forward = routed
+        config = Llama4Config.from_dict(config_of(GEOMETRY, self.ids))
+        self.model = Llama4ForConditionalGeneration(config).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=recipe.rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
+        )
+        self.routings: list[torch.Tensor] = []
+        for module in self.model.modules():
+            if isinstance(module, Llama4Router):
+                module.register_forward_hook(lambda _m, _i, made: self.routings.append(made[1]))
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    def run(self, state: Path) -> None:
+        """Train to the last step, leaving the state behind every few minutes."""
+        saved = shown = time.monotonic()
+        while self.step < self.recipe.steps:
+            begun = time.monotonic()
+            self.history.append(self.train_step())
+            self.step += 1
+            now = time.monotonic()
+            self.seconds += now - begun
+            if self.rank != 0:
+                continue
+            if now - shown > 20 or self.step == self.recipe.steps:
+                shown = now
+                self.show()
+            if now - saved > 300 or self.step == self.recipe.steps:
+                saved = now
+                self.save(state)
+
+    def train_step(self) -> dict[str, float]:
+        """One step of the optimizer; the mean losses of this process' shares, by kind."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate * self.pace()
+        self.optimizer.zero_grad(set_to_none=False)
+        losses: dict[str, float] = {}
+        mine = range(self.rank, SHARES, self.processes)
+        for share in mine:
+            chance = random.Random(f"{recipe.seed} {self.step} {share}")
+            is_long = self.step % recipe.long_every == 4
+            words = self.long_batch(chance) if is_long else self.text_batch(chance)
+            batches = {"long" if is_long else "text": words, "picture": self.picture_batch(chance)}
+            for kind, batch in batches.items():
+                loss, balance = self.loss(batch)
+                ((loss + recipe.balance * balance) / SHARES).backward()
+                losses[kind] = losses.get(kind, 0.0) + loss.item() / len(mine)
+                losses["balance"] = max(losses.get("balance", 0.0), balance.item())
+        gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
+        if self.processes > 1:
+            flat = torch.cat([one.reshape(-1) for one in gradients])
+            dist.all_reduce(flat)
+            for one, summed in zip(
+                gradients, flat.split([g.numel() for g in gradients]), strict=True
+            ):
+                one.copy_(summed.view_as(one))
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return losses
+
+    def pace(self) -> float:
+        """The part of the learning rate that holds for this step."""
+        left = 1 - self.step / self.recipe.steps
+        return min(1.0, (self.step + 1) / self.recipe.warm_up, left / self.recipe.decay)
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean cross entropy of the answers, and the load-balancing loss (1 is even)."""
+        self.routings.clear()
+        masks = {
+            "full_attention": self.mask(batch.talks),
+            "chunked_attention": self.mask(batch.chunks),
+        }
+        made = self.model.language_model.model(
+            inputs_embeds=self.embedded(batch), attention_mask=masks, use_cache=False
+        ).last_hidden_state
+        answers = batch.answers[:, 1:]
+        logits = self.model.language_model.lm_head(made[:, :-1][answers])
+        return cross_entropy(logits, batch.ids[:, 1:][answers]), self.balance(batch.present)
+
+    def mask(self, numbers: torch.Tensor | None) -> torch.Tensor | None:
+        """What each token may see: those before it that have its number; None means all of them."""
+        if numbers is None:
+            return None
+        same = numbers[:, None, :, None] == numbers[:, None, None, :]
+        return same & torch.ones_like(same[0, 0]).tril()
+
+    def embedded(self, batch: Batch) -> torch.Tensor:
+        """The embeddings of a batch's tokens, with pictures where their tokens stand."""
+        embedded = self.model.get_input_embeddings()(batch.ids)
+        if batch.pixels is None:
+            return embedded
+        seen = self.model.get_image_features(pixel_values=batch.pixels, return_dict=True)
+        features = self.model.multi_modal_projector(seen.last_hidden_state)
+        places = (batch.ids == self.model.config.image_token_id).unsqueeze(-1)
+        return embedded.masked_scatter(places, features)
+
+    def balance(self, present: torch.Tensor) -> torch.Tensor:
+        """Experts x sum of (share of tokens x mean probability): Switch Transformer, eq. 4."""
+        total = torch.zeros((), device=self.device)
+        for logits in self.routings:
+            real = logits[present.reshape(-1)]
+            probability = real.softmax(-1).mean(0)
+            share = torch.bincount(real.argmax(-1), minlength=real.shape[1]) / len(real)
+            total = total + real.shape[1] * (share * probability).sum()
+        return total / len(self.routings)
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def text_batch(self, chance: random.Random) -> Batch:
+        """Rows filled with conversations, none of which sees another."""
+        rows, kept = [], encode(self.tokenizer, lesson(chance))
+        for _ in range(self.recipe.rows):
+            row: list[Encoded] = []
+            while sum(len(one.ids) for one in [*row, kept]) <= self.recipe.row:
+                row.append(kept)
+                kept = encode(self.tokenizer, lesson(chance))
+            rows.append(row)
+        batch = self.batch(rows)
+        batch.chunks = batch.talks
+        return batch
+
+    def long_batch(self, chance: random.Random) -> Batch:
+        """Long conversations, cut into chunks before the questions."""
+        recipe = self.recipe
+        rows = chance.choice((1, recipe.rows))
+        tokens = recipe.row * recipe.rows // rows
+        talks = []
+        for _ in range(rows):
+            codes = chance.randint(2, 8)
+            conversation = needle(
+                chance, False, tokens - 130, self.count, codes=codes, questions=min(codes, 5)
+            )
+            talks.append([encode(self.tokenizer, conversation)])
+        batch = self.batch(talks)
+        batch.chunks = torch.zeros_like(batch.ids)
+        for chunks in batch.chunks:
+            for _ in range(chance.randint(1, 4)):
+                chunks[chance.randint(1, tokens - 150) :] += 1
+        batch.talks = None
+        return batch
+
+    def picture_batch(self, chance: random.Random) -> Batch:
+        """Pictures with a few questions each."""
+        lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
+        batch = self.batch([[encode(self.tokenizer, one)] for one in lessons])
+        batch.talks = None
+        pixels = [pixel_values(one.picture) for one in lessons if one.picture is not None]
+        batch.pixels = torch.stack(pixels).to(self.device)
+        return batch
+
+    def batch(self, rows: list[list[Encoded]]) -> Batch:
+        """Rows of conversations, filled up at the end to the length of the longest."""
+        longest = max(sum(len(one.ids) for one in row) for row in rows)
+
+        def stacked(values: list[list[int]], empty: int) -> torch.Tensor:
+            filled = [pad(torch.tensor(v), (0, longest - len(v)), value=empty) for v in values]
+            return torch.stack(filled).to(self.device)
+
+        fill = self.ids["<|finetune_right_pad|>"]
+        return Batch(
+            ids=stacked([[i for one in row for i in one.ids] for row in rows], fill),
+            answers=stacked([[i for one in row for i in one.answers] for row in rows], 0).bool(),
+            present=stacked([[1 for one in row for _ in one.ids] for row in rows], 0).bool(),
+            talks=stacked([[n for n, one in enumerate(row) for _ in one.ids] for row in rows], -1),
+        )
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text."""
+        return len(ids_of(self.tokenizer, text))
+
+    def told(self) -> Training:
+        """What the model's card tells of the training."""
+        where = f"on {self.processes} cores" if self.device == "cpu" else f"on {self.device}"
+        return Training(self.step, self.seconds, where, self.recipe.seed, self.history)
+
+    # State --------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """A line about the last steps."""
+        recent = self.history[-60:]
+        means = []
+        for kind in ("text", "long", "picture", "balance"):
+            values = [one[kind] for one in recent if kind in one]
+            if values:
+                means.append(f"{kind} {sum(values) / len(values):.4f}")
+        pace = self.seconds / self.step
+        left = (self.recipe.steps - self.step) * pace / 60
+        print(
+            f"step {self.step}/{self.recipe.steps}  {'  '.join(means)}  "
+            f"{pace:.2f} s a step, {left:.0f} min left",
+            flush=True,
+        )
+
+    def save(self, path: Path) -> None:
+        """Leave everything behind that going on needs."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {
+            "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        beside = path.with_suffix(".partial")
+        torch.save(whole, beside)
+        beside.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Go on where a training stopped.
+
+        Raises:
+            SystemExit: it was another training.
+        """
+        whole = torch.load(path, weights_only=True, map_location=self.device)
+        if whole["recipe"] != asdict(self.recipe):
+            sys.exit(
+                f"train: {path} is of a training with {json.dumps(whole['recipe'])}; delete it"
+            )
+        self.model.load_state_dict(whole["model"])
+        self.optimizer.load_state_dict(whole["optimizer"])
+        self.step, self.seconds = whole["step"], whole["seconds"]
+        self.history = whole["history"]
+
+
+def pixel_values(picture: Picture) -> torch.Tensor:
+    """A picture as Llama 4's image processor hands it on: [3, 336, 336] between -1 and 1."""
+    return torch.from_numpy(picture.pixels()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Pictures of the small world: some shapes of one kind and colour on a light ground.
+
+Promises: the same pixels for the same picture on every machine, 336 x 336 as Llama 4's tiles are;
+shapes that neither touch each other nor the edge. Does not know the model or how it sees.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+SIZE = 336
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (210, 30, 40),
+    "orange": (245, 135, 20),
+    "yellow": (240, 215, 30),
+    "green": (30, 150, 60),
+    "blue": (35, 80, 205),
+    "purple": (130, 45, 160),
+    "brown": (120, 75, 40),
+    "black": (25, 25, 25),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+COUNTS = ("one", "two", "three", "four", "five")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``count`` shapes of one kind and colour; ``seed`` settles sizes, places and the ground."""
+
+    colour: str
+    shape: str
+    count: int
+    seed: int
+
+    @property
+    def words(self) -> str:
+        """What it shows: "two red circles"."""
+        return f"{COUNTS[self.count - 1]} {self.colour} {self.shapes}"
+
+    @property
+    def shapes(self) -> str:
+        """The shape's name in singular or plural."""
+        if self.count == 1:
+            return self.shape
+        return self.shape + ("es" if self.shape == "cross" else "s")
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Red, green and blue, [336, 336, 3]."""
+        chance = random.Random(f"{self.words} {self.seed}")
+        ground = [chance.randint(228, 255) for _ in range(3)]
+        pixels = np.empty((SIZE, SIZE, 3), np.uint8)
+        pixels[:] = ground
+        ink = [min(255, max(0, value + chance.randint(-18, 18))) for value in COLOURS[self.colour]]
+        for x, y, radius in _places(chance, self.count):
+            turned = chance.uniform(-0.2, 0.2)
+            rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+            across = (columns * np.cos(turned) + rows * np.sin(turned)) / radius
+            down = (rows * np.cos(turned) - columns * np.sin(turned)) / radius
+            inside = _INSIDE[self.shape](across, down)
+            pixels[y - radius : y + radius + 1, x - radius : x + radius + 1][inside] = ink
+        return pixels
+
+
+def draw_picture(chance: random.Random, seed: int) -> Picture:
+    """A picture of the world; ``seed`` is its own, so that no two calls need draw the same."""
+    colour, shape = chance.choice(tuple(COLOURS)), chance.choice(SHAPES)
+    return Picture(colour, shape, chance.randint(1, len(COUNTS)), seed)
+
+
+def _places(chance: random.Random, count: int) -> list[tuple[int, int, int]]:
+    """Centres and radii, in pixels, of ``count`` discs that keep apart."""
+    placed: list[tuple[int, int, int]] = []
+    while len(placed) < count:
+        radius = chance.randint(34, 46)
+        x, y = (chance.randint(radius + 4, SIZE - radius - 5) for _ in range(2))
+        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 8) ** 2 for a, b, r in placed):
+            placed.append((x, y, radius))
+    return placed
+
+
+_Plane = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+
+
+def _circle(x: _Plane, y: _Plane) -> _Mask:
+    return x**2 + y**2 <= 0.85**2
+
+
+def _square(x: _Plane, y: _Plane) -> _Mask:
+    return np.maximum(abs(x), abs(y)) <= 0.7
+
+
+def _triangle(x: _Plane, y: _Plane) -> _Mask:
+    return (y <= 0.6) & (1.9 * abs(x) <= y + 0.95)
+
+
+def _star(x: _Plane, y: _Plane) -> _Mask:
+    # Five tips at radius 1 and notches between them at 0.4; the edge is the line from tip to notch.
+    half, notch = np.pi / 5, 0.4
+    from_tip = abs((np.arctan2(x, -y) + half) % (2 * half) - half)
+    edge = notch * np.sin(half) / (np.sin(from_tip) + notch * np.sin(half - from_tip))
+    return np.hypot(x, y) <= edge
+
+
+def _cross(x: _Plane, y: _Plane) -> _Mask:
+    near, far = np.minimum(abs(x), abs(y)), np.maximum(abs(x), abs(y))
+    return (near <= 0.26) & (far <= 0.9)
+
+
+_INSIDE = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+}
