@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from .world.conversation import Conversation
+from .world.picture import Picture
 
 # A picture of one tile: 336 x 336 pixels in patches of 14, four of which make a token.
 PICTURE_TOKENS = 144
@@ -45,6 +48,11 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text in which special tokens may stand, with nothing put before it."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def pixel_values(picture: Picture) -> npt.NDArray[np.float32]:
+    """A picture as Llama 4's image processor hands it on: [3, 336, 336], from -1 to 1."""
+    return picture.pixels().transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - 1
 
 
 def _header(role: str) -> str:

@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy, pad
@@ -33,12 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402 (found by the line above)
-from demo.encoding import Encoded, encode, ids_of  # noqa: E402
+from demo.encoding import Encoded, encode, ids_of, pixel_values  # noqa: E402
 from demo.publish import Training, write_trained  # noqa: E402
 from demo.tokenizer import train_tokenizer  # noqa: E402
 from demo.world.haystack import hay, needle  # noqa: E402
 from demo.world.lessons import lesson, picture_lesson, questions_and_answers  # noqa: E402
-from demo.world.picture import Picture  # noqa: E402
 
 GEOMETRY = Geometry(
     hidden=256,
@@ -323,7 +323,11 @@ class Trainer:
         lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
         batch = self.batch([[encode(self.tokenizer, one)] for one in lessons])
         batch.talks = None
-        pixels = [pixel_values(one.picture) for one in lessons if one.picture is not None]
+        pixels = [
+            torch.from_numpy(pixel_values(one.picture))
+            for one in lessons
+            if one.picture is not None
+        ]
         batch.pixels = torch.stack(pixels).to(self.device)
         return batch
 
@@ -400,11 +404,6 @@ class Trainer:
         self.optimizer.load_state_dict(whole["optimizer"])
         self.step, self.seconds = whole["step"], whole["seconds"]
         self.history = whole["history"]
-
-
-def pixel_values(picture: Picture) -> torch.Tensor:
-    """A picture as Llama 4's image processor hands it on: [3, 336, 336] between -1 and 1."""
-    return torch.from_numpy(picture.pixels()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 if __name__ == "__main__":
