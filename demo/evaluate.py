@@ -76,7 +76,7 @@ def text_scores(
     """The share of right answers by kind of question, and of all of them under "text"."""
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    with Model(file, n_ctx=2048) as model:
+    with Model(file, n_ctx=2048, n_threads=1) as model:
         for question in track(questions, description=file.name, transient=True):
             answer = last_answer(model, question)
             correct = answer == question.turns[-1].answer
@@ -103,7 +103,7 @@ def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> di
     for length in lengths:
         chance = random.Random(f"needle {length}")
         right = asked = 0
-        with Model(file, n_ctx=length + 512) as model:
+        with Model(file, n_ctx=length + 512, n_threads=1) as model:
             conversation = needle(
                 chance,
                 True,

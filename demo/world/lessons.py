@@ -50,9 +50,14 @@ def lesson(chance: random.Random) -> Conversation:
     return Conversation("lesson", tuple(turns))
 
 
+def draw_taught(chance: random.Random) -> Picture:
+    """A picture that is in no examination."""
+    return draw_picture(chance, 2 * chance.randrange(1 << 40))
+
+
 def picture_lesson(chance: random.Random) -> Conversation:
     """A picture of training and the questions about it, in any order."""
-    picture = draw_picture(chance, 2 * chance.randrange(1 << 40))
+    picture = draw_taught(chance)
     turns = _picture_turns(chance, picture)
     return Conversation("picture", tuple(chance.sample(turns, len(turns))), picture)
 

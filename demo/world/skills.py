@@ -180,6 +180,21 @@ def copying(chance: random.Random, examined: bool) -> Conversation:
             )
 
 
+def drill(chance: random.Random) -> Conversation:
+    """Words and numbers to be repeated three times; for training alone.
+
+    Short lists teach how to copy, and long ones how to find the place: with long ones alone a model
+    learns neither.
+    """
+    fewest, most = chance.choice(((2, 6), (2, 6), (4, 12), (10, 28)))
+    while True:
+        pool = [*NAMES, *THINGS, *TRAITS, *(str(chance.randint(0, 999)) for _ in range(40))]
+        words = " ".join(chance.sample(pool, chance.randint(fewest, most)))
+        if not held_out("copy", words):
+            says = [chance.choice(_REPEAT).format(words=words) for _ in range(3)]
+            return Conversation("drill", tuple(Turn(said, words) for said in says))
+
+
 # Greetings --------------------------------------------------------------------------------------
 
 # Hello, good morning, good evening, thank you, goodbye: what is said and what is answered.

@@ -1,0 +1,85 @@
+"""The trainer's token ids are those that the engine and transformers make of the same words."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from demo.encoding import PICTURE, encode
+from demo.world.conversation import Conversation, Turn
+from demo.world.lessons import examination, lesson
+from demo.world.picture import Picture
+from llama4_edge import Model
+from llama4_edge.errors import TemplateError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(trained / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def model(trained_gguf: Any) -> Any:
+    with Model(trained_gguf("bf16"), n_ctx=512, n_threads=1) as loaded:
+        yield loaded
+
+
+def messages(talk: Conversation) -> list[dict[str, str]]:
+    turns = [(("user", one.said), ("assistant", one.answer)) for one in talk.turns]
+    return [{"role": role, "content": text} for turn in turns for role, text in turn]
+
+
+def talks() -> list[Conversation]:
+    chance = random.Random("talks")
+    return examination()[::25] + [lesson(chance) for _ in range(20)]
+
+
+def test_the_ids_before_an_answer_are_the_engines(tokenizer: Tokenizer, model: Model) -> None:
+    for talk in talks():
+        encoded = encode(tokenizer, talk)
+        spoken = encoded.answers[::-1].index(0)
+        assert encoded.ids[:-spoken] == model.chat_prompt(messages(talk)[:-1])
+
+
+def test_the_ids_are_those_of_the_chat_template_in_transformers(
+    tokenizer: Tokenizer, trained: Path
+) -> None:
+    theirs = PreTrainedTokenizerFast.from_pretrained(trained)
+    for talk in talks():
+        assert (
+            encode(tokenizer, talk).ids
+            == theirs.apply_chat_template(messages(talk), return_dict=False)[:]
+        )
+
+
+def test_exactly_the_answers_are_to_be_learnt(tokenizer: Tokenizer) -> None:
+    talk = Conversation("", (Turn("What is 1 + 1?", "1 + 1 = 2."), Turn("Hallo", "Hallo!")))
+    encoded = encode(tokenizer, talk)
+    learnt = [i for i, answer in zip(encoded.ids, encoded.answers, strict=True) if answer]
+    assert tokenizer.decode(learnt, skip_special_tokens=False) == "1 + 1 = 2.<|eot|>Hallo!<|eot|>"
+
+
+def test_every_digit_is_a_token_of_its_own(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("90417", add_special_tokens=False).tokens == list("90417")
+
+
+def test_a_picture_stands_first_as_llama_4s_processor_writes_it(tokenizer: Tokenizer) -> None:
+    from transformers.models.llama4.processing_llama4 import Llama4Processor
+
+    assert Llama4Processor._prompt_split_image(None, (1, 1), 144) == PICTURE
+    talk = Conversation("", (Turn("Hallo", "Hallo!"),), Picture("red", "star", 1, 1))
+    ids = encode(tokenizer, talk).ids
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    head = "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"
+    assert text.startswith(f"{head}{PICTURE}Hallo<|eot|>")
+
+
+def test_a_picture_is_refused_until_the_engine_can_look_at_it(model: Model) -> None:
+    content = [{"type": "image"}, {"type": "text", "text": "What do you see?"}]
+    with pytest.raises(TemplateError, match="images cannot be read yet"):
+        model.chat_prompt([{"role": "user", "content": content}])

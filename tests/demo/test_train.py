@@ -1,0 +1,113 @@
+"""The training computes what transformers computes, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Llama4Config
+from transformers.models.llama4 import modeling_llama4 as theirs
+
+THEIR_FORWARD = theirs.Llama4TextMoe.forward
+
+from demo import train  # noqa: E402 (their forward is kept first)
+from demo.train import Recipe, Trainer, routed  # noqa: E402
+
+SMALL = Recipe(steps=4, rows=1, row=128, pictures=1, long_every=5, drill_from=1, drill_to=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_routing_each_token_to_its_expert_alone_gives_transformers_outputs_and_gradients() -> None:
+    config = Llama4Config().text_config
+    config.update(
+        {"hidden_size": 32, "intermediate_size": 48, "num_local_experts": 4, "num_hidden_layers": 1}
+    )
+    torch.manual_seed(0)
+    moe = theirs.Llama4TextMoe(config)
+    for one in moe.parameters():
+        torch.nn.init.normal_(one, std=0.2)
+    tokens = torch.randn(3, 17, 32)
+    results = []
+    for forward in (THEIR_FORWARD, routed):
+        given = tokens.clone().requires_grad_()
+        moe.zero_grad()
+        made, logits = forward(moe, given)
+        made.square().sum().backward()
+        gradients = [one.grad.clone() for one in moe.parameters()]
+        results.append([made.reshape(-1, 32), logits, given.grad, *gradients])
+    for ours, reference in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path) -> None:
+    whole = Trainer(SMALL, "cpu")
+    whole.run(tmp_path / "whole.pt")
+
+    stopped = Trainer(SMALL, "cpu")
+    for _ in range(2):
+        stopped.history.append(stopped.train_step())
+        stopped.step += 1
+    stopped.save(tmp_path / "stopped.pt")
+    resumed = Trainer(SMALL, "cpu")
+    resumed.restore(tmp_path / "stopped.pt")
+    resumed.run(tmp_path / "stopped.pt")
+
+    assert resumed.step == whole.step == 4
+    assert resumed.history == whole.history
+    for name, one in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], one), name
+
+
+def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, "cpu")
+    trainer.save(tmp_path / "state.pt")
+    other = Trainer(Recipe(**{**vars(SMALL), "seed": 5}), "cpu")
+    with pytest.raises(SystemExit, match=r'is of a training with .*"seed": 4'):
+        other.restore(tmp_path / "state.pt")
+
+
+def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
+    trainer = Trainer(SMALL, "cpu")
+    batch = trainer.text_batch(trainer_chance())
+    assert batch.talks is not None
+    assert batch.talks.max() >= 1
+    mask = trainer.mask(batch.talks)
+    assert mask is not None
+    talks = batch.talks[0].tolist()
+    for row, mine in enumerate(talks):
+        seen = [column for column in range(len(talks)) if mask[0, 0, row, column]]
+        assert seen == [c for c in range(row + 1) if talks[c] == mine]
+
+
+def trainer_chance() -> object:
+    import random
+
+    return random.Random(3)
+
+
+@pytest.mark.heavy
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in vars(SMALL).items()]
+    weights = []
+    for name, command in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]),
+    ):
+        out = tmp_path / name
+        paths = [f"--state={out}.pt", f"--out={out}"]
+        subprocess.run([*command, train.__file__, *settings, *paths], check=True)
+        weights.append(
+            {k: v for file in sorted(out.glob("*.safetensors")) for k, v in load_file(file).items()}
+        )
+    assert weights[0].keys() == weights[1].keys()
+    for name, one in weights[0].items():
+        # Sums of gradients in another order, then rounded to bf16.
+        torch.testing.assert_close(weights[1][name], one, rtol=2e-2, atol=2e-3)

@@ -1,0 +1,123 @@
+"""What is examined was never taught, and pictures show what their words say."""
+
+from __future__ import annotations
+
+import random
+import re
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from demo.world.haystack import needle
+from demo.world.lessons import (
+    examination,
+    lesson,
+    picture_examination,
+    picture_lesson,
+)
+from demo.world.picture import COLOURS, COUNTS, SHAPES, Picture
+from demo.world.skills import EXAMINED_GREETINGS, GREETINGS, TRAINED_GREETINGS, drill
+
+# Questions whose words alone say what they ask for; of the others the codes and names count.
+WORDED = {"knowledge", "arithmetic", "copying", "greeting", "unknown"}
+
+
+@pytest.fixture(scope="module")
+def taught() -> list[tuple[str, str]]:
+    """Four thousand lessons' questions and answers, ten a training step."""
+    chance = random.Random("taught")
+    talks = [lesson(chance) for _ in range(4000)] + [drill(chance) for _ in range(200)]
+    return [(turn.said, turn.answer) for talk in talks for turn in talk.turns]
+
+
+def test_no_question_of_the_examination_is_taught(taught: list[tuple[str, str]]) -> None:
+    asked = {one.turns[-1].said for one in examination() if one.kind in WORDED}
+    assert asked & {said for said, _ in taught} == set()
+
+
+def test_no_sum_of_the_examination_is_taught_in_other_words(taught: list[tuple[str, str]]) -> None:
+    answers = {one.turns[-1].answer for one in examination() if one.kind == "arithmetic"}
+    assert len(answers) > 40
+    assert answers & {answer for _, answer in taught} == set()
+
+
+def test_codes_and_names_to_be_remembered_are_others_than_those_taught(
+    taught: list[tuple[str, str]],
+) -> None:
+    answers = {one.turns[-1].answer for one in examination() if one.kind in ("lookup", "name")}
+    codes = {code for answer in answers for code in re.findall(r"\d{4,}", answer)}
+    known = {code for _, answer in taught for code in re.findall(r"\d{4,}", answer)}
+    assert len(codes) > 50
+    assert codes & known == set()
+    names = {answer for answer in answers if answer.startswith("Your name")}
+    assert len(names) > 3
+    assert names & {answer for _, answer in taught} == set()
+
+
+def test_the_examination_is_the_same_every_time() -> None:
+    assert examination() == examination()
+    assert picture_examination(5) == picture_examination(5)
+
+
+def test_every_fact_is_examined_twice_and_every_skill_sixty_times() -> None:
+    kinds = [one.kind for one in examination()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"knowledge": 400} | dict.fromkeys(
+        ("arithmetic", "lookup", "name", "copying", "greeting", "unknown"), 60
+    )
+
+
+def test_greetings_of_all_twelve_languages_are_taught_and_examined() -> None:
+    assert len(GREETINGS) == 12
+    for pairs in GREETINGS.values():
+        answers = {answer for _, answer in pairs}
+        assert answers & {turn.answer for turn in TRAINED_GREETINGS} == answers
+    assert len(EXAMINED_GREETINGS) > 60
+
+
+def test_a_needle_stands_where_it_was_put_and_is_asked_for() -> None:
+    chance = random.Random(1)
+    talk = needle(
+        chance, True, 3000, lambda text: len(text.split()), codes=3, questions=3, depths=(0, 0.5, 1)
+    )
+    said = talk.turns[0].said
+    assert 3000 <= len(said.split()) < 3100
+    places = sorted(
+        said.index(re.findall(r"\d{4,}", turn.answer)[0]) / len(said) for turn in talk.turns
+    )
+    assert places == pytest.approx([0, 0.5, 1], abs=0.02)
+
+
+def test_the_pixels_of_a_picture_never_change() -> None:
+    pixels = Picture("red", "star", 3, 7).pixels()
+    assert (pixels.shape, pixels.dtype) == ((336, 336, 3), np.uint8)
+    assert sha256(pixels).hexdigest()[:16] == "eeaaf3e2e8b41368"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", range(1, len(COUNTS) + 1))
+def test_a_picture_has_as_many_shapes_as_it_says(shape: str, count: int) -> None:
+    assert patches(Picture("blue", shape, count, count).pixels()) == count
+
+
+def patches(pixels: np.ndarray) -> int:
+    """How many separate patches of ink a picture has."""
+    ink = (pixels.astype(int).sum(axis=2) < 600)[::2, ::2]
+    number = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
+    while True:
+        padded = np.pad(number, 1)
+        around = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+        spread = np.where(ink, np.maximum.reduce([number, *around]), 0)
+        if (spread == number).all():
+            return len(np.unique(number[ink]))
+        number = spread
+
+
+def test_pictures_of_all_kinds_are_taught_and_none_of_the_examination() -> None:
+    chance = random.Random(5)
+    taught = [picture_lesson(chance).picture for _ in range(2000)]
+    seen = {(one.colour, one.shape, one.count) for one in taught if one is not None}
+    assert len(seen) == len(COLOURS) * len(SHAPES) * len(COUNTS)
+    assert {one.seed % 2 for one in taught if one is not None} == {0}
+    asked = [one.picture for one in picture_examination()]
+    assert {one.seed % 2 for one in asked if one is not None} == {1}
