@@ -34,7 +34,7 @@ RUN     := $(VENV)/.run-$(KEY)
 .PHONY: help demo test test-all lint bench clean
 
 help:
-	@echo "make demo      convert a small checkpoint made on the spot, and chat with it"
+	@echo "make demo      convert the small model that comes along, and talk with it"
 	@echo "make test      everything but the heavy tests"
 	@echo "make test-all  the heavy tests too"
 	@echo "make lint      ruff and mypy --strict"
@@ -59,6 +59,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/placement.py
 

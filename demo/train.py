@@ -34,7 +34,8 @@ from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextM
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402 (found by the line above)
+from demo.beginning import begin  # noqa: E402 (found by the line above)
+from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402
 from demo.encoding import Encoded, encode, ids_of, pixel_values  # noqa: E402
 from demo.publish import Training, write_trained  # noqa: E402
 from demo.tokenizer import train_tokenizer  # noqa: E402
@@ -79,18 +80,18 @@ class Recipe:
     that begins with everything at once learns neither to copy nor to see.
     """
 
-    steps: int = 1500
+    steps: int = 1100
     seed: int = 4
     rate: float = 2.5e-3
     sight_rate: float = 8e-4
-    warm_up: int = 100
+    warm_up: int = 60
     decay: float = 0.6  # the share of steps, at the end, in which the rates fall to nothing
-    rows: int = 3  # of text in a share, each of ``row`` tokens
-    row: int = 512
+    rows: int = 3  # of text in a share
+    row: int = 512  # tokens, no fewer than the longest conversation has (about 440)
     pictures: int = 3  # in a share
     pictures_apart: int = 7
-    drill_to: int = 450
-    together_from: int = 500
+    drill_to: int = 200
+    together_from: int = 450
     balance: float = 0.02
 
 
@@ -190,7 +191,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         Llama4TextMoe.forward = routed
         config = Llama4Config.from_dict(config_of(GEOMETRY, self.ids))
-        self.model = Llama4ForConditionalGeneration(config).to(device)
+        self.model = Llama4ForConditionalGeneration(config)
+        begin(self.model)
+        self.model.to(device)
         # Names colour, shape and count from a picture's mean feature, while the tower learns apart.
         names = len(COLOURS) + len(SHAPES) + len(COUNTS)
         self.naming = torch.nn.Linear(GEOMETRY.hidden, names).to(device)

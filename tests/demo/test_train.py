@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,14 @@ from transformers.models.llama4 import modeling_llama4 as theirs
 THEIR_FORWARD = theirs.Llama4TextMoe.forward
 
 from demo import train  # noqa: E402 (their forward is kept first)
+from demo.encoding import encode  # noqa: E402
 from demo.train import Recipe, Trainer, routed  # noqa: E402
+from demo.world.skills import drill  # noqa: E402
 
-SMALL = Recipe(steps=4, rows=1, row=128, pictures=1, long_every=5, drill_from=1, drill_to=2)
+# A step of each kind, and of the tower learning apart and together with the words.
+SMALL = Recipe(
+    steps=5, rows=1, row=448, pictures=1, pictures_apart=2, drill_to=2, together_from=2, warm_up=1
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +58,7 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
     whole.run(tmp_path / "whole.pt")
 
     stopped = Trainer(SMALL, "cpu")
-    for _ in range(2):
+    for _ in range(3):
         stopped.history.append(stopped.train_step())
         stopped.step += 1
     stopped.save(tmp_path / "stopped.pt")
@@ -60,7 +66,14 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
     resumed.restore(tmp_path / "stopped.pt")
     resumed.run(tmp_path / "stopped.pt")
 
-    assert resumed.step == whole.step == 4
+    assert resumed.step == whole.step == 5
+    assert {kind for step in whole.history for kind in step} == {
+        "text",
+        "drill",
+        "long",
+        "sight",
+        "picture",
+    }
     assert resumed.history == whole.history
     for name, one in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], one), name
@@ -76,7 +89,7 @@ def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
 
 def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
     trainer = Trainer(SMALL, "cpu")
-    batch = trainer.text_batch(trainer_chance())
+    batch = trainer.text_batch(random.Random(3))
     assert batch.talks is not None
     assert batch.talks.max() >= 1
     mask = trainer.mask(batch.talks)
@@ -87,10 +100,20 @@ def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
         assert seen == [c for c in range(row + 1) if talks[c] == mine]
 
 
-def trainer_chance() -> object:
-    import random
-
-    return random.Random(3)
+def test_the_beginning_already_copies_a_little() -> None:
+    trainer = Trainer(SMALL, "cpu")
+    chance = random.Random(3)
+    right = asked = 0
+    for _ in range(4):
+        encoded = encode(trainer.tokenizer, drill(chance))
+        ids = torch.tensor([encoded.ids])
+        with torch.inference_mode():
+            said = trainer.model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1)
+        learnt = torch.tensor(encoded.answers[1:], dtype=torch.bool)
+        right += (said == ids[0, 1:])[learnt].sum().item()
+        asked += learnt.sum().item()
+    # Random weights are right once in two thousand times.
+    assert right / asked > 0.2
 
 
 @pytest.mark.heavy

@@ -102,12 +102,12 @@ def test_a_picture_has_as_many_shapes_as_it_says(shape: str, count: int) -> None
 
 def patches(pixels: np.ndarray) -> int:
     """How many separate patches of ink a picture has."""
-    ink = (pixels.astype(int).sum(axis=2) < 600)[::2, ::2]
+    ink = pixels.astype(int).sum(axis=2) < 600
     number = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
     while True:
-        padded = np.pad(number, 1)
-        around = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
-        spread = np.where(ink, np.maximum.reduce([number, *around]), 0)
+        # Each pixel of ink takes the greatest number around it, corners included.
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(number, 1), (3, 3))
+        spread = np.where(ink, around.max(axis=(2, 3)), 0)
         if (spread == number).all():
             return len(np.unique(number[ink]))
         number = spread
