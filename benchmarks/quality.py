@@ -58,7 +58,7 @@ def main() -> None:
             recipe,
             f"{report.bits_per_weight:.2f}",
             f"{score:.1%}",
-            f"{divergence:.5f}",
+            f"{divergence:.2e}",
             f"{same:.2%}",
         )
     Console().print(table)

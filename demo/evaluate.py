@@ -1,6 +1,6 @@
 """Examines the small model of this folder on questions that it was never trained on.
 
-    python demo/evaluate.py [--recipes bf16,int4] [--lengths 9000,16000,32000] [--card]
+    python demo/evaluate.py [--recipes bf16,int4] [--lengths 500,2000,9000] [--card]
 
 Promises: text goes through this project's own converter and engine, answered greedily and compared
 word for word; pictures go through transformers, since the engine does not look at pictures yet, and
@@ -35,8 +35,8 @@ from llama4_edge import Model, Sampling, convert  # noqa: E402
 MODEL = ROOT / "demo" / "Llama-4-Tiny"
 OUT = ROOT / "demo" / "out"
 GREEDY = Sampling(temperature=0.0)
-# Where the codes of a long conversation stand. At every length the question is in a later chunk of
-# 8192 tokens than most of them, and the first is at the very beginning.
+# Where the codes of a long conversation stand; from 9,000 tokens on, all but the last are in another
+# chunk of attention (8192 tokens) than the question.
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.85)
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--recipes", default="bf16,int4")
-    parser.add_argument("--lengths", default="9000,16000,32000")
+    parser.add_argument("--lengths", default="500,2000,9000")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--card", action="store_true", help="write the scores into the card")
     parser.add_argument("--failures", action="store_true", help="show what was answered wrongly")
@@ -84,8 +84,14 @@ def text_scores(
                 asked[kind] += 1
                 right[kind] += correct
             if not correct:
-                failures.append(f"{question.turns[-1]} -> {answer!r}")
+                failures.append(failure(question, answer))
     return {kind: right[kind] / asked[kind] for kind in sorted(asked)}
+
+
+def failure(question: Conversation, answer: str) -> str:
+    """What was asked, what was to be answered, and what was answered."""
+    wanted = question.turns[-1]
+    return f"{wanted.said[-200:]!r}: {answer!r} instead of {wanted.answer!r}"
 
 
 def last_answer(model: Model, question: Conversation) -> str:
@@ -119,7 +125,7 @@ def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> di
                 asked += 1
                 right += answer == upto.turns[-1].answer
                 if answer != upto.turns[-1].answer:
-                    failures.append(f"{length} tokens: {upto.turns[-1]} -> {answer!r}")
+                    failures.append(f"{length} tokens: {failure(upto, answer)}")
         scores[f"codes across {length} tokens"] = right / asked
     return scores
 

@@ -122,8 +122,10 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
     axes = figure.subplots()
     for kind, label in (
         ("text", "short conversations"),
+        ("drill", "lists to be repeated"),
         ("long", "long conversations"),
-        ("picture", "pictures"),
+        ("sight", "names of what the vision tower sees, apart"),
+        ("picture", "questions about pictures"),
     ):
         seen = [(step, one[kind]) for step, one in enumerate(history, 1) if kind in one]
         parts = [seen[start : start + 20] for start in range(0, len(seen), 20)]
@@ -155,15 +157,16 @@ the real architecture (chunked attention of 8192 tokens and a layer without posi
 everything, top-1 routing over 4 experts beside a shared one, QK norm, early-fusion vision) and
 nothing of Meta's weights.
 
-It lives in a small world, all of it text and pictures made by the programs beside it
-(`demo/world/`): it answers questions about itself, llama4-edge and the Llama 4 family, adds and
-subtracts up to 30, repeats, remembers names and codes for thousands of words, greets in the 12
-languages that Llama 4 supports, and names shapes, their colour and their number in pictures of 336
-x 336 pixels. Anything else it declines. Its answers can be wrong; nothing depends on them.
+It was taught a small world, all of it text and pictures made by the programs beside it
+(`demo/world/`): questions about itself, llama4-edge and the Llama 4 family, sums up to 30,
+repeating, names and codes to be remembered, greetings in the 12 languages that Llama 4 supports,
+shapes with their colour and number in pictures of 336 x 336 pixels, and to decline anything else.
+The scores below say what it learnt of that. Its answers can be wrong; nothing depends on them.
 
 ## Training
 `demo/train.py`, {training.steps} steps in {training.seconds / 60:.0f} minutes {training.where},
-seed {training.seed}. Questions of the examination are never trained.
+seed {training.seed}. Questions of the examination are never trained. It began with random weights
+and, among them, a rough draft of the two attention heads that copy (`demo/beginning.py`).
 
 ![losses](loss.png)
 

@@ -208,6 +208,8 @@ class Trainer:
         for module in self.model.modules():
             if isinstance(module, Llama4Router):
                 module.register_forward_hook(lambda _m, _i, made: self.routings.append(made[1]))
+        cores = "one core" if self.processes == 1 else f"{self.processes} cores"
+        self.where = f"on {cores}" if device == "cpu" else f"on {device}"
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -424,8 +426,7 @@ class Trainer:
 
     def told(self) -> Training:
         """What the model's card tells of the training."""
-        where = f"on {self.processes} cores" if self.device == "cpu" else f"on {self.device}"
-        return Training(self.step, self.seconds, where, self.recipe.seed, self.history)
+        return Training(self.step, self.seconds, self.where, self.recipe.seed, self.history)
 
     # State --------------------------------------------------------------------------------------
 
@@ -455,6 +456,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "where": self.where,
             "history": self.history,
         }
         beside = path.with_suffix(".partial")
@@ -476,7 +478,7 @@ class Trainer:
         self.naming.load_state_dict(whole["naming"])
         self.optimizer.load_state_dict(whole["optimizer"])
         self.step, self.seconds = whole["step"], whole["seconds"]
-        self.history = whole["history"]
+        self.where, self.history = whole["where"], whole["history"]
 
 
 if __name__ == "__main__":
