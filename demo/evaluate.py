@@ -35,8 +35,8 @@ from llama4_edge import Model, Sampling, convert  # noqa: E402
 MODEL = ROOT / "demo" / "Llama-4-Tiny"
 OUT = ROOT / "demo" / "out"
 GREEDY = Sampling(temperature=0.0)
-# Where the codes of a long conversation stand. From 9,000 tokens on, all but the last are in another
-# chunk of attention (8192 tokens) than the question.
+# Where the codes of a long conversation stand. From 9,000 tokens on, all but the last are in
+# another chunk of attention (8192 tokens) than the question.
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.85)
 
 
