@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
@@ -189,7 +190,6 @@ class Trainer:
         self.tokenizer = train_tokenizer(GEOMETRY.vocabulary, corpus(recipe.seed))
         self.ids = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         torch.manual_seed(recipe.seed)
-        Llama4TextMoe.forward = routed
         config = Llama4Config.from_dict(config_of(GEOMETRY, self.ids))
         self.model = Llama4ForConditionalGeneration(config)
         begin(self.model)
@@ -206,6 +206,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.routings: list[torch.Tensor] = []
         for module in self.model.modules():
+            if isinstance(module, Llama4TextMoe):
+                module.forward = MethodType(routed, module)
             if isinstance(module, Llama4Router):
                 module.register_forward_hook(lambda _m, _i, made: self.routings.append(made[1]))
         cores = "one core" if self.processes == 1 else f"{self.processes} cores"

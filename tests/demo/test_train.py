@@ -13,12 +13,10 @@ from safetensors.torch import load_file
 from transformers import Llama4Config
 from transformers.models.llama4 import modeling_llama4 as theirs
 
-THEIR_FORWARD = theirs.Llama4TextMoe.forward
-
-from demo import train  # noqa: E402 (their forward is kept first)
-from demo.encoding import encode  # noqa: E402
-from demo.train import Recipe, Trainer, routed  # noqa: E402
-from demo.world.skills import drill  # noqa: E402
+from demo import train
+from demo.encoding import encode
+from demo.train import Recipe, Trainer, routed
+from demo.world.skills import drill
 
 # A step of each kind, and of the tower learning apart and together with the words.
 SMALL = Recipe(
@@ -42,7 +40,7 @@ def test_routing_each_token_to_its_expert_alone_gives_transformers_outputs_and_g
         torch.nn.init.normal_(one, std=0.2)
     tokens = torch.randn(3, 17, 32)
     results = []
-    for forward in (THEIR_FORWARD, routed):
+    for forward in (theirs.Llama4TextMoe.forward, routed):
         given = tokens.clone().requires_grad_()
         moe.zero_grad()
         made, logits = forward(moe, given)
@@ -51,6 +49,12 @@ def test_routing_each_token_to_its_expert_alone_gives_transformers_outputs_and_g
         results.append([made.reshape(-1, 32), logits, given.grad, *gradients])
     for ours, reference in zip(*reversed(results), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_model_in_training_routes_so() -> None:
+    before = theirs.Llama4TextMoe.forward
+    Trainer(SMALL, "cpu")
+    assert theirs.Llama4TextMoe.forward is before
 
 
 def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path) -> None:
