@@ -7,6 +7,7 @@ first. Seeds are those for which the router's choices are clear (see tests/refer
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 # transformers asks the hub about models by name; these have none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Some tests press Ctrl-C, which a process ignores that a shell started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from demo.checkpoint import (  # noqa: E402 (found through the path set above)
     MAVERICK_LIKE,
