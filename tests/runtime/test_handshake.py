@@ -52,7 +52,9 @@ def test_a_worker_of_the_pinned_llama_cpp_answers_with_the_version_that_is_expec
         host, port = split_endpoint(endpoint)
         with socket.create_connection((host, port)) as connection:
             connection.sendall(struct.pack("<BQ24x", 14, 24))
-            length, major, minor = struct.unpack_from("<QBB", connection.recv(64))
+            length, major, minor = struct.unpack_from(
+                "<QBB", connection.recv(8 + 28, socket.MSG_WAITALL)
+            )
         assert (length, major, minor) == (28, *PROTOCOL)
         greet(host, port, endpoint, patience=5.0)
 
