@@ -52,6 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lengths = [int(length) for length in arguments.lengths.split(",") if length]
     columns: dict[str, dict[str, float]] = {}
+    OUT.mkdir(exist_ok=True)
     for recipe in arguments.recipes.split(","):
         file = OUT / f"llama-4-tiny-{recipe}.gguf"
         convert(arguments.model, file, recipe=recipe, force=True)

@@ -25,6 +25,7 @@ def main() -> None:
         "this demo. It knows a small world: itself, llama4-edge, the Llama 4 family, codes and\n"
         "names that you tell it, greetings in 12 languages."
     )
+    (ROOT / MODEL).parent.mkdir(exist_ok=True)
     llama4("convert", str(CHECKPOINT), "-o", str(MODEL), "--recipe", "int4", "--force")
     llama4("inspect", str(MODEL))
     llama4("plan", str(MODEL))
