@@ -135,6 +135,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
             {k: v for file in sorted(out.glob("*.safetensors")) for k, v in load_file(file).items()}
         )
     assert weights[0].keys() == weights[1].keys()
-    for name, one in weights[0].items():
-        # Sums of gradients in another order, then rounded to bf16.
-        torch.testing.assert_close(weights[1][name], one, rtol=2e-2, atol=2e-3)
+    # Gradients are added in another order; where one is all but zero, Adam may step the other way.
+    apart = [(weights[1][name].double() - one.double()).norm() for name, one in weights[0].items()]
+    whole = [one.double().norm() for one in weights[0].values()]
+    assert torch.stack(apart).norm() < 0.01 * torch.stack(whole).norm()
