@@ -78,7 +78,7 @@ class Recipe:
 
     Until ``together_from`` the vision tower learns apart, from the names of what it sees, while the
     language model learns words; until ``drill_to`` most of these are lists to be repeated. A model
-    that begins with everything at once learns neither to copy nor to see.
+    that began with everything at once had learnt neither to copy nor to see after 600 steps.
     """
 
     steps: int = 1100

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import AllocationError, EngineError, SettingError, TemplateError
+from ..errors import AllocationError, EngineError, SettingError
 from .amx import use_extra_bufts
 from .conversation import Message
 from .engine import Engine
@@ -33,9 +33,6 @@ from .vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
-
-# What Llama 4's template writes where an image belongs.
-IMAGE_TOKEN = "<|image|>"
 
 FinishReason = Literal["stop", "stop_string", "length", "closed"]
 """Why an answer ended: the model ended it, a stop string came, ``max_tokens`` or the context was
@@ -318,12 +315,6 @@ class Model:
         plain = [asdict(one) if isinstance(one, Message) else one for one in messages]
         tokens: list[int] = []
         for piece in self.template.render(plain):
-            if piece.control and piece.text == IMAGE_TOKEN:
-                raise TemplateError(
-                    "a message has an image, and images cannot be read yet",
-                    expected="messages of text",
-                    hint="Describe in words what the image shows.",
-                )
             if piece.control:
                 tokens.append(self.vocabulary.control_tokens[piece.text])
             else:

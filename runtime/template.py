@@ -32,6 +32,9 @@ MAX_STEPS = 1_000_000
 # llama_models/llama4/chat_format.py).
 _HEADER_END, _EMPTY_LINE = "<|header_end|>", "\n\n"
 
+# What Llama 4's template writes where an image belongs.
+_IMAGE = "<|image|>"
+
 # Unicode's noncharacters first, which no text should hold, then a private-use plane.
 _BREAKS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))))
 
@@ -103,7 +106,8 @@ class ChatTemplate:
             variables: further names for the template, such as ``{"date_string": "..."}``.
 
         Raises:
-            TemplateError: a message is malformed, or the template fails on these messages.
+            TemplateError: a message is malformed or has an image, or the template fails on these
+                messages.
         """
         given = {"messages": [_message(one) for one in messages], "tools": tools}
         given.update(variables or {})
@@ -114,7 +118,14 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "range": _counted_range(MAX_STEPS),
         }
-        return tuple(self._pieces(self._text(names), mark))
+        pieces = tuple(self._pieces(self._text(names), mark))
+        if Piece(_IMAGE, control=True) in pieces:
+            raise TemplateError(
+                "a message has an image, and images cannot be read yet",
+                expected="messages of text",
+                hint="Describe in words what the image shows.",
+            )
+        return pieces
 
     def _text(self, names: Mapping[str, Any]) -> str:
         parts: list[str] = []

@@ -183,8 +183,7 @@ def copying(chance: random.Random, examined: bool) -> Conversation:
 def drill(chance: random.Random) -> Conversation:
     """Words and numbers to be repeated three times; for training alone.
 
-    Short lists teach how to copy, and long ones how to find the place: with long ones alone a model
-    learns neither.
+    Short lists are to teach how to copy, and long ones how to find the place.
     """
     fewest, most = chance.choice(((2, 6), (2, 6), (4, 12), (10, 28)))
     while True:
