@@ -15,7 +15,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -323,19 +323,34 @@ def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: i
     if shards == 1:
         _write_safetensors(directory / "model.safetensors", tensors, seed)
         return
-    total = sum(tensor.nbytes for tensor in tensors)
-    groups: list[list[_Tensor]] = [[] for _ in range(shards)]
+    files = write_index(directory, {tensor.name: tensor.nbytes for tensor in tensors}, shards)
+    for name, names in files.items():
+        held = set(names)
+        _write_safetensors(directory / name, [one for one in tensors if one.name in held], seed)
+
+
+def write_index(directory: Path, sizes: Mapping[str, int], shards: int) -> dict[str, list[str]]:
+    """Share tensors out among files of like size, and write the index that says so.
+
+    Args:
+        directory: where the index goes.
+        sizes: the bytes of each tensor, in their order.
+        shards: how many files there are to be.
+
+    Returns:
+        The names of each file's tensors, by the file's name.
+    """
+    total = sum(sizes.values())
+    names = [f"model-{number:05d}-of-{shards:05d}.safetensors" for number in range(1, shards + 1)]
+    files: dict[str, list[str]] = {name: [] for name in names}
     written = 0
-    for tensor in tensors:
-        groups[min(shards - 1, written * shards // total)].append(tensor)
-        written += tensor.nbytes
-    weight_map = {}
-    for number, group in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{shards:05d}.safetensors"
-        _write_safetensors(directory / name, group, seed)
-        weight_map.update({tensor.name: name for tensor in group})
+    for tensor, size in sizes.items():
+        files[names[min(shards - 1, written * shards // total)]].append(tensor)
+        written += size
+    weight_map = {tensor: name for name, held in files.items() for tensor in held}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(directory / "model.safetensors.index.json", index)
+    return files
 
 
 def _write_safetensors(path: Path, tensors: list[_Tensor], seed: int | None) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from .checkpoint import Geometry, config_of, generation_config
+from .checkpoint import Geometry, config_of, generation_config, write_index
 from .tokenizer import write_chat_template, write_json, write_tokenizer
 
 # One tile, since the model was trained on pictures of one tile; else what Meta's repositories say.
@@ -82,7 +81,9 @@ def write_trained(
     write_json(directory / "preprocessor_config.json", PREPROCESSOR)
     write_json(directory / "processor_config.json", PROCESSOR)
     kept = {name: one.to("cpu", torch.bfloat16).contiguous() for name, one in weights.items()}
-    _write_shards(directory, kept, geometry.shards)
+    sizes = {name: one.nbytes for name, one in kept.items()}
+    for file, names in write_index(directory, sizes, geometry.shards).items():
+        save_file({name: kept[name] for name in names}, directory / file, {"format": "pt"})
     _draw_losses(directory / "loss.png", training.history)
     parameters = sum(one.numel() for one in kept.values())
     (directory / "README.md").write_text(_card(training, parameters), encoding="utf-8")
@@ -94,24 +95,6 @@ def write_scores(directory: Path, table: str) -> None:
     before, _, rest = path.read_text(encoding="utf-8").partition(SCORES[0])
     after = rest.partition(SCORES[1])[2]
     path.write_text(f"{before}{SCORES[0]}{table}{SCORES[1]}{after}", encoding="utf-8")
-
-
-def _write_shards(directory: Path, weights: dict[str, torch.Tensor], shards: int) -> None:
-    """As many files of like size, with their index."""
-    total = sum(one.nbytes for one in weights.values())
-    files: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
-    written = 0
-    for name, one in weights.items():
-        files[min(shards - 1, written * shards // total)][name] = one
-        written += one.nbytes
-    weight_map = {}
-    for number, tensors in enumerate(files, start=1):
-        file = f"model-{number:05d}-of-{shards:05d}.safetensors"
-        save_file(tensors, directory / file, {"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file))
-    index: dict[str, Any] = {"metadata": {"total_size": total}}
-    index["weight_map"] = dict(sorted(weight_map.items()))
-    write_json(directory / "model.safetensors.index.json", index)
 
 
 def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
