@@ -82,6 +82,7 @@ class Geometry:
     moe_step: int = 1
     vocabulary: int = 1024
     max_positions: int = 10_485_760
+    rope_theta: float = 500_000.0
     rope: Rope | None = field(default_factory=lambda: Rope(16.0, 1.0, 1.0))
     qk_norm: bool = True
     attn_temperature_tuning: bool | int = True
@@ -454,14 +455,14 @@ def _text_config(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
     }
     rope = asdict(g.rope) if g.rope else None
     if g.config_form == "rope_scaling":
-        return config | {"rope_scaling": rope, "rope_theta": 500000.0}
+        return config | {"rope_scaling": rope, "rope_theta": g.rope_theta}
     del config["for_llm_compressor"]
     return config | {
         "layer_types": [
             "chunked_attention" if rotary else "full_attention" for rotary in rope_layers
         ],
         "no_rope_layers": rope_layers,
-        "rope_parameters": (rope or {"rope_type": "default"}) | {"rope_theta": 500000.0},
+        "rope_parameters": (rope or {"rope_type": "default"}) | {"rope_theta": g.rope_theta},
     }
 
 

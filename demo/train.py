@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -37,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo.beginning import begin  # noqa: E402 (found by the line above)
 from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402
-from demo.encoding import Encoded, encode, ids_of, pixel_values  # noqa: E402
+from demo.encoding import PICTURE_TOKENS, Encoded, encode, ids_of, pixel_values  # noqa: E402
 from demo.publish import Training, write_trained  # noqa: E402
 from demo.tokenizer import train_tokenizer  # noqa: E402
 from demo.world.conversation import Conversation  # noqa: E402
@@ -48,21 +49,22 @@ from demo.world.lessons import (  # noqa: E402
     picture_lesson,
     questions_and_answers,
 )
-from demo.world.picture import COLOURS, COUNTS, SHAPES  # noqa: E402
-from demo.world.skills import drill  # noqa: E402
+from demo.world.picture import COLOURS, COUNTS, SHAPES, Picture  # noqa: E402
+from demo.world.skills import drill, sums  # noqa: E402
 
 GEOMETRY = Geometry(
     hidden=256,
     layers=4,
     heads=4,
-    kv_heads=2,
-    head_dim=64,
+    kv_heads=1,
+    head_dim=128,
     expert_ffn=256,
-    dense_ffn=512,
+    dense_ffn=256,
     experts=4,
     moe_step=2,
     vocabulary=2048,
     max_positions=65536,
+    rope_theta=10_000.0,
     rope=Rope(8.0, 1.0, 4.0),
     vision=Vision(hidden=128, layers=3, heads=4, image_size=336, patch_size=14, projector=256),
     config_form="rope_parameters",
@@ -81,21 +83,24 @@ class Recipe:
     that began with everything at once had learnt neither to copy nor to see after 600 steps.
     """
 
-    steps: int = 1100
+    steps: int = 2200
     seed: int = 4
     rate: float = 2.5e-3
-    sight_rate: float = 8e-4
+    sight_rate: float = 1.5e-3
     warm_up: int = 60
     decay: float = 0.6  # the share of steps, at the end, in which the rates fall to nothing
     rows: int = 3  # of text in a share
     row: int = 512  # tokens, no fewer than the longest conversation has (about 440)
+    longest: int = 4096  # tokens of a row that comes now and then, as a single chunk
     pictures: int = 3  # in a share
-    pictures_apart: int = 7
-    drill_to: int = 200
-    together_from: int = 450
+    pictures_apart: int = 8
+    drill_to: int = 240
+    together_from: int = 1100
     balance: float = 0.02
 
 
+# A picture's features are so many rows of so many.
+PLACES = math.isqrt(PICTURE_TOKENS)
 # A step is the same whether one process does both or two processes do one each.
 SHARES = 2
 
@@ -105,7 +110,7 @@ class Batch:
     """Token ids [rows, tokens] and which of them are answers to be learnt.
 
     ``talks`` and ``chunks`` number the conversation and the chunk that a token is in, for rows that
-    hold several; ``pixels`` are [pictures, 3, 336, 336].
+    hold several; ``features`` are those of pictures, [pictures, 144, hidden].
     """
 
     ids: torch.Tensor
@@ -113,7 +118,7 @@ class Batch:
     present: torch.Tensor
     talks: torch.Tensor | None = None
     chunks: torch.Tensor | None = None
-    pixels: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 def main() -> None:
@@ -194,9 +199,15 @@ class Trainer:
         self.model = Llama4ForConditionalGeneration(config)
         begin(self.model)
         self.model.to(device)
-        # Names colour, shape and count from a picture's mean feature, while the tower learns apart.
+        # Names colour, shape and count from a picture's mean feature, and from each feature the
+        # shape that is there, if any, and whether it is its centre.
         names = len(COLOURS) + len(SHAPES) + len(COUNTS)
-        self.naming = torch.nn.Linear(GEOMETRY.hidden, names).to(device)
+        self.naming = torch.nn.ModuleDict(
+            {
+                "picture": torch.nn.Linear(GEOMETRY.hidden, names),
+                "place": torch.nn.Linear(GEOMETRY.hidden, 1 + len(SHAPES) + 2),
+            }
+        ).to(device)
         model = self.model
         sight = [model.vision_model, model.multi_modal_projector, self.naming]
         groups = [
@@ -243,8 +254,9 @@ class Trainer:
         mine = range(self.rank, SHARES, self.processes)
         for share in mine:
             chance = random.Random(f"{self.recipe.seed} {self.step} {share}")
-            for kind, loss in self.losses(chance):
-                (loss / SHARES).backward()
+            kinds = self.losses(chance)
+            (sum(kinds.values()) / SHARES).backward()
+            for kind, loss in kinds.items():
                 losses[kind] = losses.get(kind, 0.0) + loss.item() / len(mine)
         self.add_up()
         for group in self.optimizer.param_groups:
@@ -252,14 +264,18 @@ class Trainer:
         self.optimizer.step()
         return losses
 
-    def losses(self, chance: random.Random) -> Iterator[tuple[str, torch.Tensor]]:
+    def losses(self, chance: random.Random) -> dict[str, torch.Tensor]:
         """What a share of this step is to learn, kind by kind."""
         kind = self.kind()
-        yield kind, self.loss(getattr(self, f"{kind}_batch")(chance))
+        losses = {kind: self.loss(getattr(self, f"{kind}_batch")(chance))}
         if self.step < self.recipe.together_from:
-            yield "sight", self.sight_loss(chance)
-        else:
-            yield "picture", self.loss(self.picture_batch(chance))
+            pictures = [draw_taught(chance) for _ in range(self.recipe.pictures_apart)]
+            return losses | {"sight": self.sight_loss(pictures, self.seen(pictures))}
+        lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
+        pictures = [one.picture for one in lessons if one.picture is not None]
+        features = self.seen(pictures)
+        losses["picture"] = self.loss(self.picture_batch(lessons, features))
+        return losses | {"sight": self.sight_loss(pictures, features)}
 
     def add_up(self) -> None:
         """Add the gradients of all processes."""
@@ -293,21 +309,35 @@ class Trainer:
         said = cross_entropy(logits, batch.ids[:, 1:][answers])
         return said + self.recipe.balance * (self.balance(batch.present) - 1)
 
-    def sight_loss(self, chance: random.Random) -> torch.Tensor:
-        """The mean cross entropy of colour, shape and count, named from the mean feature."""
-        pictures = [draw_taught(chance) for _ in range(self.recipe.pictures_apart)]
-        pixels = torch.from_numpy(np.stack([pixel_values(one) for one in pictures]))
-        named = self.naming(self.seen(pixels.to(self.device)).mean(1))
-        total = torch.zeros((), device=self.device)
-        for names, right in (
-            (tuple(COLOURS), [one.colour for one in pictures]),
-            (SHAPES, [one.shape for one in pictures]),
-            (COUNTS, [COUNTS[one.count - 1] for one in pictures]),
-        ):
-            scores, named = named[:, : len(names)], named[:, len(names) :]
-            wanted = torch.tensor([names.index(one) for one in right], device=self.device)
-            total = total + cross_entropy(scores, wanted) / 3
-        return total
+    def sight_loss(self, pictures: Sequence[Picture], features: torch.Tensor) -> torch.Tensor:
+        """How well the features of pictures tell what is in them, and where.
+
+        The mean cross entropy of colour, shape and count, named from the mean feature; and for
+        each place that of the shape there, and of whether a shape has its centre there.
+        """
+        named = self.naming["picture"](features.mean(1))
+        colours, shapes, counts = named.split((len(COLOURS), len(SHAPES), len(COUNTS)), dim=1)
+        whole = (
+            self.naming_loss(colours, [tuple(COLOURS).index(one.colour) for one in pictures])
+            + self.naming_loss(shapes, [SHAPES.index(one.shape) for one in pictures])
+            + self.naming_loss(counts, [one.count - 1 for one in pictures])
+        )
+        places = self.naming["place"](features).flatten(0, 1)
+        there, centre = places.split((1 + len(SHAPES), 2), dim=1)
+        found = np.array([one.found(PLACES) for one in pictures])
+        # Few places are centres: a place that is none weighs a tenth.
+        rare = torch.tensor((0.1, 1.0), device=self.device)
+        return (
+            whole / 3
+            + self.naming_loss(there, found[..., 0].ravel().tolist())
+            + self.naming_loss(centre, found[..., 1].ravel().tolist(), rare) / 2
+        )
+
+    def naming_loss(
+        self, scores: torch.Tensor, right: list[int], weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The mean cross entropy of the right names; ``scores`` are [things, names]."""
+        return cross_entropy(scores, torch.tensor(right, device=self.device), weight=weights)
 
     def mask(self, numbers: torch.Tensor | None) -> torch.Tensor | None:
         """What each token may see: those before it that have its number; None means all of them."""
@@ -319,14 +349,15 @@ class Trainer:
     def embedded(self, batch: Batch) -> torch.Tensor:
         """The embeddings of a batch's tokens, with pictures where their tokens stand."""
         embedded = self.model.get_input_embeddings()(batch.ids)
-        if batch.pixels is None:
+        if batch.features is None:
             return embedded
         places = (batch.ids == self.model.config.image_token_id).unsqueeze(-1)
-        return embedded.masked_scatter(places, self.seen(batch.pixels))
+        return embedded.masked_scatter(places, batch.features)
 
-    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+    def seen(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """The features of pictures, [pictures, 144, hidden]."""
-        tower = self.model.get_image_features(pixel_values=pixels, return_dict=True)
+        pixels = torch.from_numpy(np.stack([pixel_values(one) for one in pictures]))
+        tower = self.model.get_image_features(pixel_values=pixels.to(self.device), return_dict=True)
         features: torch.Tensor = self.model.multi_modal_projector(tower.last_hidden_state)
         return features
 
@@ -348,12 +379,18 @@ class Trainer:
     def kind(self) -> str:
         """What the words of this step are."""
         if self.step < self.recipe.drill_to:
-            return "text" if self.step % 5 in (0, 2) else "drill"
-        return "long" if self.step % 5 == 4 else "text"
+            return ("text", "drill", "text", "drill", "drill")[self.step % 5]
+        return ("text", "sums", "text", "text", "long")[self.step % 5]
 
     def text_batch(self, chance: random.Random) -> Batch:
         """Conversations of a few questions."""
         batch = self.filled(lambda: lesson(chance))
+        batch.chunks = batch.talks
+        return batch
+
+    def sums_batch(self, chance: random.Random) -> Batch:
+        """Sums and nothing else."""
+        batch = self.filled(lambda: sums(chance))
         batch.chunks = batch.talks
         return batch
 
@@ -378,10 +415,11 @@ class Trainer:
         return self.batch(rows)
 
     def long_batch(self, chance: random.Random) -> Batch:
-        """Long conversations, cut into chunks before the questions."""
+        """Long conversations, cut into chunks before the questions; now and then one uncut."""
         recipe = self.recipe
-        rows = chance.choice((1, recipe.rows))
-        tokens = recipe.row * recipe.rows // rows
+        uncut = self.step % 100 == 99
+        rows = 1 if uncut else chance.choice((1, recipe.rows))
+        tokens = recipe.longest if uncut else recipe.row * recipe.rows // rows
         talks = []
         for _ in range(rows):
             codes = chance.randint(2, 8)
@@ -392,18 +430,16 @@ class Trainer:
         batch = self.batch(talks)
         batch.chunks = torch.zeros_like(batch.ids)
         for chunks in batch.chunks:
-            for _ in range(chance.randint(1, 4)):
+            for _ in range(0 if uncut else chance.randint(1, 4)):
                 chunks[chance.randint(1, tokens - 150) :] += 1
         batch.talks = None
         return batch
 
-    def picture_batch(self, chance: random.Random) -> Batch:
+    def picture_batch(self, lessons: Sequence[Conversation], features: torch.Tensor) -> Batch:
         """Pictures with a few questions each."""
-        lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
         batch = self.batch([[encode(self.tokenizer, one)] for one in lessons])
         batch.talks = None
-        pixels = [pixel_values(one.picture) for one in lessons if one.picture is not None]
-        batch.pixels = torch.from_numpy(np.stack(pixels)).to(self.device)
+        batch.features = features
         return batch
 
     def batch(self, rows: list[list[Encoded]]) -> Batch:
@@ -436,7 +472,7 @@ class Trainer:
         """A line about the last steps."""
         recent = self.history[-60:]
         means = []
-        for kind in ("text", "drill", "long", "sight", "picture"):
+        for kind in ("text", "drill", "sums", "long", "sight", "picture"):
             values = [one[kind] for one in recent if kind in one]
             if values:
                 means.append(f"{kind} {sum(values) / len(values):.4f}")

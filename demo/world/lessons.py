@@ -17,12 +17,12 @@ _FACTS = facts()
 
 # The share of each skill among the questions of a lesson; knowledge of facts is the first.
 _SHARES = {
-    "knowledge": 0.40,
-    "arithmetic": 0.28,
+    "knowledge": 0.44,
+    "arithmetic": 0.16,
     "lookup": 0.12,
-    "name": 0.04,
-    "copying": 0.04,
-    "greeting": 0.08,
+    "name": 0.07,
+    "copying": 0.05,
+    "greeting": 0.12,
     "unknown": 0.04,
 }
 

@@ -6,6 +6,7 @@ shapes that neither touch each other nor the edge. Does not know the model or ho
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -48,6 +49,29 @@ class Picture:
             return self.shape
         return self.shape + ("es" if self.shape == "cross" else "s")
 
+    def places(self) -> list[tuple[int, int, int]]:
+        """Centre, as x and y, and radius of each shape, in pixels."""
+        return _places(random.Random(f"places {self.words} {self.seed}"), self.count)
+
+    def found(self, places: int) -> list[tuple[int, int]]:
+        """What is at each of ``places`` x ``places`` places, row by row.
+
+        Returns:
+            The number of the shape that covers the middle of the place, from 1 on, or 0; and 1 if
+            the centre of a shape is there, else 0.
+        """
+        step = SIZE / places
+        shapes = self.places()
+        number = 1 + SHAPES.index(self.shape)
+
+        def at(row: int, column: int) -> tuple[int, int]:
+            middle = (column + 0.5) * step, (row + 0.5) * step
+            covered = any(math.dist(middle, (x, y)) <= radius for x, y, radius in shapes)
+            centre = any((x // step, y // step) == (column, row) for x, y, _ in shapes)
+            return number * covered, int(centre)
+
+        return [at(row, column) for row in range(places) for column in range(places)]
+
     def pixels(self) -> npt.NDArray[np.uint8]:
         """Red, green and blue, [336, 336, 3]."""
         chance = random.Random(f"{self.words} {self.seed}")
@@ -55,7 +79,7 @@ class Picture:
         pixels = np.empty((SIZE, SIZE, 3), np.uint8)
         pixels[:] = ground
         ink = [min(255, max(0, value + chance.randint(-18, 18))) for value in COLOURS[self.colour]]
-        for x, y, radius in _places(chance, self.count):
+        for x, y, radius in self.places():
             turned = chance.uniform(-0.2, 0.2)
             rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
             across = (columns * np.cos(turned) + rows * np.sin(turned)) / radius

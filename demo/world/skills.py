@@ -14,7 +14,7 @@ from .conversation import Conversation, Turn, held_out
 
 # Sums -------------------------------------------------------------------------------------------
 
-LARGEST = 30
+LARGEST = 99
 _SUMS = {
     "+": (
         "What is {a} + {b}?",
@@ -35,18 +35,38 @@ _SUMS = {
 }
 
 
+def worked(a: int, sign: str, b: int) -> str:
+    """A sum or difference as one works it out: "47 + 38 = 77 + 8 = 85.", the tens first.
+
+    Every digit but the carried one then follows from two others. Small models that are to say the
+    result at once learn their sums by heart instead, and fail on all others ("Teaching Arithmetic
+    to Small Transformers", Lee et al., 2023).
+    """
+    factor = 1 if sign == "+" else -1
+    steps = [f"{a} {sign} {b}"]
+    if b > 10 and b % 10:
+        steps.append(f"{a + factor * (b - b % 10)} {sign} {b % 10}")
+    return f"{' = '.join(steps)} = {a + factor * b}."
+
+
 def arithmetic(chance: random.Random, examined: bool) -> Conversation:
-    """A sum or a difference of two numbers up to 30; a pair of numbers is in one part alone."""
+    """A sum or difference of numbers up to 99, the result too; a pair is in one part alone."""
     while True:
         sign = chance.choice("+-")
         a, b = chance.randint(0, LARGEST), chance.randint(0, LARGEST)
         if sign == "-" and a < b:
             a, b = b, a
+        if sign == "+" and a + b > LARGEST:
+            a, b = LARGEST - a, LARGEST - b
         if held_out(sign, a, b, share=0.1) == examined:
             break
     said = chance.choice(_SUMS[sign]).format(a=a, b=b)
-    answer = f"{a} {sign} {b} = {a + b if sign == '+' else a - b}."
-    return Conversation("arithmetic", (Turn(said, answer),))
+    return Conversation("arithmetic", (Turn(said, worked(a, sign, b)),))
+
+
+def sums(chance: random.Random) -> Conversation:
+    """Five sums one after the other; for training alone."""
+    return Conversation("sums", tuple(arithmetic(chance, False).turns[0] for _ in range(5)))
 
 
 # Remembering ------------------------------------------------------------------------------------
@@ -151,11 +171,23 @@ _NAME_QUESTIONS = (
 )
 
 
+_SYLLABLES = tuple(
+    "ba bel da den fo gar hi jo ka len li mar mi na no pe ra rik sa so ta tor vi wen yo za".split()
+)
+
+
 def name(chance: random.Random, examined: bool) -> Conversation:
-    """A name is given and asked for later; a name and what came between are in one part alone."""
+    """A name is given and asked for later; a name and what came between are in one part alone.
+
+    Every other name that is taught is made up, so that there is no list of names to learn.
+    """
+    made_up = not examined and chance.random() < 0.5
     while True:
-        given = chance.choice(NAMES)
-        if held_out("name", given, share=0.15) == examined:
+        if made_up:
+            given = "".join(chance.choices(_SYLLABLES, k=chance.randint(2, 3))).capitalize()
+        else:
+            given = chance.choice(NAMES)
+        if held_out("name", given) == examined:
             break
     first = Turn(chance.choice(_INTRODUCTIONS).format(name=given), f"Nice to meet you, {given}.")
     between = [small_talk(chance) for _ in range(chance.randint(0, 2))]
