@@ -223,7 +223,7 @@ _ITSELF = (
         ("which name do you have", "which name you have"),
     ),
     _ask(
-        "I have about 5 million parameters.",
+        "I have about 6 million parameters.",
         ("how many parameters do you have", "how many parameters you have"),
         ("how large are you", "how large you are"),
         ("how big are you", "how big you are"),
