@@ -106,8 +106,9 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
     for kind, label in (
         ("text", "short conversations"),
         ("drill", "lists to be repeated"),
+        ("sums", "sums alone"),
         ("long", "long conversations"),
-        ("sight", "names of what the vision tower sees, apart"),
+        ("sight", "what is in a picture and where, by its features alone"),
         ("picture", "questions about pictures"),
     ):
         seen = [(step, one[kind]) for step, one in enumerate(history, 1) if kind in one]
@@ -118,7 +119,7 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
             label=label,
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("cross entropy of the answers, nats a token")
+    axes.set_ylabel("cross entropy, nats")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
@@ -141,15 +142,17 @@ everything, top-1 routing over 4 experts beside a shared one, QK norm, early-fus
 nothing of Meta's weights.
 
 It was taught a small world, all of it text and pictures made by the programs beside it
-(`demo/world/`): questions about itself, llama4-edge and the Llama 4 family, sums up to 30,
-repeating, names and codes to be remembered, greetings in the 12 languages that Llama 4 supports,
-shapes with their colour and number in pictures of 336 x 336 pixels, and to decline anything else.
+(`demo/world/`): questions about itself, llama4-edge and the Llama 4 family, sums and differences
+of numbers up to 99, repeating, names and codes to be remembered, greetings in the 12 languages
+that Llama 4 supports, shapes with their colour and number in pictures of 336 x 336 pixels, and to
+decline anything else.
 The scores below say what it learnt of that. Its answers can be wrong; nothing depends on them.
 
 ## Training
 `demo/train.py`, {training.steps} steps in {training.seconds / 60:.0f} minutes {training.where},
 seed {training.seed}. Questions of the examination are never trained. It began with random weights
-and, among them, a rough draft of the two attention heads that copy (`demo/beginning.py`).
+and, among them, rough drafts of the two attention heads that copy and of heads that look from a
+patch of a picture to its neighbours (`demo/beginning.py`).
 
 ![losses](loss.png)
 

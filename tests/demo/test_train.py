@@ -16,11 +16,12 @@ from transformers.models.llama4 import modeling_llama4 as theirs
 from demo import train
 from demo.encoding import encode
 from demo.train import Recipe, Trainer, routed
+from demo.world.lessons import draw_taught
 from demo.world.skills import drill
 
 # A step of each kind, and of the tower learning apart and together with the words.
 SMALL = Recipe(
-    steps=5, rows=1, row=448, pictures=1, pictures_apart=2, drill_to=2, together_from=2, warm_up=1
+    steps=7, rows=1, row=448, pictures=1, pictures_apart=2, drill_to=2, together_from=2, warm_up=1
 )
 
 
@@ -70,10 +71,11 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
     resumed.restore(tmp_path / "stopped.pt")
     resumed.run(tmp_path / "stopped.pt")
 
-    assert resumed.step == whole.step == 5
+    assert resumed.step == whole.step == 7
     assert {kind for step in whole.history for kind in step} == {
         "text",
         "drill",
+        "sums",
         "long",
         "sight",
         "picture",
@@ -118,6 +120,23 @@ def test_the_beginning_already_copies_a_little() -> None:
         asked += learnt.sum().item()
     # Random weights are right once in two thousand times.
     assert right / asked > 0.2
+
+
+def test_the_tower_begins_by_looking_at_neighbours() -> None:
+    trainer = Trainer(SMALL, "cpu")
+    tower = trainer.model.vision_model
+    tower.config._attn_implementation = "eager"
+    looked: list[torch.Tensor] = []
+    for layer in tower.model.layers:
+        layer.self_attn.register_forward_hook(lambda _m, _i, made: looked.append(made[1][0]))
+    with torch.inference_mode():
+        trainer.seen([draw_taught(random.Random(3))])
+    row, column, patches = 11, 12, 24
+    for distance, weights in enumerate(looked, 1):
+        for head, (right, down) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
+            there = (row + down * distance) * patches + column + right * distance
+            # Evenly spread, each of 577 patches would have 0.002.
+            assert weights[head, row * patches + column, there] > 0.5
 
 
 @pytest.mark.heavy

@@ -17,7 +17,15 @@ from demo.world.lessons import (
     picture_lesson,
 )
 from demo.world.picture import COLOURS, COUNTS, SHAPES, Picture
-from demo.world.skills import EXAMINED_GREETINGS, GREETINGS, TRAINED_GREETINGS, drill
+from demo.world.skills import (
+    EXAMINED_GREETINGS,
+    GREETINGS,
+    LARGEST,
+    TRAINED_GREETINGS,
+    drill,
+    sums,
+    worked,
+)
 
 # Questions whose words alone say what they ask for; of the others the codes and names count.
 WORDED = {"knowledge", "arithmetic", "copying", "greeting", "unknown"}
@@ -27,7 +35,8 @@ WORDED = {"knowledge", "arithmetic", "copying", "greeting", "unknown"}
 def taught() -> list[tuple[str, str]]:
     """Four thousand lessons' questions and answers, ten a training step."""
     chance = random.Random("taught")
-    talks = [lesson(chance) for _ in range(4000)] + [drill(chance) for _ in range(200)]
+    talks = [lesson(chance) for _ in range(4000)]
+    talks += [draw(chance) for draw in (drill, sums) for _ in range(400)]
     return [(turn.said, turn.answer) for talk in talks for turn in talk.turns]
 
 
@@ -40,6 +49,30 @@ def test_no_sum_of_the_examination_is_taught_in_other_words(taught: list[tuple[s
     answers = {one.turns[-1].answer for one in examination() if one.kind == "arithmetic"}
     assert len(answers) > 40
     assert answers & {answer for _, answer in taught} == set()
+
+
+@pytest.mark.parametrize(
+    ("a", "sign", "b", "answer"),
+    [
+        (47, "+", 38, "47 + 38 = 77 + 8 = 85."),
+        (52, "-", 38, "52 - 38 = 22 - 8 = 14."),
+        (7, "+", 92, "7 + 92 = 97 + 2 = 99."),
+        (47, "+", 30, "47 + 30 = 77."),
+        (52, "-", 8, "52 - 8 = 44."),
+        (60, "-", 0, "60 - 0 = 60."),
+    ],
+)
+def test_a_sum_is_worked_out_tens_first(a: int, sign: str, b: int, answer: str) -> None:
+    assert worked(a, sign, b) == answer
+
+
+def test_every_step_of_a_sum_is_right(taught: list[tuple[str, str]]) -> None:
+    steps = [answer[:-1].split(" = ") for _, answer in taught if " = " in answer]
+    assert len(steps) > 1000
+    for one in steps:
+        values = {eval(step) for step in one}
+        assert len(values) == 1
+        assert 0 <= values.pop() <= LARGEST
 
 
 def test_codes_and_names_to_be_remembered_are_others_than_those_taught(
@@ -91,13 +124,26 @@ def test_a_needle_stands_where_it_was_put_and_is_asked_for() -> None:
 def test_the_pixels_of_a_picture_never_change() -> None:
     pixels = Picture("red", "star", 3, 7).pixels()
     assert (pixels.shape, pixels.dtype) == ((336, 336, 3), np.uint8)
-    assert sha256(pixels).hexdigest()[:16] == "eeaaf3e2e8b41368"
+    assert sha256(pixels).hexdigest()[:16] == "8b542bbd042f9429"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", range(1, len(COUNTS) + 1))
 def test_a_picture_has_as_many_shapes_as_it_says(shape: str, count: int) -> None:
     assert patches(Picture("blue", shape, count, count).pixels()) == count
+
+
+def test_what_is_found_at_a_place_is_what_its_pixels_show() -> None:
+    picture = Picture("green", "square", 3, 7)
+    ink = (picture.pixels().astype(int).sum(axis=2) < 600).reshape(12, 28, 12, 28)
+    found = np.array(picture.found(12)).reshape(12, 12, 2)
+    assert found[..., 1].sum() == 3
+    # In the places of centres nearly all is ink, and outside of the shapes' circles nothing is.
+    shares = ink.mean(axis=(1, 3))
+    assert shares[found[..., 1] == 1].min() > 0.9
+    middles = ink[:, 13:15, :, 13:15].mean(axis=(1, 3))
+    assert middles[found[..., 0] == 0].max() == 0
+    assert set(found[..., 0].ravel()) == {0, 1 + SHAPES.index("square")}
 
 
 def patches(pixels: np.ndarray) -> int:
