@@ -10,18 +10,18 @@ the end a checkpoint in demo/Llama-4-Tiny that looks like the published ones.
 One layer of four sees the whole conversation, the others see chunks of 8192 tokens. Nobody trains
 on 32,768 tokens in an hour on two cores, so long conversations are taught with chunks of a few
 hundred: what must be learnt, finding something across chunks in the layer that can, is the same.
+A few rows of thousands of tokens teach the other layers not to be lost in a long chunk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -29,28 +29,28 @@ from types import MethodType
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextMoe
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo.beginning import begin  # noqa: E402 (found by the line above)
+from demo.batches import Batch, Batches, mask  # noqa: E402 (found by the line above)
+from demo.beginning import begin  # noqa: E402
 from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402
-from demo.encoding import PICTURE_TOKENS, Encoded, encode, ids_of, pixel_values  # noqa: E402
+from demo.encoding import pixel_values  # noqa: E402
+from demo.naming import Naming  # noqa: E402
 from demo.publish import Training, write_trained  # noqa: E402
 from demo.tokenizer import train_tokenizer  # noqa: E402
-from demo.world.conversation import Conversation  # noqa: E402
-from demo.world.haystack import hay, needle  # noqa: E402
+from demo.world.haystack import hay  # noqa: E402
 from demo.world.lessons import (  # noqa: E402
     draw_taught,
     lesson,
     picture_lesson,
     questions_and_answers,
 )
-from demo.world.picture import COLOURS, COUNTS, SHAPES, Picture  # noqa: E402
-from demo.world.skills import drill, sums  # noqa: E402
+from demo.world.picture import Picture  # noqa: E402
 
 GEOMETRY = Geometry(
     hidden=256,
@@ -90,7 +90,7 @@ class Recipe:
     warm_up: int = 60
     decay: float = 0.6  # the share of steps, at the end, in which the rates fall to nothing
     rows: int = 3  # of text in a share
-    row: int = 512  # tokens, no fewer than the longest conversation has (about 440)
+    row: int = 512  # tokens
     longest: int = 4096  # tokens of a row that comes now and then, as a single chunk
     pictures: int = 3  # in a share
     pictures_apart: int = 8
@@ -99,26 +99,8 @@ class Recipe:
     balance: float = 0.02
 
 
-# A picture's features are so many rows of so many.
-PLACES = math.isqrt(PICTURE_TOKENS)
 # A step is the same whether one process does both or two processes do one each.
 SHARES = 2
-
-
-@dataclass
-class Batch:
-    """Token ids [rows, tokens] and which of them are answers to be learnt.
-
-    ``talks`` and ``chunks`` number the conversation and the chunk that a token is in, for rows that
-    hold several; ``features`` are those of pictures, [pictures, 144, hidden].
-    """
-
-    ids: torch.Tensor
-    answers: torch.Tensor
-    present: torch.Tensor
-    talks: torch.Tensor | None = None
-    chunks: torch.Tensor | None = None
-    features: torch.Tensor | None = None
 
 
 def main() -> None:
@@ -193,21 +175,16 @@ class Trainer:
         if dist.is_initialized():
             self.rank, self.processes = dist.get_rank(), dist.get_world_size()
         self.tokenizer = train_tokenizer(GEOMETRY.vocabulary, corpus(recipe.seed))
-        self.ids = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
+        ids = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         torch.manual_seed(recipe.seed)
-        config = Llama4Config.from_dict(config_of(GEOMETRY, self.ids))
+        config = Llama4Config.from_dict(config_of(GEOMETRY, ids))
         self.model = Llama4ForConditionalGeneration(config)
         begin(self.model)
         self.model.to(device)
-        # Names colour, shape and count from a picture's mean feature, and from each feature the
-        # shape that is there, if any, and whether it is its centre.
-        names = len(COLOURS) + len(SHAPES) + len(COUNTS)
-        self.naming = torch.nn.ModuleDict(
-            {
-                "picture": torch.nn.Linear(GEOMETRY.hidden, names),
-                "place": torch.nn.Linear(GEOMETRY.hidden, 1 + len(SHAPES) + 2),
-            }
-        ).to(device)
+        self.naming = Naming(GEOMETRY.hidden).to(device)
+        self.batches = Batches(
+            self.tokenizer, rows=recipe.rows, row=recipe.row, longest=recipe.longest, device=device
+        )
         model = self.model
         sight = [model.vision_model, model.multi_modal_projector, self.naming]
         groups = [
@@ -266,16 +243,28 @@ class Trainer:
 
     def losses(self, chance: random.Random) -> dict[str, torch.Tensor]:
         """What a share of this step is to learn, kind by kind."""
-        kind = self.kind()
-        losses = {kind: self.loss(getattr(self, f"{kind}_batch")(chance))}
+        kind, batch = self.words(chance)
+        losses = {kind: self.loss(batch)}
         if self.step < self.recipe.together_from:
             pictures = [draw_taught(chance) for _ in range(self.recipe.pictures_apart)]
-            return losses | {"sight": self.sight_loss(pictures, self.seen(pictures))}
+            return losses | {"sight": self.naming(pictures, self.seen(pictures))}
         lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
         pictures = [one.picture for one in lessons if one.picture is not None]
         features = self.seen(pictures)
-        losses["picture"] = self.loss(self.picture_batch(lessons, features))
-        return losses | {"sight": self.sight_loss(pictures, features)}
+        losses["picture"] = self.loss(self.batches.pictures(lessons, features))
+        return losses | {"sight": self.naming(pictures, features)}
+
+    def words(self, chance: random.Random) -> tuple[str, Batch]:
+        """What a share of this step has to read, and of what kind that is."""
+        batches, step = self.batches, self.step
+        if step < self.recipe.drill_to:
+            kind = ("text", "drill", "text", "drill", "drill")[step % 5]
+        else:
+            kind = ("text", "sums", "text", "text", "long")[step % 5]
+        if kind == "long":
+            return kind, batches.long(chance, uncut=step % 100 == 99)
+        makers = {"text": batches.text, "drill": batches.drill, "sums": batches.sums}
+        return kind, makers[kind](chance)
 
     def add_up(self) -> None:
         """Add the gradients of all processes."""
@@ -298,8 +287,8 @@ class Trainer:
         """The mean cross entropy of the answers, and a little of the load-balancing loss."""
         self.routings.clear()
         masks = {
-            "full_attention": self.mask(batch.talks),
-            "chunked_attention": self.mask(batch.chunks),
+            "full_attention": mask(batch.talks),
+            "chunked_attention": mask(batch.chunks),
         }
         made = self.model.language_model.model(
             inputs_embeds=self.embedded(batch), attention_mask=masks, use_cache=False
@@ -308,43 +297,6 @@ class Trainer:
         logits = self.model.language_model.lm_head(made[:, :-1][answers])
         said = cross_entropy(logits, batch.ids[:, 1:][answers])
         return said + self.recipe.balance * (self.balance(batch.present) - 1)
-
-    def sight_loss(self, pictures: Sequence[Picture], features: torch.Tensor) -> torch.Tensor:
-        """How well the features of pictures tell what is in them, and where.
-
-        The mean cross entropy of colour, shape and count, named from the mean feature; and for
-        each place that of the shape there, and of whether a shape has its centre there.
-        """
-        named = self.naming["picture"](features.mean(1))
-        colours, shapes, counts = named.split((len(COLOURS), len(SHAPES), len(COUNTS)), dim=1)
-        whole = (
-            self.naming_loss(colours, [tuple(COLOURS).index(one.colour) for one in pictures])
-            + self.naming_loss(shapes, [SHAPES.index(one.shape) for one in pictures])
-            + self.naming_loss(counts, [one.count - 1 for one in pictures])
-        )
-        places = self.naming["place"](features).flatten(0, 1)
-        there, centre = places.split((1 + len(SHAPES), 2), dim=1)
-        found = np.array([one.found(PLACES) for one in pictures])
-        # Few places are centres: a place that is none weighs a tenth.
-        rare = torch.tensor((0.1, 1.0), device=self.device)
-        return (
-            whole / 3
-            + self.naming_loss(there, found[..., 0].ravel().tolist())
-            + self.naming_loss(centre, found[..., 1].ravel().tolist(), rare) / 2
-        )
-
-    def naming_loss(
-        self, scores: torch.Tensor, right: list[int], weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The mean cross entropy of the right names; ``scores`` are [things, names]."""
-        return cross_entropy(scores, torch.tensor(right, device=self.device), weight=weights)
-
-    def mask(self, numbers: torch.Tensor | None) -> torch.Tensor | None:
-        """What each token may see: those before it that have its number; None means all of them."""
-        if numbers is None:
-            return None
-        same = numbers[:, None, :, None] == numbers[:, None, None, :]
-        return same & torch.ones_like(same[0, 0]).tril()
 
     def embedded(self, batch: Batch) -> torch.Tensor:
         """The embeddings of a batch's tokens, with pictures where their tokens stand."""
@@ -373,94 +325,6 @@ class Trainer:
             share = torch.bincount(real.argmax(-1), minlength=real.shape[1]) / len(real)
             total = total + real.shape[1] * (share * probability).sum()
         return total / len(self.routings)
-
-    # Batches ------------------------------------------------------------------------------------
-
-    def kind(self) -> str:
-        """What the words of this step are."""
-        if self.step < self.recipe.drill_to:
-            return ("text", "drill", "text", "drill", "drill")[self.step % 5]
-        return ("text", "sums", "text", "text", "long")[self.step % 5]
-
-    def text_batch(self, chance: random.Random) -> Batch:
-        """Conversations of a few questions."""
-        batch = self.filled(lambda: lesson(chance))
-        batch.chunks = batch.talks
-        return batch
-
-    def sums_batch(self, chance: random.Random) -> Batch:
-        """Sums and nothing else."""
-        batch = self.filled(lambda: sums(chance))
-        batch.chunks = batch.talks
-        return batch
-
-    def drill_batch(self, chance: random.Random) -> Batch:
-        """Lists to be repeated, with a chunk ending somewhere in the row."""
-        batch = self.filled(lambda: drill(chance))
-        assert batch.talks is not None
-        batch.chunks = 2 * batch.talks
-        for chunks in batch.chunks:
-            chunks[chance.randint(1, len(chunks)) :] += 1
-        return batch
-
-    def filled(self, draw: Callable[[], Conversation]) -> Batch:
-        """Rows filled with conversations, none of which sees another."""
-        rows, kept = [], encode(self.tokenizer, draw())
-        for _ in range(self.recipe.rows):
-            row: list[Encoded] = []
-            while sum(len(one.ids) for one in [*row, kept]) <= self.recipe.row:
-                row.append(kept)
-                kept = encode(self.tokenizer, draw())
-            rows.append(row)
-        return self.batch(rows)
-
-    def long_batch(self, chance: random.Random) -> Batch:
-        """Long conversations, cut into chunks before the questions; now and then one uncut."""
-        recipe = self.recipe
-        uncut = self.step % 100 == 99
-        rows = 1 if uncut else chance.choice((1, recipe.rows))
-        tokens = recipe.longest if uncut else recipe.row * recipe.rows // rows
-        talks = []
-        for _ in range(rows):
-            codes = chance.randint(2, 8)
-            conversation = needle(
-                chance, False, tokens - 130, self.count, codes=codes, questions=min(codes, 5)
-            )
-            talks.append([encode(self.tokenizer, conversation)])
-        batch = self.batch(talks)
-        batch.chunks = torch.zeros_like(batch.ids)
-        for chunks in batch.chunks:
-            for _ in range(0 if uncut else chance.randint(1, 4)):
-                chunks[chance.randint(1, tokens - 150) :] += 1
-        batch.talks = None
-        return batch
-
-    def picture_batch(self, lessons: Sequence[Conversation], features: torch.Tensor) -> Batch:
-        """Pictures with a few questions each."""
-        batch = self.batch([[encode(self.tokenizer, one)] for one in lessons])
-        batch.talks = None
-        batch.features = features
-        return batch
-
-    def batch(self, rows: list[list[Encoded]]) -> Batch:
-        """Rows of conversations, filled up at the end to the length of the longest."""
-        longest = max(sum(len(one.ids) for one in row) for row in rows)
-
-        def stacked(values: list[list[int]], empty: int) -> torch.Tensor:
-            filled = [pad(torch.tensor(v), (0, longest - len(v)), value=empty) for v in values]
-            return torch.stack(filled).to(self.device)
-
-        fill = self.ids["<|finetune_right_pad|>"]
-        return Batch(
-            ids=stacked([[i for one in row for i in one.ids] for row in rows], fill),
-            answers=stacked([[i for one in row for i in one.answers] for row in rows], 0).bool(),
-            present=stacked([[1 for one in row for _ in one.ids] for row in rows], 0).bool(),
-            talks=stacked([[n for n, one in enumerate(row) for _ in one.ids] for row in rows], -1),
-        )
-
-    def count(self, text: str) -> int:
-        """The number of tokens of a text."""
-        return len(ids_of(self.tokenizer, text))
 
     def told(self) -> Training:
         """What the model's card tells of the training."""

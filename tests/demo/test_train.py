@@ -14,6 +14,7 @@ from transformers import Llama4Config
 from transformers.models.llama4 import modeling_llama4 as theirs
 
 from demo import train
+from demo.batches import mask
 from demo.encoding import encode
 from demo.train import Recipe, Trainer, routed
 from demo.world.lessons import draw_taught
@@ -95,14 +96,14 @@ def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
 
 def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
     trainer = Trainer(SMALL, "cpu")
-    batch = trainer.text_batch(random.Random(3))
+    batch = trainer.batches.text(random.Random(3))
     assert batch.talks is not None
     assert batch.talks.max() >= 1
-    mask = trainer.mask(batch.talks)
-    assert mask is not None
+    visible = mask(batch.talks)
+    assert visible is not None
     talks = batch.talks[0].tolist()
     for row, mine in enumerate(talks):
-        seen = [column for column in range(len(talks)) if mask[0, 0, row, column]]
+        seen = [column for column in range(len(talks)) if visible[0, 0, row, column]]
         assert seen == [c for c in range(row + 1) if talks[c] == mine]
 
 
