@@ -59,9 +59,9 @@ class Batches:
         """Conversations of a few questions."""
         return self._filled(lambda: lesson(chance))
 
-    def sums(self, chance: random.Random, *, small: float) -> Batch:
-        """Sums and nothing else, a share of them small."""
-        return self._filled(lambda: sums(chance, small))
+    def sums(self, chance: random.Random) -> Batch:
+        """Sums and nothing else."""
+        return self._filled(lambda: sums(chance))
 
     def drill(self, chance: random.Random) -> Batch:
         """Lists to be repeated, with a chunk ending somewhere in the row."""

@@ -83,7 +83,7 @@ class Recipe:
     that began with everything at once had learnt neither to copy nor to see after 600 steps.
     """
 
-    steps: int = 2200
+    steps: int = 1900
     seed: int = 4
     rate: float = 2.5e-3
     sight_rate: float = 1.5e-3
@@ -94,11 +94,8 @@ class Recipe:
     longest: int = 4096  # tokens of a row that comes now and then, as a single chunk
     pictures: int = 3  # in a share
     pictures_apart: int = 8
-    drill_to: int = 240
-    together_from: int = 750
-    small_sums: float = (
-        0.6  # the share of small sums from there on; until there they taught nothing
-    )
+    drill_to: int = 200
+    together_from: int = 550
     balance: float = 0.02
 
 
@@ -259,21 +256,15 @@ class Trainer:
 
     def words(self, chance: random.Random) -> tuple[str, Batch]:
         """What a share of this step has to read, and of what kind that is."""
-        recipe, batches, step = self.recipe, self.batches, self.step
-        together = step >= recipe.together_from
-        if step < recipe.drill_to:
+        batches, step = self.batches, self.step
+        if step < self.recipe.drill_to:
             kind = ("text", "drill", "text", "drill", "drill")[step % 5]
-        elif not together:
-            kind = ("text", "sums", "text", "text", "long")[step % 5]
         else:
-            kind = ("text", "sums", "text", "sums", "long", "text", "sums", "text", "text", "long")[
-                step % 10
-            ]
+            kind = ("text", "sums", "text", "text", "long")[step % 5]
         if kind == "long":
             return kind, batches.long(chance, uncut=step % 100 == 99)
-        if kind == "sums":
-            return kind, batches.sums(chance, small=recipe.small_sums if together else 0)
-        return kind, (batches.text if kind == "text" else batches.drill)(chance)
+        makers = {"text": batches.text, "drill": batches.drill, "sums": batches.sums}
+        return kind, makers[kind](chance)
 
     def add_up(self) -> None:
         """Add the gradients of all processes."""

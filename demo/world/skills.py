@@ -36,17 +36,22 @@ _SUMS = {
 
 
 def worked(a: int, sign: str, b: int) -> str:
-    """A sum or difference as one works it out: "47 + 38 = 77 + 8 = 85.", the tens first.
+    """A sum or difference of numbers up to 99 in columns: "47 + 38: 7+8=15, 4+3+1=8, so 85."
 
-    Every digit but the carried one then follows from two others. Small models that are to say the
-    result at once learn their sums by heart instead, and fail on all others ("Teaching Arithmetic
-    to Small Transformers", Lee et al., 2023).
+    Every digit follows from two or three that were just written. Small models that are to say the
+    result at once must see millions of sums ("Teaching Arithmetic to Small Transformers", Lee et
+    al., 2023). A difference always borrows: "52 - 38: 12-8=4, 5-3-1=1, so 14.", and gives back
+    what it did not need: "58 - 32: 18-2=16, 5-3=2, so 26."
     """
-    factor = 1 if sign == "+" else -1
-    steps = [f"{a} {sign} {b}"]
-    if b > 10 and b % 10:
-        steps.append(f"{a + factor * (b - b % 10)} {sign} {b % 10}")
-    return f"{' = '.join(steps)} = {a + factor * b}."
+    (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
+    lent = 0 if sign == "+" else 10
+    ones = a_ones + b_ones if sign == "+" else lent + a_ones - b_ones
+    carried = (ones > 9) != (sign == "-")
+    result = a + b if sign == "+" else a - b
+    tens = f"{a_tens}{sign}{b_tens}{sign}1" if carried else f"{a_tens}{sign}{b_tens}"
+    return (
+        f"{a} {sign} {b}: {lent + a_ones}{sign}{b_ones}={ones}, {tens}={result // 10}, so {result}."
+    )
 
 
 def arithmetic(chance: random.Random, examined: bool) -> Conversation:
@@ -59,34 +64,14 @@ def arithmetic(chance: random.Random, examined: bool) -> Conversation:
         if sign == "+" and a + b > LARGEST:
             a, b = LARGEST - a, LARGEST - b
         if held_out(sign, a, b, share=0.1) == examined:
-            return _asked(chance, a, sign, b)
-
-
-def small_arithmetic(chance: random.Random) -> Conversation:
-    """A sum or difference whose second number has small digits; for training alone.
-
-    Of the last digit of 47 + 38 neither 7 nor 8 tells anything alone, so that nothing draws a model
-    to look at either. The last digit of 47 + 31 is close to 7: who looks there is already better.
-    """
-    while True:
-        sign, b = chance.choice("+-"), 10 * chance.randint(0, 2) + chance.randint(0, 3)
-        a = chance.randint(0, LARGEST - b) if sign == "+" else chance.randint(b, LARGEST)
-        if not held_out(sign, a, b, share=0.1):
-            return _asked(chance, a, sign, b)
-
-
-def sums(chance: random.Random, small: float) -> Conversation:
-    """Five sums one after the other, a share of which is small; for training alone."""
-    talks = [
-        small_arithmetic(chance) if small and chance.random() < small else arithmetic(chance, False)
-        for _ in range(5)
-    ]
-    return Conversation("sums", tuple(talk.turns[0] for talk in talks))
-
-
-def _asked(chance: random.Random, a: int, sign: str, b: int) -> Conversation:
+            break
     said = chance.choice(_SUMS[sign]).format(a=a, b=b)
     return Conversation("arithmetic", (Turn(said, worked(a, sign, b)),))
+
+
+def sums(chance: random.Random) -> Conversation:
+    """Five sums one after the other; for training alone."""
+    return Conversation("sums", tuple(arithmetic(chance, False).turns[0] for _ in range(5)))
 
 
 # Remembering ------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def taught() -> list[tuple[str, str]]:
     """Four thousand lessons' questions and answers, ten a training step."""
     chance = random.Random("taught")
     talks = [lesson(chance) for _ in range(4000)]
-    talks += [draw(chance) for draw in (drill, sums) for _ in range(400)]
+    talks += [drill(chance) for _ in range(400)] + [sums(chance, 0.5) for _ in range(400)]
     return [(turn.said, turn.answer) for talk in talks for turn in talk.turns]
 
 
