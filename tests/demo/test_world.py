@@ -36,7 +36,7 @@ def taught() -> list[tuple[str, str]]:
     """Four thousand lessons' questions and answers, ten a training step."""
     chance = random.Random("taught")
     talks = [lesson(chance) for _ in range(4000)]
-    talks += [drill(chance) for _ in range(400)] + [sums(chance, 0.5) for _ in range(400)]
+    talks += [draw(chance) for draw in (drill, sums) for _ in range(400)]
     return [(turn.said, turn.answer) for talk in talks for turn in talk.turns]
 
 
@@ -54,25 +54,32 @@ def test_no_sum_of_the_examination_is_taught_in_other_words(taught: list[tuple[s
 @pytest.mark.parametrize(
     ("a", "sign", "b", "answer"),
     [
-        (47, "+", 38, "47 + 38 = 77 + 8 = 85."),
-        (52, "-", 38, "52 - 38 = 22 - 8 = 14."),
-        (7, "+", 92, "7 + 92 = 97 + 2 = 99."),
-        (47, "+", 30, "47 + 30 = 77."),
-        (52, "-", 8, "52 - 8 = 44."),
-        (60, "-", 0, "60 - 0 = 60."),
+        (47, "+", 38, "47 + 38: 7+8=15, 4+3+1=8, so 85."),
+        (7, "+", 92, "7 + 92: 7+2=9, 0+9=9, so 99."),
+        (3, "+", 4, "3 + 4: 3+4=7, 0+0=0, so 7."),
+        (52, "-", 38, "52 - 38: 12-8=4, 5-3-1=1, so 14."),
+        (58, "-", 32, "58 - 32: 18-2=16, 5-3=2, so 26."),
+        (60, "-", 0, "60 - 0: 10-0=10, 6-0=6, so 60."),
     ],
 )
-def test_a_sum_is_worked_out_tens_first(a: int, sign: str, b: int, answer: str) -> None:
+def test_a_sum_is_worked_out_in_columns(a: int, sign: str, b: int, answer: str) -> None:
     assert worked(a, sign, b) == answer
 
 
-def test_every_step_of_a_sum_is_right(taught: list[tuple[str, str]]) -> None:
-    steps = [answer[:-1].split(" = ") for _, answer in taught if " = " in answer]
-    assert len(steps) > 1000
-    for one in steps:
-        values = {eval(step) for step in one}
-        assert len(values) == 1
-        assert 0 <= values.pop() <= LARGEST
+def test_every_step_of_a_sum_is_right() -> None:
+    pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    done = [(a, "+", b, a + b) for a, b in pairs if a + b <= LARGEST]
+    done += [(a, "-", b, a - b) for a, b in pairs if a >= b]
+    for a, sign, b, result in done:
+        ones, tens, said = worked(a, sign, b).removeprefix(f"{a} {sign} {b}: ").split(", ")
+        for step in (ones, tens):
+            terms, value = step.split("=")
+            numbers = [int(term) for term in terms.split(sign)]
+            first, rest = numbers[0], sum(numbers[1:])
+            assert int(value) == (first + rest if sign == "+" else first - rest)
+        # The result is made of digits that stand in the steps.
+        assert int(tens.partition("=")[2] + ones[-1]) == result
+        assert said == f"so {result}."
 
 
 def test_codes_and_names_to_be_remembered_are_others_than_those_taught(
