@@ -72,10 +72,10 @@ class Batches:
             chunks[chance.randint(1, len(chunks)) :] += 1
         return batch
 
-    def long(self, chance: random.Random, *, uncut: bool) -> Batch:
-        """Long conversations, cut into chunks; or one of ``longest`` tokens in a single chunk."""
-        rows = 1 if uncut else chance.choice((1, self.rows))
-        tokens = self.longest if uncut else self.row * self.rows // rows
+    def long(self, chance: random.Random, longest: bool, *, cut: bool) -> Batch:
+        """Long conversations, or one of ``longest`` tokens, that may be cut into chunks."""
+        rows = 1 if longest else chance.choice((1, self.rows))
+        tokens = self.longest if longest else self.row * self.rows // rows
         talks = []
         for _ in range(rows):
             codes = chance.randint(2, 8)
@@ -87,7 +87,7 @@ class Batches:
         batch.talks = None
         batch.chunks = torch.zeros_like(batch.ids)
         for chunks in batch.chunks:
-            for _ in range(0 if uncut else chance.randint(1, 4)):
+            for _ in range(chance.randint(1, 4) if cut else 0):
                 chunks[chance.randint(1, tokens - 150) :] += 1
         return batch
 

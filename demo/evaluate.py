@@ -1,6 +1,6 @@
 """Examines the small model of this folder on questions that it was never trained on.
 
-    python demo/evaluate.py [--recipes bf16,int4] [--lengths 500,2000,9000] [--card]
+    python demo/evaluate.py [--recipes bf16,int4] [--lengths 500,9000] [--card]
 
 Promises: text goes through this project's own converter and engine, answered greedily and compared
 word for word; pictures go through transformers, since the engine does not look at pictures yet, and
@@ -35,8 +35,8 @@ from llama4_edge import Model, Sampling, convert  # noqa: E402
 MODEL = ROOT / "demo" / "Llama-4-Tiny"
 OUT = ROOT / "demo" / "out"
 GREEDY = Sampling(temperature=0.0)
-# Where the codes of a long conversation stand. From 9,000 tokens on, all but the last are in
-# another chunk of attention (8192 tokens) than the question.
+# Where the codes of a long conversation stand. In another chunk of attention (8192 tokens) than the
+# question are all of them at 9,000 tokens, three at 16,000, and all but the last at 32,000.
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.85)
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--recipes", default="bf16,int4")
-    parser.add_argument("--lengths", default="500,2000,9000")
+    parser.add_argument("--lengths", default="500,2000,9000,16000,32000")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--card", action="store_true", help="write the scores into the card")
     parser.add_argument("--failures", action="store_true", help="show what was answered wrongly")

@@ -22,18 +22,18 @@ def main() -> None:
     """Convert the checkpoint, look at it, place it and talk to it."""
     print(
         f"{CHECKPOINT} is a Llama 4 of 6 million parameters instead of 108 billion, trained for\n"
-        "this demo. It knows a small world: itself, llama4-edge, the Llama 4 family, codes and\n"
-        "names that you tell it, greetings in 12 languages."
+        "this demo. It knows a small world: itself, llama4-edge, the Llama 4 family, sums of\n"
+        "numbers up to 99, codes and names that you tell it, greetings in 12 languages."
     )
     (ROOT / MODEL).parent.mkdir(exist_ok=True)
     llama4("convert", str(CHECKPOINT), "-o", str(MODEL), "--recipe", "int4", "--force")
     llama4("inspect", str(MODEL))
     llama4("plan", str(MODEL))
-    for question in ("How many experts does Scout have?", "What is early fusion?"):
+    for question in ("How many experts does Scout have?", "What is 47 + 38?"):
         llama4("run", str(MODEL), question, "--temp", "0")
     said = (
         "Remember: the code of the old lighthouse is 48213.",
-        "Merci",
+        "Gracias",
         "Which code does the old lighthouse have?",
     )
     llama4("chat", str(MODEL), "--temp", "0", said="\n".join(said) + "\n")

@@ -10,7 +10,8 @@ the end a checkpoint in demo/Llama-4-Tiny that looks like the published ones.
 One layer of four sees the whole conversation, the others see chunks of 8192 tokens. Nobody trains
 on 32,768 tokens in an hour on two cores, so long conversations are taught with chunks of a few
 hundred: what must be learnt, finding something across chunks in the layer that can, is the same.
-A few rows of thousands of tokens teach the other layers not to be lost in a long chunk.
+A few rows of thousands of tokens teach the other layers not to be lost in a long chunk, and half of
+the last steps are such rows, cut.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Recipe:
     """
 
     steps: int = 1900
+    stretch: int = 120  # further steps at a fifth of the rate, half of them of ``longest`` tokens
     seed: int = 4
     rate: float = 2.5e-3
     sight_rate: float = 1.5e-3
@@ -91,12 +93,17 @@ class Recipe:
     decay: float = 0.5  # the share of steps, at the end, in which the rates fall to nothing
     rows: int = 3  # of text in a share
     row: int = 512  # tokens
-    longest: int = 4096  # tokens of a row that comes now and then, as a single chunk
+    longest: int = 4096  # tokens of a row that comes now and then
     pictures: int = 3  # in a share
     pictures_apart: int = 8
     drill_to: int = 200
     together_from: int = 550
     balance: float = 0.02
+
+    @property
+    def last(self) -> int:
+        """All steps."""
+        return self.steps + self.stretch
 
 
 # A step is the same whether one process does both or two processes do one each.
@@ -207,7 +214,8 @@ class Trainer:
     def run(self, state: Path) -> None:
         """Train to the last step, leaving the state behind every few minutes."""
         saved = shown = time.monotonic()
-        while self.step < self.recipe.steps:
+        last = self.recipe.last
+        while self.step < last:
             begun = time.monotonic()
             self.history.append(self.train_step())
             self.step += 1
@@ -215,10 +223,10 @@ class Trainer:
             self.seconds += now - begun
             if self.rank != 0:
                 continue
-            if now - shown > 20 or self.step == self.recipe.steps:
+            if now - shown > 20 or self.step == last:
                 shown = now
                 self.show()
-            if now - saved > 300 or self.step == self.recipe.steps:
+            if now - saved > 300 or self.step == last:
                 saved = now
                 self.save(state)
 
@@ -259,10 +267,13 @@ class Trainer:
         batches, step = self.batches, self.step
         if step < self.recipe.drill_to:
             kind = ("text", "drill", "text", "drill", "drill")[step % 5]
-        else:
+        elif step < self.recipe.steps:
             kind = ("text", "sums", "text", "text", "long")[step % 5]
+        else:
+            kind = ("long", "text", "long", "sums")[step % 4]
         if kind == "long":
-            return kind, batches.long(chance, uncut=step % 100 == 99)
+            uncut = step % 100 == 99
+            return kind, batches.long(chance, uncut or step >= self.recipe.steps, cut=not uncut)
         makers = {"text": batches.text, "drill": batches.drill, "sums": batches.sums}
         return kind, makers[kind](chance)
 
@@ -280,8 +291,10 @@ class Trainer:
 
     def pace(self) -> float:
         """The part of the learning rate that holds for this step."""
-        left = 1 - self.step / self.recipe.steps
-        return min(1.0, (self.step + 1) / self.recipe.warm_up, left / self.recipe.decay)
+        recipe, left = self.recipe, self.recipe.steps - self.step
+        if left > 0:
+            return min(1.0, (self.step + 1) / recipe.warm_up, left / recipe.steps / recipe.decay)
+        return 0.2 * (1 + left / recipe.stretch)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The mean cross entropy of the answers, and a little of the load-balancing loss."""
@@ -341,9 +354,9 @@ class Trainer:
             if values:
                 means.append(f"{kind} {sum(values) / len(values):.4f}")
         pace = self.seconds / self.step
-        left = (self.recipe.steps - self.step) * pace / 60
+        left = (self.recipe.last - self.step) * pace / 60
         print(
-            f"step {self.step}/{self.recipe.steps}  {'  '.join(means)}  "
+            f"step {self.step}/{self.recipe.last}  {'  '.join(means)}  "
             f"{pace:.2f} s a step, {left:.0f} min left",
             flush=True,
         )

@@ -22,7 +22,16 @@ from demo.world.skills import drill
 
 # A step of each kind, and of the tower learning apart and together with the words.
 SMALL = Recipe(
-    steps=7, rows=1, row=448, pictures=1, pictures_apart=2, drill_to=2, together_from=2, warm_up=1
+    steps=7,
+    stretch=2,
+    rows=1,
+    row=448,
+    longest=640,
+    pictures=1,
+    pictures_apart=2,
+    drill_to=2,
+    together_from=2,
+    warm_up=1,
 )
 
 
@@ -72,7 +81,7 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
     resumed.restore(tmp_path / "stopped.pt")
     resumed.run(tmp_path / "stopped.pt")
 
-    assert resumed.step == whole.step == 7
+    assert resumed.step == whole.step == 9
     assert {kind for step in whole.history for kind in step} == {
         "text",
         "drill",
@@ -84,6 +93,14 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
     assert resumed.history == whole.history
     for name, one in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], one), name
+
+
+def test_the_rate_rises_and_falls_and_is_a_fifth_for_the_long_conversations_at_the_end() -> None:
+    trainer = Trainer(Recipe(steps=1000, stretch=100, warm_up=50, decay=0.5), "cpu")
+    paces = []
+    for trainer.step in (0, 49, 500, 750, 999, 1000, 1050, 1099):
+        paces.append(trainer.pace())
+    assert paces == pytest.approx([0.02, 1, 1, 0.5, 0.002, 0.2, 0.1, 0.002])
 
 
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:

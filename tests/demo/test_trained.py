@@ -99,13 +99,15 @@ def bf16_scores(trained_gguf: TrainedGGUF) -> dict[str, float]:
     return text_scores(trained_gguf("bf16"), examination(), [])
 
 
-# What it was measured at, less two standard deviations of chance (85.8% of 760, 65% of 200).
+# It was measured at 95.3% of 760 (knowledge 97.2% of 400, lookup 97% and sums 67% of 60 each).
+# Other processors round otherwise, which decides some answers: less two deviations of chance.
 
 
 def test_it_answers_most_of_what_it_was_never_asked_before(bf16_scores: dict[str, float]) -> None:
-    assert bf16_scores["text"] >= 0.83
-    assert bf16_scores["knowledge"] >= 0.9
-    assert bf16_scores["lookup"] >= 0.94
+    assert bf16_scores["text"] >= 0.938
+    assert bf16_scores["knowledge"] >= 0.955
+    assert bf16_scores["lookup"] >= 0.92
+    assert bf16_scores["arithmetic"] >= 0.545
 
 
 def test_int4_costs_less_than_two_points(
@@ -116,8 +118,8 @@ def test_int4_costs_less_than_two_points(
 
 
 def test_it_looks_at_pictures(trained: Path) -> None:
-    # Without looking, one answer in five would be right at best.
-    assert picture_scores(trained, 60)["pictures"] >= 0.5
+    # 199 of 200 were right; without looking, one answer in five would be at best.
+    assert picture_scores(trained, 60)["pictures"] >= 0.95
 
 
 def test_every_expert_has_its_share_of_the_work(trained: Path) -> None:
@@ -145,6 +147,21 @@ def test_the_engine_predicts_what_transformers_predicts(
 
 def test_codes_are_found_five_hundred_tokens_back(trained_gguf: TrainedGGUF) -> None:
     assert needle_scores(trained_gguf("bf16"), [500], []) == {"codes across 500 tokens": 1}
+
+
+# Only the layer that sees everything can find these, since all but one lie in another chunk of
+# attention than the question (at 9,000 tokens all of them). Of 5 it finds 4.
+
+
+def test_codes_are_found_in_another_chunk_of_attention(trained_gguf: TrainedGGUF) -> None:
+    scores = needle_scores(trained_gguf("bf16"), [9000], [])
+    assert scores["codes across 9000 tokens"] >= 0.6
+
+
+@pytest.mark.heavy
+def test_codes_are_found_thirty_thousand_tokens_back(trained_gguf: TrainedGGUF) -> None:
+    scores = needle_scores(trained_gguf("int4"), [32000], [])
+    assert scores["codes across 32000 tokens"] >= 0.6
 
 
 def test_a_saved_conversation_still_knows_what_was_said_in_it(
