@@ -115,7 +115,7 @@ class Batches:
         return batch
 
     def _fitting(self, draw: Callable[[], Conversation]) -> Encoded:
-        """A conversation that a row can hold; one in ten thousand is too long."""
+        """A conversation that a row can hold; few are too long."""
         while True:
             encoded = encode(self.tokenizer, draw())
             if len(encoded.ids) <= self.row:
