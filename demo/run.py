@@ -1,7 +1,7 @@
 """What `make demo` runs: the model in the box is converted, planned for, and talked to.
 
 Promises to run the same commands that a person would type, to show each one before its output, and
-to fail if any of them fails. Needs no network and about half a minute.
+to fail if any of them fails. Needs no network and a few seconds.
 """
 
 from __future__ import annotations

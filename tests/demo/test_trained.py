@@ -99,12 +99,12 @@ def bf16_scores(trained_gguf: TrainedGGUF) -> dict[str, float]:
     return text_scores(trained_gguf("bf16"), examination(), [])
 
 
-# It was measured at 95.3% of 760 (knowledge 97.2% of 400, lookup 97% and sums 67% of 60 each).
-# Other processors round otherwise, which decides some answers: less two deviations of chance.
+# It was measured at 95.3% of 760, and is to keep 95%. Its parts (97.2% of 400 facts, 97% of 60
+# codes, 67% of 60 sums) are asked for less two deviations of chance.
 
 
 def test_it_answers_most_of_what_it_was_never_asked_before(bf16_scores: dict[str, float]) -> None:
-    assert bf16_scores["text"] >= 0.938
+    assert bf16_scores["text"] >= 0.95
     assert bf16_scores["knowledge"] >= 0.955
     assert bf16_scores["lookup"] >= 0.92
     assert bf16_scores["arithmetic"] >= 0.545
@@ -149,19 +149,18 @@ def test_codes_are_found_five_hundred_tokens_back(trained_gguf: TrainedGGUF) -> 
     assert needle_scores(trained_gguf("bf16"), [500], []) == {"codes across 500 tokens": 1}
 
 
-# Only the layer that sees everything can find these, since all but one lie in another chunk of
-# attention than the question (at 9,000 tokens all of them). Of 5 it finds 4.
-
-
 def test_codes_are_found_in_another_chunk_of_attention(trained_gguf: TrainedGGUF) -> None:
+    # All are in another chunk than the question, so that only the layer which sees everything can
+    # find them. Of 5 it finds 4: of the fifth it says 8528 instead of 85207.
     scores = needle_scores(trained_gguf("bf16"), [9000], [])
-    assert scores["codes across 9000 tokens"] >= 0.6
+    assert scores["codes across 9000 tokens"] >= 0.8
 
 
 @pytest.mark.heavy
-def test_codes_are_found_thirty_thousand_tokens_back(trained_gguf: TrainedGGUF) -> None:
-    scores = needle_scores(trained_gguf("int4"), [32000], [])
-    assert scores["codes across 32000 tokens"] >= 0.6
+@pytest.mark.parametrize("recipe", ["bf16", "int4"])
+def test_codes_are_found_across_four_chunks(trained_gguf: TrainedGGUF, recipe: str) -> None:
+    scores = needle_scores(trained_gguf(recipe), [16000, 32000], [])
+    assert min(scores.values()) >= 0.8
 
 
 def test_a_saved_conversation_still_knows_what_was_said_in_it(
