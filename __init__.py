@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -34,13 +35,24 @@ from .errors import (
     VocabularyError,
     WorkerError,
 )
-from .plan import Plan, plan
+from .planner import Plan, plan
 from .quant import RECIPES
 
 if TYPE_CHECKING:
-    from .runtime import Completion, Message, Model, Placement, Sampling, Stream
+    from .chat.answer import Completion, Stream
+    from .chat.conversation import Message
+    from .model import Model
+    from .runtime.placement import Placement
+    from .runtime.sampling import Sampling
 
-_RUNTIME_NAMES = frozenset({"Completion", "Message", "Model", "Placement", "Sampling", "Stream"})
+_HOMES = {
+    "Completion": "chat.answer",
+    "Message": "chat.conversation",
+    "Model": "model",
+    "Placement": "runtime.placement",
+    "Sampling": "runtime.sampling",
+    "Stream": "chat.answer",
+}
 
 __all__ = [
     "RECIPES",
@@ -76,8 +88,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RUNTIME_NAMES:
-        from . import runtime
-
-        return getattr(runtime, name)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

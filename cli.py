@@ -19,22 +19,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import ContextFullError, Llama4EdgeError
-from .terminal import (
-    abandon_stdout,
-    at_terminal,
-    complain,
-    fill_closed_streams,
-    note,
-    show,
-    show_log,
-    speak_utf8,
-)
-from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
-from .terminal.bench import bench_options
-from .terminal.conversion import conversion_options
-from .terminal.loading import opened_model
-from .terminal.options import (
+from .commands.bench import bench_options
+from .commands.conversion import conversion_options
+from .commands.loading import opened_model
+from .commands.options import (
     ANSWER,
     JSON,
     VERBOSE,
@@ -47,7 +35,19 @@ from .terminal.options import (
     verbose_option,
     worker_options,
 )
-from .terminal.plan import plan_options
+from .commands.plan import plan_options
+from .errors import ContextFullError, Llama4EdgeError
+from .terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
+from .terminal.console import (
+    abandon_stdout,
+    at_terminal,
+    complain,
+    fill_closed_streams,
+    note,
+    show,
+    show_log,
+    speak_utf8,
+)
 from .terminal.progress import check_progress, conversion_progress, pull_progress
 from .terminal.prompt import Lines, read_prompt
 
@@ -257,7 +257,7 @@ def inspect(ctx: click.Context, file: Path, tensors: bool, check: bool, as_json:
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
-    from .terminal.files import damage_of, summary_of
+    from .commands.files import damage_of, summary_of
     from .terminal.tables import damage_view, summary_view
 
     if check and file.is_dir():
@@ -300,7 +300,7 @@ def plan(ctx: click.Context, model: str | None, as_json: bool) -> None:
     llama4 plan --table
     llama4 plan scout.gguf --check
     """
-    from .terminal.plan import answer
+    from .commands.plan import answer
 
     show_log(verbose=ctx.meta[VERBOSE])
     said = answer(ctx, model)
@@ -331,7 +331,7 @@ def run(ctx: click.Context, model: Path, prompt: str | None, system: str | None,
     llama4 run scout.gguf 'Summarize this:' < report.txt
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
     """
-    from .runtime.conversation import Message
+    from .chat.conversation import Message
     from .terminal.chat import opening
 
     if raw and system is not None:
@@ -381,7 +381,7 @@ def chat(ctx: click.Context, model: Path, system: str | None) -> None:
     llama4 chat scout.gguf --system 'Answer in one sentence.' -c 32768
     llama4 chat scout.gguf < questions.txt
     """
-    from .runtime.conversation import Conversation
+    from .chat.conversation import Conversation
     from .terminal.chat import Chat, opening, terminal_source
 
     sampling = sampling_of(ctx)
@@ -429,7 +429,7 @@ def bench(
     llama4 bench scout.gguf -p 512 -n 128 -d 0,4096,32768 --json
     llama4 bench --synthetic scout --recipe int4 --layers 4
     """
-    from .terminal.bench import bench_view, measure
+    from .commands.bench import bench_view, measure
 
     show_log(verbose=ctx.meta[VERBOSE])
     results = measure(ctx, model, keep=keep, warmup=not no_warmup)
@@ -454,7 +454,7 @@ def worker(ctx: click.Context) -> None:
     llama4 worker
     llama4 worker --host 192.168.0.7
     """
-    from .runtime.worker import running_worker
+    from .runtime.workers.worker import running_worker
     from .terminal.tables import worker_view
 
     show_log(verbose=ctx.meta[VERBOSE])

@@ -31,12 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peer import OUT, peer_sources  # noqa: E402 (path set above)
 from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402
 from llama4_edge.quant import type_named  # noqa: E402
-from llama4_edge.quant.encode import (  # noqa: E402
-    NATIVE,
-    encode_bf16,
-    encode_rows,
-    f32_to_bf16,
-)
+from llama4_edge.quant.encode import NATIVE, encode_bf16, encode_rows, f32_to_bf16  # noqa: E402
 
 SLICE = replace(
     SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer import OUT, llama_bench, our_bench  # noqa: E402 (path set above)
 from llama4_edge.convert.blueprint import blueprint  # noqa: E402
-from llama4_edge.convert.synthetic import synthetic_file  # noqa: E402
+from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
 
 
 def main() -> None:

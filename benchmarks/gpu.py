@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peer import OUT, llama_bench, our_bench  # noqa: E402 (path set above)
 from llama4_edge.convert.blueprint import blueprint  # noqa: E402
 from llama4_edge.convert.presets import PRESETS  # noqa: E402
-from llama4_edge.convert.synthetic import synthetic_file  # noqa: E402
-from llama4_edge.runtime.worker import local_workers  # noqa: E402
+from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
+from llama4_edge.runtime.workers.worker import local_workers  # noqa: E402
 
 GIB = 2**30
 TRIAL = {
@@ -49,7 +49,7 @@ TRIAL = {
 _BALLAST = """
 import ctypes, sys
 from llama4_edge.runtime.devices import list_devices, offload_targets
-from llama4_edge.runtime.library import native_function
+from llama4_edge.runtime.bindings.library import native_function
 (gpu, *_), wanted = offload_targets(), int(sys.argv[1])
 free = next(one.free_bytes for one in list_devices() if one.name == gpu.name)
 allocate = native_function(
@@ -166,7 +166,7 @@ def trial_config(arguments: argparse.Namespace) -> str:
 def gpu_name() -> str:
     """The first GPU, as llama.cpp describes it, asked in a process that leaves it alone again."""
     script = (
-        "from llama4_edge.runtime.devices import list_devices\n"
+        "from llama4_edge.runtime.bindings.devices import list_devices\n"
         "print(*(one.description for one in list_devices() if one.type == 'gpu'), sep=', ')"
     )
     found = subprocess.run(

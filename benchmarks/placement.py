@@ -42,21 +42,17 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer import OUT  # noqa: E402 (path set above)
-from llama4_edge.convert.blueprint import (  # noqa: E402
-    Blueprint,
-    BlueprintTensor,
-    blueprint,
-)
-from llama4_edge.convert.synthetic import synthetic_file  # noqa: E402
-from llama4_edge.plan.geometry import opened  # noqa: E402
-from llama4_edge.plan.layout import shares  # noqa: E402
-from llama4_edge.plan.machine import Place  # noqa: E402
-from llama4_edge.runtime.bench_engine import BenchEngine  # noqa: E402
-from llama4_edge.runtime.memory import measure  # noqa: E402
+from llama4_edge.convert.blueprint import Blueprint, BlueprintTensor, blueprint  # noqa: E402
+from llama4_edge.measure.speed_engine import BenchEngine  # noqa: E402
+from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
+from llama4_edge.planner.geometry import opened  # noqa: E402
+from llama4_edge.planner.layout import shares  # noqa: E402
+from llama4_edge.planner.machine import Place  # noqa: E402
+from llama4_edge.runtime.bindings.memory import measure  # noqa: E402
 from llama4_edge.runtime.placement import Placement, cpu_moe_overrides  # noqa: E402
-from llama4_edge.runtime.remote import connect  # noqa: E402
 from llama4_edge.runtime.settings import EngineSettings  # noqa: E402
-from llama4_edge.runtime.worker import local_workers  # noqa: E402
+from llama4_edge.runtime.workers.remote import connect  # noqa: E402
+from llama4_edge.runtime.workers.worker import local_workers  # noqa: E402
 
 
 class CountingProxy:

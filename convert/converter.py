@@ -26,9 +26,9 @@ from ..quant import (
     summarize,
     type_named,
 )
-from ..quant.cores import available_cores
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
+from ..system.cores import logical_cores
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .layout import lay_out
@@ -140,7 +140,7 @@ def convert(
         check_target(plan.parts, force=force, sources=checkpoint.shards.room(plan.shards))
         spent = StageSeconds()
         with PartialOutput(plan.parts, plan.identity, force=force) as partial:
-            before = _write_tensors(plan, partial, threads or available_cores(), spent, progress)
+            before = _write_tensors(plan, partial, threads or logical_cores(), spent, progress)
     finally:
         checkpoint.shards.close()
     return _report(plan, resumed_at=before, seconds=time.monotonic() - started, spent=spent)

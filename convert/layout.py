@@ -13,7 +13,13 @@ from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gguf_writer import GGUFWriter
-from .metadata import ROPE_FREQS, origin_named, origin_of, rope_factors, write_metadata
+from .metadata import (
+    ROPE_FREQS,
+    origin_named,
+    origin_of,
+    rope_factors,
+    write_metadata,
+)
 from .names import targets_for
 from .tokenizer import Vocabulary
 

@@ -28,10 +28,10 @@ from gguf.gguf_writer import WriterState
 
 from ..errors import DamagedTensorError, OutputError
 from ..quant import Assignment
-from ..quant.page_cache import forget_cached, start_writing
+from ..system.page_cache import forget_cached, start_writing
+from ..system.threads import end
 from .gguf_writer import GGUFWriter
 from .slabs import Output
-from .threads import end
 
 ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 PARTIAL_SUFFIX = ".partial"

@@ -24,13 +24,13 @@ import numpy as np
 
 from ..errors import CheckpointError, DamagedTensorError
 from ..quant.encode import Bytes, Floats
-from ..quant.page_cache import forget_cached
+from ..system.page_cache import forget_cached
+from ..system.threads import end
 from . import fp8
 from .checkpoint import DTYPE_BYTES, StoredTensor
 from .numbers import VIEWS, Block, encode_stored
 from .shards import Shards
 from .slabs import Share, Slab
-from .threads import end
 
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.

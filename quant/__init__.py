@@ -6,7 +6,14 @@
 
 from __future__ import annotations
 
-from .recipes import RECIPES, Assignment, Recipe, TensorSpec, assign_types, recipe_named
+from .recipes import (
+    RECIPES,
+    Assignment,
+    Recipe,
+    TensorSpec,
+    assign_types,
+    recipe_named,
+)
 from .roles import ROLES, role_of
 from .summary import FileSummary, RoleSummary, TensorSummary, summarize
 from .types import TensorType, type_named

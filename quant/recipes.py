@@ -15,7 +15,18 @@ from dataclasses import dataclass
 
 from ..errors import RecipeError
 from .roles import role_of
-from .types import BF16, F16, F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TYPES, TensorType
+from .types import (
+    BF16,
+    F16,
+    F32,
+    Q4_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TYPES,
+    TensorType,
+)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import EngineError
-from .amx import AMXState, cpu_model, extra_buffers_are_safe, rebuild_command
-from .cores import logical_cores, physical_cores
-from .devices import Device, list_devices
-from .library import (
+from ..system.cores import logical_cores, physical_cores
+from .bindings.amx import AMXState, cpu_model, extra_buffers_are_safe, rebuild_command
+from .bindings.devices import Device, list_devices
+from .bindings.library import (
     LLAMA_CPP_PYTHON,
     LibraryInfo,
     build_command,

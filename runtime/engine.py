@@ -24,14 +24,14 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import AllocationError, ContextFullError, EngineError, WorkerError
-from .batch import SEQUENCE, Batch
-from .interruptible import interruptibly
-from .library import CapturedLog, captured_log, llama
-from .memory import MemoryReport, report_of
-from .parameters import context_params, model_params
-from .remote import Workers, connect
+from .bindings.batch import SEQUENCE, Batch
+from .bindings.interruptible import interruptibly
+from .bindings.library import CapturedLog, captured_log, llama
+from .bindings.memory import MemoryReport, report_of
+from .bindings.parameters import context_params, model_params
 from .sampling import Sampling
 from .settings import EngineSettings
+from .workers.remote import Workers, connect
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..errors import SettingError
-from .cores import MAX_THREADS
+from ..system.cores import MAX_THREADS
 from .placement import Placement
 
 KVType = Literal["f16", "q8_0", "q4_0"]

@@ -10,10 +10,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import ContextFullError
-from . import printable
+from .console import printable
 
 if TYPE_CHECKING:
-    from ..runtime.model import Completion
+    from ..chat.answer import Completion
 
 
 class AnswerWriter:

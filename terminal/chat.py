@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ..chat.conversation import Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError
-from ..runtime.conversation import Conversation, Message
-from . import complain, note, printable
 from .answer import AnswerWriter, context_ran_out, full_context, speed_text
+from .console import complain, note, printable
 from .prompt import Prompt, Source, decode, history_file
 
 if TYPE_CHECKING:
-    from ..runtime.model import Completion
+    from ..chat.answer import Completion
 
 CONTEXT_FULL = "/undo drops the last exchange, /reset all of them; a larger -c holds more."
 

@@ -14,13 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import printable
+from .console import printable
 from .numbers import bytes_text
 
 if TYPE_CHECKING:
-    from ..plan import DevicePlan, Plan
-    from ..plan.check import Compared
-    from ..plan.table import Cell
+    from ..planner import DevicePlan, Plan
+    from ..planner.check import Compared
+    from ..planner.table import Cell
 
 # What fills a device, as a bar shows it: the sign, its colour, and what it stands for.
 _PARTS = (
@@ -160,7 +160,7 @@ def _layers(device: DevicePlan, n_layer: int) -> str:
 
 
 def _speed(plan: Plan) -> Iterator[str]:
-    from ..plan.words import rate
+    from ..planner.explain import rate
 
     begin = plan.estimated_decode_tokens_per_second
     full = plan.estimated_decode_tokens_per_second_full

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import console, printable
+from .console import console, printable
 from .numbers import bytes_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..convert import Progress as Converted
     from ..hub.pull import PullProgress as Fetched
-    from ..quant.verify import Checked
+    from ..runtime.files.damage import Checked
 
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100

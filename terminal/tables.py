@@ -14,17 +14,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import printable
+from .console import printable
 from .numbers import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..convert import Report
     from ..hub.pull import Pulled
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
-    from ..quant.verify import Damage
-    from ..runtime.devices import Device
+    from ..runtime.bindings.devices import Device
     from ..runtime.doctor import Diagnosis
-    from ..runtime.worker import Worker
+    from ..runtime.files.damage import Damage
+    from ..runtime.workers.worker import Worker
 
 # A template or licence is named by its first line; longer text than this says how long it is.
 _LONGEST_TEXT = 120

@@ -134,3 +134,11 @@ def scout_int4(make_gguf: MakeGGUF, scout_checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def full_vocabulary_bf16(make_gguf: MakeGGUF, full_vocabulary_checkpoint: Path) -> Path:
     return make_gguf(full_vocabulary_checkpoint, "bf16")
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few hundred tokens with a chat template, made without the converter."""
+    from tiny_model import with_chat_tokens
+
+    return with_chat_tokens().write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")

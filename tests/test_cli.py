@@ -16,11 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from gguf import GGUFWriter
 
-from llama4_edge import __version__, convert
+from llama4_edge import Model, Sampling, __version__, convert
 from llama4_edge.cli import main
 from llama4_edge.quant import RECIPES
-from llama4_edge.runtime import Model, Sampling
-from llama4_edge.runtime.gguf_file import read_gguf
+from llama4_edge.runtime.files.gguf_file import read_gguf
 
 Command = Callable[..., Result]
 

@@ -27,7 +27,7 @@ from demo.evaluate import (
 )
 from demo.world.lessons import examination
 from llama4_edge import Message, Model, convert
-from llama4_edge.runtime.conversation import Conversation
+from llama4_edge.chat.conversation import Conversation
 
 TrainedGGUF = Callable[[str], Path]
 

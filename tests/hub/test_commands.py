@@ -15,7 +15,7 @@ from hub_server import HubServer, running_hub
 
 from demo.checkpoint import TEXT_ONLY, Geometry
 from llama4_edge.cli import main
-from llama4_edge.runtime.gguf_file import read_gguf
+from llama4_edge.runtime.files.gguf_file import read_gguf
 
 NAME = "meta-llama/Llama-4-Tiny"
 

@@ -14,8 +14,8 @@ import pytest
 from llama_models.llama4.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer
 
-from llama4_edge.runtime.gguf_file import read_gguf
-from llama4_edge.runtime.vocabulary import Vocabulary
+from llama4_edge.chat.vocabulary import Vocabulary
+from llama4_edge.runtime.files.gguf_file import read_gguf
 
 # ruff: noqa: RUF001 (many scripts have letters that look like Latin ones)
 

@@ -12,10 +12,10 @@ import pytest
 
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import doctor
-from llama4_edge.runtime.amx import AMXState
-from llama4_edge.runtime.devices import Device
+from llama4_edge.runtime.bindings.amx import AMXState
+from llama4_edge.runtime.bindings.devices import Device
+from llama4_edge.runtime.bindings.library import build_command, library_info
 from llama4_edge.runtime.doctor import Diagnosis, Finding, diagnose, find_nvcc, gpu_findings
-from llama4_edge.runtime.library import build_command, library_info
 
 _SAFE = AMXState(False, True, False, "the library was built without AMX")
 

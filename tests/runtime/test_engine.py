@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_maker import N_VOCAB, tiny_model
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import AllocationError, ContextFullError, EngineError
@@ -15,8 +16,6 @@ from llama4_edge.runtime.engine import Engine, reusable_prefix
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
-
-from .gguf_maker import N_VOCAB, tiny_model
 
 # One thread: the machine that runs the tests may be busy, and ggml's threads wait by spinning.
 SMALL = EngineSettings(n_ctx=512, n_batch=64, n_ubatch=32, n_outputs=16, n_threads=1)
@@ -467,7 +466,7 @@ def test_engines_open_and_close_without_growing(tiny_path):
 def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
     tiny_path, monkeypatch, caplog, layers, devices, expected
 ):
-    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
     placement = Placement(n_gpu_layers=layers, devices=devices)
     Engine(tiny_path, replace(SMALL, placement=placement)).close()
     said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]

@@ -10,19 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama4_edge import Model, Sampling
 from llama4_edge.errors import EngineError, SettingError
-from llama4_edge.runtime import Model, Sampling
-from llama4_edge.runtime.devices import Target
+from llama4_edge.runtime.bindings.devices import Target
+from llama4_edge.runtime.bindings.parameters import context_params, model_params
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.parameters import context_params, model_params
-from llama4_edge.runtime.placement import (
-    CPU,
-    Placement,
-    check_overrides,
-    cpu_moe_overrides,
-)
+from llama4_edge.runtime.placement import CPU, Placement, check_overrides, cpu_moe_overrides
 from llama4_edge.runtime.settings import EngineSettings
-from llama4_edge.runtime.worker import local_workers
+from llama4_edge.runtime.workers.worker import local_workers
 
 NAMES = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight",
          "blk.1.ffn_up.weight", "blk.10.ffn_gate_exps.weight")  # fmt: skip
@@ -123,7 +118,7 @@ def settings(**placement: object) -> EngineSettings:
     [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), ((), [])],
 )
 def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names, chosen):
-    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
     params = model_params(settings(devices=names), targets("A", "B"))
     assert [one.name for one in params.devices] == chosen
 
@@ -139,7 +134,7 @@ def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names,
     ],
 )  # fmt: skip
 def test_a_device_that_is_not_there_or_not_used_is_refused(monkeypatch, placement, complaint):
-    monkeypatch.setattr("llama4_edge.runtime.parameters.offload_targets", lambda: ())
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
     with pytest.raises(SettingError, match=re.escape(complaint)):
         model_params(settings(**placement), targets("A", "B"))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from llama4_edge.chat.conversation import Conversation, Message
 from llama4_edge.errors import ContextFullError, EngineError, SessionError
-from llama4_edge.runtime.conversation import Conversation, Message
-from llama4_edge.runtime.model import Completion
+from llama4_edge.model import Completion
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.terminal.chat import COMMANDS, STOPPED, Chat
 

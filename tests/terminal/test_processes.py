@@ -213,7 +213,9 @@ def test_a_closed_stderr_takes_nothing_from_the_answer(scout_bf16: Path, tmp_pat
     done = redirected("2>&-", *answer)
     assert (done.returncode, done.stdout) == (0, redirected("", *answer).stdout)
     # What libraries print with printf goes to no file that happened to be opened as number 2.
-    opened = "import os; from llama4_edge.terminal import fill_closed_streams as fill; fill(); "
+    opened = (
+        "import os; from llama4_edge.terminal.console import fill_closed_streams as fill; fill(); "
+    )
     code = opened + f"print(os.open({str(tmp_path / 'new')!r}, os.O_CREAT))"
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&- <&-', "sh", sys.executable, "-c", code],
@@ -228,7 +230,7 @@ def test_ggml_gives_up_with_one_line_and_starts_no_debugger() -> None:
         "import ctypes, resource\n"
         "from llama4_edge.cli import main\n"
         "main(['--version'], standalone_mode=False)\n"
-        "from llama4_edge.runtime.library import native_function\n"
+        "from llama4_edge.runtime.bindings.library import native_function\n"
         "text, number = ctypes.c_char_p, ctypes.c_int\n"
         "abort = native_function('ggml_abort', None, text, number, text)\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from llama4_edge.quant.summary import FileSummary, summarize
 from llama4_edge.runtime.doctor import Finding, diagnose
-from llama4_edge.terminal import show
+from llama4_edge.terminal.console import show
 from llama4_edge.terminal.tables import diagnosis_view, metadata_text, summary_view
 
 

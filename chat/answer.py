@@ -1,0 +1,187 @@
+"""An answer: while it is being made, and whole.
+
+Knows nothing of templates, of plans, or of what a model is loaded from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import EngineError, SettingError
+from ..runtime.engine import Engine
+from ..runtime.sampling import Sampling
+from .streaming import TextStream
+from .vocabulary import Vocabulary
+
+FinishReason = Literal["stop", "stop_string", "length", "closed"]
+"""Why an answer ended: the model ended it, a stop string came, ``max_tokens`` or the context was
+full, or the caller closed the stream."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, and what it took.
+
+    ``tokens`` are the generated ids, without the one that ended the answer but with those of a stop
+    string. ``prompt_tokens`` counts the whole prompt, ``reused_tokens`` the part of it that was
+    still in the cache. ``seed`` is the one that was used.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_string: str | None
+    prompt_tokens: int
+    reused_tokens: int
+    seed: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens decoded (not reused) a second; 0.0 if no time was measured."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Generated tokens a second; 0.0 if no time was measured."""
+        return _rate(len(self.tokens), self.decode_seconds)
+
+
+class Stream(Iterator[str]):
+    """An answer while it is being made: iterate over it for pieces of text.
+
+    The pieces together are the text of the completion, also of one that was closed. Closing it,
+    leaving its ``with`` block or asking the model something else ends it; leaving a ``for`` loop
+    early does no harm.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+    ) -> None:
+        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 0):
+            raise SettingError(
+                "max_tokens is outside its range",
+                found=repr(max_tokens),
+                expected="None or a whole number from 0 up",
+            )
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._text = TextStream(stop)
+        self._max_tokens = max_tokens
+        self._sampling = sampling.with_seed()
+        self._pieces: list[str] = []
+        self._tokens: list[int] = []
+        self._finish_reason: FinishReason | None = None
+        self._superseded = False
+        self._decode_seconds = 0.0
+        self._prompt_tokens = len(prompt)
+        started = time.perf_counter()
+        self._reused_tokens = engine.prefill(prompt)
+        self._prefill_seconds = time.perf_counter() - started
+        self._resources = ExitStack()
+        self._sample = self._resources.enter_context(engine.sampler(self._sampling))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> str:
+        """The next piece of text, never empty.
+
+        Raises:
+            StopIteration: the answer is complete, or the stream was closed.
+            EngineError: the model was asked something else meanwhile, or was closed.
+        """
+        if self._superseded:
+            raise EngineError(
+                "this stream was ended by a later request to the same model",
+                hint="Finish one answer before asking for the next, or open a second model.",
+            )
+        while self._finish_reason is None:
+            started = time.perf_counter()
+            try:
+                piece = self._step()
+            except BaseException:
+                # As with a generator: what was interrupted is over, and the model goes on.
+                self.close()
+                raise
+            finally:
+                self._decode_seconds += time.perf_counter() - started
+            if piece:
+                self._pieces.append(piece)
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the answer here; closing a complete one changes nothing."""
+        if self._finish_reason is None:
+            self._end("closed")
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer, once it is complete or was closed.
+
+        Raises:
+            EngineError: the answer is not complete yet.
+        """
+        if self._finish_reason is None:
+            raise EngineError(
+                "the answer is not complete yet", hint="Read the stream to its end, or close it."
+            )
+        return Completion(
+            text="".join(self._pieces),
+            tokens=tuple(self._tokens),
+            finish_reason=self._finish_reason,
+            stop_string=self._text.matched,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
+            seed=self._sampling.seed or 0,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+        )
+
+    def _step(self) -> str:
+        """Choose one token; the text that became certain with it."""
+        if len(self._tokens) == self._max_tokens:
+            return self._end("length")
+        if self._tokens:
+            if not self._engine.room:
+                return self._end("length")
+            self._engine.append(self._tokens[-1])
+        token = self._sample()
+        if self._engine.is_end(token):
+            return self._end("stop")
+        self._tokens.append(token)
+        text = self._text.push(self._vocabulary.token_bytes(token))
+        if self._text.matched is not None:
+            self._end("stop_string")
+        return text
+
+    def _end(self, reason: FinishReason) -> str:
+        """Finish; the text that was held back, which belongs to the answer."""
+        self._finish_reason = reason
+        self._resources.close()
+        return self._text.finish()
+
+    def _supersede(self) -> None:
+        if self._finish_reason is None:
+            self.close()
+            self._superseded = True
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0.0 else 0.0

@@ -1,0 +1,203 @@
+"""What a model can be placed on: this machine, or one that is described.
+
+Promises that what is here is measured, that what is described says that it is, and that a bandwidth
+which nobody knows is None. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import SettingError
+from ..runtime.bindings.devices import (
+    Device,
+    Target,
+    list_devices,
+    offload_targets,
+)
+from ..runtime.workers.remote import Workers
+from ..system.cores import logical_cores
+from ..system.memory import HostMemory, host_memory
+from .gpus import GPU, known_gpu
+
+KEPT_FREE = 2**30
+"""Bytes of a GPU that a plan leaves alone: what the driver takes on a GPU that is not here, and the
+scratch memory of kernels on any, are in nobody's count. llama.cpp's ``--fit`` leaves as much."""
+
+ASSUMED_RAM_BANDWIDTH = 80 * 10**9
+"""Bytes a second of main memory that is not here: two channels of DDR5-5600, less a tenth."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One device: a GPU, or main memory.
+
+    ``free`` is None where nobody says how much. ``bandwidth`` is bytes read a second, and
+    ``bandwidth_source`` who says so; None where nobody does. Of ``free``, a plan leaves
+    ``kept_free`` alone. ``endpoint`` is the worker that it belongs to, None for none.
+    """
+
+    name: str
+    description: str
+    type: str
+    total: int | None
+    free: int | None
+    bandwidth: int | None
+    bandwidth_source: str | None
+    kept_free: int = 0
+    endpoint: str | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that a plan may use; 0 where nobody says how much is free."""
+        return max((self.free or 0) - self.kept_free, 0)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The GPUs, in the order in which llama.cpp shares layers among them, and main memory.
+
+    ``described`` says that the GPUs are not those of this machine.
+    """
+
+    gpus: tuple[Place, ...]
+    host: Place
+    described: bool = False
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All devices, main memory last."""
+        return (*self.gpus, self.host)
+
+
+def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machine:
+    """The GPUs of `workers`, then those that llama.cpp finds here, with what is free now.
+
+    Args:
+        workers: which are connected.
+        chosen: names of the GPUs to use, in this order; None is all.
+
+    Raises:
+        SettingError: there is no GPU of a name.
+        EngineError: llama.cpp's library does not load, or a worker was lost.
+    """
+    here = {device.name: device for device in list_devices()}
+    lent = dict(zip(workers.targets, workers.devices() if workers else (), strict=True))
+    found = {target.name: _gpu(target, device) for target, device in lent.items()}
+    found |= {one.name: _gpu(one, here[one.name]) for one in offload_targets()}
+    if chosen is not None:
+        unknown = [name for name in chosen if name not in found]
+        if unknown:
+            raise SettingError(
+                f"there is no device {unknown[0]} here",
+                expected=", ".join(found) or "none: llama.cpp finds no GPU",
+                hint="`llama4 doctor` lists the devices of this machine.",
+            )
+        found = {name: found[name] for name in chosen}
+    return Machine(tuple(found.values()), _this_host())
+
+
+def _gpu(target: Target, device: Device) -> Place:
+    gpu = known_gpu(device.description)
+    return Place(
+        name=target.name,
+        description=target.endpoint or device.description,
+        type=device.type,
+        total=device.total_bytes,
+        free=device.free_bytes,
+        bandwidth=gpu.bandwidth if gpu else None,
+        bandwidth_source="the maker's data sheet" if gpu else None,
+        # A worker's GPU is its own business; what it says is free, is.
+        kept_free=0 if target.endpoint else KEPT_FREE,
+        endpoint=target.endpoint,
+    )
+
+
+def described_machine(
+    gpus: Sequence[GPU] = (), vram: Sequence[int] = (), ram: int | None = None
+) -> Machine:
+    """A machine with these GPUs; its main memory is this machine's unless `ram` says how much.
+
+    Args:
+        gpus: models from the table, whose memory is taken as free.
+        vram: bytes of other GPUs, whose speed nobody knows.
+
+    Raises:
+        SettingError: a size that is none.
+    """
+    for size in (*vram, *([ram] if ram is not None else [])):
+        if size <= 0:
+            raise SettingError("a machine has no such memory", found=size, expected="bytes above 0")
+    known = [(gpu.name, gpu.memory, gpu.bandwidth) for gpu in gpus]
+    unknown: list[tuple[str, int, int | None]] = [("GPU", size, None) for size in vram]
+    all_gpus = [*known, *unknown]
+    places = [
+        Place(
+            name=f"{name} #{number}" if len(all_gpus) > 1 else name,
+            description="not here; as the table has it" if bandwidth else "not here; as described",
+            type="gpu",
+            total=memory,
+            free=memory,
+            bandwidth=bandwidth,
+            bandwidth_source="the maker's data sheet" if bandwidth else None,
+            kept_free=KEPT_FREE,
+        )
+        for number, (name, memory, bandwidth) in enumerate(all_gpus)
+    ]
+    host = _this_host()
+    if ram is not None:
+        host = replace(
+            host,
+            description="as described",
+            total=ram,
+            free=ram,
+            bandwidth=ASSUMED_RAM_BANDWIDTH,
+            bandwidth_source="assumed: two channels of DDR5",
+        )
+    return Machine(tuple(places), host, described=True)
+
+
+def _this_host() -> Place:
+    memory = host_memory() or HostMemory(0, 0, "nobody")
+    return Place(
+        name="CPU",
+        description="main memory",
+        type="cpu",
+        total=memory.total or None,
+        free=memory.free or None,
+        bandwidth=ram_bandwidth(),
+        bandwidth_source="measured on this machine",
+    )
+
+
+_PIECE = 16 * 2**20
+# Whoever else computes at the moment makes some of them slow.
+_ROUNDS = 16
+_LONG_ENOUGH = 0.4  # seconds
+
+
+@functools.cache
+def ram_bandwidth() -> int:
+    """Bytes a second that all cores together read from this machine's memory, as measured now.
+
+    The best of several short passes over more than any cache holds, in less than half a second.
+    """
+    threads = min(logical_cores(), 32)
+    pieces = [np.ones(_PIECE // 8, dtype=np.uint64) for _ in range(max(threads, 8))]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        begun = time.perf_counter()
+        for _ in range(_ROUNDS):
+            if time.perf_counter() - begun > _LONG_ENOUGH:
+                break
+            started = time.perf_counter()
+            # NumPy lets go of the interpreter while it adds up.
+            list(pool.map(np.bitwise_or.reduce, pieces))
+            best = max(best, len(pieces) * _PIECE / (time.perf_counter() - started))
+    return int(best)

@@ -1,0 +1,173 @@
+"""What each quantization takes at each context, and the smallest GPUs that hold it all.
+
+Promises that every number is the sum of the tensors' bytes, the cache's formula and the compute
+buffers that llama.cpp counted for just as many GPUs at just that context. A compute buffer does not
+depend on the quantization, so it is counted once for each context.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..convert.presets import PRESETS
+from ..runtime.bindings.memory import measure
+from ..runtime.placement import Placement
+from ..runtime.settings import EngineSettings, KVType
+from ..runtime.workers.simulated_gpus import stand_ins
+from .geometry import Geometry, is_gguf, opened
+from .gpus import GPU, GPUS
+from .layout import dealt_out, split_for
+from .machine import KEPT_FREE
+
+CONTEXTS = (1024, 8192, 32_768, 131_072, 262_144, 1_048_576, 10_485_760)
+"""1k to 10M."""
+
+_SETS = (1, 2, 4, 8)
+"""How many of one kind of GPU are thought of together, as far as they go into one machine."""
+
+TABLE_RECIPES = ("q4_0", "q4_k_m", "int4", "int8", "bf16")
+"""Those of different sizes: q8_0 is as large as int8, and f16 as bf16."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantization at one context.
+
+    ``gpu_bytes`` is all that lies on one GPU that holds everything, without what is kept free;
+    ``host_bytes`` what lies in main memory beside it. ``holder`` is the smallest known GPU, or set
+    of GPUs, with room for it, None where even eight of the largest have none.
+    """
+
+    model: str
+    recipe: str
+    context: int
+    gpu_bytes: int
+    host_bytes: int
+    holder: str | None
+    holder_bytes: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+def table(
+    models: Sequence[str | os.PathLike[str]] = tuple(PRESETS),
+    *,
+    recipes: Sequence[str] = TABLE_RECIPES,
+    kv_type: KVType = "f16",
+    ubatch: int = EngineSettings.n_ubatch,
+) -> tuple[Cell, ...]:
+    """Cells for each model, quantization and context, in that order.
+
+    Args:
+        models: anything that `plan` takes; a GGUF has its own quantization alone.
+
+    Raises:
+        Llama4EdgeError: a model cannot be read.
+    """
+    return tuple(
+        cell for model in models for cell in _cells_of_model(model, recipes, kv_type, ubatch)
+    )
+
+
+def _cells_of_model(
+    model: str | os.PathLike[str], recipes: Sequence[str], kv_type: KVType, ubatch: int
+) -> list[Cell]:
+    names: Sequence[str | None] = [None] if is_gguf(model) else recipes
+    cells = []
+    with opened(model, names[0]) as first:
+        buffers = _Buffers(first)
+        for name in names:
+            with opened(model, name) as geometry:
+                cells += [
+                    _cell(geometry, name or "as it is", settings, buffers)
+                    for settings in _settings(geometry, kv_type, ubatch)
+                ]
+    return cells
+
+
+def _settings(geometry: Geometry, kv_type: KVType, ubatch: int) -> list[EngineSettings]:
+    contexts = [one for one in CONTEXTS if one <= geometry.n_ctx_train]
+    if geometry.n_ctx_train not in contexts:
+        contexts.append(geometry.n_ctx_train)
+    return [
+        EngineSettings(n_ctx=one, kv_type=kv_type, n_ubatch=ubatch, use_extra_bufts=False)
+        for one in contexts
+    ]
+
+
+class _Buffers:
+    """Compute buffers by context and number of GPUs: of each GPU, and last of main memory."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self.of = cache(self._of)
+
+    def _of(self, settings: EngineSettings, count: int) -> tuple[int, ...]:
+        names = [f"GPU {number}" for number in range(count)]
+        layers = self._geometry.n_layer + 1
+        counts = [layers * (one + 1) // count - layers * one // count for one in range(count)]
+        placement = Placement(devices=tuple(names), tensor_split=split_for(counts))
+        placed = EngineSettings(
+            n_ctx=settings.n_ctx,
+            n_ubatch=settings.n_ubatch,
+            kv_type=settings.kv_type,
+            use_extra_bufts=False,
+            placement=placement,
+        )
+        report = measure(self._geometry.path, placed, stand_ins(names))
+        return tuple(report.on(name).compute for name in [*names, "CPU"])
+
+
+def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _Buffers) -> Cell:
+    sizes = layer_sizes(geometry, settings)
+    gpu, host = buffers.of(settings, 1)
+    holder = _holder(sizes, settings, buffers)
+    beside = sum(one.nbytes for one in geometry.weights if one.role == "embedding")
+    return Cell(
+        model=geometry.name,
+        recipe=recipe,
+        context=settings.n_ctx,
+        gpu_bytes=sum(sizes) + gpu,
+        host_bytes=beside + host + 4 * geometry.n_vocab,
+        holder=None if holder is None else _set_name(*holder),
+        holder_bytes=None if holder is None else holder[0].memory * holder[1],
+    )
+
+
+def layer_sizes(geometry: Geometry, settings: EngineSettings) -> list[int]:
+    """Bytes of each layer with its cache, and last of the output layer, all on GPUs."""
+    sizes = [0] * (geometry.n_layer + 1)
+    for weight in geometry.weights:
+        if weight.layer is not None:
+            sizes[weight.layer] += weight.nbytes
+        elif weight.role != "embedding" or geometry.tied:
+            sizes[-1] += weight.nbytes
+    for layer in range(geometry.n_layer):
+        sizes[layer] += geometry.kv_bytes(layer, settings)
+    return sizes
+
+
+def _holder(
+    sizes: Sequence[int], settings: EngineSettings, buffers: _Buffers
+) -> tuple[GPU, int] | None:
+    """The set with least memory that holds everything; of equals, the one of fewest GPUs."""
+    sets = [(gpu, count) for gpu in GPUS for count in _SETS if count <= gpu.most_together]
+    for gpu, count in sorted(sets, key=lambda one: (one[0].memory * one[1], one[1])):
+        room = gpu.memory - KEPT_FREE
+        # Most sets are out of the question before anything is asked of llama.cpp.
+        if room * count < sum(sizes):
+            continue
+        compute = buffers.of(settings, count)[:count]
+        if dealt_out(sizes, [room] * count, compute)[1] <= 1.0:
+            return gpu, count
+    return None
+
+
+def _set_name(gpu: GPU, count: int) -> str:
+    return gpu.name if count == 1 else f"{count}x {gpu.name}"

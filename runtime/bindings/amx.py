@@ -1,0 +1,186 @@
+"""Does the loaded library survive a prompt on this CPU? Found out once, in a child process.
+
+GCC before 13.2.1 drops the stores that fill ggml's AMX tile configuration, and llama.cpp dies with
+SIGSEGV at the first prompt on a Xeon with AMX. No symbol of the library tells whether it was built
+so. Where it has AMX at all, a child process tries it on a tiny model; the answer is kept on disk
+until the library or the CPU changes. Promises never to crash this process, and that an answer which
+is not certain counts as "not safe" and is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .library import build_command, library_info, system_info
+
+PROBE = (sys.executable, "-m", "llama4_edge.runtime.bindings.amx_probe")
+"""The command that tries a prompt with AMX; it must end with status 0."""
+
+TIMEOUT = 60.0
+"""Seconds after which a child that has not ended counts as not surviving."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AMXState:
+    """What is known of AMX here.
+
+    ``needed``: the library was built with AMX, so that it had to be tried. ``survived``: the child
+    came through, or there was nothing to try. ``cached``: the answer came from disk. ``reason``
+    says in a clause how the answer was found.
+    """
+
+    needed: bool
+    survived: bool
+    cached: bool
+    reason: str
+
+
+def use_extra_bufts() -> bool:
+    """Whether llama.cpp may repack weights for this CPU; where it may not, say so once.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    state = _state_of_this_process()
+    if not state.survived:
+        _warn(state)
+    return state.survived
+
+
+def extra_buffers_are_safe() -> AMXState:
+    """Look at the library, then on disk, then let a child process try.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    if system_info().get("CPU", {}).get("AMX_INT8") != "1":
+        return AMXState(False, True, False, "the library was built without AMX")
+    identity = _identity()
+    path = _cache_path(identity)
+    known = _read_cache(path, identity) if path else None
+    if known is not None:
+        return known
+    state, certain = _probe()
+    if certain and path:
+        _write_cache(path, identity, state)
+    return state
+
+
+def rebuild_command() -> str:
+    """The command that cures the library, with CUDA where it has CUDA now."""
+    return build_command(cuda="CUDA" in library_info().backends)
+
+
+_state_of_this_process = functools.cache(extra_buffers_are_safe)
+
+
+@functools.cache
+def _warn(state: AMXState) -> None:
+    logger.warning(
+        "The llama.cpp library cannot use AMX on this machine (%s); it runs without, and slower. "
+        "Cure: %s",
+        state.reason,
+        rebuild_command(),
+    )
+
+
+def _probe() -> tuple[AMXState, bool]:
+    """Run the child; the second value says whether its end is certain to be the same next time."""
+    # without a terminal, a core file, or a debugger that ggml would start to print a backtrace
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    try:
+        done = subprocess.run(
+            PROBE,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return AMXState(True, False, False, f"a trial did not end in {TIMEOUT:g} seconds"), False
+    except OSError as error:
+        return AMXState(True, False, False, f"a trial could not start: {error.strerror}"), False
+    if done.returncode == 0:
+        return AMXState(True, True, False, "a trial prompt came through"), True
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        # SIGKILL and SIGTERM come from outside: from the kernel short of memory, say
+        certain = name not in ("SIGKILL", "SIGTERM")
+        return AMXState(True, False, False, f"a trial prompt ended with {name}"), certain
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
+    return AMXState(True, False, False, f"a trial failed: {said[-1]}"), False
+
+
+# --- what is kept on disk
+
+
+def _identity() -> dict[str, object]:
+    """All that the answer depends on: the library's files, its version and the CPU."""
+    info = library_info()
+    files = {path: Path(path).stat() for path in info.paths}
+    return {
+        "files": {path: [stat.st_mtime_ns, stat.st_size] for path, stat in files.items()},
+        "llama_cpp_python": info.llama_cpp_python,
+        "ggml_commit": info.ggml_commit,
+        "cpu": cpu_model(),
+    }
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name as the kernel knows it."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _cache_path(identity: Mapping[str, object]) -> Path | None:
+    """Where the answer is kept; None for a user without a home."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # the specification says to ignore a relative path
+    try:
+        base = configured if configured.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return base / "llama4-edge" / f"amx-{digest[:16]}.json"
+
+
+def _read_cache(path: Path, identity: Mapping[str, object]) -> AMXState | None:
+    """The answer kept in `path`; None where there is none, or where it makes no sense."""
+    try:
+        kept = json.loads(path.read_text())
+        if kept["identity"] != identity or not isinstance(kept["survived"], bool):
+            return None
+        return AMXState(True, kept["survived"], True, str(kept["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_cache(path: Path, identity: Mapping[str, object], state: AMXState) -> None:
+    """Keep the answer; a disk that takes none costs a trial next time and nothing else."""
+    kept = {"identity": identity, "survived": state.survived, "reason": state.reason}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(kept, file)
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.debug("cannot keep the answer about AMX in %s: %s", path, error)

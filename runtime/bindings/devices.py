@@ -1,0 +1,148 @@
+"""The devices that llama.cpp can compute on, with the memory that this process can have of each.
+
+Promises that no number is made up: a backend that reports none, or nonsense, gives None. For the
+CPU, whose backend reports what the whole machine has, `system.memory` is asked instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from ...system.memory import host_memory
+from .library import native_function
+
+# enum ggml_backend_dev_type (ggml-backend.h)
+_TYPES = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of ggml. ``memory_source`` says who counted the bytes."""
+
+    name: str
+    description: str
+    type: str
+    backend: str
+    total_bytes: int | None
+    free_bytes: int | None
+    memory_source: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device that layers can be put on, as llama.cpp takes it.
+
+    ``handle`` is its ``ggml_backend_dev_t`` and ``buffer_type`` the ``ggml_backend_buffer_type_t``
+    of what lies there, whose name is ``buffer_name`` in llama.cpp's reports. ``endpoint`` is the
+    worker that it belongs to, None for this machine.
+    """
+
+    name: str
+    handle: int
+    buffer_type: int
+    buffer_name: str
+    endpoint: str | None = None
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Every device of every loaded backend, in ggml's order.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    return tuple(describe(handle) for handle in _handles())
+
+
+def offload_targets() -> tuple[Target, ...]:
+    """The devices of this machine that llama.cpp shares layers among: its GPUs, or else the
+    integrated ones.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    by_type: dict[str, list[Target]] = {"gpu": [], "igpu": []}
+    for handle in _handles():
+        kind = _type_of(handle)
+        if kind in by_type:
+            by_type[kind].append(target(_name_of(handle), handle))
+    return tuple(by_type["gpu"] or by_type["igpu"])
+
+
+def target(name: str, handle: int, endpoint: str | None = None) -> Target:
+    """A device with its buffer type, which is made where it is asked for the first time."""
+    buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(
+        handle
+    )
+    return Target(name, handle, buffer_type, _text("ggml_backend_buft_name", buffer_type), endpoint)
+
+
+def cpu_buffer_type() -> int:
+    """The ``ggml_backend_buffer_type_t`` of main memory."""
+    return int(native_function("ggml_backend_cpu_buffer_type", ctypes.c_void_p)())
+
+
+def rpc_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A C function of ggml's RPC backend, found as llama.cpp's own tools find it."""
+    registry = native_function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    lookup = native_function(
+        "ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
+    )
+    return ctypes.CFUNCTYPE(result, *arguments)(lookup(registry(b"RPC"), name.encode()))
+
+
+def _handles() -> tuple[int, ...]:
+    count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
+    get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(get(index) for index in range(count))
+
+
+def _type_of(handle: int) -> str:
+    kind = native_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
+    return _TYPES.get(kind, "unknown")
+
+
+def _name_of(handle: int) -> str:
+    return _text("ggml_backend_dev_name", handle)
+
+
+def _text(function: str, argument: int) -> str:
+    value = native_function(function, ctypes.c_char_p, ctypes.c_void_p)(argument)
+    return value.decode("utf-8", "replace") if value else ""
+
+
+def describe(handle: int) -> Device:
+    """What a device, by its ``ggml_backend_dev_t``, says of itself."""
+    registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
+    device_type = _type_of(handle)
+    total, free, source = _reported_memory(handle)
+    host = host_memory() if device_type == "cpu" else None
+    if host is not None:
+        total, free, source = host.total, host.free, host.source
+    return Device(
+        name=_name_of(handle),
+        description=_text("ggml_backend_dev_description", handle),
+        type=device_type,
+        backend=_text("ggml_backend_reg_name", registry(handle)),
+        total_bytes=total,
+        free_bytes=free,
+        memory_source=source,
+    )
+
+
+def _reported_memory(handle: int) -> tuple[int | None, int | None, str]:
+    """Total and free bytes as the backend says them."""
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    ask = native_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
+    ask(handle, ctypes.byref(free), ctypes.byref(total))
+    return *believable(total.value, free.value), "ggml"
+
+
+def believable(total: int, free: int) -> tuple[int | None, int | None]:
+    """The two numbers where they make sense: backends without any report zeros, and a difference
+    that fell below zero comes as a size_t far above the total."""
+    if not 0 < total < 2**63:
+        return None, None
+    return total, free if 0 <= free <= total else None

@@ -1,0 +1,320 @@
+"""The one door to llama.cpp: loads the native library and keeps its log out of the terminal.
+
+Promises that the library is loaded and initialised once, that everything it says arrives in
+Python's ``logging`` (logger ``llama4_edge.llama_cpp``) and that nothing reaches stdout or stderr
+unless the application asks for it. Knows nothing of models, files or devices.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import importlib
+import logging
+import re
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import EngineError
+
+LLAMA_CPP_PYTHON = "0.3.36"
+"""The release whose ctypes structs this package was written against."""
+
+logger = logging.getLogger("llama4_edge.llama_cpp")
+# llama.cpp writes a page for every model: without this, its warnings would reach stderr through
+# logging's handler of last resort.
+logger.addHandler(logging.NullHandler())
+
+# enum ggml_log_level (ggml.h); 5 continues the line before it.
+_LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUE = 5
+
+
+def pip_command() -> str:
+    """The shell's words for the pip of this very Python, which need not be the one on PATH."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"
+
+
+def build_command(*, cuda: bool = False) -> str:
+    """The shell command that builds the native library here, with RPC and sound AMX code.
+
+    The two compiler flags keep GCC before 13.2.1 from dropping the stores that set up AMX tiles;
+    ``--no-cache-dir`` keeps pip from bringing back a wheel that was built without them.
+    """
+    options = "-DGGML_RPC=ON -DGGML_CUDA=ON" if cuda else "-DGGML_RPC=ON"
+    flags = "-fno-dse -fno-tree-dse"
+    return (
+        f'CMAKE_ARGS="{options}" CXXFLAGS="{flags}" '
+        f"{pip_command()} install --force-reinstall --no-deps --no-cache-dir "
+        f"--no-binary llama-cpp-python llama-cpp-python=={LLAMA_CPP_PYTHON}"
+    )
+
+
+# That memory is short, as llama.cpp, ggml, CUDA and C++ say it.
+_NO_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc")
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One whole line of llama.cpp's log; ``level`` is a level of Python's ``logging``."""
+
+    level: int
+    text: str
+
+
+@dataclass
+class CapturedLog:
+    """The lines that llama.cpp logged inside a ``captured_log()`` block, from every thread."""
+
+    lines: list[LogLine] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All lines, one below the other."""
+        return "\n".join(line.text for line in self.lines)
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The lines that were logged as errors."""
+        return tuple(line.text for line in self.lines if line.level >= logging.ERROR)
+
+    @property
+    def last_error(self) -> str | None:
+        """llama.cpp's own last word on what went wrong, if it said one.
+
+        The line that only adds that loading failed is passed over for the one before it.
+        """
+        telling = [line for line in self.errors if not line.endswith(": failed to load model")]
+        return next(reversed(telling or self.errors), None)
+
+    @property
+    def shortage(self) -> str | None:
+        """What llama.cpp said when a device had not the memory, if it said so.
+
+        Of several lines the last that gives a size, because it names the device too.
+        """
+        short = [line for line in self.errors if _NO_MEMORY.search(line)]
+        telling = [line for line in short if " of size " in line] or short
+        return telling[-1] if telling else None
+
+
+class _LogReceiver:
+    """Joins the fragments that llama.cpp logs into lines and hands each one on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._level = logging.INFO
+        self._pending = ""
+        self._captures: list[CapturedLog] = []
+
+    def receive(self, level: int, text: str) -> None:
+        """Take one fragment; a line is complete at its newline, or when another one begins."""
+        lines: list[LogLine] = []
+        with self._lock:
+            if level != _CONTINUE:
+                if self._pending:
+                    lines.append(LogLine(self._level, self._pending))
+                self._pending = ""
+                self._level = _LEVELS.get(level, logging.ERROR)
+            *whole, self._pending = (self._pending + text).split("\n")
+            lines.extend(LogLine(self._level, line) for line in whole if line.strip())
+            captures = tuple(self._captures)
+        for line in lines:
+            for capture in captures:
+                capture.lines.append(line)
+            logger.log(line.level, "%s", line.text)
+
+    def flush(self) -> None:
+        """Hand on a line that llama.cpp began and did not end."""
+        if self._pending:
+            self.receive(_CONTINUE, "\n")
+
+    def begin(self, captured: CapturedLog) -> None:
+        """Write lines into `captured` too from here on."""
+        self.flush()
+        with self._lock:
+            self._captures.append(captured)
+
+    def end(self, captured: CapturedLog) -> None:
+        """Write none there any more."""
+        self.flush()
+        with self._lock:
+            # by identity: two captures with the same lines are equal
+            self._captures = [one for one in self._captures if one is not captured]
+
+
+_receiver = _LogReceiver()
+
+
+def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
+    """What llama.cpp calls. ctypes would print an exception and drop it, so none may leave."""
+    try:
+        _receiver.receive(level, (text or b"").decode("utf-8", "replace"))
+    except KeyboardInterrupt:
+        # Ctrl-C arrived while llama.cpp was logging: raise it again once Python has control.
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+    except Exception:
+        logger.debug("a log handler failed", exc_info=True)
+
+
+# llama.cpp keeps only the address of the callback; this keeps the callback.
+_referenced: list[object] = []
+
+
+@functools.cache
+def _load() -> Any:
+    """Import the bindings, take over the log, initialise the backends. Once a process."""
+    try:
+        bindings = importlib.import_module("llama_cpp.llama_cpp")
+    except Exception as error:  # a missing .so raises FileNotFoundError, a broken one RuntimeError
+        raise EngineError(
+            "the llama.cpp library cannot be loaded",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"llama-cpp-python {LLAMA_CPP_PYTHON} with its native library",
+            hint=f"Build it with: {build_command()}",
+        ) from error
+    callback = bindings.llama_log_callback(_on_log)
+    _referenced.append(callback)
+    bindings.llama_log_set(callback, ctypes.c_void_p(0))
+    atexit.register(_silence, bindings)
+    bindings.llama_backend_init()
+    return bindings
+
+
+def _silence(bindings: Any) -> None:
+    """Give llama.cpp a native function to log to: destructors log after Python has gone.
+
+    ``ggml_time_us`` takes no argument and changes nothing, so it can stand in for a callback.
+    """
+    address = ctypes.cast(bindings._lib["ggml_time_us"], ctypes.c_void_p).value
+    assert address is not None
+    bindings.llama_log_set(bindings.llama_log_callback(address), ctypes.c_void_p(0))
+
+
+_load_lock = threading.Lock()
+
+
+def llama() -> Any:
+    """The module ``llama_cpp.llama_cpp``: llama.cpp's C functions and structs, ready to call.
+
+    Raises:
+        EngineError: the package or its native library is missing or does not load.
+    """
+    with _load_lock:
+        return _load()
+
+
+def native_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A C function of libllama or of the ggml libraries it depends on, with its own types.
+
+    Raises:
+        EngineError: the loaded library has no such function.
+    """
+    try:
+        # Indexing makes a new function object: setting its types cannot disturb the bindings'.
+        function = llama()._lib[name]
+    except AttributeError as error:
+        raise EngineError(
+            f"the loaded llama.cpp library has no function {name}",
+            expected=f"the library of llama-cpp-python {LLAMA_CPP_PYTHON}",
+            hint=f"Build it with: {build_command()}",
+        ) from error
+    function.restype = result
+    function.argtypes = list(arguments)
+    return function  # type: ignore[no-any-return]
+
+
+class captured_log:  # noqa: N801 (used as a function is, and written out because it is quicker)
+    """Collect what llama.cpp logs inside the block, beside sending it to ``logging``.
+
+    A block for each token that is decoded: a generator's context would take longer than all else.
+    """
+
+    def __enter__(self) -> CapturedLog:
+        llama()
+        self._captured = CapturedLog()
+        _receiver.begin(self._captured)
+        return self._captured
+
+    def __exit__(self, *_: object) -> None:
+        _receiver.end(self._captured)
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """What is known of the loaded native library."""
+
+    llama_cpp_python: str
+    llama_cpp: str
+    ggml: str
+    ggml_commit: str
+    paths: tuple[str, ...]
+    backends: tuple[str, ...]
+    rpc: bool
+
+
+def library_info() -> LibraryInfo:
+    """Versions, files and backends of the loaded library; EngineError when it does not load."""
+    bindings = llama()
+    backends = _backend_names()
+    return LibraryInfo(
+        llama_cpp_python=importlib.import_module("llama_cpp").__version__,
+        llama_cpp=_string_function("llama_version"),
+        ggml=_string_function("ggml_version"),
+        ggml_commit=_string_function("ggml_commit"),
+        paths=_loaded_paths(bindings),
+        backends=backends,
+        rpc=bool(bindings.llama_supports_rpc()),
+    )
+
+
+def system_info() -> dict[str, dict[str, str]]:
+    """What each backend says it was built with: ``{"CPU": {"AVX2": "1", ...}, ...}``."""
+    return parse_system_info(llama().llama_print_system_info().decode("utf-8", "replace"))
+
+
+def parse_system_info(text: str) -> dict[str, dict[str, str]]:
+    """Take ``CPU : AVX = 1 | AVX2 = 1 | CUDA : ARCHS = 900 | `` apart, by backend."""
+    backends: dict[str, dict[str, str]] = {}
+    features: dict[str, str] = {}
+    for item in text.split("|"):
+        assignment, has_value, value = item.partition(" = ")
+        if not has_value:
+            continue
+        backend, starts_backend, name = assignment.rpartition(" : ")
+        if starts_backend:
+            features = backends.setdefault(backend.strip(), {})
+        features[name.strip()] = value.strip()
+    return backends
+
+
+def _string_function(name: str) -> str:
+    value = native_function(name, ctypes.c_char_p)()
+    return value.decode("utf-8", "replace") if value else "unknown"
+
+
+def _backend_names() -> tuple[str, ...]:
+    count = native_function("ggml_backend_reg_count", ctypes.c_size_t)()
+    get = native_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = native_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    return tuple(name(get(index)).decode("utf-8", "replace") for index in range(count))
+
+
+def _loaded_paths(bindings: Any) -> tuple[str, ...]:
+    """The native libraries as the kernel mapped them, because the loader may choose others."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return (str(bindings._lib._name),)
+    mapped = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
+    names = ("libllama", "libggml")
+    return tuple(sorted({path for path in mapped if Path(path).name.startswith(names)}))

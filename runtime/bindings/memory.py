@@ -1,0 +1,302 @@
+"""What llama.cpp allocates on each device, in its own bytes: before loading, and after.
+
+Promises exact numbers that llama.cpp counted itself, for a model that is loaded and for one of
+which only the header is read, even of a file that is all holes. Knows nothing of what a machine
+has, or of which placement is good.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import AllocationError, EngineError
+from ..settings import EngineSettings
+from .devices import Target
+from .interruptible import interruptibly
+from .library import CapturedLog, captured_log, llama, native_function
+from .parameters import ModelParams, context_params, model_params
+
+HOST = "CPU"
+"""The name under which main memory is reported, pinned or not, repacked or not."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device: ``weights``, the KV cache, and the buffers that a decode computes in."""
+
+    device: str
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.kv + self.compute
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What llama.cpp allocates, one entry for each device that has something, the host's first."""
+
+    devices: tuple[DeviceMemory, ...]
+
+    def on(self, device: str) -> DeviceMemory:
+        """The bytes on the device of that name, which are zero where nothing is."""
+        return next(
+            (one for one in self.devices if one.device == device), DeviceMemory(device, 0, 0, 0)
+        )
+
+
+def measure(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    workers: Sequence[Target] = (),
+) -> MemoryReport:
+    """What llama.cpp would allocate for a model, counted in a tenth of a second for Scout.
+
+    Args:
+        path: a GGUF whose header is sound, or one that is nothing but a header and holes.
+        workers: devices that are none of this machine's, as ``model_params`` takes them.
+
+    Raises:
+        SettingError: the settings name a device that is not here.
+        EngineError: llama.cpp refuses the model.
+    """
+    params = model_params(settings, workers, no_alloc=True)
+
+    def work() -> MemoryReport:
+        return _report(path, settings, params, _load, _counted_twice)
+
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    # An interrupt that arrives while llama.cpp calls Python back, as it does for each line of its
+    # log, would be lost in the main thread.
+    return interruptibly(lambda _stopping, _report: work(), lambda _: True, lambda _: None)
+
+
+def measure_loaded(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    workers: Sequence[Target] = (),
+    *,
+    on_progress: Callable[[float], object] | None = None,
+) -> MemoryReport:
+    """What llama.cpp allocates when it really loads a model; all of it is freed again.
+
+    Weights are read into memory and not mapped from the file, since a mapping counts whatever lies
+    between two tensors.
+
+    Args:
+        on_progress: called with the fraction loaded, 0.0 to 1.0.
+
+    Raises:
+        SettingError: the settings name a device that is not here.
+        EngineError: llama.cpp refuses the model, or an allocation failed.
+    """
+    params = model_params(settings, workers)
+    params.native.load_mode = _LOAD_MODE_NONE
+
+    def load(path: str | os.PathLike[str], params: ModelParams) -> Any:
+        def work(stopping: Callable[[], bool], report: Callable[[float], None]) -> Any:
+            def during(fraction: float, _: object) -> bool:
+                report(fraction)
+                return not stopping()
+
+            callback = llama().llama_progress_callback(during)
+            params.native.progress_callback = callback
+            return _load(path, params)
+
+        def progress(fraction: float) -> bool:
+            if on_progress is not None:
+                on_progress(fraction)
+            return True
+
+        return interruptibly(work, progress, _free)
+
+    return _report(path, settings, params, load, lambda _context, _log: {})
+
+
+_LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
+
+
+def _report(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    params: ModelParams,
+    load: Callable[[str | os.PathLike[str], ModelParams], Any],
+    surplus: Callable[[Any, CapturedLog], Mapping[str, int]],
+) -> MemoryReport:
+    with captured_log() as log, _loaded(path, params, load, log) as model:
+        context = llama().llama_init_from_model(model, context_params(settings))
+        if not context:
+            raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
+        try:
+            return report_of(context, params.devices, surplus(context, log))
+        finally:
+            llama().llama_free(context)
+
+
+_LAYER_PLACED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\S+), is_swa")
+_COPIES = re.compile(r"sched copies = (\d+)")
+
+
+def _counted_twice(context: Any, log: CapturedLog) -> dict[str, int]:
+    """Bytes of compute buffers that llama.cpp counts beforehand and never allocates, by device.
+
+    Where several GPUs work on several batches at a time, each has copies of what comes from the one
+    before. llama.cpp says which device a layer's norm belongs to, and forgets it again before it
+    counts (``ggml_backend_sched_reset`` in ``ggml_backend_sched_reserve_size``): then the norm goes
+    to the device before, and both its result and its input are copied. Allocating, it does not
+    forget. Tests hold the difference against what is allocated.
+    """
+    copies = max(map(int, _COPIES.findall(log.text)), default=1)
+    if copies == 1:
+        return {}
+    placed = [(int(layer), device) for layer, device in _LAYER_PLACED.findall(log.text)]
+    # The last one is the output layer, which has no norm of its own.
+    in_order = dict.fromkeys(device for _, device in sorted(placed)[:-1])
+    width = llama().llama_model_n_embd(llama().llama_get_model(context))
+    size = copies * llama().llama_n_ubatch(context) * width * _FLOAT
+    return dict.fromkeys(list(in_order)[1:], size)
+
+
+_FLOAT = 4
+
+
+@contextmanager
+def _loaded(
+    path: str | os.PathLike[str],
+    params: ModelParams,
+    load: Callable[[str | os.PathLike[str], ModelParams], Any],
+    log: CapturedLog,
+) -> Iterator[Any]:
+    model = load(path, params)
+    if not model:
+        raise _refused(path, "the model", log)
+    try:
+        yield model
+    finally:
+        _free(model)
+
+
+def _load(path: str | os.PathLike[str], params: ModelParams) -> Any:
+    return llama().llama_model_load_from_file(os.fsencode(path), params.native)
+
+
+def _free(model: Any) -> None:
+    if model:
+        llama().llama_model_free(model)
+
+
+def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> EngineError:
+    kind = AllocationError if log.shortage else EngineError
+    found = log.shortage or log.last_error
+    return kind(f"{os.fspath(path)}: llama.cpp refuses {what}", found=found)
+
+
+def report_of(
+    context: Any, devices: Sequence[Target] = (), surplus: Mapping[str, int] | None = None
+) -> MemoryReport:
+    """What a ``llama_context`` and its model hold, loaded or not.
+
+    Args:
+        devices: those that have names of their own here; others go by llama.cpp's.
+        surplus: bytes to leave out of the compute buffers, by llama.cpp's name of the device.
+
+    Raises:
+        EngineError: the library does not say (see ``build_command``).
+    """
+    names = {device.handle: device.name for device in devices}
+    tally: dict[str, list[int]] = {HOST: [0, 0, 0]} | {name: [0, 0, 0] for name in names.values()}
+    for node in _nodes(_breakdown(context).root):
+        sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0])
+        for place, count in enumerate((node.model, node.context, node.compute)):
+            sums[place] += count
+    for native, count in (surplus or {}).items():
+        name = next((names[one] for one in names if _name_of(one) == native), native)
+        tally[name][_COMPUTE] -= count
+    return MemoryReport(tuple(DeviceMemory(name, *sums) for name, sums in tally.items()))
+
+
+_COMPUTE = 2  # place of the compute buffers in a tally
+
+# llama_get_memory_breakdown is the one function of llama.cpp that counts these bytes, for a model
+# without allocations too. It returns a std::map (src/llama-ext.h): a red-black tree, laid out as
+# the C++ ABI of GCC's library has it (bits/stl_tree.h). A structure of the same size comes back
+# the same way. The tree's few nodes, of 64 bytes each, are not freed.
+_FUNCTION = "_Z26llama_get_memory_breakdownPK13llama_context"
+# More kinds of buffers than any set of devices has: what is no map must not be walked as one.
+_MOST_NODES = 256
+
+
+class _Map(ctypes.Structure):
+    """std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>."""
+
+    _fields_ = (
+        ("compare", ctypes.c_size_t),
+        ("color", ctypes.c_size_t),
+        ("root", ctypes.c_void_p),
+        ("leftmost", ctypes.c_void_p),
+        ("rightmost", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+    )
+
+
+class _Node(ctypes.Structure):
+    """One pair of the map: a buffer type, and the bytes in its buffers."""
+
+    _fields_ = (
+        ("color", ctypes.c_size_t),
+        ("parent", ctypes.c_void_p),
+        ("left", ctypes.c_void_p),
+        ("right", ctypes.c_void_p),
+        ("buffer_type", ctypes.c_void_p),
+        ("model", ctypes.c_size_t),
+        ("context", ctypes.c_size_t),
+        ("compute", ctypes.c_size_t),
+    )
+
+
+def _breakdown(context: Any) -> Any:
+    result = native_function(_FUNCTION, _Map, ctypes.c_void_p)(context)
+    if not 0 < result.count <= _MOST_NODES or not result.root:
+        raise EngineError(
+            "llama.cpp's count of its memory cannot be read",
+            found=f"{result.count} kinds of buffers",
+            expected="a few, in a std::map of GCC's C++ library",
+        )
+    return result
+
+
+def _nodes(address: int | None) -> Iterator[Any]:
+    """The nodes below an address, in order."""
+    if not address:
+        return
+    node = _Node.from_address(address)
+    yield from _nodes(node.left)
+    yield node
+    yield from _nodes(node.right)
+
+
+def _device_of(buffer_type: int, names: Mapping[int, str]) -> str:
+    """The device whose memory a buffer of this type takes."""
+    is_host = native_function("ggml_backend_buft_is_host", ctypes.c_bool, ctypes.c_void_p)
+    device_of = native_function("ggml_backend_buft_get_device", ctypes.c_void_p, ctypes.c_void_p)
+    device = None if is_host(buffer_type) else device_of(buffer_type)
+    if not device:
+        return HOST
+    # The CPU's repacked weights are of no host type; their device is called as HOST is.
+    return names.get(device) or _name_of(device)
+
+
+def _name_of(device: int) -> str:
+    name = native_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)(device)
+    return str(name.decode("utf-8", "replace"))

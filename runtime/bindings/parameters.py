@@ -1,0 +1,142 @@
+"""llama.cpp's two parameter structs, filled from settings: the one place that fills them.
+
+Promises that what it returns is what llama.cpp accepts without ending the process, and that every
+piece of memory the structs point to lives as long as they do. Loads nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import SettingError
+from ...system.cores import MAX_THREADS, logical_cores, physical_cores
+from ..placement import CPU, check_count, check_split
+from ..settings import EngineSettings
+from .devices import Target, cpu_buffer_type, offload_targets
+from .library import llama
+
+_GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type (ggml.h)
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type (llama.h)
+_SPLIT_MODE_LAYER = 1  # enum llama_split_mode
+_LOAD_MODE_NONE = 0  # enum llama_load_mode
+
+
+class _Override(ctypes.Structure):
+    """``struct llama_model_tensor_buft_override``; the bindings leave it out."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """``llama_model_params`` and what it points to, which must outlive the loading.
+
+    ``devices`` are those that layers are shared among, in llama.cpp's order.
+    """
+
+    native: Any
+    devices: tuple[Target, ...]
+    kept: tuple[object, ...]
+
+
+def model_params(
+    settings: EngineSettings, workers: Sequence[Target] = (), *, no_alloc: bool = False
+) -> ModelParams:
+    """How a model is loaded.
+
+    Args:
+        workers: the devices of ``settings.workers``, which are connected.
+        no_alloc: read the metadata only; weights and buffers are counted and not made.
+
+    Raises:
+        SettingError: the placement names a device that is not here, or not in use.
+        EngineError: llama.cpp's library does not load.
+    """
+    placement = settings.placement
+    chosen = _chosen(placement.devices, (*workers, *offload_targets()))
+    native = llama().llama_model_default_params()
+    native.n_gpu_layers = placement.n_gpu_layers
+    native.split_mode = _SPLIT_MODE_LAYER
+    native.use_extra_bufts = settings.use_extra_bufts
+    if no_alloc:
+        native.no_alloc = True
+        native.load_mode = _LOAD_MODE_NONE
+    # One more than there are: llama.cpp reads up to a null.
+    devices = (ctypes.c_void_p * (len(chosen) + 1))(*(one.handle for one in chosen))
+    native.devices = ctypes.cast(devices, ctypes.c_void_p)
+    kept: list[object] = [devices]
+    if placement.tensor_split:
+        check_split(placement.tensor_split, [one.name for one in chosen])
+        total = sum(placement.tensor_split)
+        # llama.cpp copies as many as it could have.
+        split = (ctypes.c_float * int(llama().llama_max_devices()))(
+            *(one / total for one in placement.tensor_split)
+        )
+        native.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
+        kept.append(split)
+    if placement.overrides:
+        overrides = _overrides(placement.overrides, chosen)
+        native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        kept.append(overrides)
+    return ModelParams(native, chosen, tuple(kept))
+
+
+def context_params(settings: EngineSettings) -> Any:
+    """How a context is made; ``llama_context_params``, which points to nothing.
+
+    Raises:
+        EngineError: llama.cpp's library does not load.
+    """
+    params = llama().llama_context_default_params()
+    params.n_ctx = settings.n_ctx * settings.n_parallel
+    params.n_seq_max = settings.n_parallel
+    params.n_batch = settings.n_batch
+    params.n_ubatch = settings.n_ubatch
+    params.n_outputs_max = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
+    logical = min(logical_cores(), MAX_THREADS)
+    physical = min(physical_cores() or logical, MAX_THREADS)
+    params.n_threads = settings.n_threads or physical
+    params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical
+    params.type_k = params.type_v = _GGML_TYPES[settings.kv_type]
+    params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
+    params.offload_kqv = settings.placement.offload_kqv
+    # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
+    # layers' share of the whole context.
+    params.swa_full = False
+    return params
+
+
+def _chosen(names: tuple[str, ...] | None, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """The targets of these names, in their order; all of them for None."""
+    if names is None:
+        check_count([one.name for one in targets])
+        return tuple(targets)
+    return tuple(_find(name, targets, f"there is no device {name} here") for name in names)
+
+
+def _find(name: str, targets: Sequence[Target], problem: str) -> Target:
+    for one in targets:
+        if name == one.name:
+            return one
+    raise SettingError(
+        problem,
+        expected=", ".join(one.name for one in targets) or "none: llama.cpp finds no GPU",
+        hint="`llama4 doctor` lists the devices of this machine.",
+    )
+
+
+def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[Target]) -> Any:
+    """The array that ends with a null pattern."""
+    rows = (_Override * (len(overrides) + 1))()
+    for row, (pattern, name) in zip(rows, overrides, strict=False):
+        row.pattern = pattern.encode("ascii")
+        if name == CPU:
+            row.buffer_type = cpu_buffer_type()
+            continue
+        # llama.cpp only computes on the devices of the model, and aborts on a tensor elsewhere.
+        problem = f"the override {pattern}={name} names a device that this model does not use"
+        row.buffer_type = _find(name, chosen, problem).buffer_type
+    return rows

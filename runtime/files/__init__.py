@@ -1,0 +1,1 @@
+"""What a model file holds, and whether it is sound."""

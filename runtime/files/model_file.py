@@ -1,0 +1,462 @@
+"""Is this GGUF a whole Llama 4 text model? Answered before llama.cpp sees the file.
+
+llama.cpp aborts the process on some files and quietly assumes a default on others: everything that
+can make it do either is refused here, with one clear error. Knows nothing of devices or memory. The
+rules follow ``load_hparams`` in llama.cpp's src/llama-model.cpp and src/models/llama4.cpp; those of
+the vocabulary are in ``vocabulary_file``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf.constants import LlamaFileType
+
+from ...architecture import ATTENTION_CHUNK, MAX_EXPERTS, MAX_LAYERS, MIN_LAYERS
+from ...errors import ModelFileError
+from .gguf_file import GGUFFile, TensorInfo, read_gguf
+from .vocabulary_file import (
+    RECONVERT,
+    FileVocabulary,
+    bare_vocabulary,
+    check_vocabulary,
+    has_no_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The hyperparameters of a Llama 4 text model, as its GGUF states them.
+
+    ``n_ff`` is the width of a dense layer's feed-forward network, ``n_ff_expert`` that of one
+    expert and of the shared expert; layer i holds experts where ``(i + 1) % moe_step == 0``.
+    ``file_type`` is llama.cpp's name for the recipe (``MOSTLY_Q4_0``). ``eog_ids`` are the tokens
+    that end a generation. ``parts`` holds the header of each file of a split model, in order;
+    ``gguf`` is the first, which has the metadata. ``bytes`` is the length of all parts.
+    """
+
+    path: Path
+    name: str
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    n_ff_expert: int
+    n_expert: int
+    n_expert_used: int
+    moe_step: int
+    n_vocab: int
+    n_ctx_train: int
+    rope_freq_base: float
+    file_type: str
+    chat_template: str | None
+    bos_id: int
+    eos_id: int
+    eog_ids: tuple[int, ...]
+    bytes: int
+    parts: tuple[GGUFFile, ...]
+
+    @property
+    def gguf(self) -> GGUFFile:
+        """The header of the file that was named."""
+        return self.parts[0]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors of all parts."""
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, routes to experts."""
+        return (layer + 1) % self.moe_step == 0
+
+
+def check_model_file(path: str | os.PathLike[str], *, needs_tokenizer: bool = True) -> ModelInfo:
+    """Read the header of a Llama 4 GGUF and check all that llama.cpp relies on.
+
+    Of a split model, `path` names the first part; the others must lie beside it. Whoever only
+    measures a model can do without a tokenizer; a file may have none, if it says so.
+
+    Raises:
+        ModelFileError: a file cannot be read or is damaged, or is not a Llama 4 text model.
+        EngineError: llama.cpp's library does not load.
+    """
+    gguf = read_gguf(path)
+    check_architecture(gguf)
+    _check_key_types(gguf)
+    parts = _read_parts(gguf)
+    bare = has_no_tokenizer(gguf) and not needs_tokenizer
+    vocabulary = bare_vocabulary(gguf) if bare else check_vocabulary(gguf)
+    info = _model_info(gguf, parts, vocabulary)
+    _check_fixed_settings(gguf, info)
+    _check_tensors(info)
+    return info
+
+
+# --- architecture and the types of keys
+
+
+def check_architecture(gguf: GGUFFile) -> None:
+    """Whether the file says that it holds a Llama 4, or its first part.
+
+    Raises:
+        ModelFileError: it says otherwise, or nothing.
+    """
+    found = gguf.metadata.get("general.architecture")
+    if found == "llama4":
+        return
+    if found == "clip":
+        raise ModelFileError(
+            f"{gguf.path} is the vision part of a model",
+            found="architecture clip",
+            expected="llama4",
+            hint="Give the GGUF of the text model.",
+        )
+    if found is None and gguf.metadata.get("split.no"):
+        raise _not_first(gguf)  # llama.cpp's gguf-split names the architecture in the first only
+    raise ModelFileError(
+        f"{gguf.path} is not a Llama 4 model",
+        found="no general.architecture" if found is None else f"architecture {found}",
+        expected="llama4",
+    )
+
+
+_NUMBER_OR_LIST = ("u32", "[u32]", "[i32]")
+
+# What llama.cpp reads, with the types it takes: any other type makes it give up, or abort.
+_KEY_TYPES: Mapping[str, tuple[str, ...]] = {
+    "general.name": ("str",),
+    "general.file_type": ("u32",),
+    "split.no": ("u16",),
+    "split.count": ("u16",),
+    "split.tensors.count": ("i32",),
+    "llama4.attention.causal": ("bool",),
+    "llama4.attention.head_count": _NUMBER_OR_LIST,
+    "llama4.attention.head_count_kv": _NUMBER_OR_LIST,
+    "llama4.attention.key_length": ("u32",),
+    "llama4.attention.key_length_swa": ("u32",),
+    "llama4.attention.layer_norm_rms_epsilon": ("f32",),
+    "llama4.attention.sliding_window": ("u32",),
+    "llama4.attention.sliding_window_pattern": ("u32", "[bool]", "[u32]", "[i32]"),
+    "llama4.attention.value_length": ("u32",),
+    "llama4.attention.value_length_swa": ("u32",),
+    "llama4.block_count": ("u32",),
+    "llama4.classifier.output_labels": ("[str]",),
+    "llama4.classifier.pooling_type": ("u32",),
+    "llama4.context_length": ("u32",),
+    "llama4.embedding_length": ("u32",),
+    "llama4.embedding_length_out": ("u32",),
+    "llama4.expert_count": ("u32",),
+    "llama4.expert_feed_forward_length": _NUMBER_OR_LIST,
+    "llama4.expert_group_count": ("u32",),
+    "llama4.expert_group_used_count": ("u32",),
+    "llama4.expert_used_count": _NUMBER_OR_LIST,
+    "llama4.feed_forward_length": _NUMBER_OR_LIST,
+    "llama4.interleave_moe_layer_step": ("u32",),
+    "llama4.nextn_predict_layers": ("u32",),
+    "llama4.pooling_type": ("u32",),
+    "llama4.rope.dimension_count": ("u32",),
+    "llama4.rope.dimension_count_swa": ("u32",),
+    "llama4.rope.freq_base": ("f32",),
+    "llama4.rope.freq_base_swa": ("f32",),
+    "llama4.rope.scale_linear": ("f32",),
+    "llama4.rope.scaling.alpha": ("f32",),
+    "llama4.rope.scaling.attn_factor": ("f32",),
+    "llama4.rope.scaling.factor": ("f32",),
+    "llama4.rope.scaling.finetuned": ("bool",),
+    "llama4.rope.scaling.original_context_length": ("u32",),
+    "llama4.rope.scaling.type": ("str",),
+    "tokenizer.chat_template": ("str",),
+}
+
+
+def _check_key_types(gguf: GGUFFile) -> None:
+    for key, expected in _KEY_TYPES.items():
+        found = gguf.types.get(key)
+        if found is not None and found not in expected:
+            raise _bad_key(gguf, key, f"type {found}", "type " + " or ".join(expected))
+
+
+def _bad_key(gguf: GGUFFile, key: str, found: object, expected: object) -> ModelFileError:
+    return ModelFileError(
+        f"{gguf.path} has a bad value of {key}", found=found, expected=expected, hint=RECONVERT
+    )
+
+
+# --- hyperparameters
+
+
+def _model_info(
+    gguf: GGUFFile, parts: tuple[GGUFFile, ...], vocabulary: FileVocabulary
+) -> ModelInfo:
+    n_layer = _number(gguf, "llama4.block_count", MIN_LAYERS, MAX_LAYERS)
+    n_embd = _number(gguf, "llama4.embedding_length")
+    n_head = _number(gguf, "llama4.attention.head_count", layers=n_layer)
+    n_expert = _number(gguf, "llama4.expert_count", 1, MAX_EXPERTS)
+    template = gguf.metadata.get("tokenizer.chat_template")
+    return ModelInfo(
+        path=gguf.path,
+        name=str(gguf.metadata.get("general.name", gguf.path.stem)),
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=_number(
+            gguf, "llama4.attention.head_count_kv", 1, n_head, layers=n_layer, default=n_head
+        ),
+        head_dim=_number(gguf, "llama4.attention.key_length", default=n_embd // n_head),
+        n_ff=_number(gguf, "llama4.feed_forward_length", layers=n_layer),
+        n_ff_expert=_number(gguf, "llama4.expert_feed_forward_length", layers=n_layer),
+        n_expert=n_expert,
+        n_expert_used=_number(gguf, "llama4.expert_used_count", 1, n_expert, layers=n_layer),
+        moe_step=_number(gguf, "llama4.interleave_moe_layer_step", 1, n_layer),
+        n_vocab=vocabulary.size,
+        n_ctx_train=_number(gguf, "llama4.context_length"),
+        rope_freq_base=_positive(gguf, "llama4.rope.freq_base", default=10000.0),
+        file_type=_file_type(gguf),
+        chat_template=None if template is None else str(template),
+        bos_id=vocabulary.bos_id,
+        eos_id=vocabulary.eos_id,
+        eog_ids=vocabulary.eog_ids,
+        bytes=sum(part.size for part in parts),
+        parts=parts,
+    )
+
+
+def _number(
+    gguf: GGUFFile,
+    key: str,
+    least: int = 1,
+    most: int = 2**31 - 1,
+    *,
+    layers: int | None = None,
+    default: int | None = None,
+) -> int:
+    """A whole number between `least` and `most`; with `layers`, perhaps a list that repeats it."""
+    value = gguf.metadata.get(key, default)
+    if isinstance(value, tuple):
+        # llama.cpp's llama4 takes the first layer's number for every layer
+        if len(value) != layers or len(set(value)) != 1:
+            raise _bad_key(gguf, key, f"a list of {len(value)}", f"one number for {layers} layers")
+        value = value[0]
+    if not isinstance(value, int) or not least <= value <= most:
+        found = "no such key" if value is None else value
+        raise _bad_key(gguf, key, found, f"a number between {least} and {most}")
+    return value
+
+
+def _positive(gguf: GGUFFile, key: str, *, default: float | None = None) -> float:
+    value = gguf.metadata.get(key, default)
+    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+        found = "no such key" if value is None else value
+        raise _bad_key(gguf, key, found, "a positive number")
+    return value
+
+
+def _file_type(gguf: GGUFFile) -> str:
+    value = gguf.metadata.get("general.file_type")
+    try:
+        return str(LlamaFileType(value).name)
+    except ValueError:
+        return "unknown" if value is None else f"unknown ({value})"
+
+
+def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
+    """Settings that llama.cpp asserts, ignores, or takes for another kind of model."""
+    if info.n_head % info.n_head_kv:
+        raise _bad_key(
+            gguf, "llama4.attention.head_count_kv", info.n_head_kv, f"a divisor of {info.n_head}"
+        )
+    if info.head_dim % 2:
+        raise _bad_key(gguf, "llama4.attention.key_length", info.head_dim, "an even number")
+    _positive(gguf, "llama4.attention.layer_norm_rms_epsilon")
+    for key in ("freq_base_swa", "scale_linear", "scaling.factor", "scaling.attn_factor"):
+        _positive(gguf, f"llama4.rope.{key}", default=1.0)
+    values_default = info.n_embd // info.n_head
+    value_length = _number(gguf, "llama4.attention.value_length", default=values_default)
+    if value_length != info.head_dim:
+        raise _bad_key(gguf, "llama4.attention.value_length", value_length, info.head_dim)
+    for key, expected in _computable(info).items():
+        value = gguf.metadata.get(f"llama4.{key}", expected[0])
+        if value not in expected:
+            words = " or ".join(str(one) for one in expected)
+            raise _bad_key(gguf, f"llama4.{key}", value, words)
+
+
+def _computable(info: ModelInfo) -> dict[str, tuple[object, ...]]:
+    """The values that llama.cpp's llama4 computes with; a key may also be absent."""
+    pattern = tuple(layer % 4 < 3 for layer in range(info.n_layer))
+    return {
+        "attention.key_length_swa": (info.head_dim,),
+        "attention.value_length_swa": (info.head_dim,),
+        "rope.dimension_count": (info.head_dim,),
+        "rope.dimension_count_swa": (info.head_dim,),
+        "attention.sliding_window": (ATTENTION_CHUNK,),  # with 0, it aborts at the first decode
+        "attention.sliding_window_pattern": (4, pattern),
+        "attention.causal": (True,),
+        "embedding_length_out": (0, info.n_embd),
+        "expert_group_count": (0,),
+        "nextn_predict_layers": (0,),
+        "pooling_type": (0,),
+        "rope.scaling.type": ("none", "linear", "yarn", "longrope"),
+    }
+
+
+# --- tensors
+
+# ggml cannot multiply by a matrix of any other type: it has no dot product for them.
+# fmt: off
+MATRIX_TYPES = frozenset((
+    "F32", "F16", "BF16",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+    "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0",
+))
+# fmt: on
+_VECTOR_TYPES = frozenset({"F32"})
+
+
+def _expected_tensors(info: ModelInfo) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape, in ggml's order, of every tensor that has to be there."""
+    embd, kv = info.n_embd, info.n_head_kv * info.head_dim
+    heads, ff = info.n_head * info.head_dim, info.n_ff
+    expert_ff, experts = info.n_ff_expert, info.n_expert
+    attention = {
+        "attn_norm": (embd,),
+        "attn_q": (embd, heads),
+        "attn_k": (embd, kv),
+        "attn_v": (embd, kv),
+        "attn_output": (heads, embd),
+        "ffn_norm": (embd,),
+    }
+    dense = {"ffn_gate": (embd, ff), "ffn_up": (embd, ff), "ffn_down": (ff, embd)}
+    routed = {
+        "ffn_gate_inp": (embd, experts),
+        "ffn_gate_exps": (embd, expert_ff, experts),
+        "ffn_up_exps": (embd, expert_ff, experts),
+        "ffn_down_exps": (expert_ff, embd, experts),
+        "ffn_gate_shexp": (embd, expert_ff),
+        "ffn_up_shexp": (embd, expert_ff),
+        "ffn_down_shexp": (expert_ff, embd),
+    }
+    yield "token_embd.weight", (embd, info.n_vocab)
+    yield "output_norm.weight", (embd,)
+    for layer in range(info.n_layer):
+        for name, shape in (attention | (routed if info.has_experts(layer) else dense)).items():
+            yield f"blk.{layer}.{name}.weight", shape
+
+
+def _optional_tensors(info: ModelInfo) -> dict[str, tuple[int, ...]]:
+    """Tied embeddings leave out ``output``; plain RoPE leaves out ``rope_freqs``."""
+    return {
+        "output.weight": (info.n_embd, info.n_vocab),
+        "rope_freqs.weight": (info.head_dim // 2,),
+    }
+
+
+def _check_tensors(info: ModelInfo) -> None:
+    """Every tensor of the layout once, in its shape, of a type ggml computes with; no other."""
+    found: dict[str, TensorInfo] = {}
+    for tensor in info.tensors:
+        if tensor.name in found:
+            raise _bad_tensor(info, f"has the tensor {tensor.name} twice")
+        found[tensor.name] = tensor
+    required = dict(_expected_tensors(info))
+    missing = [name for name in required if name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _bad_tensor(info, f"has no tensor {missing[0]}{more}")
+    layout = required | _optional_tensors(info)
+    unknown = [name for name in found if name not in layout]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise _bad_tensor(info, f"has a tensor that Llama 4 does not: {unknown[0]}{more}")
+    for tensor in found.values():
+        shape = layout[tensor.name]
+        if tensor.shape != _without_trailing_ones(shape):
+            raise _bad_tensor(
+                info, f"has a misshapen tensor: {tensor.name}", found=tensor.shape, expected=shape
+            )
+        types = _VECTOR_TYPES if len(shape) == 1 else MATRIX_TYPES
+        if tensor.type not in types:
+            raise _bad_tensor(
+                info,
+                f"has a tensor of a type that ggml does not compute with: {tensor.name}",
+                found=tensor.type,
+                expected=" or ".join(sorted(types)),
+            )
+
+
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _bad_tensor(
+    info: ModelInfo, problem: str, found: object = None, expected: object = None
+) -> ModelFileError:
+    return ModelFileError(f"{info.path} {problem}", found=found, expected=expected, hint=RECONVERT)
+
+
+# --- split models
+
+
+def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
+    """The headers of all parts; llama.cpp finds them by the name of the first, and so do we."""
+    count = gguf.metadata.get("split.count", 0)
+    assert isinstance(count, int)
+    if count <= 1:
+        return (gguf,)
+    if gguf.metadata.get("split.no") != 0:
+        raise _not_first(gguf)
+    suffix = f"-00001-of-{count:05d}.gguf"
+    if not gguf.path.name.endswith(suffix):
+        raise ModelFileError(
+            f"{gguf.path} is the first of {count} parts and is not named like one",
+            expected=f"a name that ends in {suffix}",
+            hint="Give the parts the names they were published under.",
+        )
+    stem = gguf.path.name.removesuffix(suffix)
+    parts = [gguf]
+    for index in range(1, count):
+        path = gguf.path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}.gguf")
+        if not path.exists():
+            raise ModelFileError(
+                f"{gguf.path} is the first of {count} parts and part {index + 1} is missing",
+                expected=path,
+                hint="Download all parts into one directory.",
+            )
+        parts.append(_read_part(path, index))
+    _check_part_tensors(gguf, parts)
+    return tuple(parts)
+
+
+def _not_first(gguf: GGUFFile) -> ModelFileError:
+    number, count = gguf.metadata.get("split.no"), gguf.metadata.get("split.count")
+    return ModelFileError(
+        f"{gguf.path} is not the first part of its model",
+        found=f"part {number + 1} of {count}" if isinstance(number, int) else "no split.no",
+        hint="Give the file whose name ends in -00001-of-…; the others are found beside it.",
+    )
+
+
+def _read_part(path: Path, index: int) -> GGUFFile:
+    part = read_gguf(path)
+    number, kind = part.metadata.get("split.no"), part.types.get("split.no")
+    if number != index or kind != "u16":
+        raise _bad_key(part, "split.no", f"{number} of type {kind}", f"{index} of type u16")
+    return part
+
+
+def _check_part_tensors(gguf: GGUFFile, parts: list[GGUFFile]) -> None:
+    found = sum(len(part.tensors) for part in parts)
+    said = gguf.metadata.get("split.tensors.count")
+    if said != found:
+        raise _bad_key(gguf, "split.tensors.count", said, f"{found}, as the parts hold")

@@ -1,0 +1,1 @@
+"""Other machines that lend their devices over ggml's RPC, and simulated GPUs."""

@@ -1,0 +1,211 @@
+"""Devices of llama.cpp's type GPU for GPUs that are not here, to be measured on without loading.
+
+Promises devices on which llama.cpp places, counts and schedules as on a GPU in this machine, also
+what it copies there of weights that lie in main memory. They live in a process of their own, on the
+loopback interface, which ends with this one, and are in nobody's list of devices. Nothing is ever
+stored or computed on them: they are for ``memory.measure`` alone, and know nothing of how much
+memory a GPU has.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ...errors import EngineError, SettingError
+from ..bindings.devices import Target, target
+from ..bindings.library import build_command, library_info, native_function
+
+MOST_STAND_INS = 15
+"""llama.cpp's scheduler takes 16 devices, of which main memory is one (GGML_SCHED_MAX_BACKENDS)."""
+
+_STARTED_WITHIN = 20.0  # seconds
+# Fewer tokens than these at a time are computed where the weights are, more on the GPU, to which
+# the weights are copied then (op_offload_min_batch_size in ggml-cuda.cu).
+_OFFLOADED_FROM = 32
+
+# The child: a worker of ggml with the CPU as each of its devices. It ends when its input does.
+_WORKER = """
+import ctypes, os, sys, threading
+base, cpu, rpc = (ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in sys.argv[1:4])
+endpoint, count = sys.argv[4].encode(), int(sys.argv[5])
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+cpu.ggml_backend_cpu_reg.restype = base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
+base.ggml_backend_reg_dev_get.argtypes = ctypes.c_void_p, ctypes.c_size_t
+device = base.ggml_backend_reg_dev_get(cpu.ggml_backend_cpu_reg(), 0)
+start = rpc.ggml_backend_rpc_start_server
+start.argtypes = (ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p)
+start(endpoint, None, 1, count, (ctypes.c_void_p * count)(*[device] * count))
+"""
+
+
+def stand_ins(names: Sequence[str]) -> tuple[Target, ...]:
+    """One stand-in for each name, to be handed to ``memory.measure`` as workers.
+
+    Raises:
+        SettingError: there are more names than llama.cpp takes devices.
+        EngineError: the library was built without RPC, or the process does not start.
+    """
+    if len(names) > MOST_STAND_INS:
+        raise SettingError(
+            "there are more GPUs than llama.cpp takes",
+            found=str(len(names)),
+            expected=f"at most {MOST_STAND_INS}",
+        )
+    if not names:
+        return ()
+    return tuple(target(name, handle) for name, handle in zip(names, _handles(), strict=False))
+
+
+@functools.cache
+def _handles() -> tuple[int, ...]:
+    """All stand-ins that there can be. The process behind them is started once: ggml ends this one
+    where it meets a worker that has gone."""
+    endpoint = _start()
+    add = native_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
+    get = native_function(
+        "ggml_backend_reg_dev_get", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+    )
+    registry = add(endpoint.encode())
+    handles = tuple(get(registry, index) for index in range(MOST_STAND_INS))
+    buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
+    for handle in handles:
+        _set(handle, _OFFLOAD_OP, _OFFLOADS)
+        _set(buffer_type(handle), _GET_ALIGNMENT, _ALIGNMENT)
+        _set(buffer_type(handle), _GET_ALLOC_SIZE, _ALLOC_SIZE)
+    return handles
+
+
+# A device of ggml, and a type of buffers, begins with its functions (ggml-backend-impl.h). Three of
+# them decide what a GPU's compute buffer takes, and RPC answers them otherwise than CUDA does:
+# offload_op says for which operations weights are copied from main memory, the two others how much
+# is laid aside for a tensor.
+_OFFLOAD_OP, _GET_ALIGNMENT, _GET_ALLOC_SIZE = 11, 2, 4
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+_F16 = 1  # enum ggml_type (ggml.h)
+_F16_BYTES = 2
+# What CUDA aligns tensors to (ggml-cuda.cu), and what is laid aside after one (fattn-common.cuh).
+_ALIGNED_TO = 128
+# Attention of fewer tokens than these reads a quantized cache as it is; of more it has a copy of
+# it in f16 (ggml_cuda_get_best_fattn_kernel).
+_COPIED_FROM = 3
+
+
+def _set(functions: int, place: int, function: Any) -> None:
+    """Put a function in its place among those at an address."""
+    pointer = ctypes.c_void_p.from_address(functions + place * _POINTER)
+    pointer.value = ctypes.cast(function, ctypes.c_void_p).value
+
+
+class _Tensor(ctypes.Structure):
+    """The beginning of struct ggml_tensor (ggml.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+    )
+
+
+@functools.cache
+def _operation(number: int) -> str:
+    name = native_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
+    return str(name.decode())
+
+
+@functools.cache
+def _nbytes() -> Any:
+    return native_function("ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
+
+
+def _offloads(_device: int, operation: Any) -> bool:
+    """Whether a GPU would copy the weights to itself for this operation, as CUDA decides it."""
+    tensor = operation.contents
+    name = _operation(tensor.op)
+    if name == "GET_ROWS":
+        return False
+    rows = {"MUL_MAT": tensor.ne[1], "MUL_MAT_ID": tensor.ne[2]}.get(name)
+    return bool((rows or prod(tensor.ne[1:])) >= _OFFLOADED_FROM)
+
+
+def _alloc_size(_buffer_type: int, pointer: Any) -> int:
+    """Bytes that a GPU lays aside for a tensor: what attention makes of a quantized cache follows
+    its result (``ggml_cuda_flash_attn_ext_get_alloc_size``)."""
+    tensor = pointer.contents
+    size = int(_nbytes()(ctypes.addressof(tensor)))
+    if _operation(tensor.op) != "FLASH_ATTN_EXT":
+        return size
+    queries, *cache = (_Tensor.from_address(address) for address in tensor.src[:3])
+    for part in cache:
+        if part.type != _F16 and queries.ne[1] >= _COPIED_FROM:
+            size = -(-size // _ALIGNED_TO) * _ALIGNED_TO + prod(part.ne) * _F16_BYTES
+    return size
+
+
+def _alignment(_buffer_type: int) -> int:
+    return _ALIGNED_TO
+
+
+# Kept here, because the devices keep only their addresses.
+_OFFLOADS = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(_Tensor))(_offloads)
+_ALIGNMENT = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(_alignment)
+_ALLOC_SIZE = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(_Tensor))(
+    _alloc_size
+)
+
+
+def _start() -> str:
+    """Start the process; where it listens."""
+    libraries = [_library(name) for name in ("libggml-base", "libggml-cpu", "libggml-rpc")]
+    endpoint = f"127.0.0.1:{_free_port()}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MOST_STAND_INS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    atexit.register(child.kill)
+    host, port = endpoint.split(":")
+    deadline = time.monotonic() + _STARTED_WITHIN
+    while child.poll() is None and time.monotonic() < deadline:
+        # ggml ends this process where it cannot connect: first it is made sure that it can
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+            return endpoint
+        time.sleep(0.01)
+    raise EngineError(
+        "the stand-ins for GPUs that are not here do not start",
+        found="the process has ended" if child.poll() is not None else "no answer",
+    )
+
+
+def _library(name: str) -> str:
+    path = next((one for one in library_info().paths if Path(one).name.startswith(name)), None)
+    if path is None:
+        raise EngineError(
+            "GPUs that are not here cannot be planned for",
+            found=f"llama.cpp without {name}",
+            expected="a build with RPC, whose workers stand in for them",
+            hint=f"Build it with: {build_command()}",
+        )
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

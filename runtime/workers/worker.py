@@ -1,0 +1,210 @@
+"""A worker: this machine's devices, lent to other machines by ggml's RPC server.
+
+Promises that a worker which is here listens and answers, and that it ends with the block or the
+process that started it, whichever way that ends. The server runs in a process of its own, because
+it never returns, and because a client can make it end the process.
+
+The protocol knows no password and no encryption: who reaches the port can use the machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from ...errors import SettingError, WorkerError
+from ...system.cores import MAX_THREADS, logical_cores, physical_cores
+from ..bindings.devices import Device
+from ..bindings.library import build_command, llama
+from .handshake import DEFAULT_PORT, greet, resolve
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+_STARTS_WITHIN = 120.0  # seconds; a GPU's driver may take its time
+_ENDS_WITHIN = 5.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that runs: where it listens, and which devices it lends."""
+
+    address: str
+    port: int
+    devices: tuple[Device, ...]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def endpoint(self) -> str:
+        """``HOST:PORT``, as ``workers`` takes it."""
+        return f"{self.address}:{self.port}"
+
+    @property
+    def reached_at(self) -> str:
+        """The same with a name that other machines know, where it listens on all addresses."""
+        every = ipaddress.ip_address(self.address).is_unspecified
+        return f"{socket.gethostname()}:{self.port}" if every else self.endpoint
+
+    def wait(self) -> None:
+        """Return never, or raise: WorkerError when the server ended by itself."""
+        status = self.process.wait()
+        raise WorkerError(
+            f"the worker on {self.endpoint} ended",
+            found=f"signal {-status}" if status < 0 else f"exit code {status}",
+            hint="A client of another version, or one that is none, can do that. Start it again.",
+        )
+
+
+@contextmanager
+def running_worker(
+    host: str = LOOPBACK, port: int = DEFAULT_PORT, *, n_threads: int | None = None
+) -> Iterator[Worker]:
+    """A worker on this machine, for as long as the block lasts.
+
+    Its devices are the GPUs, or else the CPU with ``n_threads`` threads (None is one for each
+    physical core).
+
+    Raises:
+        SettingError: a port or a number of threads outside its range.
+        WorkerError: the address is not one of this machine, the port is taken, or ggml's RPC
+            server is not built in.
+        EngineError: llama.cpp's library does not load.
+    """
+    _check_range("port", port, 65535)
+    if n_threads is None:
+        n_threads = min(physical_cores() or logical_cores(), MAX_THREADS)
+    _check_range("n_threads", n_threads, MAX_THREADS)
+    check_rpc()
+    address = resolve(host)
+    _check_free(address, port)
+    if not ipaddress.ip_address(address).is_loopback:
+        logger.warning(
+            "the worker on %s:%d is open: whoever reaches it can use this machine, and read what "
+            "it is sent. Let only a network that you trust reach it.",
+            address,
+            port,
+        )
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"{__package__}.worker_process", address, str(port), str(n_threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    )
+    try:
+        devices = _reported_devices(process)
+        _await_answer(process, address, port)
+        yield Worker(address, port, devices, process)
+    finally:
+        _end(process)
+
+
+@contextmanager
+def local_workers(count: int, *, n_threads: int = 1) -> Iterator[tuple[str, ...]]:
+    """So many workers on free ports of the loopback interface, by their endpoints.
+
+    Raises:
+        WorkerError, EngineError: as ``running_worker``.
+    """
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(running_worker(port=_free_port(), n_threads=n_threads))
+            for _ in range(count)
+        ]
+        yield tuple(worker.endpoint for worker in workers)
+
+
+def check_rpc() -> None:
+    """Whether the library has RPC built in.
+
+    Raises:
+        WorkerError: it has not.
+    """
+    if not llama().llama_supports_rpc():
+        raise WorkerError(
+            "llama.cpp is built without RPC, so that this machine has no workers and is none",
+            hint=f"Build it with: {build_command()}",
+        )
+
+
+def _check_range(name: str, value: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise SettingError(
+            f"{name} is outside its range",
+            found=repr(value),
+            expected=f"a whole number from 1 to {most}",
+        )
+
+
+def _check_free(address: str, port: int) -> None:
+    """Whether ggml could listen here, which itself says nothing that a program could read."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+        except OSError as error:
+            hints = {
+                errno.EADDRINUSE: "Choose another --port, or end what listens there.",
+                errno.EADDRNOTAVAIL: "Give --host an address of this machine.",
+                errno.EACCES: "Choose a --port from 1024 up.",
+            }
+            raise WorkerError(
+                f"a worker cannot listen on {address}:{port}",
+                found=error.strerror,
+                hint=hints.get(error.errno or 0),
+            ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])
+
+
+def _reported_devices(process: subprocess.Popen[bytes]) -> tuple[Device, ...]:
+    """The first line of the child; without one it has already said on stderr what was wrong."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise _did_not_start(process)
+    return tuple(Device(**fields) for fields in json.loads(line))
+
+
+def _await_answer(process: subprocess.Popen[bytes], address: str, port: int) -> None:
+    deadline = time.monotonic() + _STARTS_WITHIN
+    while not _answers(address, port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise _did_not_start(process)
+        time.sleep(0.02)
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        greet(address, port, "here", patience=1.0)
+    except WorkerError:
+        return False
+    return True
+
+
+def _did_not_start(process: subprocess.Popen[bytes]) -> WorkerError:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_ENDS_WITHIN)
+    return WorkerError("the worker did not start", found=f"exit code {process.returncode}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # ggml's server has nothing to tidy up
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()

@@ -1,0 +1,1 @@
+"""This machine: its cores, its memory, its page cache, and waiting for threads."""

@@ -1,0 +1,131 @@
+"""How things look in a terminal: consoles, tables, progress and the chat.
+
+Promises: nothing here adds colour, wrapping or control sequences to what is piped, and no text that
+came from a model or a file can steer the terminal. Does not know how models run or files convert.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# Control characters as the pictures Unicode has for them, so that a model's answer or a file's
+# metadata cannot move the cursor, set the title or write the clipboard. Tab and newline stay.
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+# Wider than any line: what is piped is never folded or cut.
+_UNFOLDED = 100_000
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, except tab and newline, made visible and harmless."""
+    return text.translate(_PICTURES)
+
+
+def fill_closed_streams() -> None:
+    """Open the null device where stdin, stdout or stderr was closed, and send asides there.
+
+    Otherwise the next file that is opened gets that number, and with it what a native library
+    prints. ``sys.stdin`` and ``sys.stdout`` stay None where they were: whoever needs one says so.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (as long as the process)
+
+
+def abandon_stdout() -> None:
+    """Drop what stdout still holds and could not write: at the end it would be tried again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def speak_utf8() -> None:
+    """Write UTF-8 whatever the locale says: it is what models speak, and what a pipe expects.
+
+    A file name that is no UTF-8 is shown with its odd bytes as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def at_terminal() -> bool:
+    """Whether a person types and reads here; a stream that was closed is None."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for stdout or stderr that folds to a terminal's width and leaves a pipe alone."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if stream.isatty() else _UNFOLDED,
+    )
+
+
+def show(view: RenderableType) -> None:
+    """Print a result on stdout; a pipe gets no padding at the ends of lines."""
+    out = console()
+    if out.file.isatty():
+        # What may neither fold nor be cut, such as a command to copy, is left to the terminal.
+        out.print(view, crop=False)
+        return
+    with out.capture() as captured:
+        out.print(view)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+    # Now, where an error is still told, and not as the interpreter ends.
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Say `text` on stderr as an aside, dim where that can be shown."""
+    console(stderr=True).print(printable(text), style="dim", soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Say one ``error: …`` line on stderr."""
+    from rich.text import Text
+
+    line = Text.assemble(("error:", "bold red"), " ", printable(" ".join(text.split())))
+    console(stderr=True).print(line, soft_wrap=True)
+
+
+class _LogLines(logging.Handler):
+    """What the package logs, as lines on stderr: warnings named as such, the rest plain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        sys.stderr.write(f"{prefix}{printable(record.getMessage())}\n")
+
+
+def show_log(*, verbose: bool) -> None:
+    """Send the package's warnings to stderr; with `verbose` all of its log, llama.cpp's too."""
+    package = logging.getLogger("llama4_edge")
+    handler = _LogLines()
+    if verbose:
+        package.setLevel(logging.INFO)
+    else:
+        handler.setLevel(logging.WARNING)
+        # llama.cpp warns about every model; what matters of it comes back as an error.
+        handler.addFilter(lambda record: not record.name.startswith("llama4_edge.llama_cpp"))
+    package.handlers = [handler]

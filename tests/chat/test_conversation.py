@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama4_edge.chat.conversation import Conversation, Message
+from llama4_edge.errors import SessionError
+from llama4_edge.runtime.sampling import Sampling
+
+CONVERSATION = Conversation(
+    messages=(
+        Message("system", "Be brief."),
+        Message("user", '日本語, naïve\n\t"quotes" and <|eot|>'),
+        Message("assistant", "👍"),
+    ),
+    model="Scout",
+    sampling=Sampling(temperature=0.2, seed=5),
+)
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path):
+    CONVERSATION.save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json") == CONVERSATION
+
+
+def test_the_file_can_be_read_by_people(tmp_path):
+    CONVERSATION.save(tmp_path / "talk.json")
+    data = json.loads((tmp_path / "talk.json").read_text())
+    assert data == {
+        "format": "llama4-edge conversation",
+        "version": 1,
+        "model": "Scout",
+        "sampling": {"temperature": 0.2, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "seed": 5},
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": '日本語, naïve\n\t"quotes" and <|eot|>'},
+            {"role": "assistant", "content": "👍"},
+        ],
+    }
+    assert "日本語" in (tmp_path / "talk.json").read_text()
+
+
+def test_bytes_that_were_no_text_come_back(tmp_path):
+    conversation = Conversation((Message("user", "odd \udcff byte"),))
+    conversation.save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json") == conversation
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "talk.json"
+    target.write_text("before")
+    CONVERSATION.save(target)
+    assert Conversation.load(target) == CONVERSATION
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "talk.json"
+    target.write_text("before")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SessionError, match="cannot be saved, found No space left on device"):
+        CONVERSATION.save(target)
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_saving_into_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SessionError, match="found No such file or directory"):
+        CONVERSATION.save(tmp_path / "absent" / "talk.json")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(SessionError, match="cannot be read, found No such file or directory"):
+        Conversation.load(tmp_path / "absent.json")
+
+
+def damaged(path: Path, **changes: object) -> Path:
+    CONVERSATION.save(path)
+    data = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del data[key]
+        else:
+            data[key] = value
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "found something else, expected an object"),
+        ({"version": 2}, "a version that this program does not read, found 2, expected 1"),
+        ({"messages": None}, "expected format, messages, model, sampling, version"),
+        ({"extra": 1}, "the conversation with extra, format"),
+        ({"model": 3}, '"model": 3, expected a string'),
+        ({"messages": {}}, '"messages" as dict, expected a list'),
+        ({"messages": ["hi"]}, "message 1 as str, expected an object"),
+        ({"messages": [{"role": "user"}]}, "message 1 with role, expected content, role"),
+        ({"messages": [{"role": "user", "content": 1}]}, 'message 1 with "content": 1'),
+        ({"sampling": []}, '"sampling" as list, expected an object'),
+        ({"sampling": {"top_k": 1}}, '"sampling" with top_k, expected min_p, seed'),
+        (
+            {"sampling": {"temperature": -1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
+            "temperature is outside its range, found -1, expected a number from 0.0 up",
+        ),
+        (
+            {"sampling": {"temperature": "a", "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
+            "found 'a', expected a number from 0.0 up",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused_with_what_was_found(tmp_path, changes, message):
+    with pytest.raises(SessionError) as caught:
+        Conversation.load(damaged(tmp_path / "talk.json", **changes))
+    assert message in str(caught.value)
+    assert "talk.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"null"])
+def test_a_file_that_is_something_else_is_refused(tmp_path, data):
+    (tmp_path / "talk.json").write_bytes(data)
+    with pytest.raises(SessionError, match=r"talk\.json: this is not a saved conversation"):
+        Conversation.load(tmp_path / "talk.json")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from gguf_maker import byte_letters
+
+from llama4_edge.chat.vocabulary import Vocabulary, any_of
+from llama4_edge.errors import VocabularyError
+
+LETTERS = byte_letters()
+# Ids 0 to 255 are the bytes; then words, a word somebody added, an unused one and control tokens.
+WORDS = ["th", "the", "Ġthe", "ÐĴ", "xyz"]
+TOKENS = [*LETTERS, *WORDS, "[word]", "[unused]", "<|begin|>", "<|eot|>", "<|eot|>2", "<unk>"]
+TYPES = [1] * (256 + len(WORDS)) + [4, 5, 3, 3, 3, 2]
+FIRST = 256 + len(WORDS)
+ADDED, UNUSED, BEGIN, EOT, EOT_2, UNKNOWN = range(FIRST, FIRST + 6)
+
+
+def metadata(**changes: object) -> dict[str, object]:
+    values = {
+        "model": "gpt2",
+        "pre": "llama4",
+        "tokens": tuple(TOKENS),
+        "token_type": tuple(TYPES),
+        "merges": ("t h", "th e", "Ġ the", "Ð Ĵ"),
+        "bos_token_id": BEGIN,
+        "eos_token_id": EOT,
+        **changes,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(metadata())
+
+
+def ids(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def test_merges_are_applied_within_words(vocabulary):
+    assert vocabulary.encode("the bath the") == [257, *ids(" ba"), 256, 258]
+
+
+def test_a_whole_word_of_the_vocabulary_needs_no_merges(vocabulary):
+    # No merge makes "xyz": tiktoken looks a word up before it merges.
+    assert vocabulary.encode("xyz") == [260]
+    assert vocabulary.encode("axyz") == ids("axyz")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # a word goes on from a capital into small letters, and ends before the next capital
+        ("theThe", [257, *b"The"]),
+        ("Athe", [*b"A", 257]),
+        # digits end a word, and go by three
+        ("the1234the", [257, *b"1234", 257]),
+        # a combining mark belongs to its word, and keeps the letters after it there
+        ("e\u0301the", [*"e\u0301".encode(), 257]),
+        # a contraction ('t) belongs to the word before it, and ends it
+        ("a'the", [*b"a'the"]),
+    ],
+)
+def test_text_is_cut_as_llama_4_cuts_it(vocabulary, text, expected):
+    assert vocabulary.encode(text) == expected
+
+
+def test_every_text_comes_back(vocabulary):
+    draw = random.Random(0)
+    texts = ["", "\0", " ", "\r\n\n", "Ünïcödé 日本語 नमस्ते 👩‍👩‍👧", "<|eot|>", "[word] [unused]"]
+    texts += ["".join(chr(draw.randrange(0xD800)) for _ in range(20)) for _ in range(200)]
+    for text in texts:
+        assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_the_empty_text_has_no_tokens(vocabulary):
+    assert vocabulary.encode("") == []
+    assert vocabulary.encode("", special=True) == []
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character(vocabulary):
+    assert vocabulary.encode("a\ud800b") == vocabulary.encode("a\ufffdb")
+    assert vocabulary.encode("\ud83d\ude00") == vocabulary.encode("😀")
+
+
+def test_control_tokens_in_a_text_are_text_unless_asked_for(vocabulary):
+    assert vocabulary.encode("a<|eot|>b") == ids("a<|eot|>b")
+    assert vocabulary.encode("a<|eot|>b", special=True) == [*ids("a"), EOT, *ids("b")]
+    assert vocabulary.encode("<unk>") == ids("<unk>")
+    assert vocabulary.encode("<unk>", special=True) == [UNKNOWN]
+
+
+def test_the_longest_control_token_is_taken(vocabulary):
+    assert vocabulary.encode("<|eot|>2", special=True) == [EOT_2]
+    assert vocabulary.encode("<|eot|>3", special=True) == [EOT, *ids("3")]
+
+
+def test_an_added_word_is_a_token_in_any_text(vocabulary):
+    assert vocabulary.encode("a[word]b") == [*ids("a"), ADDED, *ids("b")]
+    assert vocabulary.token_bytes(ADDED) == b"[word]"
+
+
+def test_an_unused_token_is_never_made_and_stands_for_nothing(vocabulary):
+    assert vocabulary.encode("[unused]", special=True) == ids("[unused]")
+    assert vocabulary.token_bytes(UNUSED, special=True) == b""
+
+
+def test_a_text_begins_with_bos_only_when_asked(vocabulary):
+    assert vocabulary.encode("a", add_bos=True) == [BEGIN, *ids("a")]
+    assert vocabulary.encode("", add_bos=True) == [BEGIN]
+    assert vocabulary.encode("<|begin|>", add_bos=True) == [BEGIN, *ids("<|begin|>")]
+
+
+def test_whether_texts_begin_with_bos_is_the_files_to_say():
+    assert Vocabulary(metadata()).add_bos is False
+    assert Vocabulary(metadata(add_bos_token=True)).add_bos is True
+
+
+def test_bytes_of_every_byte_token_are_that_byte(vocabulary):
+    assert b"".join(vocabulary.token_bytes(token) for token in range(256)) == bytes(range(256))
+    assert vocabulary.token_bytes(258) == b" the"
+    assert vocabulary.token_bytes(259) == b"\xd0\x92"
+
+
+def test_control_tokens_show_their_names_only_if_asked(vocabulary):
+    assert vocabulary.decode([*ids("a"), EOT, *ids("b")]) == "ab"
+    assert vocabulary.decode([*ids("a"), EOT, *ids("b")], special=True) == "a<|eot|>b"
+    assert vocabulary.token_text(BEGIN) == "<|begin|>"
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(vocabulary):
+    assert vocabulary.decode([0x61, 0xFF, 0xE6, 0x97]) == "a��"
+
+
+@pytest.mark.parametrize("token", [-1, len(TOKENS)])
+def test_an_id_out_of_range_is_refused(vocabulary, token):
+    for use in (vocabulary.token_bytes, lambda token: vocabulary.decode([1, token])):
+        with pytest.raises(VocabularyError, match=f"found {token}, expected 0 to 2"):
+            use(token)
+
+
+def test_control_tokens_are_found_by_name(vocabulary):
+    assert vocabulary.control_tokens == {
+        "<|begin|>": BEGIN,
+        "<|eot|>": EOT,
+        "<|eot|>2": EOT_2,
+        "<unk>": UNKNOWN,
+    }
+    assert len(vocabulary) == len(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "llama"}, "tokenizer.ggml.model names a tokenizer that is not Llama 4's"),
+        ({"pre": "llama-bpe"}, "found 'llama-bpe', expected llama4 or gpt-4o"),
+        ({"pre": None}, "found None, expected llama4 or gpt-4o"),
+        ({"tokens": None}, "the model has no list tokenizer.ggml.tokens"),
+        ({"merges": None}, "the model has no list tokenizer.ggml.merges"),
+        ({"merges": (1,)}, "tokenizer.ggml.merges does not hold str values only"),
+        ({"token_type": tuple(TYPES[1:])}, f"found {len(TOKENS) - 1} types"),
+        ({"merges": ("th",)}, "found 'th', expected two tokens and one space"),
+        ({"merges": ("t h e",)}, "found 't h e', expected two tokens and one space"),
+        ({"merges": ("t absent",)}, "tokenizer.ggml.merges cannot be used"),
+        ({"tokens": ("absent", *TOKENS[1:])}, "found 255 of them, not 0x00, expected all 256"),
+        ({"tokens": (*TOKENS[:257], "a b", *TOKENS[258:])}, "byte-level alphabet, found 'a b'"),
+        ({"eos_token_id": len(TOKENS)}, "tokenizer.ggml.eos_token_id is not a token id"),
+        ({"bos_token_id": None, "add_bos_token": True}, "asks for a token that"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(changes, message):
+    with pytest.raises(VocabularyError) as caught:
+        Vocabulary(metadata(**changes))
+    assert message in str(caught.value)
+
+
+def test_a_tokenizer_without_bos_cannot_begin_with_it():
+    with pytest.raises(VocabularyError, match="has no token that begins a text"):
+        Vocabulary(metadata(bos_token_id=None)).encode("a", add_bos=True)
+
+
+def test_any_of_nothing_is_no_pattern():
+    assert any_of([]) is None

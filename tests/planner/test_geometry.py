@@ -1,0 +1,140 @@
+"""Bytes of tensors, and the formula of the KV cache against what llama.cpp reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama4_edge import convert
+from llama4_edge.errors import CheckpointError, ModelFileError, RecipeError
+from llama4_edge.planner.geometry import kv_cells, opened
+from llama4_edge.quant.roles import ROLES
+from llama4_edge.runtime.bindings.memory import measure
+from llama4_edge.runtime.settings import EngineSettings
+
+KIB, GIB = 2**10, 2**30
+
+
+def test_scout_in_int4_weighs_what_its_file_does(tmp_path: Path) -> None:
+    with opened("scout") as scout:
+        # 61.65 GiB, as llama4 inspect says of the converted file.
+        assert scout.nbytes == 66_200_105_216
+        assert {weight.role for weight in scout.weights} <= set(ROLES)
+        experts = sum(one.nbytes for one in scout.weights if one.role == "expert")
+        assert experts == 48 * 3 * 16 * 5120 * 8192 // 256 * 144  # Q4_K: 144 bytes for 256
+
+
+def test_scouts_cache_takes_48_kib_a_token_on_the_full_layers() -> None:
+    with opened("scout") as scout:
+        one, more = (EngineSettings(n_ctx=tokens) for tokens in (32_768, 65_536))
+        layers = range(scout.n_layer)
+        full = [layer for layer in layers if scout.is_full(layer)]
+        chunked = [layer for layer in layers if not scout.is_full(layer)]
+        assert (len(full), len(chunked)) == (12, 36)
+        grown = sum(scout.kv_bytes(i, more) - scout.kv_bytes(i, one) for i in layers)
+        assert grown == 32_768 * 48 * KIB
+        # One chunk of 8192 and one ubatch of 512, whatever the context: 1.2 GiB.
+        assert sum(scout.kv_bytes(i, more) for i in chunked) == 36 * 8704 * 4096
+
+
+@pytest.mark.parametrize("model", ["scout", "maverick"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    ("n_ctx", "n_ubatch", "n_parallel"),
+    [
+        (1, 512, 1),
+        (300, 512, 3),
+        (8192, 512, 1),
+        (8193, 512, 1),
+        (20_000, 64, 2),
+        (262_144, 2048, 1),
+    ],
+)
+def test_the_formula_of_the_cache_is_llama_cpps(
+    model: str, kv_type: str, n_ctx: int, n_ubatch: int, n_parallel: int
+) -> None:
+    settings = EngineSettings(
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_parallel=n_parallel,
+        kv_type=kv_type,  # type: ignore[arg-type]
+        use_extra_bufts=False,  # repacked for AMX, weights take more than they do in the file
+    )
+    with opened(model) as geometry:
+        reported = measure(geometry.path, settings).on("CPU")
+        assert sum(geometry.kv_bytes(i, settings) for i in range(geometry.n_layer)) == reported.kv
+        assert geometry.nbytes == reported.weights
+
+
+def test_a_small_batch_makes_a_small_cache_of_the_chunked_layers() -> None:
+    settings = EngineSettings(n_ctx=100_000, n_batch=128, n_ubatch=512)
+    assert kv_cells(False, settings) == 8192 + 256  # 128 rounded up to 256
+    assert kv_cells(True, settings) == 100_096
+
+
+def test_a_gguf_weighs_the_same_whole_and_in_parts(scout_checkpoint: Path, tmp_path: Path) -> None:
+    convert(scout_checkpoint, tmp_path / "whole.gguf")
+    convert(scout_checkpoint, tmp_path / "parts.gguf", split_size=3_000_000)
+    first = next(tmp_path.glob("parts-00001-of-*.gguf"))
+    with opened(tmp_path / "whole.gguf") as whole, opened(first) as parts:
+        assert sorted(parts.weights, key=str) == sorted(whole.weights, key=str)
+        # llama.cpp finds the other parts itself.
+        report = measure(parts.path, EngineSettings(n_ctx=256, use_extra_bufts=False))
+        assert report.on("CPU").weights == whole.nbytes
+
+
+def test_a_checkpoint_is_drawn_as_it_would_be_converted(
+    scout_checkpoint: Path, scout_int4: Path
+) -> None:
+    with opened(scout_checkpoint, "int4") as drawn, opened(scout_int4) as made:
+        assert sorted(drawn.weights, key=str) == sorted(made.weights, key=str)
+        for name in ("n_layer", "n_expert", "n_expert_used", "n_head_kv", "head_dim", "n_vocab"):
+            assert getattr(drawn, name) == getattr(made, name)
+
+
+def test_a_tied_embedding_is_counted_twice_as_llama_cpp_holds_it(
+    tied_checkpoint: Path, make_gguf
+) -> None:
+    from llama4_edge.planner.layout import shares
+
+    settings = EngineSettings(n_ctx=256, use_extra_bufts=False)
+    with opened(make_gguf(tied_checkpoint, "int4")) as tied:
+        assert tied.tied
+        (host,) = shares(tied, settings, [])
+        assert host.weights["output"] == host.weights["embedding"]
+        # Both lie in main memory here, where llama.cpp holds them once.
+        assert measure(tied.path, settings).on("CPU").weights == tied.nbytes
+
+
+def test_a_gguf_takes_no_recipe(scout_int4: Path) -> None:
+    with (
+        pytest.raises(RecipeError, match="whose types are given, found the recipe int8"),
+        opened(scout_int4, "int8"),
+    ):
+        pass
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nonsense is no model"), opened("nonsense"):
+        pass
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelFileError, match="is cut off"), opened(tmp_path / "x.gguf"):
+        pass
+
+
+def test_a_token_reads_one_expert_and_one_row_of_the_embedding() -> None:
+    with opened("maverick") as maverick:
+        by_role = {one.role: one for one in maverick.weights}
+        expert, embedding, output = (by_role[role] for role in ("expert", "embedding", "output"))
+        assert maverick.read_per_token(expert) == expert.nbytes // 128
+        assert maverick.read_per_token(embedding) == embedding.nbytes // 202_048
+        assert maverick.read_per_token(output) == output.nbytes
+        assert maverick.kv_read_per_token(3, "f16", 100_000) == 100_000 * 4096
+        assert maverick.kv_read_per_token(2, "f16", 100_000) == 8192 * 4096
+
+
+def test_settings_stay_hashable() -> None:
+    # The search keeps what llama.cpp said by the settings that it was asked with.
+    assert len({EngineSettings(), replace(EngineSettings(), n_ctx=8192)}) == 1

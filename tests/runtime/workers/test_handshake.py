@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llama4_edge.errors import SettingError, WorkerError
+from llama4_edge.runtime.settings import EngineSettings, split_endpoint
+from llama4_edge.runtime.workers.handshake import PROTOCOL, greet, resolve
+from llama4_edge.runtime.workers.worker import local_workers
+
+Listen = Callable[..., int]
+
+
+@pytest.fixture
+def stranger() -> Iterator[Listen]:
+    """Servers that answer whatever they hear with some bytes, and then hang up or do not."""
+    listeners: list[socket.socket] = []
+    kept: list[socket.socket] = []
+
+    def start(answer: bytes, *, hang_up: bool = True) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1024)
+            connection.sendall(answer)
+            if hang_up:
+                connection.close()
+            else:
+                kept.append(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for one in (*listeners, *kept):
+        one.close()
+
+
+def answer(major: int, minor: int) -> bytes:
+    return struct.pack("<QBBB25x", 28, major, minor, 0)
+
+
+def test_a_worker_of_the_pinned_llama_cpp_answers_with_the_version_that_is_expected():
+    with local_workers(1) as (endpoint,):
+        host, port = split_endpoint(endpoint)
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(struct.pack("<BQ24x", 14, 24))
+            length, major, minor = struct.unpack_from(
+                "<QBB", connection.recv(8 + 28, socket.MSG_WAITALL)
+            )
+        assert (length, major, minor) == (28, *PROTOCOL)
+        greet(host, port, endpoint, patience=5.0)
+
+
+def test_nobody_there_is_told_with_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(WorkerError) as caught:
+        greet("127.0.0.1", port, "here:1", patience=1.0)
+    assert str(caught.value) == (
+        "the worker here:1 cannot be reached, found Connection refused. "
+        "Start `llama4 worker` there, and see that no firewall is between."
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "hangs_up", "complaint"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2, True, "is no worker, or one of another "
+         "llama.cpp, found b'HTTP/1.1 400 Bad'"),
+        (b"SSH-2.0", False, "is no worker, or one of another llama.cpp, found b'SSH-2.0'"),
+        (b"", True, "found a connection that was closed without a word"),
+        (b"", False, "does not answer. It serves one program at a time"),
+        (answer(PROTOCOL[0] + 1, 0), True, "speaks another version of ggml's RPC protocol, "
+         f"found {PROTOCOL[0] + 1}.0, expected {PROTOCOL[0]}.{PROTOCOL[1]}"),
+        (answer(PROTOCOL[0], PROTOCOL[1] + 1), True, f"found {PROTOCOL[0]}.{PROTOCOL[1] + 1}"),
+    ],
+)  # fmt: skip
+def test_who_is_no_worker_of_this_version_is_refused_by_name(stranger, said, hangs_up, complaint):
+    port = stranger(said, hang_up=hangs_up)
+    with pytest.raises(WorkerError, match=re.escape(complaint)) as caught:
+        greet("127.0.0.1", port, "somewhere:5", patience=0.5)
+    assert "somewhere:5" in caught.value.problem
+
+
+def test_a_host_without_an_address_is_refused_by_name():
+    with pytest.raises(WorkerError, match=r"the host no\.such\.host\.invalid has no IPv4 address"):
+        resolve("no.such.host.invalid")
+    assert resolve("127.0.0.1") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "host", "host:", ":50052", "host:0", "host:65536", "host:a", "::1:5", "a b:5"]
+)
+def test_an_address_that_is_none_is_refused(endpoint):
+    with pytest.raises(SettingError, match="a worker's address is none") as caught:
+        EngineSettings(workers=(endpoint,))
+    assert caught.value.found == repr(endpoint)
+
+
+def test_a_worker_is_named_once():
+    with pytest.raises(SettingError, match="a worker is named twice, found host:5"):
+        EngineSettings(workers=("host:5", "host:05"))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama4_edge.system.memory import HostMemory, host_memory
+
+_GIB = 2**30
+
+
+def _machine(root: Path, *, cgroup: str = "", files: dict[str, object] | None = None) -> Path:
+    """A root directory: 64 GiB of memory, 48 of them available, and these control groups."""
+    (root / "proc/self").mkdir(parents=True)
+    kib = _GIB // 1024
+    (root / "proc/meminfo").write_text(
+        f"MemTotal:       {64 * kib} kB\nMemFree:  {kib} kB\nMemAvailable:   {48 * kib} kB\n"
+    )
+    (root / "proc/self/cgroup").write_text(cgroup)
+    for name, content in (files or {}).items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+def test_without_control_groups_the_kernel_is_believed(tmp_path: Path) -> None:
+    root = _machine(tmp_path, cgroup="0::/\n")
+    assert host_memory(root) == HostMemory(64 * _GIB, 48 * _GIB, "/proc/meminfo")
+
+
+def test_a_machine_without_proc_has_no_answer(tmp_path: Path) -> None:
+    assert host_memory(tmp_path) is None
+
+
+def test_a_limit_of_version_2_counts_and_page_cache_does_not(tmp_path: Path) -> None:
+    root = _machine(
+        tmp_path,
+        cgroup="0::/\n",
+        files={
+            "memory.max": 16 * _GIB,
+            "memory.current": 10 * _GIB,
+            "memory.stat": f"anon 5\ninactive_file {4 * _GIB}",
+        },
+    )
+    source = str(root / "sys/fs/cgroup/memory.max")
+    assert host_memory(root) == HostMemory(16 * _GIB, 10 * _GIB, source)
+
+
+def test_the_tightest_of_nested_groups_counts(tmp_path: Path) -> None:
+    root = _machine(
+        tmp_path,
+        cgroup="0::/user/app\n",
+        files={
+            "user/app/memory.max": "max",
+            "user/app/memory.current": _GIB,
+            "user/memory.max": 20 * _GIB,
+            "user/memory.current": 18 * _GIB,
+        },
+    )
+    found = host_memory(root)
+    assert found == HostMemory(20 * _GIB, 2 * _GIB, str(root / "sys/fs/cgroup/user/memory.max"))
+
+
+def test_a_limit_of_version_1_counts_and_its_word_for_none_does_not(tmp_path: Path) -> None:
+    files: dict[str, object] = {
+        "memory/box/memory.limit_in_bytes": 8 * _GIB,
+        "memory/box/memory.usage_in_bytes": 3 * _GIB,
+        "memory/box/memory.stat": f"total_inactive_file {_GIB}",
+        "memory/memory.limit_in_bytes": 2**63 - 4096,
+        "memory/memory.usage_in_bytes": 30 * _GIB,
+    }
+    root = _machine(tmp_path, cgroup="5:cpu,cpuacct:/box\n4:memory:/box\n", files=files)
+    source = str(root / "sys/fs/cgroup/memory/box/memory.limit_in_bytes")
+    assert host_memory(root) == HostMemory(8 * _GIB, 6 * _GIB, source)
+
+
+def test_a_limit_above_what_is_available_leaves_the_kernels_number(tmp_path: Path) -> None:
+    root = _machine(
+        tmp_path,
+        cgroup="0::/\n",
+        files={"memory.max": 60 * _GIB, "memory.current": _GIB},
+    )
+    assert host_memory(root) == HostMemory(60 * _GIB, 48 * _GIB, "/proc/meminfo")
+
+
+def test_a_group_that_is_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
+    root = _machine(
+        tmp_path, cgroup="0::/\n", files={"memory.max": _GIB, "memory.current": 2 * _GIB}
+    )
+    found = host_memory(root)
+    assert found is not None and found.free == 0
