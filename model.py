@@ -26,11 +26,9 @@ from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.placement import Placement, check_overrides
 from .runtime.sampling import Sampling
-from .runtime.settings import EngineSettings, FlashAttention, KVType
+from .runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, KVType
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_CONTEXT = 8192
 
 
 class Planned(Protocol):
@@ -52,7 +50,7 @@ class Model:
         plan: what `llama4_edge.plan` found for this file. It decides everything but ``n_batch`` and
             ``n_threads``. Where a device has not the memory for it all the same, a warning says so,
             and the next more modest plan is tried.
-        n_ctx: tokens the context holds, prompt and answer together; None is 8192, or what the
+        n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less.
         n_batch, n_ubatch, n_threads, placement, kv_type, flash_attention, workers: see
             ``EngineSettings``.

@@ -48,9 +48,9 @@ TRIAL = {
 # Takes memory of the first GPU until its input ends. Only ggml is needed for that, as it is built.
 _BALLAST = """
 import ctypes, sys
-from llama4_edge.runtime.devices import list_devices, offload_targets
+from llama4_edge.runtime.bindings.devices import list_devices, offload_devices
 from llama4_edge.runtime.bindings.library import native_function
-(gpu, *_), wanted = offload_targets(), int(sys.argv[1])
+(gpu, *_), wanted = offload_devices(), int(sys.argv[1])
 free = next(one.free_bytes for one in list_devices() if one.name == gpu.name)
 allocate = native_function(
     "ggml_backend_buft_alloc_buffer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t

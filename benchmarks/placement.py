@@ -257,7 +257,7 @@ def filling(drawn: Blueprint, layers: Way, device_bytes: int) -> tuple[str, ...]
 def device_bytes(path: Path, settings: EngineSettings, endpoint: str) -> int:
     """What llama.cpp would allocate there."""
     with connect((endpoint,)) as workers:
-        return measure(path, settings, workers.targets).on(DEVICE).total
+        return measure(path, settings, workers.native_devices).on(DEVICE).total
 
 
 def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:

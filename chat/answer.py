@@ -159,7 +159,7 @@ class Stream(Iterator[str]):
         if len(self._tokens) == self._max_tokens:
             return self._end("length")
         if self._tokens:
-            if not self._engine.room:
+            if not self._engine.tokens_left:
                 return self._end("length")
             self._engine.append(self._tokens[-1])
         token = self._sample()

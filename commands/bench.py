@@ -228,11 +228,11 @@ def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
     there is nothing to choose.
     """
     from ..planner import plan
-    from ..runtime.bindings.devices import offload_targets
+    from ..runtime.bindings.devices import offload_devices
 
     given = ctx.meta.get(PLACEMENT, {}).keys() | ctx.meta.get(BENCH, {}).keys()
     placement, workers = grid.base.placement, grid.base.workers
-    if given & _PLACED_BY or placement.devices == () or not (workers or offload_targets()):
+    if given & _PLACED_BY or placement.devices == () or not (workers or offload_devices()):
         return grid
     found = plan(
         path,

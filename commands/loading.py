@@ -59,12 +59,12 @@ def opened_model(ctx: click.Context, path: Path) -> Iterator[Model]:
 def _plan(ctx: click.Context, path: Path, wishes: dict[str, Any]) -> Plan | None:
     """The plan for this machine; None where flags place the model, or there is only the CPU."""
     from ..planner import plan
-    from ..runtime.bindings.devices import offload_targets
+    from ..runtime.bindings.devices import offload_devices
 
     placement = ctx.meta.get(PLACEMENT, {})
     devices = placement.get("devices")
     workers = wishes.get("workers", ())
-    if placement.keys() - {"devices"} or devices == () or not (workers or offload_targets()):
+    if placement.keys() - {"devices"} or devices == () or not (workers or offload_devices()):
         return None
     given = {"kv_type": "kv_type", "n_ubatch": "ubatch", "flash_attention": "flash_attention"}
     asked = {ours: wishes[theirs] for theirs, ours in given.items() if theirs in wishes}

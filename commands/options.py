@@ -141,7 +141,8 @@ class _ModelOption(Gathered):
     @staticmethod
     def declared() -> dict[str, Any]:
         """What `Model` says."""
-        from ..model import DEFAULT_CONTEXT, Model
+        from ..model import Model
+        from ..runtime.settings import DEFAULT_CONTEXT
 
         context = f"{DEFAULT_CONTEXT}, or what the model was trained for if that is less"
         return {**_parameter_defaults(Model), "n_ctx": context}

@@ -72,9 +72,11 @@ class BenchEngine(Engine):
         self._ready()
         tokens = list(tokens)
         self._check_prompt(tokens)
-        if len(tokens) > self.room:
+        if len(tokens) > self.tokens_left:
             raise ContextFullError(
-                "the tokens do not fit into the context", found=len(tokens), expected=self.room
+                "the tokens do not fit into the context",
+                found=len(tokens),
+                expected=self.tokens_left,
             )
         self._extend(tokens)
 

@@ -83,7 +83,7 @@ def check(
     with connect(plan.workers) as workers:
         report = workers.run(
             lambda: measure_loaded(
-                plan.path, plan.settings, workers.targets, on_progress=on_progress
+                plan.path, plan.settings, workers.native_devices, on_progress=on_progress
             )
         )
     return tuple(

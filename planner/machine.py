@@ -17,9 +17,9 @@ import numpy as np
 from ..errors import SettingError
 from ..runtime.bindings.devices import (
     Device,
-    Target,
+    NativeDevice,
     list_devices,
-    offload_targets,
+    offload_devices,
 )
 from ..runtime.workers.remote import Workers
 from ..system.cores import logical_cores
@@ -88,9 +88,9 @@ def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machi
         EngineError: llama.cpp's library does not load, or a worker was lost.
     """
     here = {device.name: device for device in list_devices()}
-    lent = dict(zip(workers.targets, workers.devices() if workers else (), strict=True))
-    found = {target.name: _gpu(target, device) for target, device in lent.items()}
-    found |= {one.name: _gpu(one, here[one.name]) for one in offload_targets()}
+    lent = dict(zip(workers.native_devices, workers.devices() if workers else (), strict=True))
+    found = {native.name: _gpu(native, device) for native, device in lent.items()}
+    found |= {one.name: _gpu(one, here[one.name]) for one in offload_devices()}
     if chosen is not None:
         unknown = [name for name in chosen if name not in found]
         if unknown:
@@ -103,19 +103,19 @@ def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machi
     return Machine(tuple(found.values()), _this_host())
 
 
-def _gpu(target: Target, device: Device) -> Place:
+def _gpu(native: NativeDevice, device: Device) -> Place:
     gpu = known_gpu(device.description)
     return Place(
-        name=target.name,
-        description=target.endpoint or device.description,
+        name=native.name,
+        description=native.endpoint or device.description,
         type=device.type,
         total=device.total_bytes,
         free=device.free_bytes,
         bandwidth=gpu.bandwidth if gpu else None,
         bandwidth_source="the maker's data sheet" if gpu else None,
         # A worker's GPU is its own business; what it says is free, is.
-        kept_free=0 if target.endpoint else KEPT_FREE,
-        endpoint=target.endpoint,
+        kept_free=0 if native.endpoint else KEPT_FREE,
+        endpoint=native.endpoint,
     )
 
 

@@ -14,7 +14,7 @@ from ..runtime.bindings.memory import HOST, MemoryReport, measure
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings, KVType
 from ..runtime.workers.remote import Workers
-from ..runtime.workers.simulated_gpus import stand_ins
+from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry
 from .layout import Share, dealt_out, shares, split_for
 from .machine import Machine
@@ -66,7 +66,7 @@ class Search:
         self._wish = wish
         self._workers = workers
         names = [gpu.name for gpu in machine.gpus]
-        self._targets = stand_ins(names) if machine.described else workers.targets
+        self._targets = simulated_gpus(names) if machine.described else workers.native_devices
         self._rooms = [gpu.room for gpu in machine.gpus]
         self._reports: dict[EngineSettings, MemoryReport] = {}
 

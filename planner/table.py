@@ -17,7 +17,7 @@ from ..convert.presets import PRESETS
 from ..runtime.bindings.memory import measure
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings, KVType
-from ..runtime.workers.simulated_gpus import stand_ins
+from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry, is_gguf, opened
 from .gpus import GPU, GPUS
 from .layout import dealt_out, split_for
@@ -120,7 +120,7 @@ class _Buffers:
             use_extra_bufts=False,
             placement=placement,
         )
-        report = measure(self._geometry.path, placed, stand_ins(names))
+        report = measure(self._geometry.path, placed, simulated_gpus(names))
         return tuple(report.on(name).compute for name in [*names, "CPU"])
 
 

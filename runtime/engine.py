@@ -95,7 +95,7 @@ class Engine:
             raise
 
     def _open(self, on_progress: Callable[[float], object] | None) -> None:
-        self._params = model_params(self.settings, self._workers.targets)
+        self._params = model_params(self.settings, self._workers.native_devices)
         wished = self.settings.placement.n_gpu_layers
         if wished > 0 and not self._params.devices:
             logger.warning(
@@ -154,7 +154,7 @@ class Engine:
         return tuple(self._tokens)
 
     @property
-    def room(self) -> int:
+    def tokens_left(self) -> int:
         """How many more tokens fit into the context."""
         self._ready()
         return self.settings.n_ctx - len(self._tokens)
@@ -200,7 +200,7 @@ class Engine:
             ContextFullError: the context is full; nothing has changed.
             EngineError: the id is out of range, or llama.cpp failed.
         """
-        if not self.room:
+        if not self.tokens_left:
             raise _full(len(self._tokens) + 1, self.settings.n_ctx)
         self._check_tokens([token])
         self._decode([token], outputs=1)

@@ -19,6 +19,9 @@ KVType = Literal["f16", "q8_0", "q4_0"]
 
 FlashAttention = Literal["auto", "on", "off"]
 
+DEFAULT_CONTEXT = 32_768
+"""Tokens that a context holds unless another number is asked for."""
+
 _MOST = 2**31 - 1  # what llama.cpp's int32_t can hold
 # What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
 # (GGML_MAX_N_THREADS in ggml.h).
@@ -60,7 +63,7 @@ class EngineSettings:
         SettingError: something is outside its range, or does not go together.
     """
 
-    n_ctx: int = 8192
+    n_ctx: int = DEFAULT_CONTEXT
     n_batch: int = 2048
     n_ubatch: int = 512
     n_outputs: int = 64

@@ -346,7 +346,7 @@ def test_the_context_is_what_was_trained_for_if_that_is_less_than_the_default(tm
     with Model(path, n_threads=1) as model:
         assert model.engine.settings.n_ctx == 300
     with Model(tiny_path, n_threads=1) as model:
-        assert model.engine.settings.n_ctx == 8192
+        assert model.engine.settings.n_ctx == 32_768
 
 
 def test_a_context_beyond_training_is_refused(tiny_path):

@@ -31,7 +31,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Target:
+class NativeDevice:
     """A device that layers can be put on, as llama.cpp takes it.
 
     ``handle`` is its ``ggml_backend_dev_t`` and ``buffer_type`` the ``ggml_backend_buffer_type_t``
@@ -55,27 +55,29 @@ def list_devices() -> tuple[Device, ...]:
     return tuple(describe(handle) for handle in _handles())
 
 
-def offload_targets() -> tuple[Target, ...]:
+def offload_devices() -> tuple[NativeDevice, ...]:
     """The devices of this machine that llama.cpp shares layers among: its GPUs, or else the
     integrated ones.
 
     Raises:
         EngineError: llama.cpp's library does not load.
     """
-    by_type: dict[str, list[Target]] = {"gpu": [], "igpu": []}
+    by_type: dict[str, list[NativeDevice]] = {"gpu": [], "igpu": []}
     for handle in _handles():
         kind = _type_of(handle)
         if kind in by_type:
-            by_type[kind].append(target(_name_of(handle), handle))
+            by_type[kind].append(native_device(_name_of(handle), handle))
     return tuple(by_type["gpu"] or by_type["igpu"])
 
 
-def target(name: str, handle: int, endpoint: str | None = None) -> Target:
+def native_device(name: str, handle: int, endpoint: str | None = None) -> NativeDevice:
     """A device with its buffer type, which is made where it is asked for the first time."""
     buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(
         handle
     )
-    return Target(name, handle, buffer_type, _text("ggml_backend_buft_name", buffer_type), endpoint)
+    return NativeDevice(
+        name, handle, buffer_type, _text("ggml_backend_buft_name", buffer_type), endpoint
+    )
 
 
 def cpu_buffer_type() -> int:

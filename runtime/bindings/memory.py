@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import AllocationError, EngineError
 from ..settings import EngineSettings
-from .devices import Target
+from .devices import NativeDevice
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama, native_function
 from .parameters import ModelParams, context_params, model_params
@@ -58,7 +58,7 @@ class MemoryReport:
 def measure(
     path: str | os.PathLike[str],
     settings: EngineSettings,
-    workers: Sequence[Target] = (),
+    workers: Sequence[NativeDevice] = (),
 ) -> MemoryReport:
     """What llama.cpp would allocate for a model, counted in a tenth of a second for Scout.
 
@@ -85,7 +85,7 @@ def measure(
 def measure_loaded(
     path: str | os.PathLike[str],
     settings: EngineSettings,
-    workers: Sequence[Target] = (),
+    workers: Sequence[NativeDevice] = (),
     *,
     on_progress: Callable[[float], object] | None = None,
 ) -> MemoryReport:
@@ -203,7 +203,7 @@ def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> Engin
 
 
 def report_of(
-    context: Any, devices: Sequence[Target] = (), surplus: Mapping[str, int] | None = None
+    context: Any, devices: Sequence[NativeDevice] = (), surplus: Mapping[str, int] | None = None
 ) -> MemoryReport:
     """What a ``llama_context`` and its model hold, loaded or not.
 

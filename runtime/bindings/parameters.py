@@ -15,7 +15,7 @@ from ...errors import SettingError
 from ...system.cores import MAX_THREADS, logical_cores, physical_cores
 from ..placement import CPU, check_count, check_split
 from ..settings import EngineSettings
-from .devices import Target, cpu_buffer_type, offload_targets
+from .devices import NativeDevice, cpu_buffer_type, offload_devices
 from .library import llama
 
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type (ggml.h)
@@ -38,12 +38,12 @@ class ModelParams:
     """
 
     native: Any
-    devices: tuple[Target, ...]
+    devices: tuple[NativeDevice, ...]
     kept: tuple[object, ...]
 
 
 def model_params(
-    settings: EngineSettings, workers: Sequence[Target] = (), *, no_alloc: bool = False
+    settings: EngineSettings, workers: Sequence[NativeDevice] = (), *, no_alloc: bool = False
 ) -> ModelParams:
     """How a model is loaded.
 
@@ -56,7 +56,7 @@ def model_params(
         EngineError: llama.cpp's library does not load.
     """
     placement = settings.placement
-    chosen = _chosen(placement.devices, (*workers, *offload_targets()))
+    chosen = _chosen(placement.devices, (*workers, *offload_devices()))
     native = llama().llama_model_default_params()
     native.n_gpu_layers = placement.n_gpu_layers
     native.split_mode = _SPLIT_MODE_LAYER
@@ -109,26 +109,28 @@ def context_params(settings: EngineSettings) -> Any:
     return params
 
 
-def _chosen(names: tuple[str, ...] | None, targets: Sequence[Target]) -> tuple[Target, ...]:
-    """The targets of these names, in their order; all of them for None."""
+def _chosen(
+    names: tuple[str, ...] | None, devices: Sequence[NativeDevice]
+) -> tuple[NativeDevice, ...]:
+    """The devices of these names, in their order; all of them for None."""
     if names is None:
-        check_count([one.name for one in targets])
-        return tuple(targets)
-    return tuple(_find(name, targets, f"there is no device {name} here") for name in names)
+        check_count([one.name for one in devices])
+        return tuple(devices)
+    return tuple(_find(name, devices, f"there is no device {name} here") for name in names)
 
 
-def _find(name: str, targets: Sequence[Target], problem: str) -> Target:
-    for one in targets:
+def _find(name: str, devices: Sequence[NativeDevice], problem: str) -> NativeDevice:
+    for one in devices:
         if name == one.name:
             return one
     raise SettingError(
         problem,
-        expected=", ".join(one.name for one in targets) or "none: llama.cpp finds no GPU",
+        expected=", ".join(one.name for one in devices) or "none: llama.cpp finds no GPU",
         hint="`llama4 doctor` lists the devices of this machine.",
     )
 
 
-def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[Target]) -> Any:
+def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[NativeDevice]) -> Any:
     """The array that ends with a null pattern."""
     rows = (_Override * (len(overrides) + 1))()
     for row, (pattern, name) in zip(rows, overrides, strict=False):

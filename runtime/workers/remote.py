@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import SettingError, WorkerError
-from ..bindings.devices import Device, Target, describe, rpc_function, target
+from ..bindings.devices import Device, NativeDevice, describe, native_device, rpc_function
 from ..bindings.interruptible import PATIENCE
 from ..bindings.library import native_function
 from ..settings import split_endpoint
@@ -63,7 +63,7 @@ class _Connection:
 
     def __init__(self, name: str, address: str, port: int, alias: str) -> None:
         self.name, self.key, self.alias = name, (address, port), alias
-        self.targets: tuple[Target, ...] = ()
+        self.native_devices: tuple[NativeDevice, ...] = ()
         self.users: list[Workers] = []
         self.lost = False
         self.socket: socket.socket | None = None
@@ -95,7 +95,7 @@ class _Connection:
             if descriptor not in before:
                 self.socket = socket.socket(fileno=os.dup(descriptor))
                 _keep_alive(self.socket)
-        self.targets = tuple(target("", handle, self.name) for handle in handles)
+        self.native_devices = tuple(native_device("", handle, self.name) for handle in handles)
 
     def leave(self) -> None:
         """Have ggml end the connection."""
@@ -178,12 +178,12 @@ class Workers:
         self.close()
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def native_devices(self) -> tuple[NativeDevice, ...]:
         """Their devices, named RPC0, RPC1, … in the order of the workers.
 
         (ggml counts all that the process ever connected; its reports say ``buffer_name``.)
         """
-        found = [one for connection in self._connections for one in connection.targets]
+        found = [one for connection in self._connections for one in connection.native_devices]
         return tuple(replace(one, name=f"RPC{number}") for number, one in enumerate(found))
 
     def devices(self) -> tuple[Device, ...]:
@@ -192,11 +192,11 @@ class Workers:
         Raises:
             WorkerError: a worker was lost.
         """
-        targets = self.targets
-        found = self.run(lambda: [describe(one.handle) for one in targets], limit=_AT_ONCE)
+        native_devices = self.native_devices
+        found = self.run(lambda: [describe(one.handle) for one in native_devices], limit=_AT_ONCE)
         return tuple(
             replace(device, name=one.name, memory_source=f"worker {one.endpoint}")
-            for device, one in zip(found, targets, strict=True)
+            for device, one in zip(found, native_devices, strict=True)
         )
 
     @property
@@ -311,7 +311,7 @@ def connect(endpoints: Sequence[str]) -> Workers:
         workers = Workers(connections)
         try:
             for connection in connections:
-                if not connection.targets:
+                if not connection.native_devices:
                     _open(connection, workers)
         except BaseException:
             workers.close()

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError, SettingError
-from ..bindings.devices import Target, target
+from ..bindings.devices import NativeDevice, native_device
 from ..bindings.library import build_command, library_info, native_function
 
-MOST_STAND_INS = 15
+MAX_SIMULATED_GPUS = 15
 """llama.cpp's scheduler takes 16 devices, of which main memory is one (GGML_SCHED_MAX_BACKENDS)."""
 
 _STARTED_WITHIN = 20.0  # seconds
@@ -49,35 +49,40 @@ start(endpoint, None, 1, count, (ctypes.c_void_p * count)(*[device] * count))
 """
 
 
-def stand_ins(names: Sequence[str]) -> tuple[Target, ...]:
-    """One stand-in for each name, to be handed to ``memory.measure`` as workers.
+def simulated_gpus(names: Sequence[str]) -> tuple[NativeDevice, ...]:
+    """One simulated GPU for each name, to be handed to ``memory.measure`` as workers.
 
     Raises:
         SettingError: there are more names than llama.cpp takes devices.
         EngineError: the library was built without RPC, or the process does not start.
     """
-    if len(names) > MOST_STAND_INS:
+    if len(names) > MAX_SIMULATED_GPUS:
         raise SettingError(
             "there are more GPUs than llama.cpp takes",
             found=str(len(names)),
-            expected=f"at most {MOST_STAND_INS}",
+            expected=f"at most {MAX_SIMULATED_GPUS}",
         )
     if not names:
         return ()
-    return tuple(target(name, handle) for name, handle in zip(names, _handles(), strict=False))
+    return tuple(
+        native_device(name, handle) for name, handle in zip(names, _handles(), strict=False)
+    )
 
 
 @functools.cache
 def _handles() -> tuple[int, ...]:
-    """All stand-ins that there can be. The process behind them is started once: ggml ends this one
-    where it meets a worker that has gone."""
+    """All simulated GPUs that there can be.
+
+    The process behind them is started once: ggml ends this one where it meets a worker that has
+    gone.
+    """
     endpoint = _start()
     add = native_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
     get = native_function(
         "ggml_backend_reg_dev_get", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
     )
     registry = add(endpoint.encode())
-    handles = tuple(get(registry, index) for index in range(MOST_STAND_INS))
+    handles = tuple(get(registry, index) for index in range(MAX_SIMULATED_GPUS))
     buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
     for handle in handles:
         _set(handle, _OFFLOAD_OP, _OFFLOADS)
@@ -174,7 +179,7 @@ def _start() -> str:
     libraries = [_library(name) for name in ("libggml-base", "libggml-cpu", "libggml-rpc")]
     endpoint = f"127.0.0.1:{_free_port()}"
     child = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MOST_STAND_INS)],
+        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MAX_SIMULATED_GPUS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -188,7 +193,7 @@ def _start() -> str:
             return endpoint
         time.sleep(0.01)
     raise EngineError(
-        "the stand-ins for GPUs that are not here do not start",
+        "the process behind simulated GPUs does not start",
         found="the process has ended" if child.poll() is not None else "no answer",
     )
 
@@ -197,9 +202,9 @@ def _library(name: str) -> str:
     path = next((one for one in library_info().paths if Path(one).name.startswith(name)), None)
     if path is None:
         raise EngineError(
-            "GPUs that are not here cannot be planned for",
+            "GPUs that are not here cannot be simulated",
             found=f"llama.cpp without {name}",
-            expected="a build with RPC, whose workers stand in for them",
+            expected="a build with RPC, whose workers simulate them",
             hint=f"Build it with: {build_command()}",
         )
     return path

@@ -193,7 +193,7 @@ def test_an_interrupt_ends_it_soon_and_whole(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     ) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not children.read_text():  # the stand-ins' process: it has begun to count
+        while not children.read_text():  # the process of the simulated GPUs: it has begun to count
             assert process.poll() is None
             time.sleep(0.01)
         time.sleep(0.5)

@@ -156,7 +156,7 @@ def test_a_remade_context_computes_as_a_new_engine_does(model: Path) -> None:
     with BenchEngine(model, ONE_THREAD) as engine:
         engine.extend([1, 2, 3])
         engine.remake(replace(ONE_THREAD, n_ctx=32))
-        assert engine.tokens == () and engine.room == 32
+        assert engine.tokens == () and engine.tokens_left == 32
         engine.extend(tokens[:4])
         engine.extend(tokens[4:5])
         engine.append(tokens[5])

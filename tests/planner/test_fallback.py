@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama4_edge import Model, Plan, Sampling
-from llama4_edge import plan
+from llama4_edge import Model, Plan, Sampling, plan
 from llama4_edge.errors import AllocationError, SettingError
 from llama4_edge.runtime.settings import EngineSettings
 from llama4_edge.runtime.workers.worker import Worker, local_workers, running_worker

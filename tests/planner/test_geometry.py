@@ -137,4 +137,4 @@ def test_a_token_reads_one_expert_and_one_row_of_the_embedding() -> None:
 
 def test_settings_stay_hashable() -> None:
     # The search keeps what llama.cpp said by the settings that it was asked with.
-    assert len({EngineSettings(), replace(EngineSettings(), n_ctx=8192)}) == 1
+    assert len({EngineSettings(), replace(EngineSettings(), n_ctx=32_768)}) == 1

@@ -14,7 +14,7 @@ from llama4_edge.planner.machine import described_machine
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
-from llama4_edge.runtime.workers.simulated_gpus import stand_ins
+from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 
 PLACEMENTS = {
     "all": Placement(tensor_split=split_for([9, 30, 10])),
@@ -46,7 +46,7 @@ def test_every_byte_lies_where_llama_cpp_puts_it(model: str, placed: str) -> Non
     )
     settings = EngineSettings(n_ctx=40_000, placement=named, use_extra_bufts=False)
     with opened(model) as geometry:
-        report = measure(geometry.path, settings, stand_ins(names))
+        report = measure(geometry.path, settings, simulated_gpus(names))
         for share in shares(geometry, settings, gpus):
             found = report.on(share.device)
             assert sum(share.weights.values()) == found.weights, share.device

@@ -15,7 +15,7 @@ from llama4_edge.planner.table import Cell, table
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
-from llama4_edge.runtime.workers.simulated_gpus import stand_ins
+from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 
 GIB = 2**30
 BY_NAME = {gpu.name: gpu for gpu in GPUS}
@@ -39,7 +39,7 @@ def test_a_cell_is_what_llama_cpp_counts_for_that_file_on_one_gpu(scout: tuple[C
         placement = Placement(devices=("GPU",))
         settings = EngineSettings(n_ctx=cell.context, placement=placement, use_extra_bufts=False)
         with opened("scout", cell.recipe) as geometry:
-            report = measure(geometry.path, settings, stand_ins(["GPU"]))
+            report = measure(geometry.path, settings, simulated_gpus(["GPU"]))
         # The rotary frequencies, 256 bytes, count as the output layer's in the table.
         assert cell.gpu_bytes == report.on("GPU").total
         output = 4 * 202_048

@@ -96,7 +96,7 @@ def test_a_prompt_of_any_length_that_fits_is_decoded(engine, size):
     tokens = random_tokens(size)
     assert engine.prefill(tokens) == 0
     assert engine.tokens == tuple(tokens)
-    assert engine.room == 512 - size
+    assert engine.tokens_left == 512 - size
     assert np.isfinite(engine.last_logits()).all()
 
 
@@ -209,7 +209,7 @@ def test_a_full_context_is_refused_before_anything_changes(engine):
     with pytest.raises(ContextFullError, match="found 513 tokens, expected at most 512"):
         engine.logits(random_tokens(513))
     assert engine.tokens == tuple(tokens)
-    assert engine.room == 0
+    assert engine.tokens_left == 0
 
 
 def test_the_context_holds_what_was_asked_for_and_no_more(tiny_path):
@@ -372,7 +372,7 @@ def test_a_closed_engine_refuses_everything(tiny_path):
             engine.clear,
             engine.last_logits,
             lambda: engine.tokens,
-            lambda: engine.room,
+            lambda: engine.tokens_left,
             lambda: engine.prefill([1]),
             lambda: engine.append(1),
             lambda: engine.logits([1]),
@@ -466,7 +466,7 @@ def test_engines_open_and_close_without_growing(tiny_path):
 def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
     tiny_path, monkeypatch, caplog, layers, devices, expected
 ):
-    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     placement = Placement(n_gpu_layers=layers, devices=devices)
     Engine(tiny_path, replace(SMALL, placement=placement)).close()
     said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]

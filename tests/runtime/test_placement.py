@@ -12,7 +12,7 @@ import pytest
 
 from llama4_edge import Model, Sampling
 from llama4_edge.errors import EngineError, SettingError
-from llama4_edge.runtime.bindings.devices import Target
+from llama4_edge.runtime.bindings.devices import NativeDevice
 from llama4_edge.runtime.bindings.parameters import context_params, model_params
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import CPU, Placement, check_overrides, cpu_moe_overrides
@@ -102,9 +102,9 @@ def test_the_token_embedding_stays_on_the_cpu():
 # --- llama.cpp's structs
 
 
-def targets(*names: str) -> tuple[Target, ...]:
+def native_devices(*names: str) -> tuple[NativeDevice, ...]:
     return tuple(
-        Target(name, 1000 + number, 2000 + number, name, f"host:{number + 1}")
+        NativeDevice(name, 1000 + number, 2000 + number, name, f"host:{number + 1}")
         for number, name in enumerate(names)
     )
 
@@ -118,8 +118,8 @@ def settings(**placement: object) -> EngineSettings:
     [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), ((), [])],
 )
 def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names, chosen):
-    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
-    params = model_params(settings(devices=names), targets("A", "B"))
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
+    params = model_params(settings(devices=names), native_devices("A", "B"))
     assert [one.name for one in params.devices] == chosen
 
 
@@ -134,9 +134,9 @@ def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names,
     ],
 )  # fmt: skip
 def test_a_device_that_is_not_there_or_not_used_is_refused(monkeypatch, placement, complaint):
-    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_targets", lambda: ())
+    monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     with pytest.raises(SettingError, match=re.escape(complaint)):
-        model_params(settings(**placement), targets("A", "B"))
+        model_params(settings(**placement), native_devices("A", "B"))
 
 
 def test_the_context_is_asked_for_as_it_was_set():
@@ -153,7 +153,7 @@ def test_the_context_is_asked_for_as_it_was_set():
     assert (params.type_k, params.type_v, params.flash_attn_type) == (8, 8, 1)  # llama.h, ggml.h
     assert not params.offload_kqv
     plain = context_params(EngineSettings())
-    assert (plain.n_ctx, plain.n_seq_max) == (8192, 1)
+    assert (plain.n_ctx, plain.n_seq_max) == (32_768, 1)
     assert (plain.type_k, plain.type_v, plain.flash_attn_type) == (1, 1, -1)
     assert plain.offload_kqv
 

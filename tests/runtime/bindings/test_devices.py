@@ -4,7 +4,7 @@ import pytest
 
 from llama4_edge.runtime.bindings import devices
 from llama4_edge.runtime.bindings.devices import (
-    Target,
+    NativeDevice,
     believable,
     list_devices,
 )
@@ -47,5 +47,7 @@ def test_layers_are_shared_among_gpus_or_else_integrated_ones(
     monkeypatch.setattr(devices, "_handles", lambda: range(len(types)))
     monkeypatch.setattr(devices, "_type_of", lambda handle: types[handle])
     monkeypatch.setattr(devices, "_name_of", lambda handle: f"D{handle}")
-    monkeypatch.setattr(devices, "target", lambda name, handle: Target(name, handle, 0, name))
-    assert [one.name for one in devices.offload_targets()] == chosen
+    monkeypatch.setattr(
+        devices, "native_device", lambda name, handle: NativeDevice(name, handle, 0, name)
+    )
+    assert [one.name for one in devices.offload_devices()] == chosen

@@ -260,7 +260,7 @@ def test_devices_of_workers_are_counted_in_their_order(unharmed):
             ("RPC0", "gpu", f"worker {unharmed.endpoint}"),
             ("RPC1", "gpu", f"worker {other}"),
         ]
-        assert [one.endpoint for one in workers.targets] == [unharmed.endpoint, other]
+        assert [one.endpoint for one in workers.native_devices] == [unharmed.endpoint, other]
         assert all((one.free_bytes or 0) > 0 for one in workers.devices())
 
 

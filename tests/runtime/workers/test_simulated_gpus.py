@@ -21,19 +21,19 @@ from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings, KVType
 from llama4_edge.runtime.workers import simulated_gpus as module
 from llama4_edge.runtime.workers.remote import connect
-from llama4_edge.runtime.workers.simulated_gpus import MOST_STAND_INS, stand_ins
+from llama4_edge.runtime.workers.simulated_gpus import MAX_SIMULATED_GPUS, simulated_gpus
 from llama4_edge.runtime.workers.worker import local_workers
 
 
-def test_a_stand_in_takes_what_a_worker_takes(tiny_path: Path) -> None:
+def test_a_simulated_gpu_takes_what_a_worker_takes(tiny_path: Path) -> None:
     names = ("A", "B")
     placed = Placement(devices=names, tensor_split=(1, 1))
     settings = EngineSettings(n_ctx=2048, placement=placed)
-    counted = measure(tiny_path, settings, stand_ins(names))
+    counted = measure(tiny_path, settings, simulated_gpus(names))
     with local_workers(2) as endpoints, connect(endpoints) as workers:
         placed = Placement(devices=("RPC0", "RPC1"), tensor_split=(1, 1))
         settings = EngineSettings(n_ctx=2048, placement=placed, workers=endpoints)
-        loaded = workers.run(lambda: measure_loaded(tiny_path, settings, workers.targets))
+        loaded = workers.run(lambda: measure_loaded(tiny_path, settings, workers.native_devices))
     # A GPU aligns tensors to 128 bytes, the CPU behind these workers to 64.
     padding = 64 * len(read_gguf(tiny_path).tensors)
     for name, worker in (("A", "RPC0"), ("B", "RPC1"), ("CPU", "CPU")):
@@ -44,21 +44,23 @@ def test_a_stand_in_takes_what_a_worker_takes(tiny_path: Path) -> None:
         assert other.compute > 16 * padding
 
 
-def test_a_stand_in_has_room_for_the_weights_that_a_gpu_copies_to_itself(tmp_path: Path) -> None:
+def test_a_simulated_gpu_has_room_for_the_weights_that_a_gpu_copies_to_itself(
+    tmp_path: Path,
+) -> None:
     scout = blueprint("scout").write_header(tmp_path / "scout.gguf")
     experts = 16 * 5120 * 8192 // 256 * 144  # one tensor of them in Q4_K
 
     def compute(n_ubatch: int) -> int:
         placement = Placement(devices=("A",), overrides=(("_exps", "CPU"),))
         settings = EngineSettings(n_ubatch=n_ubatch, placement=placement, use_extra_bufts=False)
-        return measure(scout, settings, stand_ins(["A"])).on("A").compute
+        return measure(scout, settings, simulated_gpus(["A"])).on("A").compute
 
     # Few tokens are computed where the weights are, many where the GPU is.
     assert compute(31) < experts // 10
     assert compute(32) >= experts
 
 
-def test_a_stand_in_has_room_for_the_copy_of_a_quantized_cache(tmp_path: Path) -> None:
+def test_a_simulated_gpu_has_room_for_the_copy_of_a_quantized_cache(tmp_path: Path) -> None:
     scout = blueprint("scout").write_header(tmp_path / "scout.gguf")
 
     def compute(kv_type: KVType, n_ubatch: int) -> int:
@@ -68,7 +70,7 @@ def test_a_stand_in_has_room_for_the_copy_of_a_quantized_cache(tmp_path: Path) -
             kv_type=kv_type,
             placement=Placement(devices=("A",)),
         )
-        return measure(scout, settings, stand_ins(["A"])).on("A").compute
+        return measure(scout, settings, simulated_gpus(["A"])).on("A").compute
 
     # CUDA attends to keys and values in f16 where it reads a prompt, one layer's at a time.
     copy = 131_072 * 8 * 128 * 2 * 2
@@ -78,20 +80,20 @@ def test_a_stand_in_has_room_for_the_copy_of_a_quantized_cache(tmp_path: Path) -
     assert compute("q8_0", 2) < copy // 4
 
 
-def test_stand_ins_are_in_nobodys_list_of_devices() -> None:
-    stand_ins(["A"])
+def test_simulated_gpus_are_in_nobodys_list_of_devices() -> None:
+    simulated_gpus(["A"])
     assert [one.name for one in list_devices() if one.backend == "RPC"] == []
 
 
-def test_there_are_only_as_many_stand_ins_as_llama_cpp_takes(tiny_path: Path) -> None:
-    names = [f"GPU {number}" for number in range(MOST_STAND_INS)]
+def test_there_are_only_as_many_simulated_gpus_as_llama_cpp_takes(tiny_path: Path) -> None:
+    names = [f"GPU {number}" for number in range(MAX_SIMULATED_GPUS)]
     settings = EngineSettings(
         n_ctx=256, placement=Placement(devices=tuple(names), tensor_split=(1,) * len(names))
     )
-    report = measure(tiny_path, settings, stand_ins(names))
+    report = measure(tiny_path, settings, simulated_gpus(names))
     assert {*names, "CPU"} == {one.device for one in report.devices}
-    with pytest.raises(SettingError, match=f"expected at most {MOST_STAND_INS}"):
-        stand_ins([*names, "one more"])
+    with pytest.raises(SettingError, match=f"expected at most {MAX_SIMULATED_GPUS}"):
+        simulated_gpus([*names, "one more"])
 
 
 def test_without_rpc_it_is_said_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,8 @@ def test_without_rpc_it_is_said_what_to_build(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_process_behind_them_ends_with_this_one_even_when_it_is_killed() -> None:
     program = (
-        "from llama4_edge.runtime.workers.simulated_gpus import stand_ins; stand_ins(['A']); "
+        "from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus; "
+        "simulated_gpus(['A']); "
         "print('up', flush=True); import time; time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
