@@ -15,8 +15,8 @@ import click
 
 from ..errors import Llama4EdgeError
 from ..terminal.console import console, note, printable, show
-from ..terminal.numbers import bytes_text, count_text
 from ..terminal.progress import conversion_progress
+from ..units import bytes_text, count_text
 from .options import (
     JSON,
     LARGEST,

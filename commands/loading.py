@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..terminal.console import note, show_log
-from ..terminal.numbers import bytes_text
 from ..terminal.progress import loading_progress
+from ..units import bytes_text
 from .options import MODEL, PLACEMENT, VERBOSE, placement_of
 
 if TYPE_CHECKING:

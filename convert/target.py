@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import OutputError
+from ..units import bytes_text
 from .output import Part
 from .shards import Room
 
@@ -65,11 +66,7 @@ def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None
         return None
     return OutputError(
         f"{directory} has too little room for {what}",
-        found=f"{_readable(free)} free",
-        expected=_readable(needed),
+        found=f"{bytes_text(free)} free",
+        expected=bytes_text(needed),
         hint="Make room, choose another disk, or a recipe with fewer bits.",
     )
-
-
-def _readable(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import HubError, OutputError
+from ..units import bytes_text
 from .repository import (
     RemoteFile,
     Repository,
@@ -74,7 +75,7 @@ class _Model:
     @property
     def text(self) -> str:
         nbytes = sum(part.size for part in self.parts)
-        return f"{self.label} ({nbytes / 1e9:.1f} GB)"
+        return f"{self.label} ({bytes_text(nbytes)})"
 
     def is_called(self, choice: str) -> bool:
         """Whether the choice is the path or the name of one of its files."""
@@ -276,8 +277,8 @@ def _check_room(place: Path, files: Iterable[RemoteFile]) -> int:
     if missing > free:
         raise OutputError(
             f"{place} has too little room",
-            found=f"{free / 1e9:,.1f} GB free",
-            expected=f"{missing / 1e9:,.1f} GB",
+            found=f"{bytes_text(free)} free",
+            expected=bytes_text(missing),
             hint="Make room, or choose another disk.",
         )
     return there

@@ -38,6 +38,7 @@ from ..quant import TensorType
 from ..quant.encode import encode_rows
 from ..system.cores import logical_cores
 from ..system.threads import end
+from ..units import bytes_text
 
 # Numbers in a tile. Every type's blocks divide it, and encoding it takes a part of a second.
 TILE_NUMBERS = 1 << 21
@@ -148,7 +149,7 @@ def write_synthetic(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OutputError(
-            f"{path.parent} has no room left for {total / 1e9:,.1f} GB"
+            f"{path.parent} has no room left for {bytes_text(total)}"
             if full
             else f"{path} cannot be written",
             found=error.strerror,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK
 from ..runtime.bindings.memory import HOST
+from ..units import bytes_text
 from .machine import KEPT_FREE
 from .search import (
     ALL_ON_GPU,
@@ -27,14 +28,8 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
-def size(count: int) -> str:
-    """Bytes as a person reads them, to a hundredth: ``61.65 GiB``."""
-    value, unit = count / 2**30, "GiB"
-    if abs(value) >= 1024:
-        value, unit = value / 1024, "TiB"
-    elif abs(value) < 0.1:
-        value, unit = count / 2**20, "MiB"
-    return f"{value:.2f} {unit}"
+def _size(count: int) -> str:
+    return bytes_text(count, digits=2)
 
 
 def explain(
@@ -51,7 +46,7 @@ def _all_on_gpu(search: Search, chosen: Candidate) -> str:
     gpus = search.machine.gpus
     left = sum(gpu.room - chosen.used(gpu.name) for gpu in gpus)
     where = "the GPU" if len(gpus) == 1 else f"the {len(gpus)} GPUs"
-    return f"everything fits on {where}, with {size(left)} to spare"
+    return f"everything fits on {where}, with {_size(left)} to spare"
 
 
 def _experts(search: Search, chosen: Candidate) -> str:
@@ -61,17 +56,18 @@ def _experts(search: Search, chosen: Candidate) -> str:
     away = [weight for weight in experts if weight.name in moved]
     read = sum(map(geometry.read_per_token, away))
     return (
-        f"{len(away)} of {len(experts)} tensors of experts, {size(sum(one.nbytes for one in away))}"
-        f" of layers {_ranges(one.layer for one in away if one.layer is not None)}, lie in main "
-        f"memory: of all weights they are read least, {size(read)} a token"
+        f"{len(away)} of {len(experts)} tensors of experts, "
+        f"{_size(sum(one.nbytes for one in away))} of layers "
+        f"{_ranges(one.layer for one in away if one.layer is not None)}, "
+        f"lie in main memory: of all weights they are read least, {_size(read)} a token"
     )
 
 
 def _cache_on_cpu(search: Search, chosen: Candidate) -> str:
     cache = sum(share.kv_full + share.kv_chunked for share in chosen.shares)
     return (
-        f"the whole KV cache, {size(cache)}, lies in main memory with the attention over it, which "
-        f"costs less than what would have to leave the GPU for it; {_experts(search, chosen)}"
+        f"the whole KV cache, {_size(cache)}, lies in main memory with the attention over it, "
+        f"which costs less than what would have to leave the GPU for it; {_experts(search, chosen)}"
     )
 
 
@@ -79,7 +75,7 @@ def _chunked_layers(search: Search, chosen: Candidate) -> str:
     moved = set(chosen.moved)
     rest = [one for one in search.geometry.weights if one.name in moved and one.role != "expert"]
     return (
-        f"all experts lie in main memory, and {size(sum(one.nbytes for one in rest))} of other "
+        f"all experts lie in main memory, and {_size(sum(one.nbytes for one in rest))} of other "
         "weights of the chunked layers: the full layers' attention and caches stay on the GPU"
     )
 
@@ -119,7 +115,7 @@ def context_words(search: Search, candidate: Candidate) -> str:
     where = {
         ALL_ON_GPU: "all on the GPU",
         CPU_ONLY: "all in main memory",
-    }.get(candidate.rung, f"{size(host.weights.get('expert', 0))} of experts in main memory")
+    }.get(candidate.rung, f"{_size(host.weights.get('expert', 0))} of experts in main memory")
     if candidate.rung == CACHE_ON_CPU:
         where += ", and the KV cache"
     seconds = search.seconds(candidate)
@@ -138,22 +134,22 @@ def _notes(search: Search, plan: Plan) -> Iterable[str]:
     if plan.gpus and plan.described:
         yield (
             "on a GPU that is not here, what its driver and the scratch memory of its kernels take "
-            f"is not known: {size(KEPT_FREE)} of each is kept free for them"
+            f"is not known: {_size(KEPT_FREE)} of each is kept free for them"
         )
     unknown = [device.name for device in plan.devices if device.read_bytes and not device.bandwidth]
     if unknown:
         yield f"no estimate: nobody knows how fast {', '.join(unknown)} reads its memory"
     if plan.from_disk_bytes:
         yield (
-            f"main memory is {size(plan.from_disk_bytes)} short: llama.cpp maps the file, and "
+            f"main memory is {_size(plan.from_disk_bytes)} short: llama.cpp maps the file, and "
             "would read from the disk what has no place, again for every token"
         )
     for gpu in plan.gpus:
         if gpu.left_bytes < 0:
-            yield f"{gpu.name} is {size(-gpu.left_bytes)} short"
+            yield f"{gpu.name} is {_size(-gpu.left_bytes)} short"
     if not plan.fits:
         total = sum(device.used_bytes for device in plan.devices)
-        yield f"in all it takes {size(total)}: {_remedy(plan)}"
+        yield f"in all it takes {_size(total)}: {_remedy(plan)}"
 
 
 def _remedy(plan: Plan) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import SettingError
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
+from ..units import bytes_text
 
 _FORMAT = 1
 
@@ -220,7 +221,7 @@ class Plan:
 
     def __str__(self) -> str:
         parts = [
-            f"{device.name} {device.used_bytes / 2**30:.2f} GiB"
+            f"{device.name} {bytes_text(device.used_bytes, digits=2)}"
             for device in self.devices
             if not device.idle
         ]

@@ -18,7 +18,8 @@ from ..runtime.bindings.memory import HOST
 from ..runtime.placement import Placement, check_overrides
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
 from ..runtime.workers.remote import connect
-from .explain import context_words, explain, size
+from ..units import bytes_text
+from .explain import context_words, explain
 from .geometry import Geometry, opened
 from .gpus import gpus_named
 from .machine import Machine, Place, described_machine, this_machine
@@ -270,7 +271,7 @@ def _cost(search: Search, chosen: Candidate, other: Candidate, what: str) -> Cos
     before = sum(chosen.used(place.name) for place in search.machine.places)
     after = sum(other.used(place.name) for place in search.machine.places)
     fits = search.least_left(other) >= 0 and (other.rung != CPU_ONLY or not search.machine.gpus)
-    words = [f"{'+' if after >= before else '-'}{size(abs(after - before))}"]
+    words = [f"{'+' if after >= before else '-'}{bytes_text(abs(after - before), digits=2)}"]
     if fits and search.machine.gpus:
         words.append(context_words(search, other))
     elif search.machine.gpus and other.rung == CPU_ONLY:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..units import bytes_text
 from .console import console, printable
-from .numbers import bytes_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..units import bytes_text, count_text, seconds_text
 from .console import printable
-from .numbers import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..convert import Report

@@ -88,7 +88,10 @@ def test_a_choice_names_one_model(hub: HubServer, place: Path, choice: str, name
 
 
 def test_several_models_are_listed_and_none_is_fetched(hub: HubServer, place: Path) -> None:
-    listed = r"Q2_K \(0.0 GB\), Q4_K_M \(0.0 GB\), UD-Q2_K \(0.0 GB\), UD-Q4_K_XL \(0.0 GB\)"
+    listed = (
+        r"Q2_K \(97.7 KiB\), Q4_K_M \(195.4 KiB\), "
+        r"UD-Q2_K \(97.7 KiB\), UD-Q4_K_XL \(97.7 KiB\)"
+    )
     with pytest.raises(HubError, match=f"more than one model, found {listed}.*pull {NAME} Q2_K"):
         pull(NAME, directory=place)
     with pytest.raises(HubError, match=f"has no Q8_0, found {listed}"):
@@ -189,7 +192,7 @@ def test_too_small_a_disk_is_noticed_first(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 0, 150_000))
-    with pytest.raises(OutputError, match=r"too little room, found 0.0 GB free"):
+    with pytest.raises(OutputError, match=r"too little room, found 146.5 KiB free"):
         pull(NAME, "Q2_K", directory=place)
     assert listing(place) == {}
 

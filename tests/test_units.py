@@ -1,10 +1,10 @@
-"""Numbers as a person reads them."""
+"""Bytes, counts and durations as text for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from llama4_edge.terminal.numbers import bytes_text, count_text, seconds_text
+from llama4_edge.units import bytes_text, count_text, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,12 @@ from llama4_edge.terminal.numbers import bytes_text, count_text, seconds_text
 )
 def test_bytes_are_in_binary_units(count: int, text: str) -> None:
     assert bytes_text(count) == text
+
+
+def test_bytes_take_more_digits_where_they_are_compared() -> None:
+    assert bytes_text(66_196_000_000, digits=2) == "61.65 GiB"
+    assert bytes_text(1024**3 - 1, digits=2) == "1.00 GiB"
+    assert bytes_text(-3 * 1024**2, digits=2) == "-3.00 MiB"
 
 
 @pytest.mark.parametrize(

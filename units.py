@@ -1,0 +1,44 @@
+"""Bytes, counts and durations as text for people.
+
+Promises the same units everywhere: binary ones for bytes, powers of ten for counts. Does not know
+what the numbers measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+_COUNTS = ("", "K", "M", "B", "T")
+
+
+def bytes_text(count: int, *, digits: int = 1) -> str:
+    """`count` bytes in binary units, with `digits` after the point: ``60.9 GiB``."""
+    return _scaled(count, 1024, _BYTES, " ", digits)
+
+
+def count_text(count: int) -> str:
+    """`count` in thousands, millions, billions (10^9): ``107.8B``."""
+    return _scaled(count, 1000, _COUNTS, "", 1)
+
+
+def _scaled(count: int, step: int, units: Sequence[str], gap: str, digits: int) -> str:
+    value = float(count)
+    for unit in units:
+        # 999.96 would round to 1000.0 of a unit: it is 1.0 of the next.
+        if abs(value) < step - 0.5 * 10**-digits or unit == units[-1]:
+            break
+        value /= step
+    number = f"{count:d}" if unit == units[0] else f"{value:.{digits}f}"
+    return f"{number}{gap}{unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration: ``4.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
