@@ -22,6 +22,8 @@ The library raises; only the command line prints and exits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Llama4EdgeError(Exception):
     """Says what is wrong and where, then what was found, what was expected and what to do.
@@ -62,6 +64,27 @@ class Llama4EdgeError(Exception):
             "expected": None if self.expected is None else str(self.expected),
             "hint": self.hint,
         }
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """The `hint` of an error about an unknown name; None where no choice resembles `word`.
+
+    >>> raise RecipeError("unknown recipe", found=name, hint=did_you_mean(name, RECIPES))
+
+    Args:
+        word: the name that is unknown. Its case is ignored.
+        choices: the names that are known. At most three are suggested, the closest first.
+    """
+    from difflib import get_close_matches  # needed by few runs, and slow to import
+
+    by_folded: dict[str, str] = {}
+    for choice in choices:
+        by_folded.setdefault(choice.casefold(), choice)
+    close = [by_folded[name] for name in get_close_matches(word.casefold(), by_folded)]
+    if not close:
+        return None
+    *others, last = close
+    return f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?"
 
 
 class CheckpointError(Llama4EdgeError):
