@@ -7,6 +7,8 @@ in ``llama_models/llama4/tokenizer.py``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Layers attend inside chunks of this many tokens, but for every fourth, which sees everything,
 # has no RoPE, and scales its queries with the position.
 ATTENTION_CHUNK = 8192
@@ -18,6 +20,39 @@ TEMPERATURE_SCALE = 0.1
 MIN_LAYERS = 4
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The shape of a Llama 4 text model, whether a config.json or a GGUF states it.
+
+    ``n_ff`` is the width of a dense layer's feed-forward network, ``n_ff_expert`` that of one
+    expert and of the shared expert. Layers count from 0.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    n_ff_expert: int
+    n_expert: int
+    n_expert_used: int
+    moe_step: int
+    n_vocab: int
+    n_ctx_train: int
+    rope_theta: float
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer routes to experts instead of a dense feed-forward network."""
+        return (layer + 1) % self.moe_step == 0
+
+    @staticmethod
+    def is_full(layer: int) -> bool:
+        """Whether a layer attends to the whole context, rather than inside its chunk."""
+        return (layer + 1) % FULL_ATTENTION_EVERY == 0
+
 
 # Query-key normalization has no key in the file: llama.cpp turns it off for just this many experts.
 EXPERTS_WITHOUT_QK_NORM = 128

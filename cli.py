@@ -163,8 +163,8 @@ def convert(
     llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
     """
-    from .convert import DEFAULT_RECIPE
     from .convert import convert as run_conversion
+    from .quant import DEFAULT_RECIPE
     from .terminal.tables import report_view
 
     try:

@@ -314,12 +314,12 @@ def _open(
 
 def _context(info: ModelInfo, n_ctx: int | None) -> int:
     if n_ctx is None:
-        return min(DEFAULT_CONTEXT, info.n_ctx_train)
-    if n_ctx > info.n_ctx_train:
+        return min(DEFAULT_CONTEXT, info.hparams.n_ctx_train)
+    if n_ctx > info.hparams.n_ctx_train:
         raise EngineError(
             f"{info.path}: n_ctx is more than the model was trained for",
             found=f"{n_ctx} tokens",
-            expected=f"at most {info.n_ctx_train}",
+            expected=f"at most {info.hparams.n_ctx_train}",
             hint="Lower n_ctx (-c).",
         )
     return n_ctx

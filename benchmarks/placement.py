@@ -212,7 +212,7 @@ def equal_ways(
 
     whole = [
         way(f"layers on the CPU (-ngl {count})", Placement(n_gpu_layers=count), ())
-        for count in range(drawn.config.n_layer + 1)
+        for count in range(drawn.config.hparams.n_layer + 1)
     ]
     on_cpu = Placement(overrides=cpu_moe_overrides())
     names = [tensor.name for tensor in drawn.tensors if tensor.role == "expert"]
@@ -239,7 +239,7 @@ def filling(drawn: Blueprint, layers: Way, device_bytes: int) -> tuple[str, ...]
     """The fewest tensors of the first layer that is not on the device which fill up what is left
     of so many bytes, to half of what may differ; if none do, those that come nearest."""
     # The output matrix counts as a layer, and goes to the device first.
-    following = f"blk.{drawn.config.n_layer - layers.base.n_gpu_layers}."
+    following = f"blk.{drawn.config.hparams.n_layer - layers.base.n_gpu_layers}."
     tensors = [one for one in drawn.tensors if one.name.startswith(following)]
     left = device_bytes - layers.device_bytes
 

@@ -8,7 +8,7 @@ the file, and ``converter`` is the job from top to bottom.
 
 from __future__ import annotations
 
-from .converter import DEFAULT_RECIPE, convert, inspect_checkpoint
+from .converter import convert, inspect_checkpoint
 from .report import Fallback, Progress, Report
 
-__all__ = ["DEFAULT_RECIPE", "Fallback", "Progress", "Report", "convert", "inspect_checkpoint"]
+__all__ = ["Fallback", "Progress", "Report", "convert", "inspect_checkpoint"]

@@ -16,7 +16,7 @@ from typing import Any
 from ..architecture import MIN_LAYERS
 from ..errors import CheckpointError, OutputError, UnsupportedError
 from ..hub.names import parse_repository
-from ..quant import TensorType, recipe_named, role_of, type_named
+from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_named
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
 from .layout import lay_out
@@ -110,7 +110,7 @@ class _Source:
 def blueprint(
     model: str | os.PathLike[str],
     *,
-    recipe: str = "int4",
+    recipe: str = DEFAULT_RECIPE,
     types: Sequence[tuple[str, str]] = (),
     layers: int | None = None,
     synthetic: bool = False,
@@ -207,7 +207,7 @@ def _checked_config(checkpoint: Checkpoint) -> ModelConfig:
 def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:
     """What the vision tower weighs that a config.json describes."""
     vision = parse_vision(settings)
-    return vision_weights(vision_shapes(vision, config.n_embd)) if vision else None
+    return vision_weights(vision_shapes(vision, config.hparams.n_embd)) if vision else None
 
 
 def _stored(checkpoint: Checkpoint) -> VisionWeights | None:
@@ -218,10 +218,10 @@ def _stored(checkpoint: Checkpoint) -> VisionWeights | None:
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:
     if layers is None:
         return source.config
-    if not MIN_LAYERS <= layers <= source.config.n_layer:
+    if not MIN_LAYERS <= layers <= source.config.hparams.n_layer:
         raise UnsupportedError(
             f"{source.name} cannot be cut to {layers} layers",
-            expected=f"{MIN_LAYERS} to {source.config.n_layer}: llama.cpp aborts with fewer than "
-            f"{MIN_LAYERS}",
+            expected=f"{MIN_LAYERS} to {source.config.hparams.n_layer}: with fewer than "
+            f"{MIN_LAYERS} llama.cpp aborts",
         )
-    return replace(source.config, n_layer=layers)
+    return replace(source.config, hparams=replace(source.config.hparams, n_layer=layers))

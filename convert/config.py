@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..architecture import (
@@ -20,6 +20,7 @@ from ..architecture import (
     MIN_LAYERS,
     TEMPERATURE_FLOOR,
     TEMPERATURE_SCALE,
+    Hyperparameters,
 )
 from ..errors import UnsupportedError
 from .fp8 import check_quantization
@@ -37,34 +38,18 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The text model's hyperparameters; layer `i` has experts where ``(i + 1) % moe_step == 0``.
+    """The text model's hyperparameters, and how its checkpoint stores it.
 
     Where `fp8`, weights may be stored as ``fp8`` says, and each expert's are tensors of their own.
     """
 
+    hparams: Hyperparameters
     multimodal: bool
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff_expert: int
-    n_ff_dense: int
-    n_expert: int
-    n_expert_used: int
-    moe_step: int
-    n_vocab: int
-    n_ctx_train: int
     rms_eps: float
-    rope_theta: float
     rope_scaling: RopeScaling | None
     tied: bool
     fp8: bool = False
     notes: tuple[str, ...] = ()
-
-    def has_experts(self, layer: int) -> bool:
-        """Whether layer number `layer` routes to experts instead of a dense FFN."""
-        return (layer + 1) % self.moe_step == 0
 
 
 @dataclass(frozen=True)
@@ -152,30 +137,33 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     n_head = fields.integer("num_attention_heads", 40)
     n_expert = fields.integer("num_local_experts", 16, low=0)
     rope_theta, rope_scaling = _rope(fields)
-    config = ModelConfig(
-        multimodal=multimodal,
+    hparams = Hyperparameters(
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=fields.integer("num_key_value_heads", n_head),
         head_dim=fields.integer("head_dim", n_embd // n_head),
+        n_ff=fields.integer("intermediate_size_mlp", 16384),
         n_ff_expert=fields.integer("intermediate_size", 8192),
-        n_ff_dense=fields.integer("intermediate_size_mlp", 16384),
         n_expert=n_expert,
         n_expert_used=fields.integer("num_experts_per_tok", 1),
         moe_step=fields.integer("interleave_moe_layer_step", 1),
         n_vocab=fields.integer("vocab_size", 202048),
         n_ctx_train=fields.integer("max_position_embeddings", 131072),
-        rms_eps=fields.number("rms_norm_eps", 1e-5),
         rope_theta=rope_theta,
+    )
+    config = ModelConfig(
+        hparams=hparams,
+        multimodal=multimodal,
+        rms_eps=fields.number("rms_norm_eps", 1e-5),
         rope_scaling=rope_scaling,
         tied=bool(fields.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
         fp8=_is_quantized(raw, text),
         notes=_notes(raw, text, rope_scaling),
     )
-    _check_size(config, fields)
-    _check_attention(config, fields)
-    _check_experts(config, fields)
+    _check_size(hparams, fields)
+    _check_attention(hparams, fields)
+    _check_experts(hparams, fields)
     if fields.faults:
         raise UnsupportedError(
             f"config.json has {len(fields.faults)} setting(s) that llama.cpp cannot represent",
@@ -184,7 +172,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     unread = tuple(
         f"config.json: {name} is not known here and was ignored" for name in fields.unknown()
     )
-    return ModelConfig(**{**vars(config), "notes": config.notes + unread})
+    return replace(config, notes=config.notes + unread)
 
 
 def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
@@ -264,19 +252,21 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     return base, rope
 
 
-def _check_size(config: ModelConfig, fields: _Fields) -> None:
-    if not MIN_LAYERS <= config.n_layer <= MAX_LAYERS:
-        fields.fault("num_hidden_layers", config.n_layer, f"{MIN_LAYERS} to {MAX_LAYERS}")
-    if config.n_head % config.n_head_kv:
-        fields.fault("num_key_value_heads", config.n_head_kv, f"a divisor of {config.n_head} heads")
-    if config.head_dim % 2:
-        fields.fault("head_dim", config.head_dim, "an even number, for RoPE")
+def _check_size(hparams: Hyperparameters, fields: _Fields) -> None:
+    if not MIN_LAYERS <= hparams.n_layer <= MAX_LAYERS:
+        fields.fault("num_hidden_layers", hparams.n_layer, f"{MIN_LAYERS} to {MAX_LAYERS}")
+    if hparams.n_head % hparams.n_head_kv:
+        fields.fault(
+            "num_key_value_heads", hparams.n_head_kv, f"a divisor of {hparams.n_head} heads"
+        )
+    if hparams.head_dim % 2:
+        fields.fault("head_dim", hparams.head_dim, "an even number, for RoPE")
     fields.must_be("hidden_act", "silu", "silu")
 
 
-def _check_attention(config: ModelConfig, fields: _Fields) -> None:
+def _check_attention(hparams: Hyperparameters, fields: _Fields) -> None:
     every = FULL_ATTENTION_EVERY
-    uses_rope = [int((layer + 1) % every != 0) for layer in range(config.n_layer)]
+    uses_rope = [int(not hparams.is_full(layer)) for layer in range(hparams.n_layer)]
     fields.must_be("attention_chunk_size", ATTENTION_CHUNK, ATTENTION_CHUNK)
     # transformers fills an absent or empty list from the interval, and reads a longer one in part.
     listed = fields.get("no_rope_layers") or None
@@ -284,7 +274,7 @@ def _check_attention(config: ModelConfig, fields: _Fields) -> None:
     if listed is None and interval != every:
         fields.fault("no_rope_layer_interval", interval, str(every))
     if listed is not None and (
-        not isinstance(listed, list) or listed[: config.n_layer] != uses_rope
+        not isinstance(listed, list) or listed[: hparams.n_layer] != uses_rope
     ):
         fields.fault("no_rope_layers", listed, f"0 at every {every}th layer, 1 elsewhere")
     kinds = ["chunked_attention" if rope else "full_attention" for rope in uses_rope]
@@ -295,28 +285,30 @@ def _check_attention(config: ModelConfig, fields: _Fields) -> None:
     fields.must_be("floor_scale", TEMPERATURE_FLOOR, TEMPERATURE_FLOOR)
     fields.must_be("attn_scale", TEMPERATURE_SCALE, TEMPERATURE_SCALE)
     fields.must_be("attention_bias", False, False)
-    normalized = config.n_expert != EXPERTS_WITHOUT_QK_NORM
+    normalized = hparams.n_expert != EXPERTS_WITHOUT_QK_NORM
     if bool(fields.get("use_qk_norm", True)) != normalized:
         fields.fault(
             "use_qk_norm",
             not normalized,
-            f"{normalized} with {config.n_expert} experts: off for {EXPERTS_WITHOUT_QK_NORM} only",
+            f"{normalized} with {hparams.n_expert} experts: off for {EXPERTS_WITHOUT_QK_NORM} only",
         )
 
 
-def _check_experts(config: ModelConfig, fields: _Fields) -> None:
-    if not 1 <= config.n_expert <= MAX_EXPERTS:
-        fields.fault("num_local_experts", config.n_expert, f"1 to {MAX_EXPERTS}")
-    if config.n_expert_used > config.n_expert:
-        fields.fault("num_experts_per_tok", config.n_expert_used, f"1 to {config.n_expert}")
-    if config.moe_step > config.n_layer:
-        fields.fault("interleave_moe_layer_step", config.moe_step, f"1 to {config.n_layer} layers")
-    with_experts = [layer for layer in range(config.n_layer) if config.has_experts(layer)]
+def _check_experts(hparams: Hyperparameters, fields: _Fields) -> None:
+    if not 1 <= hparams.n_expert <= MAX_EXPERTS:
+        fields.fault("num_local_experts", hparams.n_expert, f"1 to {MAX_EXPERTS}")
+    if hparams.n_expert_used > hparams.n_expert:
+        fields.fault("num_experts_per_tok", hparams.n_expert_used, f"1 to {hparams.n_expert}")
+    if hparams.moe_step > hparams.n_layer:
+        fields.fault(
+            "interleave_moe_layer_step", hparams.moe_step, f"1 to {hparams.n_layer} layers"
+        )
+    with_experts = [layer for layer in range(hparams.n_layer) if hparams.has_experts(layer)]
     if fields.get("moe_layers", with_experts) != with_experts:
         fields.fault(
             "moe_layers",
             fields.get("moe_layers"),
-            f"every {config.moe_step}th layer, from the step",
+            f"every {hparams.moe_step}th layer, from the step",
         )
 
 

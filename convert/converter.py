@@ -16,6 +16,7 @@ from .._version import __version__
 from ..errors import CheckpointError
 from ..hub.names import parse_repository
 from ..quant import (
+    DEFAULT_RECIPE,
     Assignment,
     FileSummary,
     Recipe,
@@ -47,11 +48,9 @@ from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .target import check_target, room_shortage
 from .tokenizer import Vocabulary, read_vocabulary
 
-DEFAULT_RECIPE = "int4"
-
 
 @dataclass(frozen=True)
-class _Plan:
+class _Job:
     """Everything that is known once the headers are read."""
 
     checkpoint: Checkpoint
@@ -131,19 +130,21 @@ def convert(
     overrides = [(regex, type_named(name)) for regex, name in types]
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
-        plan = _plan(checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size)
+        job = _prepare(
+            checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size
+        )
         if dry_run:
-            shortage = room_shortage(plan.parts, checkpoint.shards.room(plan.shards))
-            return _report(plan, notes=[str(shortage)] if shortage else [])
-        if finish_interrupted(plan.parts, plan.identity, force=force):
-            return _report(plan, resumed_at=1.0, seconds=time.monotonic() - started)
-        check_target(plan.parts, force=force, sources=checkpoint.shards.room(plan.shards))
+            shortage = room_shortage(job.parts, checkpoint.shards.disk_need(job.shards))
+            return _report(job, notes=[str(shortage)] if shortage else [])
+        if finish_interrupted(job.parts, job.identity, force=force):
+            return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
+        check_target(job.parts, force=force, sources=checkpoint.shards.disk_need(job.shards))
         spent = StageSeconds()
-        with PartialOutput(plan.parts, plan.identity, force=force) as partial:
-            before = _write_tensors(plan, partial, threads or logical_cores(), spent, progress)
+        with PartialOutput(job.parts, job.identity, force=force) as partial:
+            before = _write_tensors(job, partial, threads or logical_cores(), spent, progress)
     finally:
         checkpoint.shards.close()
-    return _report(plan, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
+    return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
 
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
@@ -183,19 +184,19 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
 
 
-def _plan(
+def _prepare(
     checkpoint: Checkpoint,
     recipe: Recipe,
     overrides: Sequence[tuple[str, TensorType]],
     target: Path,
     split_size: int | None,
-) -> _Plan:
+) -> _Job:
     config = parse_config(checkpoint.config)
     mapped = plan_tensors(config, checkpoint.tensors)
     vocabulary = read_vocabulary(checkpoint, config)
     layout = lay_out(config, recipe, overrides, checkpoint, vocabulary)
     parts, outputs = plan_parts(layout.writer, layout.assignments, target, split_size)
-    return _Plan(
+    return _Job(
         checkpoint=checkpoint,
         config=config,
         recipe=recipe,
@@ -266,20 +267,20 @@ def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recip
 
 
 def _write_tensors(
-    plan: _Plan,
+    job: _Job,
     partial: PartialOutput,
     threads: int,
     spent: StageSeconds,
     progress: Callable[[Progress], None] | None,
 ) -> float:
     """Convert what is not done yet; the share of the source that was."""
-    factors = rope_factors(plan.config)
+    factors = rope_factors(job.config)
     if factors is not None:
-        place = plan.outputs[ROPE_FREQS]
+        place = job.outputs[ROPE_FREQS]
         partial.write(place.part, place.offset, factors.data.cast("B"))
     skipped = partial.slabs_done
-    total = plan.source_bytes
-    before = done = sum(slab.source_bytes for slab in plan.slabs[:skipped])
+    total = job.source_bytes
+    before = done = sum(slab.source_bytes for slab in job.slabs[:skipped])
 
     def on_slab(slab: Slab) -> None:
         nonlocal done
@@ -288,8 +289,8 @@ def _write_tensors(
             progress(Progress(done, total, slab.shares[0].output.name, before))
 
     run_pipeline(
-        plan.slabs[skipped:],
-        plan.checkpoint.shards,
+        job.slabs[skipped:],
+        job.checkpoint.shards,
         partial,
         threads=threads,
         seconds=spent,
@@ -299,7 +300,7 @@ def _write_tensors(
 
 
 def _report(
-    plan: _Plan,
+    job: _Job,
     *,
     resumed_at: float = 0.0,
     seconds: float | None = None,
@@ -315,16 +316,16 @@ def _report(
             type=assigned.type.name,
             bytes=assigned.type.nbytes(assigned.tensor.shape),
         )
-        for assigned in plan.assignments
+        for assigned in job.assignments
     ]
     return Report(
-        source=str(plan.checkpoint.path),
-        output=str(plan.parts[0].path),
-        outputs=tuple(str(part.path) for part in plan.parts),
-        recipe=plan.recipe.name,
+        source=str(job.checkpoint.path),
+        output=str(job.parts[0].path),
+        outputs=tuple(str(part.path) for part in job.parts),
+        recipe=job.recipe.name,
         dry_run=seconds is None,
-        bytes=sum(part.nbytes for part in plan.parts),
-        source_bytes=plan.source_bytes,
+        bytes=sum(part.nbytes for part in job.parts),
+        source_bytes=job.source_bytes,
         parameters=sum(tensor.parameters for tensor in tensors),
         resumed_at=resumed_at,
         seconds=seconds or 0.0,
@@ -332,11 +333,11 @@ def _report(
         stage_seconds=_by_role(spent or StageSeconds()),
         fallbacks=tuple(
             Fallback(assigned.tensor.name, assigned.wanted.name, assigned.type.name)
-            for assigned in plan.assignments
+            for assigned in job.assignments
             if assigned.wanted is not None
         ),
-        left_out=tuple(left_out_tensors(plan.config, plan.checkpoint.tensors)),
-        notes=(*plan.notes, *notes),
+        left_out=tuple(left_out_tensors(job.config, job.checkpoint.tensors)),
+        notes=(*job.notes, *notes),
     )
 
 

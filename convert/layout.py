@@ -52,12 +52,17 @@ def lay_out(
         RecipeError: an override that is no regular expression, or fits no tensor.
         CheckpointError: the checkpoint's model card cannot be read.
     """
+    hparams = config.hparams
     specs = [TensorSpec(target.name, target.shape) for target in targets_for(config)]
     factors = rope_factors(config)
     if factors is not None:
         specs.insert(0, TensorSpec(ROPE_FREQS, factors.shape))
     assignments = assign_types(
-        recipe, specs, n_layer=config.n_layer, n_expert=config.n_expert, overrides=overrides
+        recipe,
+        specs,
+        n_layer=hparams.n_layer,
+        n_expert=hparams.n_expert,
+        overrides=overrides,
     )
     described = (
         origin_named(origin, config, specs)

@@ -40,10 +40,10 @@ def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32] | None:
         return None
     # Step by step in float32, in the order in which llama.cpp's converter computes with PyTorch
     # (which divides a number by a tensor as "reciprocal, times"), so that the bytes are the same.
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / (config.rope_theta ** exponents.astype(np.float64)).astype(
-        np.float32
-    )
+    head_dim = config.hparams.head_dim
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = (config.hparams.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
     return np.array([_rope_factor(frequency, scaling) for frequency in frequencies], np.float32)
 
 
@@ -86,8 +86,8 @@ def write_metadata(
 def _size_label(config: ModelConfig, tensors: Sequence[TensorSpec]) -> str:
     total = sum(math.prod(spec.shape) for spec in tensors)
     experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
-    expert = experts // max(config.n_expert, 1)
-    return str(gguf.size_label(total, total - experts, expert, config.n_expert))
+    expert = experts // max(config.hparams.n_expert, 1)
+    return str(gguf.size_label(total, total - experts, expert, config.hparams.n_expert))
 
 
 def origin_named(name: str, config: ModelConfig, tensors: Sequence[TensorSpec]) -> gguf.Metadata:
@@ -141,22 +141,23 @@ def cached_repository(path: Path) -> str | None:
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
-    writer.add_vocab_size(config.n_vocab)
-    writer.add_block_count(config.n_layer)
-    writer.add_context_length(config.n_ctx_train)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(config.n_ff_dense)
-    writer.add_expert_feed_forward_length(config.n_ff_expert)
-    writer.add_interleave_moe_layer_step(config.moe_step)
-    writer.add_expert_count(config.n_expert)
-    writer.add_expert_used_count(config.n_expert_used)
-    writer.add_head_count(config.n_head)
-    writer.add_head_count_kv(config.n_head_kv)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    hparams = config.hparams
+    writer.add_vocab_size(hparams.n_vocab)
+    writer.add_block_count(hparams.n_layer)
+    writer.add_context_length(hparams.n_ctx_train)
+    writer.add_embedding_length(hparams.n_embd)
+    writer.add_feed_forward_length(hparams.n_ff)
+    writer.add_expert_feed_forward_length(hparams.n_ff_expert)
+    writer.add_interleave_moe_layer_step(hparams.moe_step)
+    writer.add_expert_count(hparams.n_expert)
+    writer.add_expert_used_count(hparams.n_expert_used)
+    writer.add_head_count(hparams.n_head)
+    writer.add_head_count_kv(hparams.n_head_kv)
+    writer.add_key_length(hparams.head_dim)
+    writer.add_value_length(hparams.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(hparams.head_dim)
+    writer.add_rope_freq_base(hparams.rope_theta)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:

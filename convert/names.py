@@ -149,13 +149,14 @@ class MappedTensor:
 
 def rules_for(config: ModelConfig) -> list[tuple[Rule, int]]:
     """Every rule that a model of this configuration needs, with its layer, in GGUF order."""
+    hparams = config.hparams
     rules = [(rule, 0) for rule in MODEL_RULES]
     if not config.tied:
         rules.append((OUTPUT_RULE, 0))
-    experts = _separate_experts(config.n_expert) if config.fp8 else EXPERT_RULES
-    for layer in range(config.n_layer):
+    experts = _separate_experts(hparams.n_expert) if config.fp8 else EXPERT_RULES
+    for layer in range(hparams.n_layer):
         routed = (ROUTER_RULE, *experts, *SHARED_EXPERT_RULES)
-        feed_forward = routed if config.has_experts(layer) else DENSE_RULES
+        feed_forward = routed if hparams.has_experts(layer) else DENSE_RULES
         rules.extend((rule, layer) for rule in (*LAYER_RULES, *feed_forward))
     return rules
 
@@ -242,15 +243,16 @@ def _scales(names: Iterable[str], stored: Mapping[str, StoredTensor]) -> dict[st
 
 
 def _sizes(config: ModelConfig) -> Sizes:
+    hparams = config.hparams
     return {
-        "vocab": config.n_vocab,
-        "embd": config.n_embd,
-        "heads": config.n_head * config.head_dim,
-        "kv_heads": config.n_head_kv * config.head_dim,
-        "expert": config.n_expert,
-        "ff_expert": config.n_ff_expert,
-        "gate_up": 2 * config.n_ff_expert,
-        "ff_dense": config.n_ff_dense,
+        "vocab": hparams.n_vocab,
+        "embd": hparams.n_embd,
+        "heads": hparams.n_head * hparams.head_dim,
+        "kv_heads": hparams.n_head_kv * hparams.head_dim,
+        "expert": hparams.n_expert,
+        "ff_expert": hparams.n_ff_expert,
+        "gate_up": 2 * hparams.n_ff_expert,
+        "ff_dense": hparams.n_ff,
     }
 
 

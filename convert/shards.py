@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskNeed:
     """The most bytes that shards will take in `directory` at one time, beside what lies there."""
 
     directory: Path
@@ -44,7 +44,7 @@ class Shards(Protocol):
     def release(self, path: Path) -> None:
         """The shard is not needed any more."""
 
-    def room(self, paths: Iterable[Path]) -> Room | None:
+    def disk_need(self, paths: Iterable[Path]) -> DiskNeed | None:
         """What acquiring these shards in this order takes on a disk, if anything."""
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class LocalShards:
     def release(self, path: Path) -> None:
         """The file is somebody's, and stays."""
 
-    def room(self, paths: Iterable[Path]) -> Room | None:
+    def disk_need(self, paths: Iterable[Path]) -> DiskNeed | None:
         """None: they lie there."""
         return None
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from ..errors import OutputError
 from ..units import bytes_text
 from .output import Part
-from .shards import Room
+from .shards import DiskNeed
 
 
-def check_target(parts: Sequence[Part], *, force: bool, sources: Room | None) -> None:
+def check_target(parts: Sequence[Part], *, force: bool, sources: DiskNeed | None) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
 
     Args:
@@ -44,7 +44,7 @@ def check_target(parts: Sequence[Part], *, force: bool, sources: Room | None) ->
         raise shortage
 
 
-def room_shortage(parts: Sequence[Part], sources: Room | None) -> OutputError | None:
+def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputError | None:
     """The error that writing `parts`, and fetching their sources, would end in on a full disk."""
     directory = parts[0].path.parent
     if not directory.is_dir():

@@ -58,7 +58,7 @@ def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
     settings = checkpoint.json("tokenizer_config.json") or {}
     model = _byte_level_bpe(tokenizer)
     _check_pre_tokenizer(tokenizer)
-    tokens, types = _tokens(tokenizer, model["vocab"], config.n_vocab)
+    tokens, types = _tokens(tokenizer, model["vocab"], config.hparams.n_vocab)
     ids = {token: number for number, token in enumerate(tokens)}
     bos = _special_id(settings, "bos_token", ids)
     eos, eot, eom = _end_tokens(checkpoint, settings, tokens, ids)

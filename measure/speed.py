@@ -278,7 +278,7 @@ def bench(
     for case in cases:
         check_overrides(case.settings.placement.overrides, [one.name for one in info.tensors])
     machine = _machine(grid.base)
-    tokens = _RandomTokens(info.n_vocab)
+    tokens = _RandomTokens(info.hparams.n_vocab)
     depth = _Depth()
     for _, group in itertools.groupby(cases, key=lambda case: case.settings.placement):
         first = next(group)

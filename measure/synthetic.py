@@ -163,7 +163,7 @@ def _file_name(drawn: Blueprint) -> str:
     """Tells models, recipes and types apart; the number is of all that the header says."""
     model = re.sub(r"[^a-z0-9]+", "-", drawn.name.lower()).strip("-")
     digest = zlib.crc32(drawn.header)
-    return f"{model}-{drawn.recipe}-{drawn.config.n_layer}-layers-{digest:08x}.gguf"
+    return f"{model}-{drawn.recipe}-{drawn.config.hparams.n_layer}-layers-{digest:08x}.gguf"
 
 
 def _is_whole(path: Path, drawn: Blueprint) -> bool:
@@ -268,7 +268,7 @@ class _Tiles:
             return 1.0
         spread = 1 / math.sqrt(tensor.shape[-1])
         adds = ".attn_output." in tensor.name or ".ffn_down" in tensor.name
-        return spread / math.sqrt(2 * self._config.n_layer) if adds else spread
+        return spread / math.sqrt(2 * self._config.hparams.n_layer) if adds else spread
 
     def _tile(self, tensor_type: TensorType, spread: float) -> _Tile:
         with self._lock:

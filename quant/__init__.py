@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from .recipes import (
+    DEFAULT_RECIPE,
     RECIPES,
     Assignment,
     Recipe,
@@ -19,6 +20,7 @@ from .summary import FileSummary, RoleSummary, TensorSummary, summarize
 from .types import TensorType, type_named
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "RECIPES",
     "ROLES",
     "Assignment",

@@ -260,12 +260,14 @@ def _experts_in(tensor_type: TensorType) -> Mix:
     return lambda spec, model, counters: tensor_type if role_of(spec.name) == "expert" else Q8_0
 
 
+DEFAULT_RECIPE = "int4"
+
 # The file types are llama.cpp's LLAMA_FTYPE_MOSTLY_*; 14 (Q4_K_S) says "mostly Q4_K".
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "int4",
+            DEFAULT_RECIPE,
             "experts in 4 bits (Q4_K), everything else in 8: the default",
             14,
             _experts_in(Q4_K),

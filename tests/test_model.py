@@ -370,7 +370,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 def test_info_is_what_the_file_says(model, tiny_path):
     assert model.info.path == tiny_path
-    assert (model.info.n_vocab, model.info.n_ctx_train) == (N_VOCAB, 32768)
+    assert (model.info.hparams.n_vocab, model.info.hparams.n_ctx_train) == (N_VOCAB, 32768)
 
 
 def test_the_file_and_llama_cpp_agree_on_what_ends_an_answer(model):

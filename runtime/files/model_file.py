@@ -16,7 +16,13 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
-from ...architecture import ATTENTION_CHUNK, MAX_EXPERTS, MAX_LAYERS, MIN_LAYERS
+from ...architecture import (
+    ATTENTION_CHUNK,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    MIN_LAYERS,
+    Hyperparameters,
+)
 from ...errors import ModelFileError
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
 from .vocabulary_file import (
@@ -30,10 +36,8 @@ from .vocabulary_file import (
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The hyperparameters of a Llama 4 text model, as its GGUF states them.
+    """A Llama 4 text model, as its GGUF describes it.
 
-    ``n_ff`` is the width of a dense layer's feed-forward network, ``n_ff_expert`` that of one
-    expert and of the shared expert; layer i holds experts where ``(i + 1) % moe_step == 0``.
     ``file_type`` is llama.cpp's name for the recipe (``MOSTLY_Q4_0``). ``eog_ids`` are the tokens
     that end a generation. ``parts`` holds the header of each file of a split model, in order;
     ``gguf`` is the first, which has the metadata. ``bytes`` is the length of all parts.
@@ -41,19 +45,7 @@ class ModelInfo:
 
     path: Path
     name: str
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
-    n_ff_expert: int
-    n_expert: int
-    n_expert_used: int
-    moe_step: int
-    n_vocab: int
-    n_ctx_train: int
-    rope_freq_base: float
+    hparams: Hyperparameters
     file_type: str
     chat_template: str | None
     bos_id: int
@@ -71,10 +63,6 @@ class ModelInfo:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """The tensors of all parts."""
         return tuple(tensor for part in self.parts for tensor in part.tensors)
-
-    def has_experts(self, layer: int) -> bool:
-        """Whether layer `layer`, counted from 0, routes to experts."""
-        return (layer + 1) % self.moe_step == 0
 
 
 def check_model_file(path: str | os.PathLike[str], *, needs_tokenizer: bool = True) -> ModelInfo:
@@ -200,9 +188,7 @@ def _model_info(
     n_head = _number(gguf, "llama4.attention.head_count", layers=n_layer)
     n_expert = _number(gguf, "llama4.expert_count", 1, MAX_EXPERTS)
     template = gguf.metadata.get("tokenizer.chat_template")
-    return ModelInfo(
-        path=gguf.path,
-        name=str(gguf.metadata.get("general.name", gguf.path.stem)),
+    hparams = Hyperparameters(
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
@@ -217,7 +203,12 @@ def _model_info(
         moe_step=_number(gguf, "llama4.interleave_moe_layer_step", 1, n_layer),
         n_vocab=vocabulary.size,
         n_ctx_train=_number(gguf, "llama4.context_length"),
-        rope_freq_base=_positive(gguf, "llama4.rope.freq_base", default=10000.0),
+        rope_theta=_positive(gguf, "llama4.rope.freq_base", default=10000.0),
+    )
+    return ModelInfo(
+        path=gguf.path,
+        name=str(gguf.metadata.get("general.name", gguf.path.stem)),
+        hparams=hparams,
         file_type=_file_type(gguf),
         chat_template=None if template is None else str(template),
         bos_id=vocabulary.bos_id,
@@ -268,19 +259,23 @@ def _file_type(gguf: GGUFFile) -> str:
 
 def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
     """Settings that llama.cpp asserts, ignores, or takes for another kind of model."""
-    if info.n_head % info.n_head_kv:
+    hparams = info.hparams
+    if hparams.n_head % hparams.n_head_kv:
         raise _bad_key(
-            gguf, "llama4.attention.head_count_kv", info.n_head_kv, f"a divisor of {info.n_head}"
+            gguf,
+            "llama4.attention.head_count_kv",
+            hparams.n_head_kv,
+            f"a divisor of {hparams.n_head}",
         )
-    if info.head_dim % 2:
-        raise _bad_key(gguf, "llama4.attention.key_length", info.head_dim, "an even number")
+    if hparams.head_dim % 2:
+        raise _bad_key(gguf, "llama4.attention.key_length", hparams.head_dim, "an even number")
     _positive(gguf, "llama4.attention.layer_norm_rms_epsilon")
     for key in ("freq_base_swa", "scale_linear", "scaling.factor", "scaling.attn_factor"):
         _positive(gguf, f"llama4.rope.{key}", default=1.0)
-    values_default = info.n_embd // info.n_head
+    values_default = hparams.n_embd // hparams.n_head
     value_length = _number(gguf, "llama4.attention.value_length", default=values_default)
-    if value_length != info.head_dim:
-        raise _bad_key(gguf, "llama4.attention.value_length", value_length, info.head_dim)
+    if value_length != hparams.head_dim:
+        raise _bad_key(gguf, "llama4.attention.value_length", value_length, hparams.head_dim)
     for key, expected in _computable(info).items():
         value = gguf.metadata.get(f"llama4.{key}", expected[0])
         if value not in expected:
@@ -290,16 +285,17 @@ def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
 
 def _computable(info: ModelInfo) -> dict[str, tuple[object, ...]]:
     """The values that llama.cpp's llama4 computes with; a key may also be absent."""
-    pattern = tuple(layer % 4 < 3 for layer in range(info.n_layer))
+    hparams = info.hparams
+    pattern = tuple(not Hyperparameters.is_full(layer) for layer in range(hparams.n_layer))
     return {
-        "attention.key_length_swa": (info.head_dim,),
-        "attention.value_length_swa": (info.head_dim,),
-        "rope.dimension_count": (info.head_dim,),
-        "rope.dimension_count_swa": (info.head_dim,),
+        "attention.key_length_swa": (hparams.head_dim,),
+        "attention.value_length_swa": (hparams.head_dim,),
+        "rope.dimension_count": (hparams.head_dim,),
+        "rope.dimension_count_swa": (hparams.head_dim,),
         "attention.sliding_window": (ATTENTION_CHUNK,),  # with 0, it aborts at the first decode
         "attention.sliding_window_pattern": (4, pattern),
         "attention.causal": (True,),
-        "embedding_length_out": (0, info.n_embd),
+        "embedding_length_out": (0, hparams.n_embd),
         "expert_group_count": (0,),
         "nextn_predict_layers": (0,),
         "pooling_type": (0,),
@@ -324,9 +320,10 @@ _VECTOR_TYPES = frozenset({"F32"})
 
 def _expected_tensors(info: ModelInfo) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape, in ggml's order, of every tensor that has to be there."""
-    embd, kv = info.n_embd, info.n_head_kv * info.head_dim
-    heads, ff = info.n_head * info.head_dim, info.n_ff
-    expert_ff, experts = info.n_ff_expert, info.n_expert
+    hparams = info.hparams
+    embd, kv = hparams.n_embd, hparams.n_head_kv * hparams.head_dim
+    heads, ff = hparams.n_head * hparams.head_dim, hparams.n_ff
+    expert_ff, experts = hparams.n_ff_expert, hparams.n_expert
     attention = {
         "attn_norm": (embd,),
         "attn_q": (embd, heads),
@@ -345,18 +342,19 @@ def _expected_tensors(info: ModelInfo) -> Iterator[tuple[str, tuple[int, ...]]]:
         "ffn_up_shexp": (embd, expert_ff),
         "ffn_down_shexp": (expert_ff, embd),
     }
-    yield "token_embd.weight", (embd, info.n_vocab)
+    yield "token_embd.weight", (embd, hparams.n_vocab)
     yield "output_norm.weight", (embd,)
-    for layer in range(info.n_layer):
-        for name, shape in (attention | (routed if info.has_experts(layer) else dense)).items():
+    for layer in range(hparams.n_layer):
+        for name, shape in (attention | (routed if hparams.has_experts(layer) else dense)).items():
             yield f"blk.{layer}.{name}.weight", shape
 
 
 def _optional_tensors(info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Tied embeddings leave out ``output``; plain RoPE leaves out ``rope_freqs``."""
+    hparams = info.hparams
     return {
-        "output.weight": (info.n_embd, info.n_vocab),
-        "rope_freqs.weight": (info.head_dim // 2,),
+        "output.weight": (hparams.n_embd, hparams.n_vocab),
+        "rope_freqs.weight": (hparams.head_dim // 2,),
     }
 
 

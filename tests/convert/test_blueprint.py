@@ -38,7 +38,7 @@ def described(drawn: Blueprint) -> dict[str, tuple[tuple[int, ...], str, int]]:
 def active(drawn: Blueprint) -> int:
     """Parameters that one token passes: everything, but one expert of each layer's."""
     experts = sum(tensor.parameters for tensor in drawn.tensors if tensor.role == "expert")
-    return drawn.parameters - experts + experts // drawn.config.n_expert
+    return drawn.parameters - experts + experts // drawn.config.hparams.n_expert
 
 
 @pytest.mark.parametrize("geometry", [SMALL, SCOUT_BASE_LIKE, TINY_MAVERICK])
@@ -134,7 +134,7 @@ def test_llama_cpp_takes_a_header_file_of_every_preset(tmp_path: Path) -> None:
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         assert model
         assert llama_cpp.llama_model_n_params(model) == drawn.parameters
-        assert llama_cpp.llama_model_n_layer(model) == drawn.config.n_layer
+        assert llama_cpp.llama_model_n_layer(model) == drawn.config.hparams.n_layer
         llama_cpp.llama_model_free(model)
 
 
@@ -178,9 +178,9 @@ def test_a_directory_called_like_a_preset_is_meant_by_a_path(
 ) -> None:
     checkpoint.rename(tmp_path / "scout")
     monkeypatch.chdir(tmp_path)
-    assert blueprint("scout").config.n_embd == 5120
-    assert blueprint("./scout").config.n_embd == SMALL.hidden
-    assert blueprint(Path("scout")).config.n_embd == SMALL.hidden
+    assert blueprint("scout").config.hparams.n_embd == 5120
+    assert blueprint("./scout").config.hparams.n_embd == SMALL.hidden
+    assert blueprint(Path("scout")).config.hparams.n_embd == SMALL.hidden
 
 
 def test_behemoth_says_that_its_widths_are_an_assumption() -> None:

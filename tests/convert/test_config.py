@@ -60,18 +60,19 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 def test_scout_is_read_as_published() -> None:
     config = parse_config(SCOUT)
-    assert (config.n_layer, config.n_embd, config.n_head, config.n_head_kv) == (48, 5120, 40, 8)
-    assert (config.n_expert, config.n_expert_used, config.moe_step) == (16, 1, 1)
-    assert (config.n_ff_expert, config.n_ff_dense, config.head_dim) == (8192, 16384, 128)
+    hparams = config.hparams
+    assert (hparams.n_layer, hparams.n_embd, hparams.n_head, hparams.n_head_kv) == (48, 5120, 40, 8)
+    assert (hparams.n_expert, hparams.n_expert_used, hparams.moe_step) == (16, 1, 1)
+    assert (hparams.n_ff_expert, hparams.n_ff, hparams.head_dim) == (8192, 16384, 128)
     assert config.rope_scaling == RopeScaling(16.0, 1.0, 1.0, 8192)
-    assert config.rope_theta == 500000.0
-    assert all(config.has_experts(layer) for layer in range(48))
+    assert hparams.rope_theta == 500000.0
+    assert all(hparams.has_experts(layer) for layer in range(48))
     assert config.notes == ()
 
 
 def test_maverick_alternates_dense_and_expert_layers() -> None:
     config = parse_config(MAVERICK)
-    assert [layer for layer in range(6) if config.has_experts(layer)] == [1, 3, 5]
+    assert [layer for layer in range(6) if config.hparams.has_experts(layer)] == [1, 3, 5]
     assert config.rope_scaling is None
 
 

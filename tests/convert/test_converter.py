@@ -18,10 +18,10 @@ from gguf import GGUFReader
 import llama4_edge
 from demo.checkpoint import Geometry
 from llama4_edge.convert import Progress, convert, inspect_checkpoint, slabs
-from llama4_edge.convert.converter import DEFAULT_RECIPE
 from llama4_edge.convert.output import Part
 from llama4_edge.convert.target import check_target
 from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
+from llama4_edge.quant import DEFAULT_RECIPE
 
 from .conftest import (
     SMALL,

@@ -113,7 +113,7 @@ def test_a_disk_too_small_for_output_and_two_shards_moves_none(
 ) -> None:
     output = convert(NAME, tmp_path / "out.gguf", threads=1).bytes
     _, shards, paths = opened()
-    needed = output + shards.room(paths[:4]).nbytes
+    needed = output + shards.disk_need(paths[:4]).nbytes
     published.requests.clear()
     disk = namedtuple("disk", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: disk(1 << 40, 0, needed - 1))
@@ -288,11 +288,11 @@ def test_room_is_for_the_two_largest_neighbours_or_for_all_that_is_kept(
     sizes = [len(published.repositories[NAME].entries[shard(n + 1)].data) for n in range(SHARDS)]
     _, shards, paths = opened()
     pairs = [one + other for one, other in pairwise(sizes)]
-    assert shards.room(paths).nbytes == max(pairs)
+    assert shards.disk_need(paths).nbytes == max(pairs)
     _, kept, _ = opened(keep_source=True)
-    assert kept.room(paths).nbytes == sum(sizes)
+    assert kept.disk_need(paths).nbytes == sum(sizes)
     hf_hub_download(NAME, shard(1))
-    assert kept.room(paths).nbytes == sum(sizes[1:])
+    assert kept.disk_need(paths).nbytes == sum(sizes[1:])
 
 
 # Faults on the way -------------------------------------------------------------------------------

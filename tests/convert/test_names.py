@@ -18,7 +18,7 @@ from .test_config import MAVERICK, SCOUT
 def test_the_tables_agree_with_the_gguf_package(published: dict[str, object]) -> None:
     """Its map knows the experts by a `.weight` they lack, and gate and up apart."""
     config = parse_config(published)
-    known = get_tensor_name_map(MODEL_ARCH.LLAMA4, config.n_layer)
+    known = get_tensor_name_map(MODEL_ARCH.LLAMA4, config.hparams.n_layer)
     for rule, layer in rules_for(config):
         name = rule.name.format(layer=layer)
         for target in rule.targets:
@@ -45,9 +45,14 @@ def mapped(checkpoint: Path) -> tuple[ModelConfig, dict[str, MappedTensor]]:
 
 def test_experts_are_split_and_turned(checkpoint: Path) -> None:
     config, tensors = mapped(checkpoint)
+    hparams = config.hparams
     item = tensors["language_model.model.layers.1.feed_forward.experts.gate_up_proj"]
-    shape = (config.n_expert, config.n_ff_expert, config.n_embd)
-    assert item.stored.shape == (config.n_expert, config.n_embd, 2 * config.n_ff_expert)
+    shape = (hparams.n_expert, hparams.n_ff_expert, hparams.n_embd)
+    assert item.stored.shape == (
+        hparams.n_expert,
+        hparams.n_embd,
+        2 * hparams.n_ff_expert,
+    )
     assert [(to.name, to.shape) for to in item.targets] == [
         ("blk.1.ffn_gate_exps.weight", shape),
         ("blk.1.ffn_up_exps.weight", shape),

@@ -267,13 +267,24 @@ def test_each_damage_is_refused_and_named(name: str, tmp_path: Path) -> None:
 def test_a_whole_model_says_what_it_is(tmp_path: Path) -> None:
     path = tiny_model(moe_step=2).write(tmp_path / "tiny.gguf")
     info = check_model_file(str(path))
+    hparams = info.hparams
     first = 256 + 3
     assert (info.path, info.name, info.file_type) == (path, "Tiny", "ALL_F32")
-    assert (info.n_layer, info.n_embd, info.n_vocab, info.n_ctx_train) == (4, 64, 263, 32768)
-    assert (info.n_head, info.n_head_kv, info.head_dim) == (4, 2, 16)
-    assert (info.n_ff, info.n_ff_expert, info.n_expert, info.n_expert_used) == (96, 32, 4, 1)
-    assert [info.has_experts(layer) for layer in range(4)] == [False, True, False, True]
-    assert info.rope_freq_base == 500000.0
+    assert (
+        hparams.n_layer,
+        hparams.n_embd,
+        hparams.n_vocab,
+        hparams.n_ctx_train,
+    ) == (4, 64, 263, 32768)
+    assert (hparams.n_head, hparams.n_head_kv, hparams.head_dim) == (4, 2, 16)
+    assert (
+        hparams.n_ff,
+        hparams.n_ff_expert,
+        hparams.n_expert,
+        hparams.n_expert_used,
+    ) == (96, 32, 4, 1)
+    assert [hparams.has_experts(layer) for layer in range(4)] == [False, True, False, True]
+    assert hparams.rope_theta == 500000.0
     assert info.chat_template == "{{ messages[0].content }}"
     assert (info.bos_id, info.eos_id) == (first, first + 1)
     assert info.eog_ids == (first + 1, first + 2, first + 3)
@@ -295,8 +306,9 @@ def test_what_may_be_absent_may_be_absent(tmp_path: Path) -> None:
     ):
         del model.keys[key]
     info = check_model_file(model.write(tmp_path / "plain.gguf"))
+    hparams = info.hparams
     assert (info.name, info.file_type, info.chat_template) == ("plain", "unknown", None)
-    assert (info.head_dim, info.rope_freq_base) == (16, 10000.0)
+    assert (hparams.head_dim, hparams.rope_theta) == (16, 10000.0)
 
 
 def test_one_number_for_every_layer_may_be_written_as_a_list(tmp_path: Path) -> None:
@@ -436,7 +448,7 @@ def test_a_converted_model_is_whole(
 
 def test_metas_vocabulary_is_whole_and_ends_at_its_three_tokens(full_vocabulary_bf16: Path) -> None:
     info = check_model_file(full_vocabulary_bf16)
-    assert (info.n_vocab, info.bos_id) == (202048, 200000)
+    assert (info.hparams.n_vocab, info.bos_id) == (202048, 200000)
     assert info.eog_ids == (200001, 200007, 200008)
 
 
@@ -450,7 +462,7 @@ def test_a_file_without_a_tokenizer_is_for_those_who_need_none(tmp_path: Path) -
     with pytest.raises(ModelFileError, match=r"has no tokenizer.*llama4 bench"):
         check_model_file(path)
     info = check_model_file(path, needs_tokenizer=False)
-    assert (info.n_vocab, info.bos_id, info.eos_id, info.eog_ids) == (N_VOCAB, -1, -1, ())
+    assert (info.hparams.n_vocab, info.bos_id, info.eos_id, info.eog_ids) == (N_VOCAB, -1, -1, ())
     # What it says of its size must fit its tensors, and whoever has a tokenizer is held to it.
     model.keys[_L + "vocab_size"] = Value(0, U32)
     with pytest.raises(ModelFileError, match=r"llama4\.vocab_size"):
