@@ -315,7 +315,7 @@ def test_one_number_for_every_layer_may_be_written_as_a_list(tmp_path: Path) -> 
     model = tiny_model()
     _set("llama4.attention.head_count", [4] * LAYERS, U32, U32)(model)
     _set("llama4.attention.sliding_window_pattern", [True, True, True, False], BOOL, BOOL)(model)
-    assert check_model_file(model.write(tmp_path / "lists.gguf")).n_head == 4
+    assert check_model_file(model.write(tmp_path / "lists.gguf")).hparams.n_head == 4
 
 
 # --- the judge is llama.cpp
@@ -440,9 +440,9 @@ def test_an_error_is_ready_for_json(tmp_path: Path) -> None:
 def test_a_converted_model_is_whole(
     scout_int4: Path, maverick_checkpoint: Path, make_gguf: Any
 ) -> None:
-    scout = check_model_file(scout_int4)
-    assert (scout.n_expert, scout.moe_step, scout.rope_freq_base) == (16, 1, 500000.0)
-    maverick = check_model_file(make_gguf(maverick_checkpoint))
+    scout = check_model_file(scout_int4).hparams
+    assert (scout.n_expert, scout.moe_step, scout.rope_theta) == (16, 1, 500000.0)
+    maverick = check_model_file(make_gguf(maverick_checkpoint)).hparams
     assert (maverick.n_expert, maverick.moe_step, maverick.n_expert_used) == (128, 2, 1)
 
 
