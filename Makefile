@@ -3,7 +3,7 @@
 PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
-ROOMS   := __init__.py errors.py units.py cli.py model.py chat commands convert hub measure planner quant runtime system terminal
+ROOMS   := __init__.py errors.py units.py inspection.py cli.py model.py chat commands convert hub measure planner quant runtime system terminal
 
 # llama.cpp comes from llama-cpp-python's source package. RPC makes other machines usable as devices.
 # The two compiler flags keep GCC before 13.2.1 from dropping the stores that set up AMX tiles, without

@@ -7,62 +7,129 @@
     >>> with llama4_edge.Model("scout-int4.gguf") as model:
     ...     print(model.chat([{"role": "user", "content": "Hello!"}]).text)
 
-`Model` and what goes with it load llama.cpp's native library on first use, not on import.
+Each name is imported when it is first used: ``import llama4_edge`` loads neither NumPy nor
+llama.cpp.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
-from .convert import Progress, Report, convert
-from .errors import (
-    AllocationError,
-    CheckpointError,
-    ContextFullError,
-    DamagedTensorError,
-    EngineError,
-    HubError,
-    Llama4EdgeError,
-    ModelFileError,
-    OutputError,
-    RecipeError,
-    SessionError,
-    SettingError,
-    TemplateError,
-    UnsupportedError,
-    VocabularyError,
-    WorkerError,
-)
-from .planner import Plan, plan
-from .quant import RECIPES
+
+# Now, because importing the package of the same name later would take the function's place.
+from .convert import convert
 
 if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
-    from .chat.conversation import Message
+    from .chat.conversation import Conversation, Message
+    from .convert.report import Fallback, Progress, Report
+    from .errors import (
+        AllocationError,
+        CheckpointError,
+        ContextFullError,
+        DamagedTensorError,
+        EngineError,
+        HubError,
+        Llama4EdgeError,
+        ModelFileError,
+        OutputError,
+        RecipeError,
+        SessionError,
+        SettingError,
+        TemplateError,
+        UnsupportedError,
+        VocabularyError,
+        WorkerError,
+    )
+    from .hub.pull import Pulled, PullProgress, pull
+    from .inspection import Inspection, inspect
+    from .measure.speed import BenchGrid, BenchResult, BenchTest, bench
     from .model import Model
+    from .planner.plan import Plan
+    from .planner.planning import plan
+    from .quant.recipes import RECIPES, Recipe
+    from .quant.summary import FileSummary, RoleSummary, TensorSummary
+    from .runtime.doctor import Diagnosis, Finding, doctor
+    from .runtime.files.damage import Checked, Damage
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
+    from .runtime.settings import EngineSettings
 
-_HOMES = {
+_MODULES = {
+    "AllocationError": "errors",
+    "BenchGrid": "measure.speed",
+    "BenchResult": "measure.speed",
+    "BenchTest": "measure.speed",
+    "Checked": "runtime.files.damage",
+    "CheckpointError": "errors",
     "Completion": "chat.answer",
+    "ContextFullError": "errors",
+    "Conversation": "chat.conversation",
+    "Damage": "runtime.files.damage",
+    "DamagedTensorError": "errors",
+    "Diagnosis": "runtime.doctor",
+    "EngineError": "errors",
+    "EngineSettings": "runtime.settings",
+    "Fallback": "convert.report",
+    "FileSummary": "quant.summary",
+    "Finding": "runtime.doctor",
+    "HubError": "errors",
+    "Inspection": "inspection",
+    "Llama4EdgeError": "errors",
     "Message": "chat.conversation",
     "Model": "model",
+    "ModelFileError": "errors",
+    "OutputError": "errors",
     "Placement": "runtime.placement",
+    "Plan": "planner.plan",
+    "Progress": "convert.report",
+    "PullProgress": "hub.pull",
+    "Pulled": "hub.pull",
+    "RECIPES": "quant.recipes",
+    "Recipe": "quant.recipes",
+    "RecipeError": "errors",
+    "Report": "convert.report",
+    "RoleSummary": "quant.summary",
     "Sampling": "runtime.sampling",
+    "SessionError": "errors",
+    "SettingError": "errors",
     "Stream": "chat.answer",
+    "TemplateError": "errors",
+    "TensorSummary": "quant.summary",
+    "UnsupportedError": "errors",
+    "VocabularyError": "errors",
+    "WorkerError": "errors",
+    "bench": "measure.speed",
+    "doctor": "runtime.doctor",
+    "inspect": "inspection",
+    "plan": "planner.planning",
+    "pull": "hub.pull",
 }
+"""The module that each name comes from (PEP 562)."""
 
 __all__ = [
     "RECIPES",
     "AllocationError",
+    "BenchGrid",
+    "BenchResult",
+    "BenchTest",
+    "Checked",
     "CheckpointError",
     "Completion",
     "ContextFullError",
+    "Conversation",
+    "Damage",
     "DamagedTensorError",
+    "Diagnosis",
     "EngineError",
+    "EngineSettings",
+    "Fallback",
+    "FileSummary",
+    "Finding",
     "HubError",
+    "Inspection",
     "Llama4EdgeError",
     "Message",
     "Model",
@@ -71,23 +138,37 @@ __all__ = [
     "Placement",
     "Plan",
     "Progress",
+    "PullProgress",
+    "Pulled",
+    "Recipe",
     "RecipeError",
     "Report",
+    "RoleSummary",
     "Sampling",
     "SessionError",
     "SettingError",
     "Stream",
     "TemplateError",
+    "TensorSummary",
     "UnsupportedError",
     "VocabularyError",
     "WorkerError",
     "__version__",
+    "bench",
     "convert",
+    "doctor",
+    "inspect",
     "plan",
+    "pull",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

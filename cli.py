@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -257,27 +258,21 @@ def inspect(ctx: click.Context, file: Path, tensors: bool, check: bool, as_json:
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
-    from .commands.files import damage_of, summary_of
+    from .inspection import inspect as run_inspection
     from .terminal.tables import damage_view, summary_view
 
     if check and file.is_dir():
         raise click.UsageError("--check reads a GGUF; a checkpoint is checked as it is converted")
-    summary = summary_of(file, whole=not check)
-    record = summary.as_dict()
-    views = [summary_view(summary, tensors=tensors)]
-    damaged = False
-    if check:
-        with check_progress() as progress:
-            damage = damage_of(file, progress)
-        record["damage"] = [one.as_dict() for one in damage]
-        views += ["", damage_view(damage)]
-        damaged = any(one.certain for one in damage)
+    with check_progress() if check else nullcontext() as progress:
+        inspection = run_inspection(file, check=check, progress=progress)
     if as_json:
-        _print_json(record)
+        _print_json(inspection.as_dict())
     else:
-        for view in views:
-            show(view)
-    ctx.exit(1 if damaged else 0)
+        show(summary_view(inspection.summary, tensors=tensors))
+        if inspection.damage is not None:
+            show("")
+            show(damage_view(inspection.damage))
+    ctx.exit(1 if inspection.damaged else 0)
 
 
 @main.command(cls=CommandWithRecipes)
@@ -477,11 +472,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     llama4 doctor
     llama4 doctor --json | jq .devices
     """
-    from .runtime.doctor import diagnose
+    from .runtime.doctor import doctor as run_diagnosis
     from .terminal.tables import diagnosis_view
 
     show_log(verbose=ctx.meta[VERBOSE])
-    diagnosis = diagnose()
+    diagnosis = run_diagnosis()
     if as_json:
         _print_json(diagnosis.as_dict())
     else:

@@ -1,6 +1,6 @@
 """A Hugging Face Llama 4 checkpoint becomes a GGUF, in one pass.
 
-`convert` reads top-down as the job: open, check, name, type, describe, check the target, write.
+`run` reads top-down as the job: open, check, name, type, describe, check the target, write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from .._version import __version__
 from ..errors import CheckpointError
 from ..hub.names import parse_repository
 from ..quant import (
-    DEFAULT_RECIPE,
     Assignment,
     FileSummary,
     Recipe,
@@ -75,56 +74,21 @@ class _Job:
         return sum(tensor.stored.nbytes for tensor in self.mapped)
 
 
-def convert(
+def run(
     source: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None,
     *,
-    recipe: str = DEFAULT_RECIPE,
-    types: Sequence[tuple[str, str]] = (),
-    split_size: int | None = None,
-    revision: str | None = None,
-    keep_source: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-    threads: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    recipe: str,
+    types: Sequence[tuple[str, str]],
+    split_size: int | None,
+    revision: str | None,
+    keep_source: bool,
+    force: bool,
+    dry_run: bool,
+    threads: int | None,
+    progress: Callable[[Progress], None] | None,
 ) -> Report:
-    """Convert the checkpoint `source` to the GGUF file `output`.
-
-    Everything is checked, from the headers alone, before anything is written. The file gets its
-    name only when it is whole. A conversion that was interrupted goes on when it is called again
-    with the same arguments, and ends in the same bytes.
-
-    Args:
-        source: directory with config.json, tokenizer.json and the safetensors; or the name of a
-            repository on the Hugging Face Hub, ``org/name``, whose shards are fetched one after the
-            other. What a directory of that name would be is taken for one.
-        output: file to write, or a directory to write it into; by default
-            ``<source's name>-<recipe>.gguf`` in the current directory.
-        recipe: one of `llama4_edge.RECIPES`.
-        types: (regex, type name) pairs that decide before the recipe, the first match first.
-        split_size: bytes of tensors that one file may hold; more go into further parts,
-            ``NAME-00001-of-00003.gguf`` and so on.
-        revision: of the repository: a branch, a tag or a commit; by default its main branch.
-        keep_source: leave the fetched shards in huggingface_hub's cache.
-        force: replace an existing `output`, and what an interrupted conversion of another kind
-            left.
-        dry_run: check and plan everything, write nothing; too small a disk is a note then.
-        threads: encoders that work at the same time; by default one for each core.
-        progress: called after each slab with the bytes read so far.
-
-    Returns:
-        What was written, by role.
-
-    Raises:
-        CheckpointError: the checkpoint is not whole.
-        HubError: the repository cannot be had.
-        UnsupportedError: it is whole, and llama.cpp could not run it.
-        DamagedTensorError: a weight is no number.
-        VocabularyError: llama.cpp would read the tokenizer differently.
-        RecipeError: no such recipe or type, or an override that fits no tensor.
-        OutputError: the target exists, its disk is too small, or writing failed.
-    """
+    """The conversion that `llama4_edge.convert` describes."""
     started = time.monotonic()
     chosen = recipe_named(recipe)
     overrides = [(regex, type_named(name)) for regex, name in types]

@@ -1,13 +1,12 @@
 """The tensor types of ggml that a conversion can write: names, numbers, block sizes.
 
-Block sizes come from the ``gguf`` package (``GGML_QUANT_SIZES``), never from a table of ours.
+The table is a literal, because importing ``gguf`` takes longer than all else that a command does; a
+test compares it with gguf's ``GGML_QUANT_SIZES``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import RecipeError
 
@@ -48,35 +47,29 @@ class TensorType:
         return self.block_bytes * 8 / self.block
 
 
-# The types llama-quantize writes without an importance matrix, in its own spelling.
-WRITABLE = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K",
-    "Q5_1",
-    "Q5_0",
-    "Q4_K",
-    "Q4_1",
-    "Q4_0",
-    "IQ4_NL",
-    "IQ4_XS",
-    "MXFP4",
-    "IQ3_S",
-    "Q3_K",
-    "Q2_K",
-)
-
-
-def _from_gguf(name: str) -> TensorType:
-    member = GGMLQuantizationType[name]
-    block, block_bytes = GGML_QUANT_SIZES[member]
-    return TensorType(name, int(member), int(block), int(block_bytes))
-
-
-TYPES: dict[str, TensorType] = {name: _from_gguf(name) for name in WRITABLE}
+# The types that llama-quantize writes without an importance matrix, in its own spelling.
+TYPES: dict[str, TensorType] = {
+    tensor_type.name: tensor_type
+    for tensor_type in (
+        TensorType("F32", 0, 1, 4),
+        TensorType("F16", 1, 1, 2),
+        TensorType("BF16", 30, 1, 2),
+        TensorType("Q8_0", 8, 32, 34),
+        TensorType("Q6_K", 14, 256, 210),
+        TensorType("Q5_K", 13, 256, 176),
+        TensorType("Q5_1", 7, 32, 24),
+        TensorType("Q5_0", 6, 32, 22),
+        TensorType("Q4_K", 12, 256, 144),
+        TensorType("Q4_1", 3, 32, 20),
+        TensorType("Q4_0", 2, 32, 18),
+        TensorType("IQ4_NL", 20, 32, 18),
+        TensorType("IQ4_XS", 23, 256, 136),
+        TensorType("MXFP4", 39, 32, 17),
+        TensorType("IQ3_S", 21, 256, 110),
+        TensorType("Q3_K", 11, 256, 110),
+        TensorType("Q2_K", 10, 256, 84),
+    )
+}
 
 F32, F16, BF16 = TYPES["F32"], TYPES["F16"], TYPES["BF16"]
 Q8_0, Q6_K, Q5_K = TYPES["Q8_0"], TYPES["Q6_K"], TYPES["Q5_K"]
@@ -94,6 +87,6 @@ def type_named(name: str) -> TensorType:
         raise RecipeError(
             "unknown tensor type",
             found=repr(name),
-            expected="one of " + ", ".join(known.lower() for known in WRITABLE),
+            expected="one of " + ", ".join(known.lower() for known in TYPES),
         )
     return found

@@ -54,7 +54,7 @@ class CPU:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that ``diagnose`` found. ``library``, ``amx`` and ``devices`` are empty where the native
+    """All that `doctor` found. ``library``, ``amx`` and ``devices`` are empty where the native
     library does not load."""
 
     versions: dict[str, str | None]
@@ -75,7 +75,7 @@ class Diagnosis:
         return {"healthy": self.healthy, **asdict(self)}
 
 
-def diagnose() -> Diagnosis:
+def doctor() -> Diagnosis:
     """Look at packages, library, CPU, AMX, devices and disk. Never raises for what is missing."""
     versions = _versions()
     library: LibraryInfo | None = None

@@ -16,7 +16,7 @@ from .console import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..convert import Progress as Converted
+    from ..convert.report import Progress as Converted
     from ..hub.pull import PullProgress as Fetched
     from ..runtime.files.damage import Checked
 

@@ -18,7 +18,7 @@ from ..units import bytes_text, count_text, seconds_text
 from .console import printable
 
 if TYPE_CHECKING:
-    from ..convert import Report
+    from ..convert.report import Report
     from ..hub.pull import Pulled
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
     from ..runtime.bindings.devices import Device

@@ -585,5 +585,5 @@ def failing(llama4: Command, monkeypatch: pytest.MonkeyPatch, error: Exception) 
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(doctor, "diagnose", fail)
+    monkeypatch.setattr(doctor, "doctor", fail)
     return llama4("doctor")

@@ -17,8 +17,10 @@ from gguf import GGUFReader
 
 import llama4_edge
 from demo.checkpoint import Geometry
-from llama4_edge.convert import Progress, convert, inspect_checkpoint, slabs
+from llama4_edge.convert import convert, slabs
+from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.output import Part
+from llama4_edge.convert.report import Progress
 from llama4_edge.convert.target import check_target
 from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
 from llama4_edge.quant import DEFAULT_RECIPE

@@ -16,10 +16,11 @@ from hub_server import running_hub
 from huggingface_hub import snapshot_download
 
 from demo.checkpoint import MAVERICK_LIKE, Geometry
-from llama4_edge.convert import convert, inspect_checkpoint, slabs
+from llama4_edge.convert import convert, slabs
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
+from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.names import plan_tensors, rules_for
 from llama4_edge.errors import CheckpointError, DamagedTensorError, UnsupportedError
 

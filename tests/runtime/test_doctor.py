@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from llama4_edge.errors import EngineError
-from llama4_edge.runtime import doctor
+from llama4_edge.runtime import doctor as doctor_module
 from llama4_edge.runtime.bindings.amx import AMXState
 from llama4_edge.runtime.bindings.devices import Device
 from llama4_edge.runtime.bindings.library import build_command, library_info
-from llama4_edge.runtime.doctor import Diagnosis, Finding, diagnose, find_nvcc, gpu_findings
+from llama4_edge.runtime.doctor import Diagnosis, Finding, doctor, find_nvcc, gpu_findings
 
 _SAFE = AMXState(False, True, False, "the library was built without AMX")
 
@@ -41,7 +41,7 @@ def _levels(found: Diagnosis) -> set[str]:
 
 
 def test_a_working_machine_is_described() -> None:
-    found = diagnose()
+    found = doctor()
     assert found.library == library_info()
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
     for name in ("llama4-edge", "llama-cpp-python", "gguf", "numpy"):
@@ -57,7 +57,7 @@ def test_a_working_machine_is_described() -> None:
 
 
 def test_a_diagnosis_is_ready_for_json() -> None:
-    found = diagnose()
+    found = doctor()
     fields = json.loads(json.dumps(found.as_dict()))
     assert fields["healthy"] is found.healthy
     assert fields["library"]["rpc"] is library_info().rpc
@@ -68,8 +68,8 @@ def test_a_diagnosis_is_ready_for_json() -> None:
 def test_a_library_that_does_not_load_is_a_problem_with_its_cure(tmp_path: Path) -> None:
     script = (
         "import json\n"
-        "from llama4_edge.runtime.doctor import diagnose\n"
-        "print(json.dumps(diagnose().as_dict()))\n"
+        "from llama4_edge.runtime.doctor import doctor\n"
+        "print(json.dumps(doctor().as_dict()))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -90,8 +90,8 @@ def test_an_error_of_the_library_never_leaves_the_doctor(monkeypatch: pytest.Mon
     def broken() -> None:
         raise EngineError("the library is odd", found="nothing")
 
-    monkeypatch.setattr(doctor, "system_info", broken)
-    found = diagnose()
+    monkeypatch.setattr(doctor_module, "system_info", broken)
+    found = doctor()
     assert Finding("problem", "the library is odd: nothing", build_command()) in found.findings
 
 
@@ -158,8 +158,8 @@ def test_broken_amx_is_a_problem_and_working_amx_is_not(monkeypatch: pytest.Monk
         (AMXState(True, True, True, "a trial prompt came through"), "ok"),
         (AMXState(True, False, False, "a trial prompt ended with SIGSEGV"), "problem"),
     ):
-        monkeypatch.setattr(doctor, "extra_buffers_are_safe", lambda state=state: state)
-        (finding,) = [one for one in diagnose().findings if "AMX" in one.what]
+        monkeypatch.setattr(doctor_module, "extra_buffers_are_safe", lambda state=state: state)
+        (finding,) = [one for one in doctor().findings if "AMX" in one.what]
         assert finding.level == level
         assert state.reason in finding.what
         assert (finding.fix is not None) is (level == "problem")
@@ -169,16 +169,16 @@ def test_a_library_without_rpc_or_of_another_version_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = replace(library_info(), rpc=False, llama_cpp_python="0.3.2", backends=("CUDA", "CPU"))
-    monkeypatch.setattr(doctor, "library_info", lambda: other)
-    found = {finding.what.split(" ")[0]: finding for finding in diagnose().findings}
+    monkeypatch.setattr(doctor_module, "library_info", lambda: other)
+    found = {finding.what.split(" ")[0]: finding for finding in doctor().findings}
     assert (found["RPC"].level, found["RPC"].fix) == ("note", build_command(cuda=True))
     assert found["llama-cpp-python"].level == "problem"
     assert "is 0.3.2" in found["llama-cpp-python"].what
 
 
 def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
-    found = diagnose()
+    monkeypatch.setattr(doctor_module, "_PACKAGES", ("no-such-package",))
+    found = doctor()
     assert found.versions["no-such-package"] is None
     expected = Finding(
         "problem",

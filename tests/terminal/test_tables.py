@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from llama4_edge.quant.summary import FileSummary, summarize
-from llama4_edge.runtime.doctor import Finding, diagnose
+from llama4_edge.runtime.doctor import Finding, doctor
 from llama4_edge.terminal.console import show
 from llama4_edge.terminal.tables import diagnosis_view, metadata_text, summary_view
 
@@ -93,7 +93,7 @@ def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyP
 
     command = "CMAKE_ARGS=-DGGML_CUDA=ON python -m pip install " + "--a-long-option " * 8 + "x"
     finding = Finding("problem", "llama.cpp was built without what this machine has", command)
-    diagnosis = replace(diagnose(), findings=(finding,))
+    diagnosis = replace(doctor(), findings=(finding,))
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setenv("TERM", "dumb")  # 80 columns, without styles
     show(diagnosis_view(diagnosis))
