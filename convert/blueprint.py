@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..architecture import MIN_LAYERS
-from ..errors import CheckpointError, OutputError, UnsupportedError
+from ..errors import CheckpointError, OutputError, UnsupportedError, did_you_mean
 from ..hub.names import parse_repository
 from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_named
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
@@ -189,9 +189,10 @@ def _find(model: str) -> _Source:
         name = repository
     else:
         raise CheckpointError(
-            f"{model} is no model",
+            f"{model} is not a model",
             expected=f"one of {', '.join(PRESETS)}, a config.json, a checkpoint directory, or "
             "org/name on the Hugging Face Hub",
+            hint=did_you_mean(model, PRESETS),
         )
     config = _checked_config(checkpoint)
     return _Source(name, config, checkpoint, vision=_stored(checkpoint))

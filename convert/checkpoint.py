@@ -164,7 +164,7 @@ def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
     found = sorted(path.glob("*.safetensors"))
     if found:
         raise CheckpointError(
-            f"{path} has shards and no index",
+            f"{path} has shards but no index",
             found=f"{len(found)} .safetensors files",
             expected=INDEX_NAME,
             hint="Download the index from the same repository.",
@@ -184,7 +184,7 @@ def _read_index(index: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", ".."):
             raise CheckpointError(
-                f"{index} names a bad file for {name}",
+                f"{index} names an invalid file for {name}",
                 found=repr(shard),
                 expected="a file in the same directory",
             )
@@ -198,7 +198,7 @@ def _read_indexed(
     absent = [name for name in names if shards.size(path / name) is None]
     if absent:
         raise CheckpointError(
-            f"{path / INDEX_NAME} names files that are not there",
+            f"{path / INDEX_NAME} names missing files",
             found=f"{len(absent)} of {len(names)} missing, first {absent[0]}",
             hint="Download the missing shards.",
         )
@@ -240,7 +240,7 @@ def read_shard(path: Path, shards: Shards) -> list[StoredTensor]:
     length = int.from_bytes(shards.read(path, 0, 8), "little")
     if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(
-            f"{path} is truncated or no safetensors file",
+            f"{path} is truncated, or not a safetensors file",
             found=f"{size} bytes and a header length of {length}",
             hint="Download it again.",
         )
@@ -284,7 +284,7 @@ def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> Store
     span = _whole_numbers(fields.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
         raise CheckpointError(
-            f"{path} describes {name} wrongly",
+            f"{path} has a malformed entry for {name}",
             found=re.sub(r"\s+", " ", repr(entry))[:120],
             expected="dtype, shape and data_offsets",
         )
@@ -297,7 +297,7 @@ def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> Store
     nbytes = prod(shape) * DTYPE_BYTES[dtype]
     if span[1] - span[0] != nbytes:
         raise CheckpointError(
-            f"{path} lies about the extent of {name}",
+            f"{path} gives a wrong extent for {name}",
             found=f"data_offsets {span[0]} to {span[1]}",
             expected=f"{nbytes} bytes for {dtype} {list(shape)}",
         )
@@ -317,7 +317,7 @@ def _check_extents(path: Path, tensors: list[StoredTensor], *, start: int, size:
     for tensor in tensors:
         if tensor.offset != end:
             raise CheckpointError(
-                f"{path} lies about the offset of {tensor.name}",
+                f"{path} gives a wrong offset for {tensor.name}",
                 found=f"byte {tensor.offset}",
                 expected=f"byte {end}, where the tensor before it ends",
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, did_you_mean
 from ..hub.names import parse_repository
 from ..quant import (
     Assignment,
@@ -42,6 +42,7 @@ from .output import (
     plan_parts,
 )
 from .pipeline import StageSeconds, run_pipeline
+from .presets import PRESETS
 from .report import Fallback, Progress, Report
 from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .target import check_target, room_shortage
@@ -116,17 +117,30 @@ def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: 
     is_here = Path(source).exists()
     if is_here and revision is not None:
         raise CheckpointError(
-            f"{os.fspath(source)} is on this disk, and has no revisions",
-            found=f"--revision {revision}",
+            f"{os.fspath(source)} is a local directory, and has no revisions",
+            found=f"revision {revision}",
             hint="Leave it out, or put hf:// before the name if a repository is meant.",
         )
     repository = parse_repository(os.fspath(source))
-    if is_here or repository is None:
+    if is_here:
         return open_checkpoint(source)
+    if repository is None:
+        raise _no_source(os.fspath(source))
     # Only here, because the hub's client takes longer to import than everything else together.
     from .hub import open_repository
 
     return open_repository(repository, revision=revision, keep_source=keep_source)
+
+
+def _no_source(name: str) -> CheckpointError:
+    """The error that there is no checkpoint of this name; a preset is published somewhere."""
+    preset = PRESETS.get(name)
+    published = None if preset is None else preset.repository
+    return CheckpointError(
+        f"{name} does not exist",
+        expected="a checkpoint directory, or org/name on the Hugging Face Hub",
+        hint=f"Convert its repository: {published}" if published else did_you_mean(name, PRESETS),
+    )
 
 
 def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:

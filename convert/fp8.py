@@ -106,7 +106,7 @@ def scales_of(data: bytes, dtype: str) -> Floats:
     else:
         scales = np.frombuffer(data, "<f4").astype(np.float32)
     if not (np.isfinite(scales) & (scales >= 0)).all():
-        raise ValueError("a scale that is no positive number")
+        raise ValueError("a scale that is not a positive number")
     return scales
 
 
@@ -123,7 +123,7 @@ def decode_rows(codes: Bytes, scales: Floats) -> Halves:
         ValueError: a code is NaN.
     """
     if int((codes & 0x7F).max(initial=0)) == 0x7F:
-        raise ValueError("not a number")
+        raise ValueError("NaN")
     # Every code is a valid index; "clip" only spares numpy the check.
     floats = np.take(VALUES, codes, mode="clip")
     with np.errstate(over="ignore"):

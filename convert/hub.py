@@ -46,7 +46,7 @@ SHARDS_AT_A_TIME = 2
 _HEAD_BYTES = 128 << 10
 _HEADS_AT_A_TIME = 8
 _SMALL_FILES = (".json", ".jinja", ".md")
-# How long a transfer that is not wanted any more may take to notice. Only a network that says
+# How long a transfer that is no longer wanted may take to notice. Only a network that says
 # nothing at all makes it longer.
 _PARTING_SECONDS = 3.0
 
@@ -269,7 +269,7 @@ class HubShards:
                 lambda: path.is_file() or self._failure or self._remote.stop.is_set()
             )
             if not path.is_file():
-                raise self._failure or HubError(f"{path.name} is not wanted any more")
+                raise self._failure or HubError(f"{path.name} is no longer wanted")
 
     def release(self, path: Path) -> None:
         """Drop the shard, if it came only for this."""

@@ -110,7 +110,7 @@ def origin_of(
         raise CheckpointError(
             f"the model card in {checkpoint.path} cannot be read",
             found=f"{type(error).__name__}: {error}",
-            hint="Mend or remove its README.md.",
+            hint="Repair or remove its README.md.",
         ) from error
     repository = _hub_repository(checkpoint)
     if repository is not None:

@@ -286,7 +286,7 @@ def _map(
         )
     if stored.dtype not in FLOAT_DTYPES and scale is None:
         raise CheckpointError(
-            f"{stored.name} in {stored.file.name} is stored in a dtype that cannot be converted",
+            f"{stored.name} in {stored.file.name} is stored in an unsupported dtype",
             found=stored.dtype,
             expected=", ".join(FLOAT_DTYPES),
         )

@@ -53,7 +53,7 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     if rows.dtype == np.uint16 and tensor_type in NATIVE:
         return encode_bf16(rows, tensor_type, place)
     if not _all_finite(rows):
-        raise ValueError("not a number, or infinity")
+        raise ValueError("NaN or infinity")
     started = time.thread_time()
     rows = _contiguous(rows)
     seconds = time.thread_time() - started

@@ -186,9 +186,9 @@ class PartialOutput:
         changed = sorted(name for name in names if found.get(name) != self._identity.get(name))
         since = f"changed since: {', '.join(changed) or 'the size of its parts'}"
         raise OutputError(
-            f"{self._journal} is of another conversion",
+            f"{self._journal} belongs to another conversion",
             found=since if found else "nothing that can be read",
-            hint="Give --force to begin anew, or repeat the command that was interrupted.",
+            hint="Give --force to start over, or repeat the command that was interrupted.",
         )
 
     def _begin(self) -> None:
@@ -420,7 +420,7 @@ def _as_output_error(error: OSError, part: Part) -> OutputError:
     return OutputError(
         f"writing {part.partial} failed",
         found=error.strerror,
-        hint="Make room or mend the disk, then run the same command again: it goes on from there.",
+        hint="Free some space or repair the disk, then run the same command again: it resumes.",
     )
 
 

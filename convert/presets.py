@@ -14,10 +14,12 @@ from typing import Any
 class Preset:
     """A model: its name, the text part of its config.json, and what one should know of it.
 
-    ``vision`` is the vision part, None where nobody knows it.
+    ``repository`` is where it is published, None for a model that never was; ``vision`` is the
+    vision part, None where nobody knows it.
     """
 
     name: str
+    repository: str | None
     config: Mapping[str, Any]
     vision: Mapping[str, Any] | None = None
     note: str | None = None
@@ -68,14 +70,21 @@ _VISION: dict[str, Any] = {
 }
 
 PRESETS: dict[str, Preset] = {
-    "scout": Preset("Llama 4 Scout 17B 16E Instruct", _SCOUT, _VISION),
+    "scout": Preset(
+        "Llama 4 Scout 17B 16E Instruct",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        _SCOUT,
+        _VISION,
+    ),
     "scout-base": Preset(
         "Llama 4 Scout 17B 16E",
+        "meta-llama/Llama-4-Scout-17B-16E",
         {**_SCOUT, "max_position_embeddings": 262_144, "rope_scaling": _llama3_rope(8.0, 1.0, 4.0)},
         _VISION,
     ),
     "maverick": Preset(
         "Llama 4 Maverick 17B 128E Instruct",
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
         {
             **_SCOUT,
             "num_local_experts": 128,
@@ -88,6 +97,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "behemoth": Preset(
         "Llama 4 Behemoth 288B 16E",
+        None,
         {
             **_SCOUT,
             "hidden_size": 18_432,

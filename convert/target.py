@@ -65,8 +65,8 @@ def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None
     if free >= needed:
         return None
     return OutputError(
-        f"{directory} has too little room for {what}",
+        f"{directory} has too little free space for {what}",
         found=f"{bytes_text(free)} free",
         expected=bytes_text(needed),
-        hint="Make room, choose another disk, or a recipe with fewer bits.",
+        hint="Free some space, choose another disk, or a recipe with fewer bits.",
     )

@@ -89,7 +89,7 @@ def read_chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
             return [{"name": entry["name"], "template": entry["template"]} for entry in template]
         if template is not None:
             raise VocabularyError(
-                f"{checkpoint.path / name} has a chat_template that is no template",
+                f"{checkpoint.path / name} has a chat_template that is not a template",
                 found=type(template).__name__,
                 expected="a string, or a list of objects with name and template",
             )
@@ -111,7 +111,7 @@ def _byte_level_bpe(tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
         or not isinstance(model.get("vocab"), Mapping)
     ):
         found = model.get("type") if isinstance(model, Mapping) else None
-        raise VocabularyError("tokenizer.json is not a BPE", found=found, expected="BPE")
+        raise VocabularyError("tokenizer.json is not a BPE model", found=found, expected="BPE")
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise VocabularyError(
@@ -120,7 +120,7 @@ def _byte_level_bpe(tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
             )
     if tokenizer.get("normalizer") is not None:
         raise VocabularyError(
-            "tokenizer.json has a normalizer, which llama.cpp would leave out",
+            "tokenizer.json has a normalizer, which llama.cpp would ignore",
             found=repr(tokenizer["normalizer"])[:100],
         )
     return model
@@ -204,7 +204,7 @@ def _check_alphabet(texts: Mapping[int, str], types: Mapping[int, int]) -> None:
     lost = alphabet.difference(texts.values())
     if lost:
         raise VocabularyError(
-            "tokenizer.json has no token for some bytes, so that some text could not be read",
+            "tokenizer.json lacks byte tokens, so some text could not be encoded",
             found=f"{len(lost)} of 256 missing",
         )
     for number, text in texts.items():
@@ -258,7 +258,7 @@ def _end_tokens(
         ends.insert(0, named)
     if not ends:
         raise VocabularyError(
-            f"{checkpoint.path} names no token that ends a generation",
+            f"{checkpoint.path} names no end-of-generation token",
             expected="eos_token_id in generation_config.json or config.json",
         )
     eos = ends[0] if named is None else named
@@ -271,7 +271,7 @@ def _end_tokens(
         eom = rest.pop(0)
     if rest:
         raise VocabularyError(
-            "more tokens end a generation than a GGUF can name",
+            "there are more end-of-generation tokens than a GGUF can name",
             found=", ".join(f"{end} ({tokens[end]})" for end in ends),
             expected="at most three beside <|end_of_text|>",
         )

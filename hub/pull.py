@@ -245,7 +245,7 @@ def _check_architecture(remote: Repository, file: RemoteFile) -> None:
     """Refuse another model before it travels; writers put the architecture first in the file."""
     head = remote.read(file.name, 0, _HEAD_BYTES)
     if head[:4] != b"GGUF":
-        raise HubError(f"{file.name} of {remote.id} is no GGUF file", found=repr(head[:4]))
+        raise HubError(f"{file.name} of {remote.id} is not a GGUF file", found=repr(head[:4]))
     # A key is followed by the type of its value, 8 for a string, and a string by its length.
     _, key, value = head.partition(_ARCHITECTURE)
     length = int.from_bytes(value[4:12], "little")
@@ -276,10 +276,10 @@ def _check_room(place: Path, files: Iterable[RemoteFile]) -> int:
     free = shutil.disk_usage(place).free
     if missing > free:
         raise OutputError(
-            f"{place} has too little room",
+            f"{place} has too little free space",
             found=f"{bytes_text(free)} free",
             expected=bytes_text(missing),
-            hint="Make room, or choose another disk.",
+            hint="Free some space, or choose another disk.",
         )
     return there
 

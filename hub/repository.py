@@ -109,7 +109,7 @@ class Repository:
                     for chunk in chunks:
                         data += chunk
                 if offset + len(data) < end:
-                    raise _PassingError("a short answer")
+                    raise _PassingError("a truncated response")
 
         self._patiently(file.name, attempt)
         return data
@@ -168,13 +168,13 @@ class Repository:
                         done += len(chunk)
                         on_bytes(len(chunk))
                 if done < end:
-                    raise _PassingError(f"an answer that ends at byte {done} instead of {end}")
+                    raise _PassingError(f"a response that ends at byte {done} instead of {end}")
 
         self._patiently(file.name, attempt, progress=lambda: done)
         if digest.hexdigest() != file.etag:
             sink.truncate(0)
             raise HubError(
-                f"{file.name} of {self.id} came damaged",
+                f"{file.name} of {self.id} failed its checksum",
                 found=f"digest {digest.hexdigest()}",
                 expected=file.etag,
                 hint="Run the same command again; if it stays so, report it to the repository.",

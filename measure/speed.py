@@ -253,7 +253,7 @@ class BenchResult:
 
 def bench(
     path: str | os.PathLike[str],
-    grid: BenchGrid,
+    grid: BenchGrid | None = None,
     *,
     on_load_progress: Callable[[float], object] | None = None,
     on_test: Callable[[BenchTest], object] | None = None,
@@ -264,6 +264,7 @@ def bench(
     is, so the sequence of tokens begins anew with each call.
 
     Args:
+        grid: what is measured; None is llama-bench's own pp512 and tg128.
         on_load_progress: called with the fraction loaded; returning False cancels.
         on_test: called as each test begins.
 
@@ -272,6 +273,7 @@ def bench(
         SettingError: a device or tensor is named that is not there.
         EngineError: llama.cpp cannot load the model, make a context or decode.
     """
+    grid = grid or BenchGrid()
     info = check_model_file(path, needs_tokenizer=False)
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())
     cases = list(replace(grid, base=base).cases())

@@ -49,7 +49,7 @@ def encode_rows(rows: Floats, tensor_type: TensorType, out: Bytes) -> None:
         tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length, None
     )
     if not ggml.ggml_validate_row_data(tensor_type.ggml_id, out.ctypes.data, out.nbytes):
-        raise ValueError(f"numbers too large for {tensor_type.name}")
+        raise ValueError(f"values too large for {tensor_type.name}")
 
 
 def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
@@ -88,9 +88,9 @@ def _encode_bf16(instruction_set: str, rows: Halves, tensor_type: TensorType, ou
         length, out.ctypes.data, ctypes.byref(seconds),
     )  # fmt: skip
     if status == _NOT_FINITE:
-        raise ValueError("not a number, or infinity")
+        raise ValueError("NaN or infinity")
     if status == _OVERFLOW:
-        raise ValueError(f"numbers too large for {tensor_type.name}")
+        raise ValueError(f"values too large for {tensor_type.name}")
     assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
     return seconds.value
 

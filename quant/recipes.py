@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from .roles import role_of
 from .types import (
     BF16,
@@ -121,7 +121,7 @@ def assign_types(
         assigned[spec.name] = _fit(spec, wanted)
     if unused:
         raise RecipeError(
-            "--type matches no tensor whose type can be chosen",
+            "types matches no tensor whose type can be chosen",
             found=", ".join(repr(pattern) for pattern in sorted(unused)),
             hint="`llama4 inspect SOURCE --tensors` lists the names; norms and routers stay F32.",
         )
@@ -137,7 +137,10 @@ def recipe_named(name: str) -> Recipe:
     found = RECIPES.get(name.lower())
     if found is None:
         raise RecipeError(
-            "unknown recipe", found=repr(name), expected=f"one of {', '.join(RECIPES)}"
+            "unknown recipe",
+            found=repr(name),
+            expected=f"one of {', '.join(RECIPES)}",
+            hint=did_you_mean(name, RECIPES),
         )
     return found
 
@@ -179,7 +182,7 @@ def _compile(
         return [(re.compile(pattern), tensor_type) for pattern, tensor_type in overrides]
     except re.error as error:
         raise RecipeError(
-            "--type is not a regular expression", found=f"{error.pattern!r} ({error})"
+            "a pattern of types is not a regular expression", found=f"{error.pattern!r} ({error})"
         ) from None
 
 

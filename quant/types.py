@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,6 @@ def type_named(name: str) -> TensorType:
             "unknown tensor type",
             found=repr(name),
             expected="one of " + ", ".join(known.lower() for known in TYPES),
+            hint=did_you_mean(name, [known.lower() for known in TYPES]),
         )
     return found

@@ -341,7 +341,7 @@ def test_inspect_check_reads_every_part(
     ]
     said = [one["what"] for one in record["damage"]]
     assert "No such file" in said[0]
-    assert "is cut off" in said[1]
+    assert "is truncated" in said[1]
 
 
 @pytest.mark.parametrize(

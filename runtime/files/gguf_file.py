@@ -152,11 +152,11 @@ def _check_prefix(path: Path, prefix: bytes, size: int) -> None:
             hint="Turn a checkpoint of safetensors into one with: llama4 convert",
         )
     if len(prefix) < 8:
-        raise ModelFileError(f"{path} is cut off", found=f"{size} bytes", hint=_AGAIN)
+        raise ModelFileError(f"{path} is truncated", found=f"{size} bytes", hint=_AGAIN)
     version = int.from_bytes(prefix[4:], "little")
     if int.from_bytes(prefix[4:], "big") in _VERSIONS:
         raise ModelFileError(
-            f"{path} was written for a machine of the other byte order",
+            f"{path} has the wrong byte order",
             found="a big-endian file",
             expected="a little-endian one",
         )
@@ -303,7 +303,7 @@ def _check_places(gguf: GGUFFile) -> None:
     for tensor in gguf.tensors:
         if tensor.offset % gguf.alignment or tensor.offset < end:
             raise ModelFileError(
-                f"{gguf.path} has a tensor in the wrong place: {tensor.name}",
+                f"{gguf.path} has a tensor at a wrong offset: {tensor.name}",
                 found=f"offset {tensor.offset}",
                 expected=f"a multiple of {gguf.alignment}, at {end} or after",
                 hint=_AGAIN,
@@ -317,8 +317,8 @@ def _check_length(gguf: GGUFFile) -> None:
     beyond = [tensor for tensor in gguf.tensors if tensor.offset + tensor.nbytes > gguf.size]
     if beyond:
         raise ModelFileError(
-            f"{gguf.path} is cut off: {len(beyond)} of {len(gguf.tensors)} tensors are not whole, "
-            f"the first is {beyond[0].name}",
+            f"{gguf.path} is truncated: {len(beyond)} of {len(gguf.tensors)} tensors are not "
+            f"whole, the first is {beyond[0].name}",
             found=f"{gguf.size} bytes",
             expected=f"at least {end}",
             hint=_AGAIN,

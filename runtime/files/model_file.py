@@ -173,7 +173,7 @@ def _check_key_types(gguf: GGUFFile) -> None:
 
 def _bad_key(gguf: GGUFFile, key: str, found: object, expected: object) -> ModelFileError:
     return ModelFileError(
-        f"{gguf.path} has a bad value of {key}", found=found, expected=expected, hint=RECONVERT
+        f"{gguf.path} has an invalid value of {key}", found=found, expected=expected, hint=RECONVERT
     )
 
 

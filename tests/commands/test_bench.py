@@ -109,8 +109,8 @@ def test_a_command_line_that_makes_no_sense_is_a_usage_error(
     ("arguments", "complaint"),
     [
         (["absent.gguf"], "absent.gguf"),
-        (["--synthetic", "scuot"], "scuot is no model"),
-        (["--synthetic", "behemoth", "--recipe", "bf16"], "too little room"),
+        (["--synthetic", "scuot"], "scuot is not a model"),
+        (["--synthetic", "behemoth", "--recipe", "bf16"], "too little free space"),
         (["--synthetic", "scout", "--layers", "49"], "cannot be cut to 49 layers"),
         (["--synthetic", "scout", "--type", "nope=q8_0"], "matches no tensor"),
     ],

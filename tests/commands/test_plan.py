@@ -157,7 +157,7 @@ def test_nonsense_is_a_usage_error(llama4: Command, arguments: list[str], messag
     [
         (["scout", "--gpu", "gtx9000"], "no GPU called 'gtx9000'"),
         (["scout", "-c", "11M"], "not trained for so long a context"),
-        (["nothing"], "nothing is no model"),
+        (["nothing"], "nothing is not a model"),
         (["scout", "--check"], "only a GGUF on this machine can be loaded"),
         (["scout", "--gpu", "h100", "-dev", "CUDA0"], "neither workers nor devices"),
     ],

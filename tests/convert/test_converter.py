@@ -227,7 +227,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(
         checkpoint,
         tmp_path / "o.gguf",
         recipe=recipe,
-        match=f"{name} in {shard.name} cannot be converted, found not a number, or infinity",
+        match=f"{name} in {shard.name} cannot be converted, found NaN or infinity",
     )
 
 
@@ -261,7 +261,7 @@ def test_a_failed_conversion_keeps_the_file_it_was_to_replace(
     header, data = read_header(shard)
     begin = header[name]["data_offsets"][0]
     write_shard(shard, header, data[:begin] + b"\x80\x7f" + data[begin + 2 :])
-    with pytest.raises(CheckpointError, match="not a number"):
+    with pytest.raises(CheckpointError, match="NaN"):
         convert(checkpoint, output, force=True)
     assert output.read_bytes() == b"precious"
     assert not (tmp_path / "o.gguf.partial").exists()
@@ -274,7 +274,7 @@ def test_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Pa
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(
-        OutputError, match=r"too little room.*found .* free, expected 1048576.0 TiB"
+        OutputError, match=r"too little free space.*found .* free, expected 1048576.0 TiB"
     ):
         check_target([Part(tmp_path / "o.gguf", b"", 1 << 60)], force=False, sources=None)
 
@@ -296,7 +296,7 @@ def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: P
 
 
 def test_a_revision_of_a_directory_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"on this disk, and has no revisions, found --rev"):
+    with pytest.raises(CheckpointError, match=r"a local directory, and has no revisions, found rev"):
         convert(checkpoint, tmp_path / "o.gguf", revision="main")
 
 
@@ -333,3 +333,20 @@ def test_a_write_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert done.stdout.startswith(f"writing {output}.partial failed, found File too large. ")
     assert not list(tmp_path.glob("o.gguf*"))
+
+
+def test_a_preset_is_answered_with_its_repository() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        convert("scout")
+    assert caught.value.hint == (
+        "Convert its repository: meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    )
+    with pytest.raises(CheckpointError, match=r"Did you mean maverick\?"):
+        convert("mavrick")
+
+
+def test_unknown_recipes_and_types_are_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"Did you mean int4\?"):
+        convert("anything", recipe="in4")
+    with pytest.raises(RecipeError, match=r"Did you mean q4_k"):
+        convert("anything", types=[("x", "q4k")])

@@ -309,10 +309,10 @@ def test_fp8_without_its_settings_is_refused(fp8_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "value", "found"),
     [
-        ("down_proj.weight", b"\x7f", "found not a number"),
-        ("down_proj.weight", b"\xff", "found not a number"),
-        ("down_proj.weight_scale", b"\xc0\x7f", "found a scale that is no positive number"),
-        ("down_proj.weight_scale", b"\x7f\x7f", "found not a number, or infinity"),
+        ("down_proj.weight", b"\x7f", "found NaN"),
+        ("down_proj.weight", b"\xff", "found NaN"),
+        ("down_proj.weight_scale", b"\xc0\x7f", "found a scale that is not a positive number"),
+        ("down_proj.weight_scale", b"\x7f\x7f", "found NaN or infinity"),
     ],
 )
 def test_damage_names_its_tensor(

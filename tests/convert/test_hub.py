@@ -117,7 +117,7 @@ def test_a_disk_too_small_for_output_and_two_shards_moves_none(
     published.requests.clear()
     disk = namedtuple("disk", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: disk(1 << 40, 0, needed - 1))
-    with pytest.raises(OutputError, match="too little room"):
+    with pytest.raises(OutputError, match="too little free space"):
         convert(NAME, tmp_path / "new.gguf", threads=1)
     assert published.sent("safetensors") < 3 * 4096 * SHARDS
     monkeypatch.setattr("shutil.disk_usage", lambda path: disk(1 << 40, 0, needed))
@@ -200,7 +200,7 @@ def test_a_blocked_acquire_ends_when_the_shards_are_closed(published: HubServer)
     asking.start()
     shards.close()
     asking.join(10)
-    assert [str(error) for error in errors] == [f"{shard(3)} is not wanted any more"]
+    assert [str(error) for error in errors] == [f"{shard(3)} is no longer wanted"]
 
 
 def test_two_conversions_do_not_drop_each_others_shards(published: HubServer) -> None:
@@ -403,7 +403,9 @@ def test_a_damaged_file_is_noticed_and_does_not_stay(published: HubServer) -> No
     entry = published.repositories[NAME].entries[shard(1)]
     entry.served = entry.data[:-10] + bytes(10)
     shards.expect(paths[:1])
-    with pytest.raises(HubError, match=f"{shard(1)} of {NAME} came damaged.*expected {entry.etag}"):
+    with pytest.raises(
+        HubError, match=f"{shard(1)} of {NAME} failed its checksum.*expected {entry.etag}"
+    ):
         shards.acquire(paths[0])
     shards.close()
     assert [path.stat().st_size for path in blobs("*.llama4-edge*")] == [0]

@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(
         return write(descriptor, data, offset)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OutputError, match=r"No space left on device.*it goes on from there"):
+    with pytest.raises(OutputError, match=r"No space left on device.*it resumes"):
         convert(checkpoint, target)
     monkeypatch.setattr(os, "pwrite", write)
     assert convert(checkpoint, target).resumed_at > 0
@@ -231,7 +231,7 @@ def test_what_a_failing_disk_has_lost_is_not_counted(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", failing)
-    with pytest.raises(OutputError, match=r"Input/output error.*it goes on from there"):
+    with pytest.raises(OutputError, match=r"Input/output error.*it resumes"):
         convert(checkpoint, target)
     assert count == 3
     assert journal.read_text() == safe

@@ -128,7 +128,7 @@ def set_pre(field: str, value: object) -> Edit:
         (lambda it: it["model"]["vocab"].update(new=5000), "out of range.* 'new'|'new'.*id 5000"),
         (lambda it: it["model"]["vocab"].update(new=3), "gives id 3 to two tokens"),
         (lambda it: it["model"]["vocab"].update({"é ": 900}), "gives id|not byte-level"),
-        (lambda it: it["model"]["vocab"].pop("a"), "no token for some bytes|unknown tokens"),
+        (lambda it: it["model"]["vocab"].pop("a"), "lacks byte tokens|unknown tokens"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
@@ -151,7 +151,7 @@ def test_more_ends_than_a_gguf_can_name_are_refused(checkpoint: Path) -> None:
         checkpoint,
         "generation_config.json",
         lambda it: it["eos_token_id"].extend([1, 2]),
-        match="more tokens end a generation",
+        match="more end-of-generation tokens",
     )
 
 

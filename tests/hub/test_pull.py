@@ -125,7 +125,7 @@ def test_missing_parts_of_another_model_do_not_matter(hub: HubServer, place: Pat
     [
         ({"model.gguf": gguf("qwen3")}, r"not Llama 4, found qwen3, expected llama4"),
         ({"model.gguf": b"GGUF" + bytes(100)}, r"not Llama 4, found none named"),
-        ({"model.gguf": b"<html>" + bytes(100)}, r"is no GGUF file"),
+        ({"model.gguf": b"<html>" + bytes(100)}, r"is not a GGUF file"),
         ({"model.safetensors": b"x"}, r"holds no GGUF. Convert it: llama4 convert someone/other"),
         ({"README.md": b"x"}, r"holds no GGUF"),
     ],
@@ -182,7 +182,7 @@ def test_another_file_of_that_name_is_left_alone(
 def test_a_damaged_file_never_gets_its_name(hub: HubServer, place: Path) -> None:
     entry = hub.repositories[NAME].entries[f"{STEM}-Q2_K.gguf"]
     entry.served = entry.data[:-1] + bytes([entry.data[-1] ^ 1])
-    with pytest.raises(HubError, match=f"{entry.name} of {NAME} came damaged"):
+    with pytest.raises(HubError, match=f"{entry.name} of {NAME} failed its checksum"):
         pull(NAME, "Q2_K", directory=place)
     assert not (place / entry.name).exists()
 
@@ -192,7 +192,7 @@ def test_too_small_a_disk_is_noticed_first(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 0, 150_000))
-    with pytest.raises(OutputError, match=r"too little room, found 146.5 KiB free"):
+    with pytest.raises(OutputError, match=r"too little free space, found 146.5 KiB free"):
         pull(NAME, "Q2_K", directory=place)
     assert listing(place) == {}
 

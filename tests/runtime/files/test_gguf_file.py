@@ -126,7 +126,7 @@ def test_a_file_without_permission_is_named(whole: Path, monkeypatch: pytest.Mon
     ("first_bytes", "said"),
     [
         (b"\x80\0\0\0\0\0\0\0{}", "is not a GGUF file, found the first bytes b'\\x80"),
-        (b"GGUF\x03", "is cut off, found 5 bytes"),
+        (b"GGUF\x03", "is truncated, found 5 bytes"),
         (b"GGUF\x01\0\0\0", "found 1, expected 2 or 3"),
         (b"GGUF\x04\0\0\0", "found 4, expected 2 or 3"),
         (b"GGUF\0\0\0\x03", "found a big-endian file"),

@@ -77,7 +77,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "no layers key": (
         _drop(f"{_L}block_count"),
-        "a bad value of llama4.block_count, found no such key, expected a number between 4 and 512",
+        "an invalid value of llama4.block_count, found no such key, expected a number between 4 and 512",
     ),
     "three layers": (_set(f"{_L}block_count", 3, U32), "found 3, expected a number between 4"),
     "too many layers": (_set(f"{_L}block_count", 513, U32), "found 513"),
@@ -422,7 +422,7 @@ def test_a_part_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
 def test_a_cut_part_is_refused(tmp_path: Path) -> None:
     first, second = _split(tmp_path)
     second.write_bytes(second.read_bytes()[:-5000])
-    assert f"{second} is cut off" in _refused(first).problem
+    assert f"{second} is truncated" in _refused(first).problem
 
 
 def test_an_error_is_ready_for_json(tmp_path: Path) -> None:
