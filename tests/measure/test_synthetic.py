@@ -178,7 +178,8 @@ def test_a_disk_that_is_too_small_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behemoth = blueprint("behemoth", recipe="bf16", synthetic=True)
-    with pytest.raises(OutputError, match="too little free space"), synthetic_file(behemoth, tmp_path):
+    refused = pytest.raises(OutputError, match="too little free space")
+    with refused, synthetic_file(behemoth, tmp_path):
         pytest.fail("the block is not entered")
     assert list(tmp_path.iterdir()) == []
 
