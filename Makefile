@@ -3,19 +3,24 @@
 PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
-ROOMS   := __init__.py errors.py units.py inspection.py cli.py model.py chat commands convert hub measure planner quant runtime system terminal
+ROOMS   := __init__.py errors.py units.py inspection.py cli.py model.py chat commands convert hub measure planner quant runtime system terminal tools
 
 # llama.cpp comes from llama-cpp-python's source package. RPC makes other machines usable as devices.
-# The two compiler flags keep GCC before 13.2.1 from dropping the stores that set up AMX tiles, without
-# which the first prompt crashes on AMX Xeons (llama.cpp #20824). For an NVIDIA GPU:
+# For an NVIDIA GPU:
 #   make demo LLAMA_CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON"
-LLAMA_VERSION    := 0.3.36
+# A wheel that was built elsewhere, from a directory or an index:
+#   make demo LLAMA_WHEELS=<directory or URL>
+LLAMA_VERSION    := $(shell sed -n 's/^llama-cpp-python==//p' $(LOCK))
 LLAMA_CMAKE_ARGS ?= -DGGML_RPC=ON
+ifeq ($(shell uname -m),x86_64)
+# GCC before 13.2.1 drops the stores that set up AMX tiles, without which the first prompt crashes on
+# AMX Xeons (llama.cpp #20824). Clang has neither the fault nor these flags.
+ifeq ($(findstring clang,$(shell $(CXX) --version 2>/dev/null)),)
 LLAMA_CXXFLAGS   ?= -fno-dse -fno-tree-dse
+endif
 # llama.cpp builds its quantizers for the oldest processor there is. For this one they encode Q8_0 2.6
 # times as fast and Q4_0 and Q4_K 1.3 times, to the same bytes as long as no multiplication and
 # addition are fused into one rounding.
-ifeq ($(shell uname -m),x86_64)
 LLAMA_CFLAGS     ?= -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math
 endif
 
@@ -23,23 +28,27 @@ endif
 # processor (the build is tuned to the machine's own instruction set). pip's own wheel cache looks at
 # none of these.
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama4-edge/wheels
-KEY     := $(shell { echo "$(LLAMA_VERSION) $(LLAMA_CMAKE_ARGS) $(LLAMA_CXXFLAGS) $(LLAMA_CFLAGS)"; $(PYTHON) -VV; uname -sm; \
+KEY     := $(shell { echo "$(LLAMA_VERSION) $(LLAMA_CMAKE_ARGS) $(LLAMA_CXXFLAGS) $(LLAMA_CFLAGS) $(LLAMA_WHEELS)"; \
+             cat tools/llama_cpp.cmake; $(PYTHON) -VV; uname -sm; \
              grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null; } | cksum | tr ' ' '-')
-WHEELS  := $(CACHE)/llama-cpp-python-$(LLAMA_VERSION)-$(KEY)
+WHEELS  := $(if $(LLAMA_WHEELS),$(VENV)/wheels,$(CACHE))/llama-cpp-python-$(LLAMA_VERSION)-$(KEY)
 # Says that the environment holds that very build, the package, and what the package needs.
 RUN     := $(VENV)/.run-$(KEY)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all test-latest lint docs bench lock clean
 
 help:
-	@echo "make demo      convert the small model that comes along, and talk with it"
-	@echo "make test      everything but the heavy tests"
-	@echo "make test-all  the heavy tests too"
-	@echo "make lint      ruff and mypy --strict"
-	@echo "make bench     speed and memory beside llama.cpp's own tools"
-	@echo "make clean     remove .venv and what the demo wrote; the built llama.cpp stays in $(CACHE)"
+	@echo "make demo         convert the small model that comes along, and talk with it"
+	@echo "make test         everything but the heavy tests, on all cores"
+	@echo "make test-all     the heavy tests too: $(ALL_MINUTES) minutes on 2 cores"
+	@echo "make test-latest  the tests with the newest version of everything, and what broke"
+	@echo "make lint         ruff and mypy --strict"
+	@echo "make docs         the documentation, into site/"
+	@echo "make bench        speed and memory beside llama.cpp's own tools"
+	@echo "make lock         renew $(LOCK), for every Python and platform"
+	@echo "make clean        remove .venv and what the demo wrote; the built llama.cpp stays in $(CACHE)"
 
 demo: $(RUN)
 	$(BIN)/python demo/run.py
@@ -47,15 +56,27 @@ demo: $(RUN)
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
+# Measured on 2 cores, without set-up.
+ALL_MINUTES := 20
 test-all: $(VENV)/.test
+	@echo "the heavy tests too: about $(ALL_MINUTES) minutes on 2 cores"
 	$(BIN)/python -m pytest -m "heavy or not heavy"
+
+# TORCH replaces PyTorch's newest release, a download of gigabytes.
+test-latest: $(VENV)/.test
+	$(BIN)/python -m tools.latest $(WHEELS) $(TORCH)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(ROOMS)
 
-bench: $(VENV)/.test
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+# benchmarks/peer.py builds llama.cpp's own tools.
+bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
+bench: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/encoders.py
@@ -63,35 +84,53 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/placement.py
 
+lock: $(VENV)/.venv
+	$(INSTALL) "uv" uv
+	$(BIN)/python -m tools.lock
+
 clean:
-	rm -rf $(VENV) build *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest build site *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:
+	@echo "creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "setuptools" setuptools
 	touch $@
 
+$(VENV)/.native: $(LOCK) | $(VENV)/.venv
+	$(INSTALL) "what builds llama.cpp" cmake ninja scikit-build-core
+	touch $@
+
+ifdef LLAMA_WHEELS
 $(WHEELS)/.built: | $(VENV)/.venv
-	@echo "building llama.cpp from llama-cpp-python $(LLAMA_VERSION) ($(LLAMA_CMAKE_ARGS)): about 5 minutes on 2 cores"
-	mkdir -p $(WHEELS)
+	$(BIN)/python -m pip download --no-deps --only-binary :all: --dest $(WHEELS) \
+	  $(if $(findstring ://,$(LLAMA_WHEELS)),--index-url,--no-index --find-links) $(LLAMA_WHEELS) \
+	  llama-cpp-python==$(LLAMA_VERSION)
+	touch $@
+else
+$(WHEELS)/.built: | $(VENV)/.native
+	@echo "building llama.cpp ($(LLAMA_CMAKE_ARGS)): about 4 minutes of one core"
 	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
-	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-binary llama-cpp-python \
-	  --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION)
+	  $(BIN)/python -m tools.build_llama $(LLAMA_VERSION) $(WHEELS)
 	touch $@
+endif
 
-$(RUN): $(WHEELS)/.built pyproject.toml $(wildcard quant/native/*)
+$(RUN): $(WHEELS)/.built pyproject.toml $(LOCK) $(wildcard quant/native/*)
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) "llama4-edge" setuptools --editable .
 	touch $@
 
-# Installed by name first, because a machine without a GPU wants PyTorch's CPU build: point
-# PIP_EXTRA_INDEX_URL at PyTorch's CPU index to get it from there.
-TORCH ?= torch==2.13.0
+# A machine without a GPU wants PyTorch's CPU build: point PIP_EXTRA_INDEX_URL at PyTorch's CPU index
+# to get it from there.
 $(VENV)/.test: $(RUN)
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) "what the tests compare with" --editable '.[test]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) "ruff, mypy and pre-commit" --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(RUN)
+	$(INSTALL) "the documentation's tools" --editable '.[docs]'
 	touch $@
