@@ -85,7 +85,7 @@ bench: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python benchmarks/placement.py
 
 lock: $(VENV)/.venv
-	$(INSTALL) "uv" uv
+	@$(INSTALL) "uv" uv
 	$(BIN)/python -m tools.lock
 
 clean:
@@ -94,43 +94,43 @@ clean:
 
 $(VENV)/.venv:
 	@echo "creating $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) "setuptools" setuptools
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) "setuptools" setuptools
+	@touch $@
 
 $(VENV)/.native: $(LOCK) | $(VENV)/.venv
-	$(INSTALL) "what builds llama.cpp" cmake ninja scikit-build-core
-	touch $@
+	@$(INSTALL) "what builds llama.cpp" cmake ninja scikit-build-core
+	@touch $@
 
 ifdef LLAMA_WHEELS
 $(WHEELS)/.built: | $(VENV)/.venv
 	$(BIN)/python -m pip download --no-deps --only-binary :all: --dest $(WHEELS) \
 	  $(if $(findstring ://,$(LLAMA_WHEELS)),--index-url,--no-index --find-links) $(LLAMA_WHEELS) \
 	  llama-cpp-python==$(LLAMA_VERSION)
-	touch $@
+	@touch $@
 else
 $(WHEELS)/.built: | $(VENV)/.native
 	@echo "building llama.cpp ($(LLAMA_CMAKE_ARGS)): about 4 minutes of one core"
-	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
+	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
 	  $(BIN)/python -m tools.build_llama $(LLAMA_VERSION) $(WHEELS)
-	touch $@
+	@touch $@
 endif
 
 $(RUN): $(WHEELS)/.built pyproject.toml $(LOCK) $(wildcard quant/native/*)
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
-	$(INSTALL) "llama4-edge" setuptools --editable .
-	touch $@
+	@$(INSTALL) "llama4-edge" setuptools --editable .
+	@touch $@
 
 # A machine without a GPU wants PyTorch's CPU build: point PIP_EXTRA_INDEX_URL at PyTorch's CPU index
 # to get it from there.
 $(VENV)/.test: $(RUN)
-	$(INSTALL) "what the tests compare with" --editable '.[test]'
-	touch $@
+	@$(INSTALL) "what the tests compare with" --editable '.[test]'
+	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(INSTALL) "ruff, mypy and pre-commit" --editable '.[dev]'
-	touch $@
+	@$(INSTALL) "ruff, mypy and pre-commit" --editable '.[dev]'
+	@touch $@
 
 $(VENV)/.docs: $(RUN)
-	$(INSTALL) "the documentation's tools" --editable '.[docs]'
-	touch $@
+	@$(INSTALL) "the documentation's tools" --editable '.[docs]'
+	@touch $@

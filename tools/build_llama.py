@@ -57,7 +57,8 @@ class Compilation:
     def draw(self) -> None:
         """Say it again: time has passed."""
         compiling = 0 < self.done < self.total
-        self._progress.update(self._stage, self.done / self.total if compiling else None)
+        fraction = self.done / self.total if compiling else None
+        self._progress.update(self._stage, fraction, estimate=True)
 
 
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:

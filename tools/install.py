@@ -75,7 +75,8 @@ def install(title: str, arguments: list[str]) -> int:
         status = follow(pip, installation.read, installation.draw, log=log)
         if status == 0:
             count = len(installation.packages)
-            progress.finish(f"{count} packages installed" if count else "all there")
+            packages = "1 package" if count == 1 else f"{count} packages"
+            progress.finish(f"{packages} installed" if count else "all there")
             return 0
         progress.finish("failed")
         print(log_end(log), file=sys.stderr)

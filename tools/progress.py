@@ -47,14 +47,14 @@ class ProgressLine:
         """Seconds since the job began."""
         return self.clock() - self._start
 
-    def update(self, text: str, fraction: float | None = None) -> None:
-        """Say `text`, and with `fraction` (0 to 1) done the time that is left at this pace.
+    def update(self, text: str, fraction: float | None = None, *, estimate: bool = False) -> None:
+        """Say `text`; with `fraction` (0 to 1) done and `estimate`, the time left at this pace too.
 
         Without a terminal only every tenth of the work is written, or a text that is new after
         half a minute.
         """
         line = f"{self.title}: {text}, {duration(self.elapsed)}"
-        if fraction:
+        if fraction and estimate:
             line += f", about {duration(self.elapsed * (1 - fraction) / fraction)} left"
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
