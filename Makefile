@@ -5,6 +5,10 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 ROOMS   := __init__.py errors.py units.py inspection.py cli.py model.py chat commands convert hub measure planner quant runtime system terminal tools
 
+# Everything is installed in the versions of requirements/lock.txt, build tools included.
+LOCK    := requirements/lock.txt
+INSTALL := $(BIN)/python -m tools.install
+
 # llama.cpp comes from llama-cpp-python's source package. RPC makes other machines usable as devices.
 # For an NVIDIA GPU:
 #   make demo LLAMA_CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON"
