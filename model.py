@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +20,23 @@ from .chat.answer import Completion, Stream
 from .chat.conversation import Message
 from .chat.template import ChatTemplate
 from .chat.vocabulary import Vocabulary
-from .errors import AllocationError, EngineError, SettingError
+from .errors import AllocationError, SettingError
 from .runtime.bindings.amx import use_extra_bufts
+from .runtime.bindings.memory import HOST, DeviceMemory
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
+from .runtime.main_memory import has_gpus, host_need, settings_that_fit
 from .runtime.placement import Placement, check_overrides
 from .runtime.sampling import Sampling
 from .runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, KVType
 
+if TYPE_CHECKING:
+    from .planner import Plan
+
 logger = logging.getLogger(__name__)
 
-
-class Planned(Protocol):
-    """What a plan is to a model: settings, and another plan for when they ask too much."""
-
-    @property
-    def settings(self) -> EngineSettings:
-        """How the engine is made."""
-
-    def more_modest(self) -> Planned | None:
-        """The plan to try when a device has not the memory for this one; None after the last."""
+Context = int | Literal["max"] | None
+"""Tokens of a context: a number, the longest that fits, or None for the default."""
 
 
 class Model:
@@ -48,54 +45,82 @@ class Model:
     Args:
         path: the GGUF.
         plan: what `llama4_edge.plan` found for this file. It decides everything but ``n_batch`` and
-            ``n_threads``. Where a device has not the memory for it all the same, a warning says so,
-            and the next more modest plan is tried.
+            ``n_threads``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
-            model was trained for if that is less.
-        n_batch, n_ubatch, n_threads, placement, kv_type, flash_attention, workers: see
-            ``EngineSettings``.
+            model was trained for if that is less; "max" is the longest context that fits.
+        placement: where layers and tensors go, chosen by hand; None lets the planner choose.
+        devices: names of the GPUs that the planner may use; None is all, () is the CPU alone.
+        kv_type: what the KV cache is kept as; None is f16, or what the planner finds better.
+        n_batch, n_ubatch, n_threads, flash_attention, workers: see ``EngineSettings``.
         on_load_progress: called with the fraction loaded; returning False cancels.
+
+    Without ``plan`` and ``placement`` the model goes where `llama4_edge.plan` says, if there is a
+    GPU or a worker. Where a device cannot allocate what was planned, a warning says so and the
+    plan's fallback is tried. ``Model.plan`` is the plan that was used, None where there was none.
 
     Raises:
         ModelFileError: the file is not a whole Llama 4 GGUF.
         VocabularyError: its tokenizer is not one that can be read exactly.
-        SettingError: a setting is outside its range, or names a device or tensor that is not there.
-        EngineError: llama.cpp cannot load it, or ``n_ctx`` is more than it was trained for.
+        SettingError: a setting is outside its range, or names a device or tensor that is not there;
+            ``n_ctx`` is more than the model was trained for.
+        AllocationError: the context does not fit into main memory, or a device is short of memory
+            and no plan is left to fall back on.
+        EngineError: llama.cpp cannot load the model.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        plan: Planned | None = None,
-        n_ctx: int | None = None,
+        plan: Plan | None = None,
+        n_ctx: Context = None,
         n_batch: int = EngineSettings.n_batch,
         n_ubatch: int = EngineSettings.n_ubatch,
         n_threads: int | None = None,
-        placement: Placement = Placement(),  # noqa: B008 (frozen)
-        kv_type: KVType = EngineSettings.kv_type,
+        placement: Placement | None = None,
+        devices: Sequence[str] | None = None,
+        kv_type: KVType | None = None,
         flash_attention: FlashAttention = EngineSettings.flash_attention,
         workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.info: ModelInfo = check_model_file(path)
-        settings = EngineSettings(
+        _check_placement(placement, devices)
+        wish = EngineSettings(
             n_ctx=_context(self.info, n_ctx),
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts(),
-            placement=placement,
-            kv_type=kv_type,
+            placement=placement or Placement(devices=None if devices is None else tuple(devices)),
+            kv_type=kv_type or EngineSettings.kv_type,
             flash_attention=flash_attention,
             workers=tuple(workers),
         )
-        check_overrides(placement.overrides, [one.name for one in self.info.tensors])
         if plan is not None:
-            _check_unplanned(settings, n_ctx)
+            usual = EngineSettings()
+            _check_nothing_beside_plan(
+                n_ctx=n_ctx is not None,
+                n_ubatch=n_ubatch != usual.n_ubatch,
+                placement=placement is not None,
+                devices=devices is not None,
+                kv_type=kv_type is not None,
+                flash_attention=flash_attention != usual.flash_attention,
+                workers=bool(wish.workers),
+            )
+        check_overrides(wish.placement.overrides, [one.name for one in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
-        self.engine, self.plan = _open(path, settings, plan, on_load_progress)
+        if placement is not None and n_ctx == "max":
+            planned = _planned(path, wish, n_ctx, kv_type, placement)
+            wish = replace(wish, n_ctx=planned.settings.n_ctx)
+        elif (
+            placement is None
+            and plan is None
+            and (n_ctx == "max" or has_gpus(devices, wish.workers))
+        ):
+            plan = _planned(path, wish, n_ctx, kv_type, None)
+        self.engine, self.plan = _open(path, wish, plan, on_load_progress)
         self._stream: Stream | None = None
 
     def __enter__(self) -> Model:
@@ -276,50 +301,114 @@ class Model:
             self._stream = None
 
 
-def _check_unplanned(settings: EngineSettings, n_ctx: int | None) -> None:
-    """Whether nothing is asked for that a plan decides."""
-    names = ("n_ubatch", "placement", "kv_type", "flash_attention", "workers")
-    usual = EngineSettings()
-    asked = [name for name in names if getattr(settings, name) != getattr(usual, name)]
-    if n_ctx is not None or asked:
+def _check_placement(placement: object, devices: Sequence[str] | None) -> None:
+    """Whether a model is placed either by hand or within some devices.
+
+    Raises:
+        SettingError: it is not a ``Placement``, or devices are named beside it.
+    """
+    if placement is None:
+        return
+    if not isinstance(placement, Placement):
+        raise SettingError(
+            "placement is of the wrong type", found=repr(placement), expected="a Placement or None"
+        )
+    if devices is not None:
+        raise SettingError(
+            "devices are named beside a placement",
+            found=", ".join(devices) or "()",
+            expected="Placement(devices=...)",
+        )
+
+
+def _check_nothing_beside_plan(**asked: bool) -> None:
+    """Whether nothing is asked for that a plan decides.
+
+    Raises:
+        SettingError: something is.
+    """
+    if any(asked.values()):
         raise SettingError(
             "a plan decides what is asked for beside it",
-            found=", ".join(["n_ctx"] * (n_ctx is not None) + asked),
+            found=", ".join(name for name, is_asked in asked.items() if is_asked),
             hint="Ask `plan` for it.",
         )
+
+
+def _planned(
+    path: str | os.PathLike[str],
+    wish: EngineSettings,
+    n_ctx: Context,
+    kv_type: KVType | None,
+    placement: Placement | None,
+) -> Plan:
+    """The plan for this machine; the planner is imported where there is something to plan."""
+    from .planner import plan
+
+    chosen = plan(
+        path,
+        context=wish.n_ctx if n_ctx is None else n_ctx,
+        kv_type=kv_type,
+        ubatch=wish.n_ubatch,
+        flash_attention=wish.flash_attention,
+        placement=placement,
+        devices=None if placement else wish.placement.devices,
+        workers=wish.workers,
+    )
+    logger.info("planned: %s", chosen)
+    for text in (*chosen.why, *chosen.notes):
+        logger.info("%s", text)
+    return chosen
 
 
 def _open(
     path: str | os.PathLike[str],
     settings: EngineSettings,
-    plan: Planned | None,
+    plan: Plan | None,
     on_progress: Callable[[float], object] | None,
-) -> tuple[Engine, Planned | None]:
-    """An engine with these settings; or with a plan's, or with those of a more modest one."""
+) -> tuple[Engine, Plan | None]:
+    """An engine with these settings; or with a plan's, or with those of its fallback."""
     while True:
-        if plan is not None:
+        if plan is None:
+            need = host_need(path, settings)
+        else:
             settings = replace(
                 plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
             )
+            host = plan.host
+            need = DeviceMemory(HOST, host.weights_bytes, host.kv_bytes, host.compute_bytes)
+        fitted = settings_that_fit(path, settings, need)
         try:
-            return Engine(path, settings, on_progress=on_progress), plan
+            return Engine(path, fitted, on_progress=on_progress), plan
         except AllocationError as error:
-            modest = None if plan is None else plan.more_modest()
-            if modest is None:
+            fallback = None if plan is None else plan.more_modest()
+            if fallback is None:
                 raise
-            said = str(error).rstrip(".")
-            logger.warning("%s. Planned was: %s. Now trying: %s", said, plan, modest)
-            plan = modest
+            reason = str(error).rstrip(".")
+            logger.warning("%s. Planned was: %s. Now trying: %s", reason, plan, fallback)
+            plan = fallback
 
 
-def _context(info: ModelInfo, n_ctx: int | None) -> int:
-    if n_ctx is None:
-        return min(DEFAULT_CONTEXT, info.hparams.n_ctx_train)
-    if n_ctx > info.hparams.n_ctx_train:
-        raise EngineError(
+def _context(info: ModelInfo, n_ctx: Context) -> int:
+    """The tokens that were asked for; for "max", which the planner decides, the default.
+
+    Raises:
+        SettingError: they are no number of tokens, or more than the model was trained for.
+    """
+    trained = info.hparams.n_ctx_train
+    if n_ctx is None or n_ctx == "max":
+        return min(DEFAULT_CONTEXT, trained)
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int):
+        raise SettingError(
+            "n_ctx is not a number of tokens",
+            found=repr(n_ctx),
+            expected=f'None, "max", or a whole number from 1 to {trained}',
+        )
+    if n_ctx > trained:
+        raise SettingError(
             f"{info.path}: n_ctx is more than the model was trained for",
             found=f"{n_ctx} tokens",
-            expected=f"at most {info.hparams.n_ctx_train}",
-            hint="Lower n_ctx (-c).",
+            expected=f"at most {trained}",
+            hint="Lower n_ctx.",
         )
     return n_ctx

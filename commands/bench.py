@@ -228,11 +228,11 @@ def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
     there is nothing to choose.
     """
     from ..planner import plan
-    from ..runtime.bindings.devices import offload_devices
+    from ..runtime.main_memory import has_gpus
 
     given = ctx.meta.get(PLACEMENT, {}).keys() | ctx.meta.get(BENCH, {}).keys()
     placement, workers = grid.base.placement, grid.base.workers
-    if given & _PLACED_BY or placement.devices == () or not (workers or offload_devices()):
+    if given & _PLACED_BY or not has_gpus(placement.devices, workers):
         return grid
     found = plan(
         path,

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llama4_edge import Model, Plan, Sampling, plan
+from llama4_edge import Model, Placement, Plan, Sampling, plan
 from llama4_edge.errors import AllocationError, SettingError
-from llama4_edge.runtime.settings import EngineSettings
 from llama4_edge.runtime.workers.worker import Worker, local_workers, running_worker
 
 GREEDY = Sampling(temperature=0.0)
@@ -55,29 +54,17 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_without_a_plan_a_failed_allocation_is_an_error(scout_int4: Path) -> None:
+def test_placed_by_hand_a_failed_allocation_is_an_error(scout_int4: Path) -> None:
     with running_worker(port=_free_port(), n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
         with pytest.raises(AllocationError, match="failed to allocate"):
-            Model(scout_int4, n_ctx=200_000, n_ubatch=16, workers=[worker.endpoint])
-
-
-class _Last:
-    """A plan that asks too much, with no other after it."""
-
-    def __init__(self, settings: EngineSettings) -> None:
-        self.settings = settings
-
-    def more_modest(self) -> None:
-        return None
-
-
-def test_after_the_last_plan_the_error_is_raised(scout_int4: Path) -> None:
-    with running_worker(port=_free_port(), n_threads=1) as worker:
-        leave_only(worker, 64 * MIB)
-        settings = EngineSettings(n_ctx=200_000, n_ubatch=16, workers=(worker.endpoint,))
-        with pytest.raises(AllocationError, match="cannot make a context of 200000 tokens"):
-            Model(scout_int4, plan=_Last(settings))
+            Model(
+                scout_int4,
+                n_ctx=200_000,
+                n_ubatch=16,
+                placement=Placement(),
+                workers=[worker.endpoint],
+            )
 
 
 def test_a_model_is_placed_as_planned(scout_int4: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_terminal_sees_no_trace_of_the_progress_bar_in_a_pipe(
 
 def test_a_chat_at_a_terminal(terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path) -> None:
     chat = terminal("chat", scout_bf16, *LONG)
-    chat.wait_for("8,192 tokens of context")
+    chat.wait_for("32,768 tokens of context")
 
     # 1. Ctrl-C stops the answer, and the chat goes on.
     chat.wait_for(READY)
@@ -331,7 +331,7 @@ def test_an_answer_is_followed_by_its_speed(
     terminal: OpenTerminal, scout_bf16: Path, term: str
 ) -> None:
     chat = terminal("chat", scout_bf16, "-n", 3, "--temp", 0, term=term)
-    chat.wait_for("8,192 tokens of context")
+    chat.wait_for("32,768 tokens of context")
     chat.wait_for(">")
     chat.press("Hello\r")
     chat.wait_for(r"\n3 tokens, [\d.,]+ tokens/s")

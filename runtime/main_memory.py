@@ -1,0 +1,87 @@
+"""What main memory has room for, asked before a model is loaded.
+
+Promises that a context which cannot be held is refused, instead of ending in the kernel killing the
+process, and that weights which stay on the disk are announced. Knows nothing of GPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import AllocationError
+from ..system.memory import HostMemory, host_memory
+from ..units import bytes_text
+from .bindings.devices import offload_devices
+from .bindings.memory import HOST, DeviceMemory, measure
+from .settings import EngineSettings
+from .workers.remote import connect
+
+logger = logging.getLogger(__name__)
+
+
+def has_gpus(devices: Sequence[str] | None, workers: Sequence[str]) -> bool:
+    """Whether there is a GPU, here or at a worker, that layers could go to.
+
+    Args:
+        devices: names of the devices to use; None is all, () is the CPU alone.
+    """
+    return devices != () and bool(workers or offload_devices())
+
+
+def host_need(path: str | os.PathLike[str], settings: EngineSettings) -> DeviceMemory:
+    """Bytes of main memory that a model takes with these settings, as llama.cpp counts them.
+
+    Raises:
+        SettingError: the settings name a device that is not here.
+        EngineError: llama.cpp refuses the model.
+    """
+    with connect(settings.workers) as workers:
+        report = workers.run(lambda: measure(path, settings, workers.native_devices))
+    return report.on(HOST)
+
+
+def settings_that_fit(
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    need: DeviceMemory,
+    memory: HostMemory | None = None,
+) -> EngineSettings:
+    """The settings, where main memory can hold the context; not repacking where weights do not fit.
+
+    Weights that are mapped from the file need not be in memory all at once: a warning says how
+    much of them has no place. Repacked ones have to be, and are mapped instead.
+
+    Args:
+        need: bytes that the model takes of main memory.
+        memory: what this process can have; None asks the kernel and the cgroups.
+
+    Raises:
+        AllocationError: the KV cache and the compute buffers alone are more than is free.
+    """
+    memory = memory or host_memory()
+    if memory is None:
+        return settings
+    context = need.kv + need.compute
+    if context > memory.free:
+        raise AllocationError(
+            f"{os.fspath(path)}: a context of {settings.n_ctx:,} tokens does not fit into main "
+            "memory",
+            found=f"{bytes_text(context)} for the KV cache and the compute buffers",
+            expected=f"at most {bytes_text(memory.free)} ({memory.source})",
+            hint='Lower n_ctx, or give n_ctx="max" for the longest context that fits.',
+        )
+    short = need.weights + context - memory.free
+    if short <= 0:
+        return settings
+    logger.warning(
+        "%s: %s of the weights are read from the disk again for every token: main memory has %s "
+        "free, and the model takes %s",
+        os.fspath(path),
+        bytes_text(short),
+        bytes_text(memory.free),
+        bytes_text(need.weights + context),
+    )
+    return replace(settings, use_extra_bufts=False)
