@@ -267,7 +267,7 @@ def _title(room: str) -> str:
 
 def _box(room: str, x: float, y: float) -> str:
     answers = re.sub(r"`", "", re.split(r"(?<=[.?])\s", table()[room].answers)[0].rstrip("."))
-    lines = wrap(answers, 29)[:3]
+    lines = wrap(answers, 27)[:3]
     middle = x + BOX[0] / 2
     captions = [
         f'<text class="caption" x="{middle:.0f}" y="{y + 34 + 12 * n:.0f}">{escape(line)}</text>'

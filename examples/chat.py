@@ -1,0 +1,37 @@
+"""A conversation that remembers: each line of standard input is a message.
+
+    python examples/chat.py demo/out/llama-4-tiny-int4.gguf lighthouse.json
+
+    Remember: the code of the old lighthouse is 48213.
+    Which code does the old lighthouse have?
+
+Ctrl-D ends it. The conversation is saved in the file, if one is given, and goes on there the next
+time. `make demo` makes the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llama4_edge import Conversation, Message, Model
+
+
+def main(path: str, file: str | None = None) -> None:
+    """Answer line after line. What was read of the conversation is not read again."""
+    talk = Conversation()
+    if file is not None and Path(file).exists():
+        talk = Conversation.load(file)
+    messages = list(talk.messages)
+    with Model(path) as model:
+        for line in sys.stdin:
+            messages.append(Message("user", line.rstrip("\n")))
+            answer = model.chat(messages, temperature=0).text
+            messages.append(Message("assistant", answer))
+            print(answer, flush=True)
+    if file is not None:
+        Conversation(messages=tuple(messages), model=path).save(file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
