@@ -74,6 +74,8 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(ROOMS)
+	$(BIN)/python -m tools.house --check
+	$(BIN)/python -m tools.command_help --check
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict

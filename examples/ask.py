@@ -17,7 +17,9 @@ def main(path: str, question: str) -> None:
     with llama4_edge.Model(path) as model:
         answer = model.chat([{"role": "user", "content": question}], temperature=0)
     print(answer.text)
-    print(f"{answer.finish_reason}, {answer.decode_tokens_per_second:.0f} tokens/s", file=sys.stderr)
+    print(
+        f"{answer.finish_reason}, {answer.decode_tokens_per_second:.0f} tokens/s", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import sys
 import pytest
 
 import llama4_edge
-from docs.tools import house
-from docs.tools.house import Import, imports, room_of, rows, sources, table
+from tools import house
+from tools.house import Import, imports, room_of, rows, sources, table
 
 # Import names of distributions whose name is another one.
 IMPORT_NAMES = {"llama-cpp-python": "llama_cpp", "py-cpuinfo": "cpuinfo"}

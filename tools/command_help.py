@@ -1,25 +1,30 @@
 """The help of every command, as a page of the reference.
 
-python -m docs.tools.commands            # write docs/reference/commands.md
-python -m docs.tools.commands --check    # exit with 1 if the page is not current
+Promises docs/reference/commands.md, the same on every machine. With ``--check`` nothing is written,
+and the exit code is 1 where the page is not current:
+
+    python -m tools.command_help
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from llama4_edge.cli import main as llama4
-
-ROOT = Path(__file__).resolve().parents[2]
+llama4: click.Group = import_module("llama4_edge.cli").main
+ROOT = Path(__file__).resolve().parents[1]
+# A default that lies below the home directory is the same for everybody.
+os.environ["XDG_CACHE_HOME"] = "~/.cache"
 PAGE = ROOT / "docs" / "reference" / "commands.md"
 WIDTH = 88
 HEADER = """\
 # Commands
 
-What `--help` says. This page is written by `python -m docs.tools.commands`, and `make lint` checks
+What `--help` says. This page is written by `python -m tools.command_help`, and `make lint` checks
 that it is current.
 
 Results go to stdout, everything else to stderr. The exit code is 0 when it was done, 1 with one
@@ -59,7 +64,7 @@ def main() -> int:
         return 0
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
         return 0
-    sys.stderr.write(f"{PAGE.relative_to(ROOT)} is old: run python -m docs.tools.commands\n")
+    sys.stderr.write(f"{PAGE.relative_to(ROOT)} is old: run python -m tools.command_help\n")
     return 1
 
 

@@ -3,8 +3,8 @@
 Promises every import of the package's modules, those inside functions too, and the table of rooms
 in CONTRIBUTING.md; `tests/test_house.py` compares the two. Draws `docs/concepts/house.svg`:
 
-    python -m docs.tools.house            # draw
-    python -m docs.tools.house --check    # exit with 1 if the picture is not current
+    python -m tools.house            # draw
+    python -m tools.house --check    # exit with 1 if the picture is not current
 
 Does not import the package.
 """
@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "concepts" / "house.svg"
 OUTSIDE = {"build", "demo", "tests", "benchmarks", "docs", "examples", "tools"}
 
@@ -301,7 +301,7 @@ def main() -> int:
         return 0
     if PICTURE.read_text(encoding="utf-8") == picture:
         return 0
-    sys.stderr.write(f"{PICTURE.relative_to(ROOT)} is old: run python -m docs.tools.house\n")
+    sys.stderr.write(f"{PICTURE.relative_to(ROOT)} is old: run python -m tools.house\n")
     return 1
 
 
