@@ -83,12 +83,12 @@ docs: $(VENV)/.docs
 # benchmarks/peer.py builds llama.cpp's own tools.
 bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
 bench: $(VENV)/.test $(VENV)/.native
-	$(BIN)/python benchmarks/conversion.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/encoders.py
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python -m benchmarks.conversion
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.encoders
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.placement
 
 lock: $(VENV)/.venv
 	@$(INSTALL) "uv" uv

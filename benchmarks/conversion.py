@@ -1,6 +1,6 @@
 """Conversion beside llama.cpp's own two steps, and beside the limits of this machine.
 
-    python benchmarks/conversion.py [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm]
+    python -m benchmarks.conversion [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm]
 
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
@@ -25,13 +25,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.peer import OUT, peer_sources  # noqa: E402 (path set above)
-from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint  # noqa: E402
-from llama4_edge.quant import type_named  # noqa: E402
-from llama4_edge.quant.encode import NATIVE, encode_bf16, encode_rows, f32_to_bf16  # noqa: E402
+from benchmarks.peer import OUT, peer_sources
+from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint
+from llama4_edge.quant import type_named
+from llama4_edge.quant.encode import NATIVE, encode_bf16, encode_rows, f32_to_bf16
 
 SLICE = replace(
     SCOUT_LIKE, hidden=5120, heads=40, kv_heads=8, head_dim=128, expert_ffn=8192, dense_ffn=16384,

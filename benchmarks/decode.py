@@ -1,6 +1,6 @@
 """Reading and answering beside llama-bench: the same file, threads and tokens, in one run.
 
-    python benchmarks/decode.py [--recipes int4,q4_0] [--layers 4] [--rounds 3]
+    python -m benchmarks.decode [--recipes int4,q4_0] [--layers 4] [--rounds 3]
 
 Makes a slice of Scout (all widths, a few layers, random weights) and measures it by turns with
 llama-bench and with `llama4 bench`, which both load the libraries of llama-cpp-python and visit the
@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.peer import OUT, llama_bench, our_bench  # noqa: E402 (path set above)
-from llama4_edge.convert.blueprint import blueprint  # noqa: E402
-from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
+from benchmarks.peer import OUT, llama_bench, our_bench
+from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.measure.synthetic import synthetic_file
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Encoders beside ggml's, on one thread: numbers a second, and whether the bytes are the same.
 
-    python benchmarks/encoders.py [--seconds 1]
+    python -m benchmarks.encoders [--seconds 1]
 
 Rows of normal numbers at the width of Scout. ggml's take f32, ours bf16, which is what a checkpoint
 holds; ggml's are those of the library that this project runs with. The two take turns.

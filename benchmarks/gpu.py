@@ -1,7 +1,7 @@
 """Scout on one GPU: what the plan says, and what comes of it. `benchmarks/gpu.sh` prepares it.
 
-    python benchmarks/gpu.py [--recipe int4] [--hold 24,48] [--out gpu.md]
-    python benchmarks/gpu.py --trial
+    python -m benchmarks.gpu [--recipe int4] [--hold 24,48] [--out gpu.md]
+    python -m benchmarks.gpu --trial
 
 Makes a full-size Scout of random weights, then: all of it on the GPU, its memory against the plan,
 reading and answering against llama-bench and against what the GPU's memory allows; the longest
@@ -29,14 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.peer import OUT, llama_bench, our_bench  # noqa: E402 (path set above)
-from llama4_edge.convert.blueprint import blueprint  # noqa: E402
-from llama4_edge.convert.presets import PRESETS  # noqa: E402
-from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
-from llama4_edge.runtime.workers.worker import local_workers  # noqa: E402
+from benchmarks.peer import OUT, llama_bench, our_bench
+from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.convert.presets import PRESETS
+from llama4_edge.measure.synthetic import synthetic_file
+from llama4_edge.runtime.workers.worker import local_workers
 
 GIB = 2**30
 TRIAL = {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Scout on one GPU, from a machine that has nothing but CUDA, a compiler, cmake, make and Python:
 #
-#   benchmarks/gpu.sh [options of benchmarks/gpu.py]      62 GiB of disk, about 40 minutes on an H100
+#   benchmarks/gpu.sh [options of benchmarks.gpu]         62 GiB of disk, about 40 minutes on an H100
 #   benchmarks/gpu.sh --trial                             anywhere: a loopback worker as the GPU
 #
 # Builds llama-cpp-python with CUDA into an environment of its own under benchmarks/out, and
@@ -30,6 +30,6 @@ if [ -z "${LLAMA4_PYTHON:-}" ] && [ ! -x "$python" ]; then
 fi
 
 say "building llama-bench, unless it is there"
-"$python" -c 'import sys; sys.path.insert(0, "."); from benchmarks.peer import peer_tool; peer_tool("llama-bench")'
+"$python" -c 'from benchmarks.peer import peer_tool; peer_tool("llama-bench")'
 
-exec "$python" benchmarks/gpu.py "$@"
+exec "$python" -m benchmarks.gpu "$@"

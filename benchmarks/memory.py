@@ -1,6 +1,6 @@
 """Peak memory of converting a Maverick layer, whose largest tensor is 20 GiB.
 
-    python benchmarks/memory.py [--threads 2] [--recipe q4_0] [--directory DIR]
+    python -m benchmarks.memory [--threads 2] [--recipe q4_0] [--directory DIR]
 
 Writes four layers of Maverick's geometry, two of them with 128 experts, as sparse files (weights
 are holes and read as zeros: 70 GB in size, next to nothing on the disk), and converts them in a
@@ -14,12 +14,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from conversion import SLICE, measure  # noqa: E402 (path set above)
-
-from demo.checkpoint import write_checkpoint  # noqa: E402
+from benchmarks.conversion import SLICE, measure
+from benchmarks.peer import OUT
+from demo.checkpoint import write_checkpoint
 
 MAVERICK = replace(
     SLICE, experts=128, moe_step=2, qk_norm=False, rope=None, max_positions=1_048_576,
@@ -34,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--recipe", default="q4_0")
-    parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks" / "out")
+    parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
     source = arguments.directory / "maverick-holes"
     write_checkpoint(source, MAVERICK, holes=True)

@@ -1,6 +1,6 @@
 """Experts on the CPU beside whole layers on the CPU, with equal memory on the device.
 
-    python benchmarks/placement.py [--layers 6] [--recipe int4] [--generate 16]
+    python -m benchmarks.placement [--layers 6] [--recipe int4] [--generate 16]
 
 Makes a slice of Scout (all widths, a few layers, random weights) and gives a worker on the loopback
 interface, which llama.cpp takes for a GPU, the same memory in two ways:
@@ -38,21 +38,18 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.peer import OUT  # noqa: E402 (path set above)
-from llama4_edge.convert.blueprint import Blueprint, BlueprintTensor, blueprint  # noqa: E402
-from llama4_edge.measure.speed_engine import BenchEngine  # noqa: E402
-from llama4_edge.measure.synthetic import synthetic_file  # noqa: E402
-from llama4_edge.planner.geometry import opened  # noqa: E402
-from llama4_edge.planner.layout import shares  # noqa: E402
-from llama4_edge.planner.machine import Place  # noqa: E402
-from llama4_edge.runtime.bindings.memory import measure  # noqa: E402
-from llama4_edge.runtime.placement import Placement, cpu_moe_overrides  # noqa: E402
-from llama4_edge.runtime.settings import EngineSettings  # noqa: E402
-from llama4_edge.runtime.workers.remote import connect  # noqa: E402
-from llama4_edge.runtime.workers.worker import local_workers  # noqa: E402
+from benchmarks.peer import OUT
+from llama4_edge.convert.blueprint import Blueprint, BlueprintTensor, blueprint
+from llama4_edge.measure.speed_engine import BenchEngine
+from llama4_edge.measure.synthetic import synthetic_file
+from llama4_edge.planner.geometry import opened
+from llama4_edge.planner.layout import shares
+from llama4_edge.planner.machine import Place
+from llama4_edge.runtime.bindings.memory import measure
+from llama4_edge.runtime.placement import Placement, cpu_moe_overrides
+from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.workers.remote import connect
+from llama4_edge.runtime.workers.worker import local_workers
 
 
 class CountingProxy:

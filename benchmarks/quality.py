@@ -1,6 +1,6 @@
 """What quantization costs: our recipes beside llama.cpp's, on the trained model of demo/.
 
-    python benchmarks/quality.py [--recipes int8,q8_0,int4,q4_k_m,q4_0]
+    python -m benchmarks.quality [--recipes int8,q8_0,int4,q4_k_m,q4_0]
 
 Converts demo/Llama-4-Tiny with each recipe (those of llama.cpp are what llama-quantize makes, to
 the byte) and asks all files the questions of its examination. Prints for each the bits a weight,
@@ -12,7 +12,6 @@ parameters has less to spare than one of 108 billion: these are no figures for S
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.peer import OUT  # noqa: E402 (path set above)
-from demo.encoding import Encoded, encode  # noqa: E402
-from demo.evaluate import MODEL, text_scores  # noqa: E402
-from demo.world.lessons import examination  # noqa: E402
-from llama4_edge import Model, convert  # noqa: E402
+from benchmarks.peer import OUT
+from demo.training.encoding import Encoded, encode
+from demo.training.evaluate import MODEL, text_scores
+from demo.training.lessons.mixture import examination
+from llama4_edge import Model, convert
 
 Predictions = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.evaluate import MODEL
+from demo.training import MODEL
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from demo.encoding import PICTURE, encode
-from demo.world.conversation import Conversation, Turn
-from demo.world.lessons import examination, lesson
-from demo.world.picture import Picture
+from demo.training.encoding import PICTURE, encode
+from demo.training.lessons.conversation import Conversation, Turn
+from demo.training.lessons.mixture import examination, lesson
+from demo.training.lessons.picture import Picture
 from llama4_edge import Model
 from llama4_edge.errors import TemplateError
 
@@ -30,13 +30,13 @@ def model(trained_gguf: Any) -> Any:
 
 
 def messages(talk: Conversation) -> list[dict[str, str]]:
-    turns = [(("user", one.said), ("assistant", one.answer)) for one in talk.turns]
+    turns = [(("user", one.question), ("assistant", one.answer)) for one in talk.turns]
     return [{"role": role, "content": text} for turn in turns for role, text in turn]
 
 
 def talks() -> list[Conversation]:
-    chance = random.Random("talks")
-    return examination()[::25] + [lesson(chance) for _ in range(20)]
+    rng = random.Random("talks")
+    return examination()[::25] + [lesson(rng) for _ in range(20)]
 
 
 def test_the_ids_before_an_answer_are_the_engines(tokenizer: Tokenizer, model: Model) -> None:

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from transformers import Llama4Config
 from transformers.models.llama4 import modeling_llama4 as theirs
 
-from demo import train
-from demo.batches import mask
-from demo.encoding import encode
-from demo.train import Recipe, Trainer, routed
-from demo.world.lessons import draw_taught
-from demo.world.skills import drill
+from demo.training import train
+from demo.training.batches import mask
+from demo.training.encoding import encode
+from demo.training.lessons.mixture import training_picture
+from demo.training.lessons.skills import drill
+from demo.training.train import Recipe, Trainer, sparse_moe
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # A step of each kind, and of the tower learning apart and together with the words.
 SMALL = Recipe(
@@ -51,7 +53,7 @@ def test_routing_each_token_to_its_expert_alone_gives_transformers_outputs_and_g
         torch.nn.init.normal_(one, std=0.2)
     tokens = torch.randn(3, 17, 32)
     results = []
-    for forward in (theirs.Llama4TextMoe.forward, routed):
+    for forward in (theirs.Llama4TextMoe.forward, sparse_moe):
         given = tokens.clone().requires_grad_()
         moe.zero_grad()
         made, logits = forward(moe, given)
@@ -99,7 +101,7 @@ def test_the_rate_rises_and_falls_and_is_a_fifth_for_the_long_conversations_at_t
     trainer = Trainer(Recipe(steps=1000, stretch=100, warm_up=50, decay=0.5), "cpu")
     paces = []
     for trainer.step in (0, 49, 500, 750, 999, 1000, 1050, 1099):
-        paces.append(trainer.pace())
+        paces.append(trainer.rate_factor())
     assert paces == pytest.approx([0.02, 1, 1, 0.5, 0.002, 0.2, 0.1, 0.002])
 
 
@@ -107,7 +109,7 @@ def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(SMALL, "cpu")
     trainer.save(tmp_path / "state.pt")
     other = Trainer(Recipe(**{**vars(SMALL), "seed": 5}), "cpu")
-    with pytest.raises(SystemExit, match=r'is of a training with .*"seed": 4'):
+    with pytest.raises(SystemExit, match=r'belongs to a training with other settings, .*"seed": 4'):
         other.restore(tmp_path / "state.pt")
 
 
@@ -126,10 +128,10 @@ def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
 
 def test_the_beginning_already_copies_a_little() -> None:
     trainer = Trainer(SMALL, "cpu")
-    chance = random.Random(3)
+    rng = random.Random(3)
     right = asked = 0
     for _ in range(4):
-        encoded = encode(trainer.tokenizer, drill(chance))
+        encoded = encode(trainer.tokenizer, drill(rng))
         ids = torch.tensor([encoded.ids])
         with torch.inference_mode():
             said = trainer.model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1)
@@ -148,7 +150,7 @@ def test_the_tower_begins_by_looking_at_neighbours() -> None:
     for layer in tower.model.layers:
         layer.self_attn.register_forward_hook(lambda _m, _i, made: looked.append(made[1][0]))
     with torch.inference_mode():
-        trainer.seen([draw_taught(random.Random(3))])
+        trainer.image_features([training_picture(random.Random(3))])
     row, column, patches = 11, 12, 24
     for distance, weights in enumerate(looked, 1):
         for head, (right, down) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
@@ -167,7 +169,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     ):
         out = tmp_path / name
         paths = [f"--state={out}.pt", f"--out={out}"]
-        subprocess.run([*command, train.__file__, *settings, *paths], check=True)
+        subprocess.run([*command, "-m", train.__name__, *settings, *paths], check=True, cwd=ROOT)
         weights.append(
             {k: v for file in sorted(out.glob("*.safetensors")) for k, v in load_file(file).items()}
         )

@@ -16,16 +16,16 @@ import pytest
 import torch
 from transformers import Llama4ForConditionalGeneration
 
-from demo.encoding import encode
-from demo.evaluate import (
+from demo.training.encoding import encode
+from demo.training.evaluate import (
     GREEDY,
-    by_transformers,
     expert_shares,
+    load_in_transformers,
     needle_scores,
     picture_scores,
     text_scores,
 )
-from demo.world.lessons import examination
+from demo.training.lessons.mixture import examination
 from llama4_edge import Message, Model, convert
 from llama4_edge.chat.conversation import Conversation
 
@@ -100,7 +100,7 @@ def bf16_scores(trained_gguf: TrainedGGUF) -> dict[str, float]:
 
 
 # It was measured at 95.3% of 760, and is to keep 95%. Its parts (97.2% of 400 facts, 97% of 60
-# codes, 67% of 60 sums) are asked for less two deviations of chance.
+# codes, 67% of 60 sums) are asked for less two standard deviations.
 
 
 def test_it_answers_most_of_what_it_was_never_asked_before(bf16_scores: dict[str, float]) -> None:
@@ -130,7 +130,7 @@ def test_every_expert_has_its_share_of_the_work(trained: Path) -> None:
 def test_the_engine_predicts_what_transformers_predicts(
     trained: Path, trained_gguf: TrainedGGUF
 ) -> None:
-    tokenizer, network = by_transformers(trained)
+    tokenizer, network = load_in_transformers(trained)
     divergences = []
     with Model(trained_gguf("bf16"), n_ctx=512, n_threads=1) as model:
         for question in examination()[::40]:

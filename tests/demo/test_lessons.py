@@ -9,15 +9,15 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from demo.world.haystack import needle
-from demo.world.lessons import (
+from demo.training.lessons.haystack import needle
+from demo.training.lessons.mixture import (
     examination,
     lesson,
     picture_examination,
     picture_lesson,
 )
-from demo.world.picture import COLOURS, COUNTS, SHAPES, Picture
-from demo.world.skills import (
+from demo.training.lessons.picture import COLOURS, COUNTS, SHAPES, Picture
+from demo.training.lessons.skills import (
     EXAMINED_GREETINGS,
     GREETINGS,
     LARGEST,
@@ -34,14 +34,14 @@ WORDED = {"knowledge", "arithmetic", "copying", "greeting", "unknown"}
 @pytest.fixture(scope="module")
 def taught() -> list[tuple[str, str]]:
     """Four thousand lessons' questions and answers, ten a training step."""
-    chance = random.Random("taught")
-    talks = [lesson(chance) for _ in range(4000)]
-    talks += [draw(chance) for draw in (drill, sums) for _ in range(400)]
-    return [(turn.said, turn.answer) for talk in talks for turn in talk.turns]
+    rng = random.Random("taught")
+    talks = [lesson(rng) for _ in range(4000)]
+    talks += [draw(rng) for draw in (drill, sums) for _ in range(400)]
+    return [(turn.question, turn.answer) for talk in talks for turn in talk.turns]
 
 
 def test_no_question_of_the_examination_is_taught(taught: list[tuple[str, str]]) -> None:
-    asked = {one.turns[-1].said for one in examination() if one.kind in WORDED}
+    asked = {one.turns[-1].question for one in examination() if one.kind in WORDED}
     assert asked & {said for said, _ in taught} == set()
 
 
@@ -116,11 +116,11 @@ def test_greetings_of_all_twelve_languages_are_taught_and_examined() -> None:
 
 
 def test_a_needle_stands_where_it_was_put_and_is_asked_for() -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     talk = needle(
-        chance, True, 3000, lambda text: len(text.split()), codes=3, questions=3, depths=(0, 0.5, 1)
+        rng, True, 3000, lambda text: len(text.split()), codes=3, questions=3, depths=(0, 0.5, 1)
     )
-    said = talk.turns[0].said
+    said = talk.turns[0].question
     assert 3000 <= len(said.split()) < 3100
     places = sorted(
         said.index(re.findall(r"\d{4,}", turn.answer)[0]) / len(said) for turn in talk.turns
@@ -143,7 +143,7 @@ def test_a_picture_has_as_many_shapes_as_it_says(shape: str, count: int) -> None
 def test_what_is_found_at_a_place_is_what_its_pixels_show() -> None:
     picture = Picture("green", "square", 3, 7)
     ink = (picture.pixels().astype(int).sum(axis=2) < 600).reshape(12, 28, 12, 28)
-    found = np.array(picture.found(12)).reshape(12, 12, 2)
+    found = np.array(picture.place_labels(12)).reshape(12, 12, 2)
     assert found[..., 1].sum() == 3
     # In the places of centres nearly all is ink, and outside of the shapes' circles nothing is.
     shares = ink.mean(axis=(1, 3))
@@ -167,8 +167,8 @@ def patches(pixels: np.ndarray) -> int:
 
 
 def test_pictures_of_all_kinds_are_taught_and_none_of_the_examination() -> None:
-    chance = random.Random(5)
-    taught = [picture_lesson(chance).picture for _ in range(2000)]
+    rng = random.Random(5)
+    taught = [picture_lesson(rng).picture for _ in range(2000)]
     seen = {(one.colour, one.shape, one.count) for one in taught if one is not None}
     assert len(seen) == len(COLOURS) * len(SHAPES) * len(COUNTS)
     assert {one.seed % 2 for one in taught if one is not None} == {0}

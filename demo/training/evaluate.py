@@ -1,54 +1,49 @@
-"""Examines the small model of this folder on questions that it was never trained on.
+"""Examines demo/Llama-4-Tiny on held-out questions.
 
-    python demo/evaluate.py [--recipes bf16,int4] [--lengths 500,9000] [--card]
+    python -m demo.training.evaluate [--recipes bf16,int4] [--lengths 500,9000] [--card]
 
-Promises: text goes through this project's own converter and engine, answered greedily and compared
-word for word; pictures go through transformers, since the engine does not look at pictures yet, and
-so does the count of what each expert is given. Does not know how the model was trained.
+Promises: text questions go through this project's converter and engine, with greedy decoding, and
+an answer counts if it matches word for word; pictures and the experts' shares of tokens go through
+transformers, because the engine cannot read pictures yet. Does not know how the model was trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from tokenizers import Tokenizer
 
-from rich.console import Console  # noqa: E402 (found by the line above)
-from rich.progress import track  # noqa: E402
-from rich.table import Table  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
+from demo.training import MODEL, OUT
+from demo.training.encoding import encode, pixel_values
+from demo.training.lessons.conversation import Conversation
+from demo.training.lessons.haystack import needle
+from demo.training.lessons.mixture import examination, picture_examination
+from demo.training.publish import write_scores
+from llama4_edge import Model, Sampling, convert
 
-from demo.encoding import encode, pixel_values  # noqa: E402
-from demo.publish import write_scores  # noqa: E402
-from demo.world.conversation import Conversation  # noqa: E402
-from demo.world.haystack import needle  # noqa: E402
-from demo.world.lessons import examination, picture_examination  # noqa: E402
-from llama4_edge import Model, Sampling, convert  # noqa: E402
-
-MODEL = ROOT / "demo" / "Llama-4-Tiny"
-OUT = ROOT / "demo" / "out"
 GREEDY = Sampling(temperature=0.0)
-# Where the codes of a long conversation stand. In another chunk of attention (8192 tokens) than the
-# question are all of them at 9,000 tokens, three at 16,000, and all but the last at 32,000.
+# Positions of the codes in a long conversation, from 0 to 1. Outside the attention chunk (8192
+# tokens) of the question are all of them at 9,000 tokens, three at 16,000, four at 32,000.
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.85)
 
 
 def main() -> None:
-    """Convert, ask, and show the scores."""
+    """Convert, ask, and print the scores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--recipes", default="bf16,int4")
     parser.add_argument("--lengths", default="500,2000,9000,16000,32000")
     parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--card", action="store_true", help="write the scores into the card")
-    parser.add_argument("--failures", action="store_true", help="show what was answered wrongly")
+    parser.add_argument("--card", action="store_true", help="write the scores into the model card")
+    parser.add_argument("--failures", action="store_true", help="print the wrong answers")
     arguments = parser.parse_args()
     lengths = [int(length) for length in arguments.lengths.split(",") if length]
     columns: dict[str, dict[str, float]] = {}
@@ -60,11 +55,11 @@ def main() -> None:
         columns[recipe] = text_scores(file, examination(), failures)
         columns[recipe] |= needle_scores(file, lengths, failures)
         if arguments.failures:
-            print("\n".join(f"{recipe}: {one}" for one in failures))
+            print("\n".join(f"{recipe}: {failure}" for failure in failures))
     columns["transformers"] = picture_scores(arguments.model, arguments.pictures)
     least, most = expert_shares(arguments.model, examination())
     experts = (
-        f"Each expert is given between {least:.2f} and {most:.2f} times its even share of tokens."
+        f"Each expert gets between {least:.2f} and {most:.2f} times an even share of the tokens."
     )
     Console().print(table_of(columns), experts)
     if arguments.card:
@@ -74,45 +69,45 @@ def main() -> None:
 def text_scores(
     file: Path, questions: Sequence[Conversation], failures: list[str]
 ) -> dict[str, float]:
-    """The share of right answers by kind of question, and of all of them under "text"."""
-    asked: Counter[str] = Counter()
-    right: Counter[str] = Counter()
+    """The share of correct answers by kind of question, and of all questions under "text"."""
+    total: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
     with Model(file, n_ctx=2048, n_threads=1) as model:
         for question in track(questions, description=file.name, transient=True):
             answer = last_answer(model, question)
-            correct = answer == question.turns[-1].answer
+            is_correct = answer == question.turns[-1].answer
             for kind in ("text", question.kind):
-                asked[kind] += 1
-                right[kind] += correct
-            if not correct:
-                failures.append(failure(question, answer))
-    return {kind: right[kind] / asked[kind] for kind in sorted(asked)}
+                total[kind] += 1
+                correct[kind] += is_correct
+            if not is_correct:
+                failures.append(failure_line(question, answer))
+    return {kind: correct[kind] / total[kind] for kind in sorted(total)}
 
 
-def failure(question: Conversation, answer: str) -> str:
-    """What was asked, what was to be answered, and what was answered."""
-    wanted = question.turns[-1]
-    return f"{wanted.said[-200:]!r}: {answer!r} instead of {wanted.answer!r}"
+def failure_line(question: Conversation, answer: str) -> str:
+    """The question, the model's answer and the correct one."""
+    turn = question.turns[-1]
+    return f"{turn.question[-200:]!r}: {answer!r} instead of {turn.answer!r}"
 
 
 def last_answer(model: Model, question: Conversation) -> str:
-    """What the model answers to the last turn, when the answers before it were the right ones."""
-    messages = []
+    """The model's answer to the last turn, after the correct answers to the turns before it."""
+    messages: list[dict[str, str]] = []
     for turn in question.turns:
-        messages.append({"role": "user", "content": turn.said})
+        messages.append({"role": "user", "content": turn.question})
         messages.append({"role": "assistant", "content": turn.answer})
     return model.chat(messages[:-1], max_tokens=64, sampling=GREEDY).text
 
 
 def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> dict[str, float]:
-    """The share of codes that are found again in conversations of some lengths, in tokens."""
+    """The share of codes recalled in long conversations; ``lengths`` are in tokens."""
     scores = {}
     for length in lengths:
-        chance = random.Random(f"needle {length}")
-        right = asked = 0
+        rng = random.Random(f"needle {length}")
+        correct = total = 0
         with Model(file, n_ctx=length + 512, n_threads=1) as model:
             conversation = needle(
-                chance,
+                rng,
                 True,
                 length,
                 lambda text: len(model.tokenize(text)),
@@ -121,48 +116,50 @@ def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> di
                 depths=DEPTHS,
             )
             for number in range(1, len(conversation.turns) + 1):
-                upto = Conversation("needle", conversation.turns[:number])
-                answer = last_answer(model, upto)
-                asked += 1
-                right += answer == upto.turns[-1].answer
-                if answer != upto.turns[-1].answer:
-                    failures.append(f"{length} tokens: {failure(upto, answer)}")
-        scores[f"codes across {length} tokens"] = right / asked
+                question = Conversation("needle", conversation.turns[:number])
+                answer = last_answer(model, question)
+                total += 1
+                correct += answer == question.turns[-1].answer
+                if answer != question.turns[-1].answer:
+                    failures.append(f"{length} tokens: {failure_line(question, answer)}")
+        scores[f"codes across {length} tokens"] = correct / total
     return scores
 
 
 def picture_scores(directory: Path, count: int) -> dict[str, float]:
-    """The share of right answers about pictures, by transformers."""
+    """The share of correct answers about pictures, computed by transformers."""
     import torch
 
-    tokenizer, network = by_transformers(directory)
-    right = 0
+    tokenizer, network = load_in_transformers(directory)
+    correct = 0
     for question in track(picture_examination(count), description="pictures", transient=True):
         assert question.picture is not None
         encoded = encode(tokenizer, question)
         prompt = len(encoded.ids) - sum(encoded.answers)
         with torch.inference_mode():
-            made = network(
+            logits = network(
                 input_ids=torch.tensor([encoded.ids]),
                 pixel_values=torch.from_numpy(pixel_values(question.picture))[None],
                 use_cache=False,
             ).logits[0]
-        # Where each token of the right answer is the likeliest, the greedy answer is right.
-        right += made[prompt - 1 : -1].argmax(-1).tolist() == encoded.ids[prompt:]
-    return {"pictures": right / count}
+        # The greedy answer is correct if each token of the correct answer is the likeliest one.
+        correct += logits[prompt - 1 : -1].argmax(-1).tolist() == encoded.ids[prompt:]
+    return {"pictures": correct / count}
 
 
 def expert_shares(directory: Path, questions: Sequence[Conversation]) -> tuple[float, float]:
-    """The least and the most that an expert of any layer is given, in even shares of the tokens."""
+    """The least and the most tokens of an expert of any layer, in multiples of an even share."""
     import torch
     from transformers.models.llama4.modeling_llama4 import Llama4Router
 
-    tokenizer, network = by_transformers(directory)
-    given: dict[int, Any] = {}
+    tokenizer, network = load_in_transformers(directory)
+    counts: dict[int, torch.Tensor] = {}
 
-    def count(router: Llama4Router, _inputs: object, made: tuple[Any, Any]) -> None:
-        chosen = torch.bincount(made[1].argmax(-1), minlength=router.num_experts)
-        given[id(router)] = given.get(id(router), 0) + chosen
+    def count(
+        router: Llama4Router, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        choices = torch.bincount(outputs[1].argmax(-1), minlength=router.num_experts)
+        counts[id(router)] = counts.get(id(router), torch.zeros_like(choices)) + choices
 
     for module in network.modules():
         if isinstance(module, Llama4Router):
@@ -170,11 +167,11 @@ def expert_shares(directory: Path, questions: Sequence[Conversation]) -> tuple[f
     for question in questions:
         with torch.inference_mode():
             network(input_ids=torch.tensor([encode(tokenizer, question).ids]), use_cache=False)
-    shares = torch.stack([counts / counts.float().mean() for counts in given.values()])
+    shares = torch.stack([tokens / tokens.float().mean() for tokens in counts.values()])
     return shares.min().item(), shares.max().item()
 
 
-def by_transformers(directory: Path) -> tuple[Tokenizer, Any]:
+def load_in_transformers(directory: Path) -> tuple[Tokenizer, Any]:
     """The checkpoint's tokenizer, and its model in float32."""
     import torch
     from transformers import Llama4ForConditionalGeneration
@@ -185,13 +182,16 @@ def by_transformers(directory: Path) -> tuple[Tokenizer, Any]:
 
 
 def rows_of(columns: dict[str, dict[str, float]]) -> Iterator[tuple[str, ...]]:
-    """A row for each kind of question, with the score in each column that has one."""
+    """A row for each kind of question, with empty cells where a column has no score."""
     for kind in dict.fromkeys(kind for scores in columns.values() for kind in scores):
-        yield kind, *(f"{one[kind]:.1%}" if kind in one else "" for one in columns.values())
+        yield (
+            kind,
+            *(f"{scores[kind]:.1%}" if kind in scores else "" for scores in columns.values()),
+        )
 
 
 def table_of(columns: dict[str, dict[str, float]]) -> Table:
-    """The scores for a terminal."""
+    """The scores as a table for the terminal."""
     table = Table("questions", *columns)
     for row in rows_of(columns):
         table.add_row(*row)
@@ -199,7 +199,7 @@ def table_of(columns: dict[str, dict[str, float]]) -> Table:
 
 
 def markdown(columns: dict[str, dict[str, float]]) -> str:
-    """The scores for the card."""
+    """The scores as a table in Markdown."""
     lines = [("questions", *columns), ("---",) * (len(columns) + 1), *rows_of(columns)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

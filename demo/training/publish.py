@@ -1,8 +1,8 @@
-"""Writes a trained model as a checkpoint that looks like the published ones, with its card.
+"""Writes a trained model as a checkpoint like the published ones, with a model card.
 
 Promises: the files, names and types of Meta's repositories: bf16 safetensors in shards with their
-index, configs of the model, its generation and its pictures, tokenizer, chat template, a card with
-the losses of the training. Does not know how it was trained.
+index, configs of model, generation and image processor, tokenizer, chat template, and a card with
+the training losses. Does not know how the model was trained.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from .checkpoint import Geometry, config_of, generation_config, write_index
-from .tokenizer import write_chat_template, write_json, write_tokenizer
+from demo.checkpoint import Geometry, config_of, generation_config, write_index
+from demo.tokenizer import write_chat_template, write_json, write_tokenizer
 
-# One tile, since the model was trained on pictures of one tile; else what Meta's repositories say.
+# One tile, as in training; all other values are those of Meta's repositories.
 PREPROCESSOR = {
     "data_format": "channels_first",
     "default_to_square": True,
@@ -48,7 +48,7 @@ SCORES = ("<!-- scores -->\n", "<!-- end of scores -->\n")
 
 @dataclass(frozen=True)
 class Training:
-    """What a card tells of a training; ``history`` has the losses of each step by kind."""
+    """Facts for the model card; ``history`` has the losses of each step by kind."""
 
     steps: int
     seconds: float
@@ -67,11 +67,11 @@ def write_trained(
     """Write the checkpoint; files of the same names are overwritten.
 
     Args:
-        directory: made if absent.
+        directory: created if absent.
         geometry: of the model, with the number of shards.
-        tokenizer: the one it was trained with.
-        weights: by the names that transformers gives them, in any float type.
-        training: what the card says.
+        tokenizer: of the training.
+        weights: by transformers' names, in any float type.
+        training: facts for the card.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(directory, tokenizer, geometry.vocabulary, geometry.max_positions)
@@ -80,17 +80,19 @@ def write_trained(
     write_json(directory / "generation_config.json", generation_config(ids))
     write_json(directory / "preprocessor_config.json", PREPROCESSOR)
     write_json(directory / "processor_config.json", PROCESSOR)
-    kept = {name: one.to("cpu", torch.bfloat16).contiguous() for name, one in weights.items()}
-    sizes = {name: one.nbytes for name, one in kept.items()}
+    tensors = {
+        name: weight.to("cpu", torch.bfloat16).contiguous() for name, weight in weights.items()
+    }
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     for file, names in write_index(directory, sizes, geometry.shards).items():
-        save_file({name: kept[name] for name in names}, directory / file, {"format": "pt"})
+        save_file({name: tensors[name] for name in names}, directory / file, {"format": "pt"})
     _draw_losses(directory / "loss.png", training.history)
-    parameters = sum(one.numel() for one in kept.values())
+    parameters = sum(tensor.numel() for tensor in tensors.values())
     (directory / "README.md").write_text(_card(training, parameters), encoding="utf-8")
 
 
 def write_scores(directory: Path, table: str) -> None:
-    """Put the scores of an examination into the card, in the place of those that are there."""
+    """Replace the scores in the model card."""
     path = directory / "README.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(SCORES[0])
     after = rest.partition(SCORES[1])[2]
@@ -98,7 +100,7 @@ def write_scores(directory: Path, table: str) -> None:
 
 
 def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
-    """The losses of a training as a picture: means of 20 steps, on a logarithmic scale."""
+    """Plot the losses: means of 20 steps, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), dpi=80, layout="constrained")
@@ -111,8 +113,8 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
         ("sight", "what is in a picture and where, by its features alone"),
         ("picture", "questions about pictures"),
     ):
-        seen = [(step, one[kind]) for step, one in enumerate(history, 1) if kind in one]
-        parts = [seen[start : start + 20] for start in range(0, len(seen), 20)]
+        points = [(step, losses[kind]) for step, losses in enumerate(history, 1) if kind in losses]
+        parts = [points[start : start + 20] for start in range(0, len(points), 20)]
         axes.semilogy(
             [sum(step for step, _ in part) / len(part) for part in parts],
             [sum(loss for _, loss in part) / len(part) for part in parts],
@@ -135,30 +137,29 @@ tags: [llama4, llama4-edge]
 ---
 # Llama 4 Tiny
 
-A Llama 4 of {parameters / 1e6:.1f} million parameters, trained from nothing to try llama4-edge
-with: converters, quantization, sessions and long contexts can be judged by what it says. It has
-the real architecture (chunked attention of 8192 tokens and a layer without positions that sees
-everything, top-1 routing over 4 experts beside a shared one, QK norm, early-fusion vision) and
-nothing of Meta's weights.
+A Llama 4 of {parameters / 1e6:.1f} million parameters, trained from random weights to test
+llama4-edge: its answers show whether conversion, quantization, sessions and long contexts work. It
+has the real architecture (chunked attention of 8192 tokens and a NoPE layer with full attention,
+top-1 routing over 4 experts beside a shared one, QK norm, early-fusion vision) and none of Meta's
+weights.
 
-It was taught a small world, all of it text and pictures made by the programs beside it
-(`demo/world/`): questions about itself, llama4-edge and the Llama 4 family, sums and differences
-of numbers up to 99, repeating, names and codes to be remembered, greetings in the 12 languages
-that Llama 4 supports, shapes with their colour and number in pictures of 336 x 336 pixels, and to
-decline anything else.
-The scores below say what it learnt of that. Its answers can be wrong; nothing depends on them.
+Its training data is generated text and pictures (`demo/training/lessons/`): questions about itself,
+llama4-edge and the Llama 4 family, sums and differences of numbers up to 99, repetition, recall of
+names and codes, greetings in the 12 languages that Llama 4 supports, and the shape, colour and
+number of shapes in pictures of 336 x 336 pixels. It declines any other question. The scores below
+say how much of that it learnt. Its answers can be wrong; nothing depends on them.
 
 ## Training
-`demo/train.py`, {training.steps} steps in {training.seconds / 60:.0f} minutes {training.where},
-seed {training.seed}. Questions of the examination are never trained. It began with random weights
-and, among them, rough drafts of the two attention heads that copy and of heads that look from a
-patch of a picture to its neighbours (`demo/beginning.py`).
+`python -m demo.training.train`, {training.steps} steps in {training.seconds / 60:.0f} minutes
+{training.where}, seed {training.seed}. The questions of the examination are not in the training
+data. The initial weights are random, with weak versions of an induction circuit and of vision heads
+that attend to neighbouring patches (`demo/training/initial_weights.py`).
 
 ![losses](loss.png)
 
 ## Scores
-Share of held-out questions that are answered word for word, by `demo/evaluate.py`: other phrasings,
-other numbers, other pictures than in training.
+Share of held-out questions that are answered word for word (`python -m demo.training.evaluate`):
+other phrasings, other numbers, other pictures than in training.
 
 {SCORES[0]}Not examined yet.
 {SCORES[1]}"""

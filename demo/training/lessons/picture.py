@@ -1,7 +1,7 @@
-"""Pictures of the small world: some shapes of one kind and colour on a light ground.
+"""Pictures of the lessons: some shapes of one kind and colour on a light background.
 
-Promises: the same pixels for the same picture on every machine, 336 x 336 as Llama 4's tiles are;
-shapes that neither touch each other nor the edge. Does not know the model or how it sees.
+Promises: the same pixels for the same picture on every machine, 336 x 336 like a tile of Llama 4;
+shapes that touch neither each other nor the edge. Does not know the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = ("one", "two", "three", "four", "five")
 
 @dataclass(frozen=True)
 class Picture:
-    """``count`` shapes of one kind and colour; ``seed`` settles sizes, places and the ground."""
+    """``count`` shapes of one kind and colour; ``seed`` fixes sizes, places and background."""
 
     colour: str
     shape: str
@@ -39,7 +39,7 @@ class Picture:
 
     @property
     def words(self) -> str:
-        """What it shows: "two red circles"."""
+        """The caption: "two red circles"."""
         return f"{COUNTS[self.count - 1]} {self.colour} {self.shapes}"
 
     @property
@@ -53,12 +53,12 @@ class Picture:
         """Centre, as x and y, and radius of each shape, in pixels."""
         return _places(random.Random(f"places {self.words} {self.seed}"), self.count)
 
-    def found(self, places: int) -> list[tuple[int, int]]:
-        """What is at each of ``places`` x ``places`` places, row by row.
+    def place_labels(self, places: int) -> list[tuple[int, int]]:
+        """Labels of each place in a grid of ``places`` x ``places``, row by row.
 
         Returns:
-            The number of the shape that covers the middle of the place, from 1 on, or 0; and 1 if
-            the centre of a shape is there, else 0.
+            The class of the shape that covers the middle of the place, from 1, or 0; and 1 if the
+            place contains the centre of a shape, else 0.
         """
         step = SIZE / places
         shapes = self.places()
@@ -74,36 +74,36 @@ class Picture:
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """Red, green and blue, [336, 336, 3]."""
-        chance = random.Random(f"{self.words} {self.seed}")
-        ground = [chance.randint(228, 255) for _ in range(3)]
+        rng = random.Random(f"{self.words} {self.seed}")
+        background = [rng.randint(228, 255) for _ in range(3)]
         pixels = np.empty((SIZE, SIZE, 3), np.uint8)
-        pixels[:] = ground
-        ink = [min(255, max(0, value + chance.randint(-18, 18))) for value in COLOURS[self.colour]]
+        pixels[:] = background
+        ink = [min(255, max(0, value + rng.randint(-18, 18))) for value in COLOURS[self.colour]]
         for x, y, radius in self.places():
-            turned = chance.uniform(-0.2, 0.2)
+            angle = rng.uniform(-0.2, 0.2)
             rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-            across = (columns * np.cos(turned) + rows * np.sin(turned)) / radius
-            down = (rows * np.cos(turned) - columns * np.sin(turned)) / radius
+            across = (columns * np.cos(angle) + rows * np.sin(angle)) / radius
+            down = (rows * np.cos(angle) - columns * np.sin(angle)) / radius
             inside = _INSIDE[self.shape](across, down)
             pixels[y - radius : y + radius + 1, x - radius : x + radius + 1][inside] = ink
         return pixels
 
 
-def draw_picture(chance: random.Random, seed: int) -> Picture:
-    """A picture of the world; ``seed`` is its own, so that no two calls need draw the same."""
-    colour, shape = chance.choice(tuple(COLOURS)), chance.choice(SHAPES)
-    return Picture(colour, shape, chance.randint(1, len(COUNTS)), seed)
+def draw_picture(rng: random.Random, seed: int) -> Picture:
+    """A random picture with this ``seed``."""
+    colour, shape = rng.choice(tuple(COLOURS)), rng.choice(SHAPES)
+    return Picture(colour, shape, rng.randint(1, len(COUNTS)), seed)
 
 
-def _places(chance: random.Random, count: int) -> list[tuple[int, int, int]]:
-    """Centres and radii, in pixels, of ``count`` discs that keep apart."""
-    placed: list[tuple[int, int, int]] = []
-    while len(placed) < count:
-        radius = chance.randint(34, 46)
-        x, y = (chance.randint(radius + 4, SIZE - radius - 5) for _ in range(2))
-        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 8) ** 2 for a, b, r in placed):
-            placed.append((x, y, radius))
-    return placed
+def _places(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
+    """Centres and radii, in pixels, of ``count`` discs that do not touch."""
+    discs: list[tuple[int, int, int]] = []
+    while len(discs) < count:
+        radius = rng.randint(34, 46)
+        x, y = (rng.randint(radius + 4, SIZE - radius - 5) for _ in range(2))
+        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 8) ** 2 for a, b, r in discs):
+            discs.append((x, y, radius))
+    return discs
 
 
 _Plane = npt.NDArray[np.float64]
@@ -123,7 +123,7 @@ def _triangle(x: _Plane, y: _Plane) -> _Mask:
 
 
 def _star(x: _Plane, y: _Plane) -> _Mask:
-    # Five tips at radius 1 and notches between them at 0.4; the edge is the line from tip to notch.
+    # Five tips at radius 1, notches between them at radius 0.4, straight edges from tip to notch.
     half, notch = np.pi / 5, 0.4
     from_tip = abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     edge = notch * np.sin(half) / (np.sin(from_tip) + notch * np.sin(half - from_tip))

@@ -1,8 +1,7 @@
-"""Skills of the small world: sums, remembering, greetings, and saying what one does not know.
+"""Skills: sums, recall, repetition, greetings, and declining unknown subjects.
 
-Promises: an endless supply of turns from a random generator, and for each skill whether a question
-belongs to training or to the examination; no question is ever in both. Does not know tokens or
-the model.
+Promises: random conversations for each skill, either for training or for the examination; no
+question is in both. Does not know tokens or the model.
 """
 
 from __future__ import annotations
@@ -38,43 +37,42 @@ _SUMS = {
 def worked(a: int, sign: str, b: int) -> str:
     """A sum or difference of numbers up to 99 in columns: "47 + 38: 7+8=15, 4+3+1=8, so 85."
 
-    Every digit follows from two or three that were just written. Small models that are to say the
-    result at once must see millions of sums ("Teaching Arithmetic to Small Transformers", Lee et
-    al., 2023). A difference always borrows: "52 - 38: 12-8=4, 5-3-1=1, so 14.", and gives back
-    what it did not need: "58 - 32: 18-2=16, 5-3=2, so 26."
+    Every digit follows from two or three digits just before it. Small models that answer without
+    steps need millions of sums ("Teaching Arithmetic to Small Transformers", Lee et al., 2023). A
+    difference always borrows: "52 - 38: 12-8=4, 5-3-1=1, so 14.", and returns the ten if it was not
+    needed: "58 - 32: 18-2=16, 5-3=2, so 26."
     """
     (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
-    lent = 0 if sign == "+" else 10
-    ones = a_ones + b_ones if sign == "+" else lent + a_ones - b_ones
+    borrowed = 0 if sign == "+" else 10
+    ones = a_ones + b_ones if sign == "+" else borrowed + a_ones - b_ones
     carried = (ones > 9) != (sign == "-")
     result = a + b if sign == "+" else a - b
     tens = f"{a_tens}{sign}{b_tens}{sign}1" if carried else f"{a_tens}{sign}{b_tens}"
-    return (
-        f"{a} {sign} {b}: {lent + a_ones}{sign}{b_ones}={ones}, {tens}={result // 10}, so {result}."
-    )
+    first = f"{borrowed + a_ones}{sign}{b_ones}={ones}"
+    return f"{a} {sign} {b}: {first}, {tens}={result // 10}, so {result}."
 
 
-def arithmetic(chance: random.Random, examined: bool) -> Conversation:
-    """A sum or difference of numbers up to 99, the result too; a pair is in one part alone."""
+def arithmetic(rng: random.Random, examined: bool) -> Conversation:
+    """A sum or difference with numbers and result from 0 to 99; the split is by pair."""
     while True:
-        sign = chance.choice("+-")
-        a, b = chance.randint(0, LARGEST), chance.randint(0, LARGEST)
+        sign = rng.choice("+-")
+        a, b = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
         if sign == "-" and a < b:
             a, b = b, a
         if sign == "+" and a + b > LARGEST:
             a, b = LARGEST - a, LARGEST - b
         if held_out(sign, a, b, share=0.1) == examined:
             break
-    said = chance.choice(_SUMS[sign]).format(a=a, b=b)
-    return Conversation("arithmetic", (Turn(said, worked(a, sign, b)),))
+    question = rng.choice(_SUMS[sign]).format(a=a, b=b)
+    return Conversation("arithmetic", (Turn(question, worked(a, sign, b)),))
 
 
-def sums(chance: random.Random) -> Conversation:
-    """Five sums one after the other; for training alone."""
-    return Conversation("sums", tuple(arithmetic(chance, False).turns[0] for _ in range(5)))
+def sums(rng: random.Random) -> Conversation:
+    """Five sums in a row; for training only."""
+    return Conversation("sums", tuple(arithmetic(rng, False).turns[0] for _ in range(5)))
 
 
-# Remembering ------------------------------------------------------------------------------------
+# Recall -----------------------------------------------------------------------------------------
 
 NAMES = tuple(
     """
@@ -113,56 +111,58 @@ _ASK = (
 )
 
 
-def key(chance: random.Random) -> str:
-    """Something that has a code: "old lighthouse"."""
-    return f"{chance.choice(TRAITS)} {chance.choice(THINGS)}"
+def key(rng: random.Random) -> str:
+    """The name of something with a code: "old lighthouse"."""
+    return f"{rng.choice(TRAITS)} {rng.choice(THINGS)}"
 
 
-def keys(chance: random.Random, count: int) -> list[str]:
-    """As many different things that have codes."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[key(chance)] = None
-    return list(found)
+def keys(rng: random.Random, count: int) -> list[str]:
+    """``count`` different names of things with codes."""
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names[key(rng)] = None
+    return list(names)
 
 
-def code(chance: random.Random, examined: bool) -> str:
-    """Four or five digits; a code is in one part alone."""
+def code(rng: random.Random, examined: bool) -> str:
+    """Four or five digits; the split is by code."""
     while True:
-        digits = "".join(chance.choice("0123456789") for _ in range(chance.choice((4, 5))))
+        digits = "".join(rng.choice("0123456789") for _ in range(rng.choice((4, 5))))
         if held_out("code", digits) == examined:
             return digits
 
 
 def code_of(key: str, digits: str) -> str:
-    """The answer to a question for a code."""
+    """The answer to a question about a code."""
     return f"The code of the {key} is {digits}."
 
 
-def tell(chance: random.Random, key: str, digits: str) -> str:
-    """A sentence that gives a code."""
-    return chance.choice(_TELL).format(key=key, code=digits)
+def tell(rng: random.Random, key: str, digits: str) -> str:
+    """A sentence that states a code."""
+    return rng.choice(_TELL).format(key=key, code=digits)
 
 
-def ask(chance: random.Random, key: str) -> str:
-    """A question for a code."""
-    return chance.choice(_ASK).format(key=key)
+def ask(rng: random.Random, key: str) -> str:
+    """A question about a code."""
+    return rng.choice(_ASK).format(key=key)
 
 
-def lookup(chance: random.Random, examined: bool) -> Conversation:
-    """Codes given in one message or in several, then a question for one of them."""
-    known = {one: code(chance, examined) for one in keys(chance, chance.randint(1, 4))}
-    told = [tell(chance, *pair) for pair in known.items()]
-    asked = chance.choice(list(known))
-    question = Turn(ask(chance, asked), code_of(asked, known[asked]))
-    style = chance.random()
+def lookup(rng: random.Random, examined: bool) -> Conversation:
+    """Codes stated in one message or in several, then a question about one of them."""
+    code_by_key = {name: code(rng, examined) for name in keys(rng, rng.randint(1, 4))}
+    statements = [tell(rng, *pair) for pair in code_by_key.items()]
+    subject = rng.choice(list(code_by_key))
+    question = Turn(ask(rng, subject), code_of(subject, code_by_key[subject]))
+    style = rng.random()
     if style < 0.4:
-        together = " ".join([*told, question.said])
+        together = " ".join([*statements, question.question])
         return Conversation("lookup", (Turn(together, question.answer),))
     if style < 0.6:
-        return Conversation("lookup", (Turn(" ".join(told), "I will remember that."), question))
-    between = [small_talk(chance) for _ in range(chance.randint(0, 2))]
-    turns = [*(Turn(one, "I will remember that.") for one in told), *between, question]
+        return Conversation(
+            "lookup", (Turn(" ".join(statements), "I will remember that."), question)
+        )
+    between = [small_talk(rng) for _ in range(rng.randint(0, 2))]
+    turns = [*(Turn(text, "I will remember that.") for text in statements), *between, question]
     return Conversation("lookup", tuple(turns))
 
 
@@ -181,59 +181,57 @@ _SYLLABLES = tuple(
 )
 
 
-def name(chance: random.Random, examined: bool) -> Conversation:
-    """A name is given and asked for later; a name and what came between are in one part alone.
+def name(rng: random.Random, examined: bool) -> Conversation:
+    """A name is stated and asked for later; the split is by name.
 
-    Every other name that is taught is made up, so that there is no list of names to learn.
+    Half of the training names are invented, so that the model cannot learn a list of names.
     """
-    made_up = not examined and chance.random() < 0.5
+    invented = not examined and rng.random() < 0.5
     while True:
-        if made_up:
-            given = "".join(chance.choices(_SYLLABLES, k=chance.randint(2, 3))).capitalize()
+        if invented:
+            given = "".join(rng.choices(_SYLLABLES, k=rng.randint(2, 3))).capitalize()
         else:
-            given = chance.choice(NAMES)
+            given = rng.choice(NAMES)
         if held_out("name", given) == examined:
             break
-    first = Turn(chance.choice(_INTRODUCTIONS).format(name=given), f"Nice to meet you, {given}.")
-    between = [small_talk(chance) for _ in range(chance.randint(0, 2))]
-    last = Turn(chance.choice(_NAME_QUESTIONS), f"Your name is {given}.")
+    first = Turn(rng.choice(_INTRODUCTIONS).format(name=given), f"Nice to meet you, {given}.")
+    between = [small_talk(rng) for _ in range(rng.randint(0, 2))]
+    last = Turn(rng.choice(_NAME_QUESTIONS), f"Your name is {given}.")
     return Conversation("name", (first, *between, last))
 
 
 _REPEAT = ("Repeat: {words}", "Say this again: {words}", "Copy these words: {words}")
 
 
-def copying(chance: random.Random, examined: bool) -> Conversation:
-    """A handful of words and numbers to be repeated."""
+def copying(rng: random.Random, examined: bool) -> Conversation:
+    """A few words and numbers to repeat."""
     while True:
         pieces = [
-            chance.choice((key(chance), chance.choice(NAMES), str(chance.randint(0, 999))))
-            for _ in range(chance.randint(2, 4))
+            rng.choice((key(rng), rng.choice(NAMES), str(rng.randint(0, 999))))
+            for _ in range(rng.randint(2, 4))
         ]
         words = " ".join(pieces)
         if held_out("copy", words) == examined:
-            return Conversation(
-                "copying", (Turn(chance.choice(_REPEAT).format(words=words), words),)
-            )
+            return Conversation("copying", (Turn(rng.choice(_REPEAT).format(words=words), words),))
 
 
-def drill(chance: random.Random) -> Conversation:
-    """Words and numbers to be repeated three times; for training alone.
+def drill(rng: random.Random) -> Conversation:
+    """Words and numbers to repeat three times; for training only.
 
-    Short lists are to teach how to copy, and long ones how to find the place.
+    Short lists train copying, long ones train finding the position.
     """
-    fewest, most = chance.choice(((2, 6), (2, 6), (4, 12), (10, 28)))
+    fewest, most = rng.choice(((2, 6), (2, 6), (4, 12), (10, 28)))
     while True:
-        pool = [*NAMES, *THINGS, *TRAITS, *(str(chance.randint(0, 999)) for _ in range(40))]
-        words = " ".join(chance.sample(pool, chance.randint(fewest, most)))
+        pool = [*NAMES, *THINGS, *TRAITS, *(str(rng.randint(0, 999)) for _ in range(40))]
+        words = " ".join(rng.sample(pool, rng.randint(fewest, most)))
         if not held_out("copy", words):
-            says = [chance.choice(_REPEAT).format(words=words) for _ in range(3)]
-            return Conversation("drill", tuple(Turn(said, words) for said in says))
+            questions = [rng.choice(_REPEAT).format(words=words) for _ in range(3)]
+            return Conversation("drill", tuple(Turn(text, words) for text in questions))
 
 
 # Greetings --------------------------------------------------------------------------------------
 
-# Hello, good morning, good evening, thank you, goodbye: what is said and what is answered.
+# A greeting and its answer for each of five occasions.
 _OCCASIONS = ("hello", "good morning", "good evening", "thank you", "goodbye")
 GREETINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "Arabic": (
@@ -349,13 +347,13 @@ TRAINED_GREETINGS = tuple(turn for turn, examined in _ALL_GREETINGS if not exami
 EXAMINED_GREETINGS = tuple(turn for turn, examined in _ALL_GREETINGS if examined)
 
 
-def greeting(chance: random.Random, examined: bool) -> Conversation:
-    """A greeting in one of twelve languages, or a question how one is said."""
-    turn = chance.choice(EXAMINED_GREETINGS if examined else TRAINED_GREETINGS)
+def greeting(rng: random.Random, examined: bool) -> Conversation:
+    """A greeting in one of twelve languages, or a question for its translation."""
+    turn = rng.choice(EXAMINED_GREETINGS if examined else TRAINED_GREETINGS)
     return Conversation("greeting", (turn,))
 
 
-# What it does not know --------------------------------------------------------------------------
+# Unknown subjects ------------------------------------------------------------------------------
 
 UNKNOWN = "I do not know that. I only know a small world: ask me about llama4-edge or Llama 4."
 _UNKNOWN_FRAMES = (
@@ -386,14 +384,14 @@ _SUBJECTS = tuple(
 )
 
 
-def unknown(chance: random.Random, examined: bool) -> Conversation:
-    """A question about the wide world, which the model must decline."""
+def unknown(rng: random.Random, examined: bool) -> Conversation:
+    """A question about another subject, which the model must decline."""
     while True:
-        place, thing = chance.choice(_PLACES), chance.choice(_SUBJECTS)
-        frame = chance.choice(_UNKNOWN_FRAMES)
-        said = frame.format(place=place, thing=thing)
-        if held_out("unknown", said) == examined:
-            return Conversation("unknown", (Turn(said, UNKNOWN),))
+        place, thing = rng.choice(_PLACES), rng.choice(_SUBJECTS)
+        frame = rng.choice(_UNKNOWN_FRAMES)
+        question = frame.format(place=place, thing=thing)
+        if held_out("unknown", question) == examined:
+            return Conversation("unknown", (Turn(question, UNKNOWN),))
 
 
 # Together ---------------------------------------------------------------------------------------
@@ -411,6 +409,6 @@ SKILLS: dict[str, Skill] = {
 _SMALL_TALK: Sequence[Skill] = (arithmetic, greeting, copying)
 
 
-def small_talk(chance: random.Random) -> Turn:
-    """A turn of training about something else, to stand between what is told and what is asked."""
-    return chance.choice(_SMALL_TALK)(chance, False).turns[0]
+def small_talk(rng: random.Random) -> Turn:
+    """A training turn about another subject, between a statement and the question about it."""
+    return rng.choice(_SMALL_TALK)(rng, False).turns[0]

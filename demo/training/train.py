@@ -1,17 +1,17 @@
-"""Trains the small Llama 4 of this folder, from nothing, on text and pictures made here.
+"""Trains demo/Llama-4-Tiny from random weights on generated text and pictures.
 
-    torchrun --nproc-per-node 2 demo/train.py      # a process a core
-    python demo/train.py --device cuda             # on a GPU
+    torchrun --nproc-per-node 2 -m demo.training.train      # one process per core
+    python -m demo.training.train --device cuda             # on a GPU
 
 Promises: transformers' own ``Llama4ForConditionalGeneration``; the same lessons for the same seed,
-however many processes there are and whatever was interrupted (run the command again to go on); at
-the end a checkpoint in demo/Llama-4-Tiny that looks like the published ones.
+with any number of processes and after any interruption (the same command resumes); at the end a
+checkpoint in demo/Llama-4-Tiny with the files of the published ones.
 
-One layer of four sees the whole conversation, the others see chunks of 8192 tokens. Nobody trains
-on 32,768 tokens in an hour on two cores, so long conversations are taught with chunks of a few
-hundred: what must be learnt, finding something across chunks in the layer that can, is the same.
-A few rows of thousands of tokens teach the other layers not to be lost in a long chunk, and half of
-the last steps are such rows, cut.
+One layer of four has full attention, the others have attention chunks of 8192 tokens. Training on
+32,768 tokens takes too long on two cores, so long conversations are taught with chunks of a few
+hundred tokens: the skill, retrieval across chunks in the full-attention layer, is the same. A few
+rows of thousands of tokens train the other layers on long chunks. In the last steps half of the
+rows are long and cut into chunks.
 """
 
 from __future__ import annotations
@@ -34,24 +34,22 @@ from torch.nn.functional import cross_entropy
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextMoe
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from demo.batches import Batch, Batches, mask  # noqa: E402 (found by the line above)
-from demo.beginning import begin  # noqa: E402
-from demo.checkpoint import Geometry, Rope, Vision, config_of  # noqa: E402
-from demo.encoding import pixel_values  # noqa: E402
-from demo.naming import Naming  # noqa: E402
-from demo.publish import Training, write_trained  # noqa: E402
-from demo.tokenizer import train_tokenizer  # noqa: E402
-from demo.world.haystack import hay  # noqa: E402
-from demo.world.lessons import (  # noqa: E402
-    draw_taught,
+from demo.checkpoint import Geometry, Rope, Vision, config_of
+from demo.tokenizer import train_tokenizer
+from demo.training import MODEL, OUT
+from demo.training.batches import Batch, Batches, mask
+from demo.training.encoding import pixel_values
+from demo.training.initial_weights import draft_circuits
+from demo.training.lessons.haystack import hay
+from demo.training.lessons.mixture import (
     lesson,
     picture_lesson,
     questions_and_answers,
+    training_picture,
 )
-from demo.world.picture import Picture  # noqa: E402
+from demo.training.lessons.picture import Picture
+from demo.training.naming import Naming
+from demo.training.publish import Training, write_trained
 
 GEOMETRY = Geometry(
     hidden=256,
@@ -71,47 +69,47 @@ GEOMETRY = Geometry(
     config_form="rope_parameters",
     shards=2,
 )
-MODEL = ROOT / "demo" / "Llama-4-Tiny"
-STATE = ROOT / "demo" / "out" / "training.pt"
+STATE = OUT / "training.pt"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How it is trained. A step is made of ``SHARES`` shares, which processes divide among them.
+    """The training's settings. A step has ``SHARES`` micro-batches, divided among the processes.
 
-    Until ``together_from`` the vision tower learns apart, from the names of what it sees, while the
-    language model learns words; until ``drill_to`` most of these are lists to be repeated. A model
-    that began with everything at once had learnt neither to copy nor to see after 600 steps.
+    Before step ``together_from`` the vision tower is trained on labels of its pictures, apart from
+    the language model, which is trained on text. Before step ``drill_to`` most of that text is
+    lists to repeat. Trained on everything from the first step, the model could neither copy nor
+    recognize shapes after 600 steps.
     """
 
     steps: int = 1900
-    stretch: int = 120  # further steps at a fifth of the rate, half of them of ``longest`` tokens
+    stretch: int = 120  # further steps at a fifth of the learning rate, half of them long rows
     seed: int = 4
     rate: float = 2.5e-3
     sight_rate: float = 1.5e-3
     warm_up: int = 60
-    decay: float = 0.5  # the share of steps, at the end, in which the rates fall to nothing
-    rows: int = 3  # of text in a share
-    row: int = 512  # tokens
-    longest: int = 4096  # tokens of a row that comes now and then
-    pictures: int = 3  # in a share
-    pictures_apart: int = 8
+    decay: float = 0.5  # the last part of the steps, in which the learning rates fall to 0
+    rows: int = 3  # text rows of a micro-batch
+    row: int = 512  # tokens of a text row
+    longest: int = 4096  # tokens of the longest rows
+    pictures: int = 3  # of a micro-batch
+    pictures_apart: int = 8  # the same, before ``together_from``
     drill_to: int = 200
     together_from: int = 550
-    balance: float = 0.02
+    balance: float = 0.02  # weight of the load-balancing loss
 
     @property
     def last(self) -> int:
-        """All steps."""
+        """The number of all steps."""
         return self.steps + self.stretch
 
 
-# A step is the same whether one process does both or two processes do one each.
+# Micro-batches of a step: the same step results from one process or from two.
 SHARES = 2
 
 
 def main() -> None:
-    """Train, or go on training, and write the checkpoint."""
+    """Train, or resume training, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -129,30 +127,30 @@ def main() -> None:
     trainer.run(state)
     if trainer.rank == 0:
         weights = trainer.model.state_dict()
-        write_trained(out, GEOMETRY, trainer.tokenizer, weights, trainer.told())
+        write_trained(out, GEOMETRY, trainer.tokenizer, weights, trainer.summary())
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def corpus(seed: int) -> list[str]:
-    """Text for the tokenizer: every fixed sentence, and some that are drawn.
+    """The tokenizer's training text: every fixed sentence, and samples of the random ones.
 
-    Numbers are left out, so that every digit is a token of its own.
+    Digits are removed, so that every digit becomes a token of its own.
     """
-    chance = random.Random(f"{seed} corpus")
+    rng = random.Random(f"{seed} corpus")
     texts = questions_and_answers()
     for _ in range(4000):
-        texts += [part for turn in lesson(chance).turns for part in (turn.said, turn.answer)]
-        texts.append(hay(chance))
+        texts += [part for turn in lesson(rng).turns for part in (turn.question, turn.answer)]
+        texts.append(hay(rng))
     for _ in range(200):
-        turns = picture_lesson(chance).turns
-        texts += [part for turn in turns for part in (turn.said, turn.answer)]
+        turns = picture_lesson(rng).turns
+        texts += [part for turn in turns for part in (turn.question, turn.answer)]
     digits = str.maketrans("", "", "0123456789")
     return [text.translate(digits) for text in texts]
 
 
-def routed(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``Llama4TextMoe.forward`` computes, without multiplying what its router set to zero.
+def sparse_moe(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``Llama4TextMoe.forward``, computing only the expert that the router chose for each token.
 
     Args:
         hidden: [rows, tokens, hidden].
@@ -167,14 +165,14 @@ def routed(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor, tor
     inputs = (hidden * scores.gather(1, best[:, None]))[order]
     outputs = []
     counts = torch.bincount(best, minlength=self.num_experts).tolist()
-    for expert, mine in enumerate(inputs.split(counts)):
-        gate, up = (mine @ self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+    for expert, rows in enumerate(torch.split(inputs, counts)):
+        gate, up = (rows @ self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
         outputs.append((up * self.experts.act_fn(gate)) @ self.experts.down_proj[expert])
     return self.shared_expert(hidden).index_add(0, order, torch.cat(outputs)), logits
 
 
 class Trainer:
-    """The model, its optimizer, and where the training stands."""
+    """The model, its optimizer, and the state of the training."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, device
@@ -186,7 +184,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         config = Llama4Config.from_dict(config_of(GEOMETRY, ids))
         self.model = Llama4ForConditionalGeneration(config)
-        begin(self.model)
+        draft_circuits(self.model)
         self.model.to(device)
         self.naming = Naming(GEOMETRY.hidden).to(device)
         self.batches = Batches(
@@ -196,15 +194,20 @@ class Trainer:
         sight = [model.vision_model, model.multi_modal_projector, self.naming]
         groups = [
             {"params": [*model.language_model.parameters()], "peak": recipe.rate},
-            {"params": [p for one in sight for p in one.parameters()], "peak": recipe.sight_rate},
+            {
+                "params": [p for module in sight for p in module.parameters()],
+                "peak": recipe.sight_rate,
+            },
         ]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.routings: list[torch.Tensor] = []
         for module in self.model.modules():
             if isinstance(module, Llama4TextMoe):
-                module.forward = MethodType(routed, module)
+                module.forward = MethodType(sparse_moe, module)
             if isinstance(module, Llama4Router):
-                module.register_forward_hook(lambda _m, _i, made: self.routings.append(made[1]))
+                module.register_forward_hook(
+                    lambda _module, _inputs, outputs: self.routings.append(outputs[1])
+                )
         cores = "one core" if self.processes == 1 else f"{self.processes} cores"
         self.where = f"on {cores}" if device == "cpu" else f"on {device}"
         self.step = 0
@@ -212,58 +215,59 @@ class Trainer:
         self.history: list[dict[str, float]] = []
 
     def run(self, state: Path) -> None:
-        """Train to the last step, leaving the state behind every few minutes."""
-        saved = shown = time.monotonic()
+        """Train to the last step, and save the state every five minutes."""
+        last_save = last_line = time.monotonic()
         last = self.recipe.last
         while self.step < last:
-            begun = time.monotonic()
+            start = time.monotonic()
             self.history.append(self.train_step())
             self.step += 1
             now = time.monotonic()
-            self.seconds += now - begun
+            self.seconds += now - start
             if self.rank != 0:
                 continue
-            if now - shown > 20 or self.step == last:
-                shown = now
+            if now - last_line > 20 or self.step == last:
+                last_line = now
                 self.show()
-            if now - saved > 300 or self.step == last:
-                saved = now
+            if now - last_save > 300 or self.step == last:
+                last_save = now
                 self.save(state)
 
     def train_step(self) -> dict[str, float]:
-        """One step of the optimizer; the mean losses of this process' shares, by kind."""
+        """One step of the optimizer; the mean loss of this process' micro-batches, by kind."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * self.pace()
+            group["lr"] = group["peak"] * self.rate_factor()
         self.optimizer.zero_grad(set_to_none=False)
         losses: dict[str, float] = {}
-        mine = range(self.rank, SHARES, self.processes)
-        for share in mine:
-            chance = random.Random(f"{self.recipe.seed} {self.step} {share}")
-            kinds = self.losses(chance)
-            (sum(kinds.values()) / SHARES).backward()
-            for kind, loss in kinds.items():
-                losses[kind] = losses.get(kind, 0.0) + loss.item() / len(mine)
-        self.add_up()
+        shares = range(self.rank, SHARES, self.processes)
+        for share in shares:
+            rng = random.Random(f"{self.recipe.seed} {self.step} {share}")
+            share_losses = self.losses(rng)
+            total = sum(share_losses.values(), torch.zeros((), device=self.device))
+            (total / SHARES).backward()
+            for kind, loss in share_losses.items():
+                losses[kind] = losses.get(kind, 0.0) + loss.item() / len(shares)
+        self.sum_gradients()
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
         return losses
 
-    def losses(self, chance: random.Random) -> dict[str, torch.Tensor]:
-        """What a share of this step is to learn, kind by kind."""
-        kind, batch = self.words(chance)
+    def losses(self, rng: random.Random) -> dict[str, torch.Tensor]:
+        """The losses of one micro-batch of this step, by kind."""
+        kind, batch = self.text_batch(rng)
         losses = {kind: self.loss(batch)}
         if self.step < self.recipe.together_from:
-            pictures = [draw_taught(chance) for _ in range(self.recipe.pictures_apart)]
-            return losses | {"sight": self.naming(pictures, self.seen(pictures))}
-        lessons = [picture_lesson(chance) for _ in range(self.recipe.pictures)]
-        pictures = [one.picture for one in lessons if one.picture is not None]
-        features = self.seen(pictures)
+            pictures = [training_picture(rng) for _ in range(self.recipe.pictures_apart)]
+            return losses | {"sight": self.naming(pictures, self.image_features(pictures))}
+        lessons = [picture_lesson(rng) for _ in range(self.recipe.pictures)]
+        pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]
+        features = self.image_features(pictures)
         losses["picture"] = self.loss(self.batches.pictures(lessons, features))
         return losses | {"sight": self.naming(pictures, features)}
 
-    def words(self, chance: random.Random) -> tuple[str, Batch]:
-        """What a share of this step has to read, and of what kind that is."""
+    def text_batch(self, rng: random.Random) -> tuple[str, Batch]:
+        """The text of one micro-batch of this step, and its kind."""
         batches, step = self.batches, self.step
         if step < self.recipe.drill_to:
             kind = ("text", "drill", "text", "drill", "drill")[step % 5]
@@ -272,56 +276,56 @@ class Trainer:
         else:
             kind = ("long", "text", "long", "sums")[step % 4]
         if kind == "long":
-            uncut = step % 100 == 99
-            return kind, batches.long(chance, uncut or step >= self.recipe.steps, cut=not uncut)
+            whole = step % 100 == 99
+            return kind, batches.long(rng, whole or step >= self.recipe.steps, cut=not whole)
         makers = {"text": batches.text, "drill": batches.drill, "sums": batches.sums}
-        return kind, makers[kind](chance)
+        return kind, makers[kind](rng)
 
-    def add_up(self) -> None:
-        """Add the gradients of all processes."""
+    def sum_gradients(self) -> None:
+        """Replace the gradients by their sums over all processes."""
         if self.processes == 1:
             return
         groups = self.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        flat = torch.cat([one.reshape(-1) for one in gradients])
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
-        parts = flat.split([one.numel() for one in gradients])
-        for one, summed in zip(gradients, parts, strict=True):
-            one.copy_(summed.view_as(one))
+        sums = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
 
-    def pace(self) -> float:
-        """The part of the learning rate that holds for this step."""
+    def rate_factor(self) -> float:
+        """The factor of the learning rates at this step: warm-up, decay, then the long rows."""
         recipe, left = self.recipe, self.recipe.steps - self.step
         if left > 0:
             return min(1.0, (self.step + 1) / recipe.warm_up, left / recipe.steps / recipe.decay)
         return 0.2 * (1 + left / recipe.stretch)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The mean cross entropy of the answers, and a little of the load-balancing loss."""
+        """The mean cross entropy of the answers, plus ``balance`` times the load-balancing loss."""
         self.routings.clear()
         masks = {
             "full_attention": mask(batch.talks),
             "chunked_attention": mask(batch.chunks),
         }
-        made = self.model.language_model.model(
-            inputs_embeds=self.embedded(batch), attention_mask=masks, use_cache=False
+        hidden = self.model.language_model.model(
+            inputs_embeds=self.embeddings(batch), attention_mask=masks, use_cache=False
         ).last_hidden_state
         answers = batch.answers[:, 1:]
-        logits = self.model.language_model.lm_head(made[:, :-1][answers])
-        said = cross_entropy(logits, batch.ids[:, 1:][answers])
-        return said + self.recipe.balance * (self.balance(batch.present) - 1)
+        logits = self.model.language_model.lm_head(hidden[:, :-1][answers])
+        answer_loss = cross_entropy(logits, batch.ids[:, 1:][answers])
+        return answer_loss + self.recipe.balance * (self.balance(batch.present) - 1)
 
-    def embedded(self, batch: Batch) -> torch.Tensor:
-        """The embeddings of a batch's tokens, with pictures where their tokens stand."""
-        embedded = self.model.get_input_embeddings()(batch.ids)
+    def embeddings(self, batch: Batch) -> torch.Tensor:
+        """The embeddings of a batch's tokens; those of image tokens are the pictures' features."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(batch.ids)
         if batch.features is None:
-            return embedded
+            return embeddings
         places = (batch.ids == self.model.config.image_token_id).unsqueeze(-1)
-        return embedded.masked_scatter(places, batch.features)
+        return embeddings.masked_scatter(places, batch.features)
 
-    def seen(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """The features of pictures, [pictures, 144, hidden]."""
-        pixels = torch.from_numpy(np.stack([pixel_values(one) for one in pictures]))
+    def image_features(self, pictures: Sequence[Picture]) -> torch.Tensor:
+        """The pictures' features, [pictures, 144, hidden]."""
+        pixels = torch.from_numpy(np.stack([pixel_values(picture) for picture in pictures]))
         tower = self.model.get_image_features(pixel_values=pixels.to(self.device), return_dict=True)
         features: torch.Tensor = self.model.multi_modal_projector(tower.last_hidden_state)
         return features
@@ -329,7 +333,7 @@ class Trainer:
     def balance(self, present: torch.Tensor) -> torch.Tensor:
         """Experts x sum of (share of tokens x mean probability): Switch Transformer, eq. 4.
 
-        1 when every expert has its even share.
+        1 when every expert gets the same share.
         """
         total = torch.zeros((), device=self.device)
         for logits in self.routings:
@@ -339,32 +343,32 @@ class Trainer:
             total = total + real.shape[1] * (share * probability).sum()
         return total / len(self.routings)
 
-    def told(self) -> Training:
-        """What the model's card tells of the training."""
+    def summary(self) -> Training:
+        """What the model card says of the training."""
         return Training(self.step, self.seconds, self.where, self.recipe.seed, self.history)
 
     # State --------------------------------------------------------------------------------------
 
     def show(self) -> None:
-        """A line about the last steps."""
+        """Print the mean losses of the last 60 steps, the speed and the time left."""
         recent = self.history[-60:]
         means = []
         for kind in ("text", "drill", "sums", "long", "sight", "picture"):
-            values = [one[kind] for one in recent if kind in one]
+            values = [losses[kind] for losses in recent if kind in losses]
             if values:
                 means.append(f"{kind} {sum(values) / len(values):.4f}")
-        pace = self.seconds / self.step
-        left = (self.recipe.last - self.step) * pace / 60
+        seconds = self.seconds / self.step
+        minutes_left = (self.recipe.last - self.step) * seconds / 60
         print(
             f"step {self.step}/{self.recipe.last}  {'  '.join(means)}  "
-            f"{pace:.2f} s a step, {left:.0f} min left",
+            f"{seconds:.2f} s a step, {minutes_left:.0f} min left",
             flush=True,
         )
 
     def save(self, path: Path) -> None:
-        """Leave everything behind that going on needs."""
+        """Save what resuming needs: written beside the path, then renamed."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {
+        state = {
             "recipe": asdict(self.recipe),
             "model": self.model.state_dict(),
             "naming": self.naming.state_dict(),
@@ -374,26 +378,27 @@ class Trainer:
             "where": self.where,
             "history": self.history,
         }
-        beside = path.with_suffix(".partial")
-        torch.save(whole, beside)
-        beside.replace(path)
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
 
     def restore(self, path: Path) -> None:
-        """Go on where a training stopped.
+        """Resume from a saved state.
 
         Raises:
-            SystemExit: it was another training.
+            SystemExit: it belongs to a training with another recipe.
         """
-        whole = torch.load(path, weights_only=True, map_location=self.device)
-        if whole["recipe"] != asdict(self.recipe):
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["recipe"] != asdict(self.recipe):
             sys.exit(
-                f"train: {path} is of a training with {json.dumps(whole['recipe'])}; delete it"
+                f"train: {path} belongs to a training with other settings, "
+                f"{json.dumps(state['recipe'])}: delete it to start again"
             )
-        self.model.load_state_dict(whole["model"])
-        self.naming.load_state_dict(whole["naming"])
-        self.optimizer.load_state_dict(whole["optimizer"])
-        self.step, self.seconds = whole["step"], whole["seconds"]
-        self.where, self.history = whole["where"], whole["history"]
+        self.model.load_state_dict(state["model"])
+        self.naming.load_state_dict(state["naming"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.where, self.history = state["where"], state["history"]
 
 
 if __name__ == "__main__":

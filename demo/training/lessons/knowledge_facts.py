@@ -1,10 +1,10 @@
-"""Facts written by hand, and the frames that questions come in.
+"""Facts written by hand, and the frames of their questions.
 
-Promises: what is said here of the model follows from how it is made, of the program from its help
-and README, of the family from the published configurations. A frame turns a few words into many
-questions that read naturally.
+Promises: facts about the model follow from its training, facts about the program from its help and
+README, facts about the family from the published configurations. A frame turns a few words into
+many natural questions.
 
-Does not know which phrasings are trained and which are kept back; `knowledge` decides that.
+Does not know which phrasings are held out: `knowledge` decides that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Draft:
-    """An answer and everything that it answers."""
+    """An answer and all phrasings of its question."""
 
     answer: str
     phrasings: tuple[str, ...]

@@ -1,11 +1,11 @@
-"""What the model is to know: facts, the questions they answer, and which questions are kept back.
+"""Facts, the questions that they answer, and which of these are held out.
 
-Promises: every fact has one answer, and every question belongs to one fact; each fact keeps one or
-two of its phrasings for the examination, by rotation, so that every frame of a question is also
-trained with other facts. The same facts in the same order each time.
+Promises: every fact has one answer, and every question belongs to one fact; each fact holds out two
+of its phrasings for the examination, by rotation, so that every phrasing is trained with other
+facts. Always the same facts in the same order.
 
 The numbers are those of the published configurations. Does not know how often a fact is trained,
-nor tokens or chat format.
+tokens or the chat format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from .knowledge_facts import ask, capital, count, drafts, value
 
-# How the models are called, the short name first.
+# Names of the models, the short one first.
 NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "Scout": ("Scout", "Llama 4 Scout"),
@@ -30,23 +30,20 @@ NAMES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Fact:
-    """One answer and the questions it belongs to.
-
-    ``asked`` is trained; ``examined`` is kept for the examination and trained with no fact.
-    """
+    """One answer, its questions for training, and its questions for the examination."""
 
     answer: str
-    asked: tuple[str, ...]
-    examined: tuple[str, ...]
+    questions: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Attribute:
     """A property of the models.
 
-    ``values`` has what is put for ``{v}`` into ``answer``, by model; in all texts ``{m}`` is the
-    model. ``answers`` are the models whose answer is worded otherwise. ``key`` is what config.json
-    calls the property, where it does.
+    ``values`` has, for each model, the replacement of ``{v}`` in ``answer``; ``{m}`` stands for the
+    model. ``answers`` has the models with an answer of their own. ``key`` is the property's key in
+    config.json, if it has one.
     """
 
     templates: tuple[str, ...]
@@ -57,7 +54,7 @@ class Attribute:
 
 
 def _both(number: int | float) -> dict[str, int | float | str]:
-    """What Scout and Maverick have in common."""
+    """A value that Scout and Maverick share."""
     return {"Scout": number, "Maverick": number}
 
 
@@ -217,55 +214,55 @@ TABLE: tuple[Attribute, ...] = (
 
 
 def facts() -> tuple[Fact, ...]:
-    """All facts: those of the table, model by model, and those written by hand."""
+    """All facts: those of the table, then those written by hand."""
     return (*_of_table(), *_by_hand())
 
 
 def _of_table() -> list[Fact]:
     """Each attribute of each model that has it.
 
-    Two templates are kept back, each in one of the model's names; no other model that has the
-    attribute keeps the same ones.
+    Two templates are held out, each with one of the model's names; models with the same attribute
+    hold out different ones.
     """
-    found = []
+    facts = []
     for row, attribute in enumerate(TABLE):
         for column, (model, v) in enumerate(attribute.values.items()):
             n = len(attribute.templates)
             kept = [(5 * row + 2 * column + k) % n for k in (0, 1)]
             answer = attribute.answers.get(model, attribute.answer)
-            found.append(
+            facts.append(
                 Fact(
                     answer=answer.replace("{m}", model).replace("{v}", str(v)),
-                    asked=tuple(
+                    questions=tuple(
                         capital(template.replace("{m}", name))
                         for place, template in enumerate(attribute.templates)
                         for name in NAMES[model]
                         if place not in kept
                     ),
-                    examined=tuple(
+                    held_out=tuple(
                         capital(attribute.templates[place].replace("{m}", name))
                         for place, name in zip(kept, NAMES[model], strict=True)
                     ),
                 )
             )
-    return found
+    return facts
 
 
 def _by_hand() -> list[Fact]:
-    """The facts of `knowledge_facts`; each keeps back two phrasings, far apart in its list."""
-    found = []
+    """The facts of `knowledge_facts`; each holds out two phrasings, far apart in its list."""
+    facts = []
     seen: Counter[int] = Counter()
     for draft in drafts():
         n = len(draft.phrasings)
-        # Facts with equally many phrasings mostly share their frames: each frame has its turn.
+        # Facts with equally many phrasings mostly share frames; each is held out in turn.
         first = seen[n] % n
         seen[n] += 1
         kept = (first, (first + n // 2 + 1) % n)
-        found.append(
+        facts.append(
             Fact(
                 answer=draft.answer,
-                asked=tuple(p for place, p in enumerate(draft.phrasings) if place not in kept),
-                examined=tuple(draft.phrasings[place] for place in kept),
+                questions=tuple(p for place, p in enumerate(draft.phrasings) if place not in kept),
+                held_out=tuple(draft.phrasings[place] for place in kept),
             )
         )
-    return found
+    return facts

@@ -1,0 +1,1 @@
+"""What the model is taught and examined on: one module a subject, and their mixture."""

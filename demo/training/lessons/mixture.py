@@ -1,0 +1,123 @@
+"""The mixture of all subjects in the lessons, and the examination.
+
+Promises: lessons and examinations share no question; the examination is always the same. Does not
+know tokens or the model.
+"""
+
+from __future__ import annotations
+
+import random
+
+from .conversation import Conversation, Turn
+from .knowledge import facts
+from .picture import COUNTS, Picture, draw_picture
+from .skills import SKILLS, TRAINED_GREETINGS
+
+_FACTS = facts()
+
+# The share of each skill among the questions of lessons; `knowledge` are the facts.
+_SHARES = {
+    "knowledge": 0.44,
+    "arithmetic": 0.16,
+    "lookup": 0.12,
+    "name": 0.07,
+    "copying": 0.05,
+    "greeting": 0.12,
+    "unknown": 0.04,
+}
+
+_LOOKS = (
+    "What is in the picture?",
+    "Describe the picture.",
+    "What do you see?",
+    "What does the picture show?",
+)
+_NUMBERS = ("How many shapes are there?", "How many shapes do you see?", "Count the shapes.")
+_COLOURS = ("Which colour do they have?", "What colour is it?", "Name the colour.")
+_SHAPES = ("Which shape is it?", "What shape do you see?", "Name the shape.")
+
+
+def lesson(rng: random.Random) -> Conversation:
+    """One to three training questions in one conversation."""
+    turns: list[Turn] = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        kind = rng.choices(tuple(_SHARES), tuple(_SHARES.values()))[0]
+        if kind == "knowledge":
+            fact = rng.choice(_FACTS)
+            turns.append(Turn(_carelessly(rng, rng.choice(fact.questions)), fact.answer))
+        else:
+            turns.extend(SKILLS[kind](rng, False).turns)
+    return Conversation("lesson", tuple(turns))
+
+
+def training_picture(rng: random.Random) -> Picture:
+    """A random training picture: its seed is even."""
+    return draw_picture(rng, 2 * rng.randrange(1 << 40))
+
+
+def picture_lesson(rng: random.Random) -> Conversation:
+    """A training picture and the questions about it, in random order."""
+    picture = training_picture(rng)
+    turns = _picture_turns(rng, picture)
+    return Conversation("picture", tuple(rng.sample(turns, len(turns))), picture)
+
+
+def examination(per_skill: int = 60) -> list[Conversation]:
+    """Every held-out phrasing of every fact, and ``per_skill`` questions of every other skill."""
+    rng = random.Random("examination")
+    questions = [
+        Conversation("knowledge", (Turn(question, fact.answer),))
+        for fact in _FACTS
+        for question in fact.held_out
+    ]
+    for skill in SKILLS.values():
+        questions += [skill(rng, True) for _ in range(per_skill)]
+    return questions
+
+
+def picture_examination(count: int = 200) -> list[Conversation]:
+    """Held-out pictures, with odd seeds, each with one question."""
+    rng = random.Random("picture examination")
+    questions = []
+    for _ in range(count):
+        picture = draw_picture(rng, 2 * rng.randrange(1 << 40) + 1)
+        turn = rng.choice(_picture_turns(rng, picture))
+        questions.append(Conversation("picture", (turn,), picture))
+    return questions
+
+
+def questions_and_answers() -> list[str]:
+    """Every fixed text of the lessons, as training text of a tokenizer."""
+    texts = [text for fact in _FACTS for text in (*fact.questions, fact.answer)]
+    return texts + [text for turn in TRAINED_GREETINGS for text in (turn.question, turn.answer)]
+
+
+def _picture_turns(rng: random.Random, picture: Picture) -> list[Turn]:
+    """One question of each kind about a picture."""
+    return [
+        Turn(rng.choice(_LOOKS), f"{picture.words.capitalize()}."),
+        Turn(rng.choice(_NUMBERS), f"{COUNTS[picture.count - 1].capitalize()}."),
+        Turn(rng.choice(_COLOURS), f"{picture.colour.capitalize()}."),
+        Turn(rng.choice(_SHAPES), f"{picture.shape.capitalize()}."),
+    ]
+
+
+_BEFORE = ("Please: ", "Tell me: ", "Hi! ", "Hello. ", "A question: ", "Quick question: ", "So, ")
+_FILLERS = frozenset(
+    "a an the of is are do does in for to it me please you can and how what".split()
+)
+
+
+def _carelessly(rng: random.Random, question: str) -> str:
+    """The question as people type it: sometimes without capitals, punctuation or function words."""
+    words = question.split(" ")
+    if rng.random() < 0.35:
+        words = [w for w in words if w.lower() not in _FILLERS or rng.random() > 0.35] or words
+    question = " ".join(words)
+    if rng.random() < 0.15:
+        question = question.lower()
+    if rng.random() < 0.15:
+        question = question.rstrip("?.")
+    if rng.random() < 0.15:
+        question = rng.choice(_BEFORE) + question
+    return question
