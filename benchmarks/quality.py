@@ -21,8 +21,9 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from benchmarks.peer import OUT
+from demo.training import MODEL
 from demo.training.encoding import Encoded, encode
-from demo.training.evaluate import MODEL, text_scores
+from demo.training.evaluate import text_scores
 from demo.training.lessons.mixture import examination
 from llama4_edge import Model, convert
 

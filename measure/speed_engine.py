@@ -19,6 +19,9 @@ _DESCRIPTION_BYTES = 128
 class BenchEngine(Engine):
     """An engine whose context can be made anew while the model stays loaded."""
 
+    def __enter__(self) -> BenchEngine:
+        return self
+
     @property
     def description(self) -> str:
         """llama.cpp's own name for the model: architecture, size, type of most tensors."""

@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-# The checkpoint writer belongs to the demo, which is no part of the installed package.
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-# transformers asks the hub about models by name; these have none.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-# Some tests press Ctrl-C, which a process ignores that a shell started in the background.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from demo.checkpoint import (  # noqa: E402 (found through the path set above)
+from demo.checkpoint import (
     MAVERICK_LIKE,
     SCOUT_BASE_LIKE,
     SCOUT_LIKE,
@@ -33,9 +22,13 @@ from demo.checkpoint import (  # noqa: E402 (found through the path set above)
     Geometry,
     write_checkpoint,
 )
+from tests.fixtures import MakeCheckpoint, MakeGGUF
 
-MakeCheckpoint = Callable[..., Path]
-MakeGGUF = Callable[..., Path]
+# transformers asks the hub about models by name; these have none.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Some tests press Ctrl-C, which a process ignores that a shell started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +92,7 @@ def tied_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 @pytest.fixture(scope="session")
 def real_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Meta's tokenizer as a published repository holds it (see tests/reference)."""
-    from reference.real_tokenizer import write_real_tokenizer
+    from tests.reference.real_tokenizer import write_real_tokenizer
 
     return write_real_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
@@ -139,6 +132,6 @@ def full_vocabulary_bf16(make_gguf: MakeGGUF, full_vocabulary_checkpoint: Path) 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of a few hundred tokens with a chat template, made without the converter."""
-    from tiny_model import with_chat_tokens
+    from tests.tiny_model import with_chat_tokens
 
     return with_chat_tokens().write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")

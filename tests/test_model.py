@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_maker import BOOL, N_VOCAB, U32, Value
-from tiny_model import with_chat_tokens
 
 from llama4_edge import Completion, Message, Model, Sampling
 from llama4_edge.errors import (
@@ -17,6 +15,8 @@ from llama4_edge.errors import (
     SettingError,
     TemplateError,
 )
+from tests.gguf_maker import BOOL, N_VOCAB, U32, Value
+from tests.tiny_model import with_chat_tokens
 
 BEGIN, END, EOT = N_VOCAB - 4, N_VOCAB - 3, N_VOCAB - 1
 HEADER_START, HEADER_END = 257, 258

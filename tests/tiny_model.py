@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguf_maker import STR, TinyModel, Value, tiny_model
+from tests.gguf_maker import STR, TinyModel, Value, tiny_model
 
 # The shape of Llama 4's own template, for text.
 TEMPLATE = (

@@ -39,7 +39,7 @@ class Naming(torch.nn.Module):
             features: the tower's outputs for them, [pictures, 144, hidden].
         """
         scores = self.picture(features.mean(1))
-        sizes = (len(COLOURS), len(SHAPES), len(COUNTS))
+        sizes = [len(COLOURS), len(SHAPES), len(COUNTS)]
         colours, shapes, counts = torch.split(scores, sizes, dim=1)
         whole = (
             _loss(colours, [tuple(COLOURS).index(picture.colour) for picture in pictures])
@@ -47,7 +47,7 @@ class Naming(torch.nn.Module):
             + _loss(counts, [picture.count - 1 for picture in pictures])
         )
         scores = self.place(features).flatten(0, 1)
-        shape_here, centre_here = torch.split(scores, (1 + len(SHAPES), 2), dim=1)
+        shape_here, centre_here = torch.split(scores, [1 + len(SHAPES), 2], dim=1)
         labels = np.array([picture.place_labels(_PLACES) for picture in pictures])
         return (
             whole / 3

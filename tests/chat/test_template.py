@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_model import TEMPLATE
 
 from llama4_edge.chat.template import ChatTemplate, Piece
 from llama4_edge.errors import TemplateError
+from tests.tiny_model import TEMPLATE
 
 CONTROL = ("<|begin|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eot|>x", "<think>")
 USER = {"role": "user", "content": "Hello"}

@@ -3,10 +3,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from gguf_maker import byte_letters
 
 from llama4_edge.chat.vocabulary import Vocabulary, any_of
 from llama4_edge.errors import VocabularyError
+from tests.gguf_maker import byte_letters
 
 LETTERS = byte_letters()
 # Ids 0 to 255 are the bytes; then words, a word somebody added, an unused one and control tokens.

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from small_config import SMALL
 
 from llama4_edge.cli import main
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.small_config import SMALL
 
 Bench = Callable[..., Result]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import HubServer, running_hub
 
 from demo.checkpoint import SCOUT_LIKE, Geometry
 from llama4_edge.convert import hub as hub_shards
+from tests.hub_server import HubServer, running_hub
 
 from .on_hub import NAME, SHARDS
 

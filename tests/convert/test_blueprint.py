@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
-from hub_server import HubServer
 
 from demo.checkpoint import MAVERICK_LIKE, SCOUT_BASE_LIKE, Geometry, write_checkpoint
 from llama4_edge.convert import convert
@@ -19,6 +18,7 @@ from llama4_edge.convert.blueprint import Blueprint, blueprint
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.errors import CheckpointError, OutputError, RecipeError, UnsupportedError
 from llama4_edge.quant import RECIPES
+from tests.hub_server import HubServer
 
 from .conftest import SMALL
 from .on_hub import NAME, SHARDS

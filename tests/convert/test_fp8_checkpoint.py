@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub_server import running_hub
 from huggingface_hub import snapshot_download
 
 from demo.checkpoint import MAVERICK_LIKE, Geometry
@@ -23,6 +22,7 @@ from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.names import plan_tensors, rules_for
 from llama4_edge.errors import CheckpointError, DamagedTensorError, UnsupportedError
+from tests.hub_server import running_hub
 
 from .conftest import drop_tensor, edit_header, edit_json, read_header, shards_of, write_shard
 from .test_config import MAVERICK

@@ -12,12 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, HubServer
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from llama4_edge.convert import convert, output
 from llama4_edge.convert.hub import HubShards, open_repository
 from llama4_edge.errors import HubError, OutputError
+from tests.hub_server import Fault, HubServer
 
 from .on_hub import NAME, SHARDS, blobs, cached_files, opened, shard, wait_until
 

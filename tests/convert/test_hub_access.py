@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, HubServer
 from huggingface_hub import constants, snapshot_download
 
 from llama4_edge.convert import convert
 from llama4_edge.convert.hub import open_repository
 from llama4_edge.errors import CheckpointError, HubError, UnsupportedError
+from tests.hub_server import Fault, HubServer
 
 from .conftest import edit_json, edit_text_config
 from .on_hub import NAME, SHARDS, cached_files, opened, shard

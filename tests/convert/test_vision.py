@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 
 from demo.checkpoint import SCOUT_LIKE, TEXT_ONLY, Geometry, Vision
 from llama4_edge.convert.blueprint import blueprint
@@ -17,6 +16,7 @@ from llama4_edge.convert.config import parse_vision
 from llama4_edge.convert.names import VISION_PREFIXES
 from llama4_edge.convert.vision import VisionWeights, vision_shapes, vision_weights
 from llama4_edge.errors import UnsupportedError
+from tests.hub_server import HubServer
 
 from .conftest import SMALL
 from .on_hub import NAME, SHARDS

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hub_server import HubServer, running_hub
 
 from demo.checkpoint import TEXT_ONLY, Geometry
 from llama4_edge.cli import main
 from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.hub_server import HubServer, running_hub
 
 NAME = "meta-llama/Llama-4-Tiny"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, HubServer, running_hub
 
 from llama4_edge.errors import HubError, OutputError
 from llama4_edge.hub.pull import PullProgress, pull
+from tests.hub_server import Fault, HubServer, running_hub
 
 NAME = "someone/Llama-4-Scout-GGUF"
 STEM = "Llama-4-Scout-17B-16E-Instruct"

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, running_hub
 
 from llama4_edge.errors import HubError
 from llama4_edge.hub import repository as hub_client
 from llama4_edge.hub.names import parse_repository
+from tests.hub_server import Fault, running_hub
 
 NAME = "meta-llama/Llama-4-Small"
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from small_config import N_VOCAB, SMALL
 
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.presets import PRESETS
@@ -25,6 +24,7 @@ from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
+from tests.small_config import N_VOCAB, SMALL
 
 N_EXPERT = 16
 # get_fields() of llama-bench.cpp, and what its JSON adds.

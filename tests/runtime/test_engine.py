@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_maker import N_VOCAB, tiny_model
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import AllocationError, ContextFullError, EngineError
@@ -16,6 +15,7 @@ from llama4_edge.runtime.engine import Engine, reusable_prefix
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
+from tests.gguf_maker import N_VOCAB, tiny_model
 
 # One thread: the machine that runs the tests may be busy, and ggml's threads wait by spinning.
 SMALL = EngineSettings(n_ctx=512, n_batch=64, n_ubatch=32, n_outputs=16, n_threads=1)

@@ -127,7 +127,8 @@ def _star(x: _Plane, y: _Plane) -> _Mask:
     half, notch = np.pi / 5, 0.4
     from_tip = abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     edge = notch * np.sin(half) / (np.sin(from_tip) + notch * np.sin(half - from_tip))
-    return np.hypot(x, y) <= edge
+    inside: _Mask = np.hypot(x, y) <= edge
+    return inside
 
 
 def _cross(x: _Plane, y: _Plane) -> _Mask:

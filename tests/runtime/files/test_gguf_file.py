@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
-from gguf_maker import Value, tiny_model
 
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.files import gguf_file
 from llama4_edge.runtime.files.gguf_file import TensorInfo, read_gguf
+from tests.gguf_maker import Value, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
-from gguf_maker import (
+
+from llama4_edge.errors import ModelFileError
+from llama4_edge.runtime.bindings.library import llama
+from llama4_edge.runtime.files.model_file import check_model_file
+from tests.gguf_maker import (
     BOOL,
     EXPERT_FF,
     EXPERTS,
@@ -25,10 +29,6 @@ from gguf_maker import (
     Value,
     tiny_model,
 )
-
-from llama4_edge.errors import ModelFileError
-from llama4_edge.runtime.bindings.library import llama
-from llama4_edge.runtime.files.model_file import check_model_file
 
 Damage = Callable[[TinyModel], object]
 

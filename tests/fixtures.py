@@ -1,0 +1,22 @@
+"""The types of fixtures that are functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from demo.checkpoint import Geometry
+
+
+class MakeCheckpoint(Protocol):
+    """Writes a checkpoint of random weights, once for equal arguments."""
+
+    def __call__(
+        self, geometry: Geometry, seed: int = ..., tokenizer: Path | None = ...
+    ) -> Path: ...
+
+
+class MakeGGUF(Protocol):
+    """Converts a checkpoint, once for equal arguments."""
+
+    def __call__(self, checkpoint: Path, recipe: str = ...) -> Path: ...
