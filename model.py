@@ -22,7 +22,6 @@ from .chat.template import ChatTemplate
 from .chat.vocabulary import Vocabulary
 from .errors import AllocationError, SettingError
 from .runtime.bindings.amx import use_extra_bufts
-from .runtime.bindings.memory import HOST, DeviceMemory
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus, host_need, settings_that_fit
@@ -347,9 +346,9 @@ def _planned(
 
     chosen = plan(
         path,
-        context=wish.n_ctx if n_ctx is None else n_ctx,
+        n_ctx=wish.n_ctx if n_ctx is None else n_ctx,
         kv_type=kv_type,
-        ubatch=wish.n_ubatch,
+        n_ubatch=wish.n_ubatch,
         flash_attention=wish.flash_attention,
         placement=placement,
         devices=None if placement else wish.placement.devices,
@@ -375,18 +374,19 @@ def _open(
             settings = replace(
                 plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
             )
-            host = plan.host
-            need = DeviceMemory(HOST, host.weights_bytes, host.kv_bytes, host.compute_bytes)
+            need = plan.host.memory
         fitted = settings_that_fit(path, settings, need)
         try:
             return Engine(path, fitted, on_progress=on_progress), plan
         except AllocationError as error:
-            fallback = None if plan is None else plan.more_modest()
-            if fallback is None:
+            from .planner import fallback  # only then: the planner takes a while to import
+
+            following = None if plan is None else fallback(plan)
+            if following is None:
                 raise
             reason = str(error).rstrip(".")
-            logger.warning("%s. Planned was: %s. Now trying: %s", reason, plan, fallback)
-            plan = fallback
+            logger.warning("%s. Planned was: %s. Now trying: %s", reason, plan, following)
+            plan = following
 
 
 def _context(info: ModelInfo, n_ctx: Context) -> int:

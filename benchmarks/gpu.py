@@ -217,7 +217,7 @@ def longest_context(section: Section, machine: Machine, path: Path) -> None:
         allocated = sum(held["allocated"].values())
         row(
             kv_type,
-            f"{planned['context']:,}",
+            f"{planned['n_ctx']:,}",
             f"{gpu['used_bytes'] / GIB:.2f} GiB",
             f"{allocated / GIB:.2f} GiB",
             f"{(gpu['free_bytes'] - allocated) / GIB:.2f} GiB",
@@ -277,7 +277,7 @@ def most_layers(path: Path, planned: dict[str, Any], where: Sequence[str]) -> in
 def placing(planned: dict[str, Any]) -> list[str]:
     """The flags that place a model as planned."""
     placement = planned["placement"]
-    flags = ["-ngl", str(placement["n_gpu_layers"]), "-ub", str(planned["ubatch"])]
+    flags = ["-ngl", str(placement["n_gpu_layers"]), "-ub", str(planned["n_ubatch"])]
     for pattern, device in placement["overrides"]:
         flags += ["-ot", f"{pattern}={device}"]
     return flags + ["-nkvo"] * (not placement["offload_kqv"])
@@ -305,7 +305,7 @@ def summary(planned: dict[str, Any]) -> str:
         for one in planned["devices"]
         if one["used_bytes"]
     )
-    return f"{planned['context']:,} tokens of {planned['kv_type']}: {used}"
+    return f"{planned['n_ctx']:,} tokens of {planned['kv_type']}: {used}"
 
 
 def named(record: dict[str, Any]) -> str:

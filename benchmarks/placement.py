@@ -43,8 +43,8 @@ from llama4_edge.convert.blueprint import Blueprint, BlueprintTensor, blueprint
 from llama4_edge.measure.speed_engine import BenchEngine
 from llama4_edge.measure.synthetic import synthetic_file
 from llama4_edge.planner.geometry import opened
-from llama4_edge.planner.layout import shares
-from llama4_edge.planner.machine import Place
+from llama4_edge.planner.layout import device_loads
+from llama4_edge.planner.machine import MachineDevice
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement, cpu_moe_overrides
 from llama4_edge.runtime.settings import EngineSettings
@@ -259,10 +259,10 @@ def device_bytes(path: Path, settings: EngineSettings, endpoint: str) -> int:
 
 def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:
     """Weights in main memory that a token reads; of the experts, those that it visits."""
-    device = Place(DEVICE, DEVICE, "GPU", None, None, None, None)
+    device = MachineDevice(DEVICE, DEVICE, "GPU", None, None, None, None)
     with opened(path) as geometry:
         placed = replace(settings, placement=way.placement)
-        return shares(geometry, placed, [device])[-1].weights_read
+        return device_loads(geometry, placed, [device])[-1].read_bytes
 
 
 def measured(

@@ -236,15 +236,16 @@ def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
         return grid
     found = plan(
         path,
-        context=max(test.n_ctx for test in grid.tests),
+        n_ctx=max(test.n_ctx for test in grid.tests),
         kv_type=next(kind for kind in ("f16", "q8_0", "q4_0") if kind in grid.kv_type),
-        ubatch=max(grid.n_ubatch),
+        n_ubatch=max(grid.n_ubatch),
         workers=workers,
         devices=placement.devices,
     )
     note(f"placed as planned: {found}")
-    base = replace(grid.base, placement=found.placement)
-    return replace(grid, base=base, n_gpu_layers=(found.placement.n_gpu_layers,))
+    placement = found.settings.placement
+    base = replace(grid.base, placement=placement)
+    return replace(grid, base=base, n_gpu_layers=(placement.n_gpu_layers,))
 
 
 @contextmanager

@@ -47,13 +47,13 @@ def _memory(value: str) -> int:
 
 
 def _context(value: str) -> int | str:
-    """``auto``, ``max``, ``32768``, ``128k`` or ``10M`` tokens."""
-    if value in ("auto", "max"):
+    """``max``, ``32768``, ``128k`` or ``10M`` tokens."""
+    if value == "max":
         return value
     found = _TOKENS.fullmatch(value.strip())
     count = 0 if found is None else int(found[1]) * int(1024 ** _UNITS[found[2].upper()])
     if count == 0:
-        raise click.BadParameter(f"{value!r} is not auto, max, or tokens such as 32768 or 128k")
+        raise click.BadParameter(f"{value!r} is not max, or tokens such as 32768 or 128k")
     if count > LARGEST:
         raise click.BadParameter(f"{value!r} is more than llama.cpp can count")
     return count
@@ -65,12 +65,11 @@ class _PlanOption(Gathered):
     @staticmethod
     def declared() -> dict[str, Any]:
         """What `plan` says."""
-        import inspect
+        from ..runtime.settings import EngineSettings
 
-        from ..planner import plan
-
-        shown = ("context", "ubatch", "n_parallel")
-        return {name: inspect.signature(plan).parameters[name].default for name in shown}
+        return {
+            name: getattr(EngineSettings(), name) for name in ("n_ctx", "n_ubatch", "n_parallel")
+        }
 
 
 _OPTIONS = (
@@ -79,9 +78,8 @@ _OPTIONS = (
         help="What a model that is no GGUF would be converted with.  [default: int4]",
     ),
     option(
-        _PlanOption, "-c", "--ctx", "--ctx-size", "context", kind=_context, metavar="N|auto|max",
-        help="Tokens of context; auto is 32768, max the most for which nothing more has to leave "
-        "the GPU.",
+        _PlanOption, "-c", "--ctx", "--ctx-size", "n_ctx", kind=_context, metavar="N|max",
+        help="Tokens of context; max is the most for which nothing more has to leave the GPU.",
     ),
     option(
         _PlanOption, "--kv", "kv_type", kind=click.Choice(["f16", "q8_0", "q4_0"]), metavar="TYPE",
@@ -101,7 +99,7 @@ _OPTIONS = (
         help="Plan for so much main memory.  [default: what this machine has free]",
     ),
     option(
-        _PlanOption, "-ub", "--ubatch", "--ubatch-size", "ubatch",
+        _PlanOption, "-ub", "--ubatch", "--ubatch-size", "n_ubatch",
         kind=whole_number_from(1, LARGEST), help="Tokens computed at once.",
     ),
     option(
@@ -181,7 +179,7 @@ def _table_answer(model: str | None, asked: dict[str, Any], plot: Path | None) -
     from ..planner.table import table
     from ..terminal.plan_view import table_view
 
-    unused = asked.keys() - {"recipe", "kv_type", "ubatch"}
+    unused = asked.keys() - {"recipe", "kv_type", "n_ubatch"}
     if unused:
         raise click.UsageError("--table and --plot take only --recipe, --kv and --ubatch")
     if "recipe" in asked:

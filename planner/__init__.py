@@ -1,6 +1,6 @@
-"""What fits where, asked before anything is loaded."""
+"""What fits where, before anything is loaded."""
 
-from .plan import Cost, DevicePlan, Images, Plan
-from .planning import plan
+from .plan import Alternative, DevicePlan, Images, Plan
+from .planning import fallback, plan
 
-__all__ = ["Cost", "DevicePlan", "Images", "Plan", "plan"]
+__all__ = ["Alternative", "DevicePlan", "Images", "Plan", "fallback", "plan"]

@@ -1,6 +1,7 @@
-"""Loads a model as planned, and holds what llama.cpp then reports against the plan.
+"""Loads a model as planned, and compares what llama.cpp then reports with the plan.
 
-Promises numbers of llama.cpp's own on both sides: what it counted before, and what it allocated.
+Promises llama.cpp's own numbers on both sides: what it counted before, and what it allocated. Does
+not know how a plan is found.
 """
 
 from __future__ import annotations
@@ -73,23 +74,17 @@ def check(
         raise SettingError(
             "only a GGUF on this machine can be loaded",
             found="a machine that is not here" if plan.described else plan.model,
-            hint="Leave out --gpu, --vram and --ram." if plan.described else "Convert it first.",
+            hint="Leave out gpus, vram and ram." if plan.described else "Convert it first.",
         )
     if not plan.fits:
         raise EngineError(
-            f"{plan.path} is not loaded, because the plan says that it does not fit",
+            f"{plan.path} does not fit as planned, and is not loaded",
             found="; ".join(plan.notes),
         )
-    with connect(plan.workers) as workers:
+    with connect(plan.settings.workers) as workers:
         report = workers.run(
             lambda: measure_loaded(
                 plan.path, plan.settings, workers.native_devices, on_progress=on_progress
             )
         )
-    return tuple(
-        Compared(
-            DeviceMemory(one.name, one.weights_bytes, one.kv_bytes, one.compute_bytes),
-            report.on(one.name),
-        )
-        for one in plan.devices
-    )
+    return tuple(Compared(device.memory, report.on(device.name)) for device in plan.devices)

@@ -1,50 +1,37 @@
-"""Why a placement was chosen, and what one should know about it, in words.
+"""Why a placement was chosen, and what is worth knowing about it, in sentences.
 
-Promises clauses that name the numbers they rest on. Decides nothing.
+Promises clauses with the numbers that they rest on. Decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK
-from ..runtime.bindings.memory import HOST
 from ..units import bytes_text
+from .ladder import Candidate, Strategy
 from .machine import KEPT_FREE
-from .search import (
-    ALL_ON_GPU,
-    BY_HAND,
-    CACHE_ON_CPU,
-    CHUNKED_LAYERS,
-    CPU_ONLY,
-    EXPERTS,
-    FEWER_LAYERS,
-    Candidate,
-    Search,
-)
+from .search import Search
 
 if TYPE_CHECKING:
     from .plan import Plan
-
-
-def _size(count: int) -> str:
-    return bytes_text(count, digits=2)
 
 
 def explain(
     search: Search, chosen: Candidate, plan: Plan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The reasons for a placement, and the notes on it."""
-    why = [_REASONS[chosen.rung](search, chosen)]
-    if chosen.settings.kv_type != "f16" and chosen.rung not in (BY_HAND, CPU_ONLY):
+    why = [_REASONS[chosen.strategy](search, chosen)]
+    by_hand = chosen.strategy in (Strategy.BY_HAND, Strategy.CPU_ONLY)
+    if chosen.settings.kv_type != "f16" and not by_hand:
         why.append(f"the KV cache is kept as {chosen.settings.kv_type}")
     return tuple(why), tuple(_notes(search, plan))
 
 
 def _all_on_gpu(search: Search, chosen: Candidate) -> str:
     gpus = search.machine.gpus
-    left = sum(gpu.room - chosen.used(gpu.name) for gpu in gpus)
+    left = sum(gpu.usable_bytes - chosen.count.used(gpu.name) for gpu in gpus)
     where = "the GPU" if len(gpus) == 1 else f"the {len(gpus)} GPUs"
     return f"everything fits on {where}, with {_size(left)} to spare"
 
@@ -53,72 +40,77 @@ def _experts(search: Search, chosen: Candidate) -> str:
     geometry = search.geometry
     moved = set(chosen.moved)
     experts = [weight for weight in geometry.weights if weight.role == "expert"]
-    away = [weight for weight in experts if weight.name in moved]
-    read = sum(map(geometry.read_per_token, away))
+    on_cpu = [weight for weight in experts if weight.name in moved]
+    layers = _ranges(weight.layer for weight in on_cpu if weight.layer is not None)
+    read = sum(map(geometry.read_per_token, on_cpu))
     return (
-        f"{len(away)} of {len(experts)} tensors of experts, "
-        f"{_size(sum(one.nbytes for one in away))} of layers "
-        f"{_ranges(one.layer for one in away if one.layer is not None)}, "
-        f"lie in main memory: of all weights they are read least, {_size(read)} a token"
+        f"{len(on_cpu)} of {len(experts)} tensors of experts "
+        f"({_size(sum(weight.nbytes for weight in on_cpu))}, layers {layers}) are in main memory, "
+        f"because a token reads least of them: {_size(read)}"
     )
 
 
 def _cache_on_cpu(search: Search, chosen: Candidate) -> str:
-    cache = sum(share.kv_full + share.kv_chunked for share in chosen.shares)
+    cache = sum(load.kv_bytes for load in chosen.count.loads)
     return (
-        f"the whole KV cache, {_size(cache)}, lies in main memory with the attention over it, "
-        f"which costs less than what would have to leave the GPU for it; {_experts(search, chosen)}"
+        f"the whole KV cache, {_size(cache)}, is in main memory with the attention over it, which "
+        "costs less than moving more weights from the GPU to make room for it; "
+        f"{_experts(search, chosen)}"
     )
 
 
 def _chunked_layers(search: Search, chosen: Candidate) -> str:
     moved = set(chosen.moved)
-    rest = [one for one in search.geometry.weights if one.name in moved and one.role != "expert"]
+    rest = sum(
+        weight.nbytes
+        for weight in search.geometry.weights
+        if weight.name in moved and weight.role != "expert"
+    )
     return (
-        f"all experts lie in main memory, and {_size(sum(one.nbytes for one in rest))} of other "
-        "weights of the chunked layers: the full layers' attention and caches stay on the GPU"
+        f"all experts are in main memory, and {_size(rest)} of other weights of the chunked "
+        "layers; attention and cache of the full layers stay on the GPU"
     )
 
 
 def _fewer_layers(search: Search, chosen: Candidate) -> str:
     layers = chosen.settings.placement.n_gpu_layers
     return (
-        f"there is room for {layers} of {search.geometry.n_layer + 1} layers on the GPU, the last "
-        "ones, with their caches; the others lie in main memory whole"
+        f"the GPU has room for the last {layers} of {search.geometry.n_layer + 1} layers with "
+        "their caches; the others are in main memory"
     )
 
 
 def _cpu_only(search: Search, chosen: Candidate) -> str:
     if not search.machine.gpus:
-        return "there is no GPU: everything lies in main memory"
-    return "the GPUs are too small for what would have to lie there: everything is in main memory"
+        return "there is no GPU: everything is in main memory"
+    return "the GPUs are too small to help: everything is in main memory"
 
 
 def _by_hand(search: Search, chosen: Candidate) -> str:
-    return "placed as the flags say"
+    return "placed as asked for"
 
 
 _REASONS = {
-    ALL_ON_GPU: _all_on_gpu,
-    EXPERTS: _experts,
-    CACHE_ON_CPU: _cache_on_cpu,
-    CHUNKED_LAYERS: _chunked_layers,
-    FEWER_LAYERS: _fewer_layers,
-    CPU_ONLY: _cpu_only,
-    BY_HAND: _by_hand,
+    Strategy.ALL_ON_GPU: _all_on_gpu,
+    Strategy.EXPERTS: _experts,
+    Strategy.CACHE_ON_CPU: _cache_on_cpu,
+    Strategy.CHUNKED_LAYERS: _chunked_layers,
+    Strategy.FEWER_LAYERS: _fewer_layers,
+    Strategy.CPU_ONLY: _cpu_only,
+    Strategy.BY_HAND: _by_hand,
 }
 
 
-def context_words(search: Search, candidate: Candidate) -> str:
-    """What another context or cache would mean for the placement, as a clause."""
-    host = next(share for share in candidate.shares if share.device == HOST)
+def placement_clause(search: Search, candidate: Candidate) -> str:
+    """Where a candidate puts the model, and how fast it can be, as a clause."""
+    host = candidate.count.loads[-1]
     where = {
-        ALL_ON_GPU: "all on the GPU",
-        CPU_ONLY: "all in main memory",
-    }.get(candidate.rung, f"{_size(host.weights.get('expert', 0))} of experts in main memory")
-    if candidate.rung == CACHE_ON_CPU:
+        Strategy.ALL_ON_GPU: "all on the GPU",
+        Strategy.CPU_ONLY: "all in main memory",
+    }.get(candidate.strategy, f"{_size(host.bytes_of('expert'))} of experts in main memory")
+    if candidate.strategy is Strategy.CACHE_ON_CPU:
         where += ", and the KV cache"
-    seconds = search.seconds(candidate)
+    seconds = search.seconds(candidate.count)
     return where if seconds is None else f"{where}, up to {rate(1 / seconds)} when it is full"
 
 
@@ -128,21 +120,30 @@ def rate(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.{digits}f} tokens/s"
 
 
-def _notes(search: Search, plan: Plan) -> Iterable[str]:
+def _notes(search: Search, plan: Plan) -> Iterator[str]:
     if search.geometry.note:
         yield search.geometry.note
     if plan.gpus and plan.described:
         yield (
-            "on a GPU that is not here, what its driver and the scratch memory of its kernels take "
-            f"is not known: {_size(KEPT_FREE)} of each is kept free for them"
+            f"{_size(KEPT_FREE)} of each GPU is kept free: what the driver and the kernels' "
+            "scratch memory take on a GPU that is not here is unknown"
         )
-    unknown = [device.name for device in plan.devices if device.read_bytes and not device.bandwidth]
+    unknown = [
+        device.name
+        for device in plan.devices
+        if device.load.read_bytes and not device.device.bandwidth
+    ]
     if unknown:
-        yield f"no estimate: nobody knows how fast {', '.join(unknown)} reads its memory"
+        yield f"no estimate of the speed: the memory bandwidth of {', '.join(unknown)} is unknown"
+    if plan.host.repacking_bytes >= _WORTH_SAYING:
+        yield (
+            f"weights repacked for this CPU take {_size(plan.host.repacking_bytes)} more than in "
+            "the file"
+        )
     if plan.from_disk_bytes:
         yield (
             f"main memory is {_size(plan.from_disk_bytes)} short: llama.cpp maps the file, and "
-            "would read from the disk what has no place, again for every token"
+            "would read the missing part from the disk again for every token"
         )
     for gpu in plan.gpus:
         if gpu.left_bytes < 0:
@@ -152,28 +153,36 @@ def _notes(search: Search, plan: Plan) -> Iterable[str]:
         yield f"in all it takes {_size(total)}: {_remedy(plan)}"
 
 
+_WORTH_SAYING = 2**20
+_FOUR_BITS = ("q4_0", "q4_k_m", "int4")
+
+
 def _remedy(plan: Plan) -> str:
-    """What would make it fit: what is short is held against what each wish takes."""
+    """What would make it fit: the shortage is compared with what each setting takes."""
     short = sum(max(-device.left_bytes, 0) for device in plan.devices)
-    cache = sum(device.kv_bytes for device in plan.devices)
-    buffers = sum(device.compute_bytes for device in plan.devices)
-    wishes = []
-    if plan.recipe not in (None, "q4_0", "q4_k_m", "int4"):
-        wishes.append("--recipe int4")
-    if plan.kv_type == "f16" and cache * 15 // 32 >= short:
-        wishes.append("--kv q8_0")
-    if plan.context > ATTENTION_CHUNK and cache + buffers >= short:
-        wishes.append("a smaller --ctx")
+    cache = sum(device.memory.kv for device in plan.devices)
+    buffers = sum(device.memory.compute for device in plan.devices)
+    remedies = []
+    if plan.recipe is not None and plan.recipe not in _FOUR_BITS:
+        remedies.append("the recipe int4")
+    if plan.settings.kv_type == "f16" and cache * 15 // 32 >= short:
+        remedies.append("kv_type q8_0")
+    if plan.settings.n_ctx > ATTENTION_CHUNK and cache + buffers >= short:
+        remedies.append("a smaller n_ctx")
     if buffers >= short:
-        wishes.append("a smaller --ubatch")
-    return f"{', '.join([*wishes, 'a smaller model'])} or more memory would help"
+        remedies.append("a smaller n_ubatch")
+    return f"{', '.join([*remedies, 'a smaller model'])} or more memory would help"
+
+
+def _size(nbytes: int) -> str:
+    """``61.65 GiB``."""
+    return bytes_text(nbytes, digits=2)
 
 
 def _ranges(layers: Iterable[int]) -> str:
     """``3, 7-11``."""
-    ordered = sorted(set(layers))
     runs: list[list[int]] = []
-    for layer in ordered:
+    for layer in sorted(set(layers)):
         if runs and layer == runs[-1][1] + 1:
             runs[-1][1] = layer
         else:

@@ -20,6 +20,7 @@ from ..convert.blueprint import blueprint
 from ..convert.vision import VisionWeights
 from ..errors import RecipeError
 from ..quant import role_of
+from ..quant.recipes import DEFAULT_RECIPE
 from ..runtime.files.model_file import check_model_file
 from ..runtime.settings import EngineSettings, KVType
 
@@ -137,7 +138,7 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
             )
         yield _of_gguf(Path(model))
         return
-    drawn = blueprint(model, recipe=recipe or "int4")
+    drawn = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
     config = drawn.config
     with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
         yield Geometry(

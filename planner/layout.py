@@ -1,8 +1,8 @@
 """Which tensor lies where under a placement, by llama.cpp's own rules, and what that costs a token.
 
 Promises the same division as llama.cpp makes (``load_tensors`` in llama-model.cpp), so that weights
-can be told apart by role on each device; tests hold the sums against llama.cpp's report. Knows
-nothing of compute buffers, which only llama.cpp can size.
+can be told apart by role on each device; tests compare the sums with llama.cpp's report. Does not
+know the compute buffers, which only llama.cpp can size.
 """
 
 from __future__ import annotations
@@ -10,42 +10,51 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ..runtime.bindings.memory import HOST
-from ..runtime.placement import Placement
+from ..runtime.placement import CPU, Placement
 from ..runtime.settings import EngineSettings
 from .geometry import Geometry, Weight
-from .machine import Place
+from .machine import MachineDevice
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one device holds of a model, in bytes, and what a token reads of it.
+class DeviceLoad:
+    """What one device holds of a model, and what decoding a token reads of it, in bytes.
 
-    ``kv_read`` is what decoding reads of the cache when the context is full. ``layers`` counts from
-    0; the number of layers stands for the output layer.
+    ``layers`` count from 0; the number of layers stands for the output layer. ``weights`` are pairs
+    of a role and its bytes in the file. ``kv_read_bytes`` is read when the context is full.
     """
 
-    device: str
     layers: tuple[int, ...]
-    weights: Mapping[str, int]
-    kv_full: int
-    kv_chunked: int
-    weights_read: int
-    kv_read: int
+    weights: tuple[tuple[str, int], ...]
+    kv_full_bytes: int
+    kv_chunked_bytes: int
+    read_bytes: int
+    kv_read_bytes: int
 
     @property
-    def total(self) -> int:
-        """Weights and cache."""
-        return sum(self.weights.values()) + self.kv_full + self.kv_chunked
+    def weights_bytes(self) -> int:
+        """All weights, as they are in the file."""
+        return sum(nbytes for _, nbytes in self.weights)
+
+    @property
+    def kv_bytes(self) -> int:
+        """The KV cache of the full and the chunked layers."""
+        return self.kv_full_bytes + self.kv_chunked_bytes
+
+    def bytes_of(self, role: str) -> int:
+        """The weights of one role."""
+        return dict(self.weights).get(role, 0)
 
 
-def layer_devices(n_layer: int, placement: Placement, gpus: Sequence[Place]) -> tuple[str, ...]:
+def layer_devices(
+    n_layer: int, placement: Placement, gpus: Sequence[MachineDevice]
+) -> tuple[str, ...]:
     """The device of each layer, and last that of the output layer."""
     on_gpus = n_layer + 1
     if placement.n_gpu_layers >= 0:
@@ -53,55 +62,78 @@ def layer_devices(n_layer: int, placement: Placement, gpus: Sequence[Place]) -> 
     if placement.devices is not None:
         gpus = [gpu for gpu in gpus if gpu.name in placement.devices]
     if not gpus or not on_gpus:
-        return (HOST,) * (n_layer + 1)
+        return (CPU,) * (n_layer + 1)
     first = n_layer + 1 - on_gpus
-    parts = placement.tensor_split or tuple(float(place.free or 0) for place in gpus)
+    parts = placement.tensor_split or tuple(float(gpu.free_bytes or 0) for gpu in gpus)
     if not any(parts):
         parts = (1.0,) * len(gpus)
     # In floats of 32 bits, as llama.cpp does: an ulp decides where a boundary falls.
     ends = list(accumulate(np.float32(part / sum(parts)) for part in parts))
     ends = [end / ends[-1] for end in ends]
-    return (HOST,) * first + tuple(
+    return (CPU,) * first + tuple(
         gpus[bisect_right(ends, np.float32(index) / np.float32(on_gpus))].name
         for index in range(on_gpus)
     )
 
 
-def shares(
-    geometry: Geometry, settings: EngineSettings, gpus: Sequence[Place]
-) -> tuple[Share, ...]:
+def device_loads(
+    geometry: Geometry, settings: EngineSettings, gpus: Sequence[MachineDevice]
+) -> tuple[DeviceLoad, ...]:
     """What each GPU holds, and last main memory."""
     placement = settings.placement
     of_layer = layer_devices(geometry.n_layer, placement, gpus)
-    weights = {name: Counter[str]() for name in [*(place.name for place in gpus), HOST]}
+    weights = {name: Counter[str]() for name in [*(gpu.name for gpu in gpus), CPU]}
     read: Counter[str] = Counter()
     for weight in geometry.weights:
-        elsewhere = _overridden(weight.name, placement)
-        for device in [elsewhere] if elsewhere else _devices_of(weight, of_layer):
+        target = _overridden(weight.name, placement)
+        for device in [target] if target else _devices_of(weight, of_layer):
             weights[device][weight.role] += weight.nbytes
             read[device] += geometry.read_per_token(weight)
         if geometry.tied and weight.role == "embedding":
             device = _overridden("output.weight", placement) or of_layer[-1]
-            weights[device]["output"] += weight.nbytes
             read[device] += weight.nbytes
+            # In main memory llama.cpp uses one tensor for both.
+            if device != CPU:
+                weights[device]["output"] += weight.nbytes
     full, chunked, kv_read = Counter[str](), Counter[str](), Counter[str]()
     for layer in range(geometry.n_layer):
-        device = of_layer[layer] if placement.offload_kqv else HOST
+        device = of_layer[layer] if placement.offload_kqv else CPU
         cache = full if geometry.is_full(layer) else chunked
         cache[device] += geometry.kv_bytes(layer, settings)
         kv_read[device] += geometry.kv_read_per_token(layer, settings.kv_type, settings.n_ctx)
     return tuple(
-        Share(
-            device=name,
+        DeviceLoad(
             layers=tuple(layer for layer, device in enumerate(of_layer) if device == name),
-            weights=dict(weights[name]),
-            kv_full=full[name],
-            kv_chunked=chunked[name],
-            weights_read=read[name],
-            kv_read=kv_read[name],
+            weights=tuple(weights[name].items()),
+            kv_full_bytes=full[name],
+            kv_chunked_bytes=chunked[name],
+            read_bytes=read[name],
+            kv_read_bytes=kv_read[name],
         )
         for name in weights
     )
+
+
+def layer_sizes(
+    geometry: Geometry, settings: EngineSettings, moved: Collection[str] = ()
+) -> list[int]:
+    """Bytes of each layer on GPUs with its cache, and last of the output layer.
+
+    Args:
+        moved: names of tensors in main memory, which are not counted.
+    """
+    sizes = [0] * (geometry.n_layer + 1)
+    for weight in geometry.weights:
+        if weight.name in moved:
+            continue
+        if weight.layer is not None:
+            sizes[weight.layer] += weight.nbytes
+        elif weight.role != "embedding" or geometry.tied:
+            sizes[-1] += weight.nbytes
+    if settings.placement.offload_kqv:
+        for layer in range(geometry.n_layer):
+            sizes[layer] += geometry.kv_bytes(layer, settings)
+    return sizes
 
 
 def _overridden(name: str, placement: Placement) -> str | None:
@@ -117,7 +149,7 @@ def _devices_of(weight: Weight, of_layer: Sequence[str]) -> Sequence[str]:
     if weight.layer is not None:
         return [of_layer[weight.layer]]
     if weight.role == "embedding":
-        return [HOST]
+        return [CPU]
     return sorted(set(of_layer[:-1])) if weight.role == "rope" else [of_layer[-1]]
 
 
@@ -133,61 +165,62 @@ def split_for(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(end - begin for begin, end in zip([0.0, *ends], ends, strict=False))
 
 
-def dealt_out(
-    sizes: Sequence[int], rooms: Sequence[int], taken: Sequence[int]
+def distribute(
+    sizes: Sequence[int], capacities: Sequence[int], reserved: Sequence[int]
 ) -> tuple[tuple[int, ...], float]:
-    """Deal layers out to GPUs, in order and evenly.
+    """Distribute layers over GPUs, in order and evenly.
 
-    Evenly is by the layers themselves where that fits, so that compute buffers, which every GPU
-    needs, leave none without work; else so that the fullest is as little full as possible.
+    The layers alone decide where that fits, so that compute buffers, which every GPU needs, leave
+    none idle. Otherwise the fullest GPU is as little full as possible.
 
     Args:
         sizes: bytes of each layer.
-        rooms: bytes of each GPU.
-        taken: bytes of each GPU that something else takes.
+        capacities: bytes of each GPU.
+        reserved: bytes of each GPU that something else takes.
 
     Returns:
         How many layers each GPU gets, and how full the fullest is; more than 1.0 does not fit.
     """
-    if len(rooms) == 1:
-        return (len(sizes),), (sum(sizes) + taken[0]) / max(rooms[0], 1)
-    counts, _ = _evened(sizes, rooms, [0] * len(rooms))
+    if len(capacities) == 1:
+        return (len(sizes),), (sum(sizes) + reserved[0]) / max(capacities[0], 1)
+    counts, _ = _balance(sizes, capacities, [0] * len(capacities))
     ends = list(accumulate(counts, initial=0))
     loads = [sum(sizes[begin:end]) for begin, end in pairwise(ends)]
     fullest = max(
-        (load + used) / max(room, 1) for load, used, room in zip(loads, taken, rooms, strict=True)
+        (load + other) / max(capacity, 1)
+        for load, other, capacity in zip(loads, reserved, capacities, strict=True)
     )
-    return (counts, fullest) if fullest <= 1.0 else _evened(sizes, rooms, taken)
+    return (counts, fullest) if fullest <= 1.0 else _balance(sizes, capacities, reserved)
 
 
-def _evened(
-    sizes: Sequence[int], rooms: Sequence[int], taken: Sequence[int]
+def _balance(
+    sizes: Sequence[int], capacities: Sequence[int], reserved: Sequence[int]
 ) -> tuple[tuple[int, ...], float]:
-    """The dealing under which the fullest is as little full as possible, and how full that is."""
+    """The counts under which the fullest GPU is as little full as possible, and how full it is."""
     low, high = 0.0, 1.0
-    while _dealt(sizes, rooms, taken, high) is None:
+    while _fill(sizes, capacities, reserved, high) is None:
         high *= 2
     for _ in range(30):
         middle = (low + high) / 2
-        if _dealt(sizes, rooms, taken, middle) is None:
+        if _fill(sizes, capacities, reserved, middle) is None:
             low = middle
         else:
             high = middle
-    counts = _dealt(sizes, rooms, taken, high)
+    counts = _fill(sizes, capacities, reserved, high)
     assert counts is not None
     return counts, high
 
 
-def _dealt(
-    sizes: Sequence[int], rooms: Sequence[int], taken: Sequence[int], fullness: float
+def _fill(
+    sizes: Sequence[int], capacities: Sequence[int], reserved: Sequence[int], fullness: float
 ) -> tuple[int, ...] | None:
-    """How many layers each GPU gets if it may be so full; None if not all find a place."""
-    counts, at = [], 0
-    for room, used in zip(rooms, taken, strict=True):
-        left = max(room, 1) * fullness - used
-        begin = at
-        while at < len(sizes) and sizes[at] <= left:
-            left -= sizes[at]
-            at += 1
-        counts.append(at - begin)
-    return tuple(counts) if at == len(sizes) else None
+    """How many layers each GPU gets if none may be fuller than that; None if layers are left."""
+    counts, layer = [], 0
+    for capacity, other in zip(capacities, reserved, strict=True):
+        left = max(capacity, 1) * fullness - other
+        first = layer
+        while layer < len(sizes) and sizes[layer] <= left:
+            left -= sizes[layer]
+            layer += 1
+        counts.append(layer - first)
+    return tuple(counts) if layer == len(sizes) else None

@@ -35,28 +35,28 @@ ASSUMED_RAM_BANDWIDTH = 80 * 10**9
 
 
 @dataclass(frozen=True)
-class Place:
+class MachineDevice:
     """One device: a GPU, or main memory.
 
-    ``free`` is None where nobody says how much. ``bandwidth`` is bytes read a second, and
-    ``bandwidth_source`` who says so; None where nobody does. Of ``free``, a plan leaves
-    ``kept_free`` alone. ``endpoint`` is the worker that it belongs to, None for none.
+    ``free_bytes`` is None where nothing reports it. ``bandwidth`` is in bytes read a second, from
+    ``bandwidth_source``; both are None where it is unknown. A plan leaves ``kept_free_bytes`` of
+    ``free_bytes`` unused. ``endpoint`` is that of the device's worker, None without one.
     """
 
     name: str
     description: str
     type: str
-    total: int | None
-    free: int | None
+    total_bytes: int | None
+    free_bytes: int | None
     bandwidth: int | None
     bandwidth_source: str | None
-    kept_free: int = 0
+    kept_free_bytes: int = 0
     endpoint: str | None = None
 
     @property
-    def room(self) -> int:
-        """Bytes that a plan may use; 0 where nobody says how much is free."""
-        return max((self.free or 0) - self.kept_free, 0)
+    def usable_bytes(self) -> int:
+        """Bytes that a plan may use; 0 where free memory is unknown."""
+        return max((self.free_bytes or 0) - self.kept_free_bytes, 0)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Machine:
     ``described`` says that the GPUs are not those of this machine.
     """
 
-    gpus: tuple[Place, ...]
-    host: Place
+    gpus: tuple[MachineDevice, ...]
+    host: MachineDevice
     described: bool = False
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def devices(self) -> tuple[MachineDevice, ...]:
         """All devices, main memory last."""
         return (*self.gpus, self.host)
 
@@ -103,18 +103,18 @@ def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machi
     return Machine(tuple(found.values()), _this_host())
 
 
-def _gpu(native: NativeDevice, device: Device) -> Place:
+def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
     gpu = known_gpu(device.description)
-    return Place(
+    return MachineDevice(
         name=native.name,
         description=native.endpoint or device.description,
         type=device.type,
-        total=device.total_bytes,
-        free=device.free_bytes,
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
         bandwidth=gpu.bandwidth if gpu else None,
         bandwidth_source="the maker's data sheet" if gpu else None,
         # A worker's GPU is its own business; what it says is free, is.
-        kept_free=0 if native.endpoint else KEPT_FREE,
+        kept_free_bytes=0 if native.endpoint else KEPT_FREE,
         endpoint=native.endpoint,
     )
 
@@ -137,16 +137,16 @@ def described_machine(
     known = [(gpu.name, gpu.memory, gpu.bandwidth) for gpu in gpus]
     unknown: list[tuple[str, int, int | None]] = [("GPU", size, None) for size in vram]
     all_gpus = [*known, *unknown]
-    places = [
-        Place(
+    devices = [
+        MachineDevice(
             name=f"{name} #{number}" if len(all_gpus) > 1 else name,
             description="not here; as the table has it" if bandwidth else "not here; as described",
             type="gpu",
-            total=memory,
-            free=memory,
+            total_bytes=memory,
+            free_bytes=memory,
             bandwidth=bandwidth,
             bandwidth_source="the maker's data sheet" if bandwidth else None,
-            kept_free=KEPT_FREE,
+            kept_free_bytes=KEPT_FREE,
         )
         for number, (name, memory, bandwidth) in enumerate(all_gpus)
     ]
@@ -155,22 +155,22 @@ def described_machine(
         host = replace(
             host,
             description="as described",
-            total=ram,
-            free=ram,
+            total_bytes=ram,
+            free_bytes=ram,
             bandwidth=ASSUMED_RAM_BANDWIDTH,
             bandwidth_source="assumed: two channels of DDR5",
         )
-    return Machine(tuple(places), host, described=True)
+    return Machine(tuple(devices), host, described=True)
 
 
-def _this_host() -> Place:
+def _this_host() -> MachineDevice:
     memory = host_memory() or HostMemory(0, 0, "nobody")
-    return Place(
+    return MachineDevice(
         name="CPU",
         description="main memory",
         type="cpu",
-        total=memory.total or None,
-        free=memory.free or None,
+        total_bytes=memory.total or None,
+        free_bytes=memory.free or None,
         bandwidth=ram_bandwidth(),
         bandwidth_source="measured on this machine",
     )

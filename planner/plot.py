@@ -64,7 +64,7 @@ def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
     for colour, recipe in zip(_COLOURS, recipes, strict=False):
         own = [cell for cell in cells if cell.recipe == recipe]
         axes.plot(
-            [cell.context for cell in own],
+            [cell.n_ctx for cell in own],
             [cell.gpu_bytes / _GIB for cell in own],
             marker="o",
             markersize=4,
@@ -73,7 +73,7 @@ def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
             label=recipe,
         )
     _gpu_lines(axes, low, high)
-    contexts = sorted({cell.context for cell in cells})
+    contexts = sorted({cell.n_ctx for cell in cells})
     axes.set(xscale="log", yscale="log", ylim=(low, high))
     axes.set_title(model, pad=26)
     # Room at the right for the names of the GPUs.

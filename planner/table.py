@@ -15,12 +15,12 @@ from typing import Any
 
 from ..convert.presets import PRESETS
 from ..runtime.bindings.memory import measure
-from ..runtime.placement import Placement
+from ..runtime.placement import CPU, Placement
 from ..runtime.settings import EngineSettings, KVType
 from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry, is_gguf, opened
 from .gpus import GPU, GPUS
-from .layout import dealt_out, split_for
+from .layout import distribute, layer_sizes, split_for
 from .machine import KEPT_FREE
 
 CONTEXTS = (1024, 8192, 32_768, 131_072, 262_144, 1_048_576, 10_485_760)
@@ -44,7 +44,7 @@ class Cell:
 
     model: str
     recipe: str
-    context: int
+    n_ctx: int
     gpu_bytes: int
     host_bytes: int
     holder: str | None
@@ -60,7 +60,7 @@ def table(
     *,
     recipes: Sequence[str] = TABLE_RECIPES,
     kv_type: KVType = "f16",
-    ubatch: int = EngineSettings.n_ubatch,
+    n_ubatch: int = EngineSettings.n_ubatch,
 ) -> tuple[Cell, ...]:
     """Cells for each model, quantization and context, in that order.
 
@@ -71,12 +71,12 @@ def table(
         Llama4EdgeError: a model cannot be read.
     """
     return tuple(
-        cell for model in models for cell in _cells_of_model(model, recipes, kv_type, ubatch)
+        cell for model in models for cell in _cells_of_model(model, recipes, kv_type, n_ubatch)
     )
 
 
 def _cells_of_model(
-    model: str | os.PathLike[str], recipes: Sequence[str], kv_type: KVType, ubatch: int
+    model: str | os.PathLike[str], recipes: Sequence[str], kv_type: KVType, n_ubatch: int
 ) -> list[Cell]:
     names: Sequence[str | None] = [None] if is_gguf(model) else recipes
     cells = []
@@ -86,17 +86,17 @@ def _cells_of_model(
             with opened(model, name) as geometry:
                 cells += [
                     _cell(geometry, name or "as it is", settings, buffers)
-                    for settings in _settings(geometry, kv_type, ubatch)
+                    for settings in _settings(geometry, kv_type, n_ubatch)
                 ]
     return cells
 
 
-def _settings(geometry: Geometry, kv_type: KVType, ubatch: int) -> list[EngineSettings]:
+def _settings(geometry: Geometry, kv_type: KVType, n_ubatch: int) -> list[EngineSettings]:
     contexts = [one for one in CONTEXTS if one <= geometry.n_ctx_train]
     if geometry.n_ctx_train not in contexts:
         contexts.append(geometry.n_ctx_train)
     return [
-        EngineSettings(n_ctx=one, kv_type=kv_type, n_ubatch=ubatch, use_extra_bufts=False)
+        EngineSettings(n_ctx=one, kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
         for one in contexts
     ]
 
@@ -121,7 +121,7 @@ class _Buffers:
             placement=placement,
         )
         report = measure(self._geometry.path, placed, simulated_gpus(names))
-        return tuple(report.on(name).compute for name in [*names, "CPU"])
+        return tuple(report.on(name).compute for name in [*names, CPU])
 
 
 def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _Buffers) -> Cell:
@@ -132,25 +132,12 @@ def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _B
     return Cell(
         model=geometry.name,
         recipe=recipe,
-        context=settings.n_ctx,
+        n_ctx=settings.n_ctx,
         gpu_bytes=sum(sizes) + gpu,
         host_bytes=beside + host + 4 * geometry.n_vocab,
         holder=None if holder is None else _set_name(*holder),
         holder_bytes=None if holder is None else holder[0].memory * holder[1],
     )
-
-
-def layer_sizes(geometry: Geometry, settings: EngineSettings) -> list[int]:
-    """Bytes of each layer with its cache, and last of the output layer, all on GPUs."""
-    sizes = [0] * (geometry.n_layer + 1)
-    for weight in geometry.weights:
-        if weight.layer is not None:
-            sizes[weight.layer] += weight.nbytes
-        elif weight.role != "embedding" or geometry.tied:
-            sizes[-1] += weight.nbytes
-    for layer in range(geometry.n_layer):
-        sizes[layer] += geometry.kv_bytes(layer, settings)
-    return sizes
 
 
 def _holder(
@@ -164,7 +151,7 @@ def _holder(
         if room * count < sum(sizes):
             continue
         compute = buffers.of(settings, count)[:count]
-        if dealt_out(sizes, [room] * count, compute)[1] <= 1.0:
+        if distribute(sizes, [room] * count, compute)[1] <= 1.0:
             return gpu, count
     return None
 

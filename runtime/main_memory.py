@@ -15,7 +15,8 @@ from ..errors import AllocationError
 from ..system.memory import HostMemory, host_memory
 from ..units import bytes_text
 from .bindings.devices import offload_devices
-from .bindings.memory import HOST, DeviceMemory, measure
+from .bindings.memory import DeviceMemory, measure
+from .placement import CPU
 from .settings import EngineSettings
 from .workers.remote import connect
 
@@ -40,7 +41,7 @@ def host_need(path: str | os.PathLike[str], settings: EngineSettings) -> DeviceM
     """
     with connect(settings.workers) as workers:
         report = workers.run(lambda: measure(path, settings, workers.native_devices))
-    return report.on(HOST)
+    return report.on(CPU)
 
 
 def settings_that_fit(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..errors import SettingError
 
 CPU = "CPU"
-"""The name of main memory, as the target of an override."""
+"""The name of main memory, pinned or not, repacked or not: in overrides, reports and plans."""
 
 MAX_DEVICES = 15
 """How many devices a model can have: ggml's scheduler has 16 places (GGML_SCHED_MAX_BACKENDS), of

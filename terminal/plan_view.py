@@ -54,7 +54,7 @@ def plan_view(plan: Plan) -> RenderableType:
         parts.append(_bar(device))
     parts += [_legend(), "", _bytes_table(devices), ""]
     sections: list[tuple[str, Iterable[str]]] = [("why", plan.why), ("speed", _speed(plan))]
-    more = [f"{one.what}: {one.effect}" for one in plan.choices]
+    more = [f"{one.what}: {one.effect}" for one in plan.alternatives]
     sections.append(("images", _images(plan)))
     sections += [("instead", more), ("note", plan.notes), ("next", _next(plan))]
     for title, lines in sections:
@@ -63,37 +63,40 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def _headline(plan: Plan) -> Text:
+    settings = plan.settings
     what = [plan.model, *([plan.recipe] if plan.recipe else [])]
-    what += [f"{plan.context:,} tokens", f"KV cache {plan.kv_type}", f"ubatch {plan.ubatch}"]
-    if plan.n_parallel > 1:
-        what.append(f"{plan.n_parallel} at a time")
+    what += [f"{settings.n_ctx:,} tokens", f"KV cache {settings.kv_type}"]
+    what.append(f"ubatch {settings.n_ubatch}")
+    if settings.n_parallel > 1:
+        what.append(f"{settings.n_parallel} at a time")
     verdict = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
     return Text.assemble(verdict, "  ", (printable(what[0]), "bold"), ", ", ", ".join(what[1:]))
 
 
 def _device_line(device: DevicePlan, n_layer: int) -> Text:
-    free = f"{bytes_text(device.used_bytes)} of {bytes_text(device.free_bytes or 0)} free"
+    free = bytes_text(device.device.free_bytes or 0)
+    used = f"{bytes_text(device.used_bytes)} of {free} free"
     if device.left_bytes >= 0:
         left = (f"{bytes_text(device.left_bytes)} left", "green")
     else:
         left = (f"{bytes_text(-device.left_bytes)} short", "bold red")
     name = (printable(device.name), "bold")
     layers = _layers(device, n_layer)
-    what = f"  {printable(device.description)}{f'; {layers}' if layers else ''}: "
-    return Text.assemble(name, what, free, ", ", left)
+    what = f"  {printable(device.device.description)}{f'; {layers}' if layers else ''}: "
+    return Text.assemble(name, what, used, ", ", left)
 
 
 def _bar(device: DevicePlan) -> Text:
     """The device's memory as a bar; what is too small to see is still a sign wide."""
-    weights = dict(device.weights)
+    experts = device.load.bytes_of("expert")
     sizes = (
-        weights.get("expert", 0),
-        device.weights_bytes - weights.get("expert", 0),
-        device.kv_bytes,
-        device.compute_bytes + device.output_bytes,
-        device.kept_free_bytes,
+        experts,
+        device.memory.weights - experts,
+        device.memory.kv,
+        device.memory.compute + device.output_bytes,
+        device.device.kept_free_bytes,
     )
-    whole = max(device.free_bytes or 0, sum(sizes), 1)
+    whole = max(device.device.free_bytes or 0, sum(sizes), 1)
     bar = Text()
     width = 0
     for (sign, style, _), size in zip(_PARTS, sizes, strict=True):
@@ -136,25 +139,26 @@ def _rows() -> Iterator[tuple[str, Callable[[DevicePlan], int]]]:
     """Each line's title, and what it says of a device."""
     for role, title in _ROLES.items():
         yield title, partial(_of_role, role)
-    yield "KV cache, full layers", lambda device: device.kv_full_bytes
-    yield "KV cache, chunked layers", lambda device: device.kv_chunked_bytes
-    yield "compute buffers", lambda device: device.compute_bytes
+    yield "repacking", lambda device: device.repacking_bytes
+    yield "KV cache, full layers", lambda device: device.load.kv_full_bytes
+    yield "KV cache, chunked layers", lambda device: device.load.kv_chunked_bytes
+    yield "compute buffers", lambda device: device.memory.compute
     yield "output buffer", lambda device: device.output_bytes
 
 
 def _of_role(role: str, device: DevicePlan) -> int:
-    return dict(device.weights).get(role, 0)
+    return device.load.bytes_of(role)
 
 
 def _layers(device: DevicePlan, n_layer: int) -> str:
     """``layers 0-47 and the output``; they come one after the other."""
-    inside = [layer for layer in device.layers if layer < n_layer]
+    inside = [layer for layer in device.load.layers if layer < n_layer]
     words = []
     if len(inside) == 1:
         words.append(f"layer {inside[0]}")
     elif inside:
         words.append(f"layers {inside[0]}-{inside[-1]}")
-    if n_layer in device.layers:
+    if n_layer in device.load.layers:
         words.append("the output")
     return " and ".join(words)
 
@@ -171,15 +175,16 @@ def _speed(plan: Plan) -> Iterator[str]:
         "bound, from reading memory alone"
     )
     for devices in _alike(plan.devices):
-        read = sum(device.read_bytes for device in devices)
-        cache = sum(device.kv_read_bytes for device in devices)
+        read = sum(device.load.read_bytes for device in devices)
+        cache = sum(device.load.kv_read_bytes for device in devices)
         if read < _WORTH_SAYING:
             continue
-        name = devices[0].name if len(devices) == 1 else f"{len(devices)} GPUs together"
+        first = devices[0].device
+        name = first.name if len(devices) == 1 else f"{len(devices)} GPUs together"
         yield (
             f"{name}: {bytes_text(read)} of weights a token"
             f"{f', and up to {bytes_text(cache)} of the cache' if cache else ''}, at "
-            f"{(devices[0].bandwidth or 0) / 1e9:,.0f} GB/s ({devices[0].bandwidth_source})"
+            f"{(first.bandwidth or 0) / 1e9:,.0f} GB/s ({first.bandwidth_source})"
         )
 
 
@@ -191,7 +196,7 @@ def _alike(devices: Sequence[DevicePlan]) -> list[list[DevicePlan]]:
     """The devices that read equally fast, together."""
     found: dict[tuple[str, int | None], list[DevicePlan]] = {}
     for device in devices:
-        found.setdefault((device.type, device.bandwidth), []).append(device)
+        found.setdefault((device.device.type, device.device.bandwidth), []).append(device)
     return list(found.values())
 
 
@@ -209,18 +214,19 @@ def _next(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         return
     if plan.recipe is None and not plan.described:
-        workers = f" --workers {','.join(plan.workers)}" if plan.workers else ""
-        yield f"llama4 chat {plan.path} -c {plan.context}{workers}"
+        settings = plan.settings
+        workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
+        yield f"llama4 chat {plan.path} -c {settings.n_ctx}{workers}"
     flags = " ".join(llama_cpp_flags(plan))
     yield f"as flags, which run and chat take too: {flags}"
 
 
 def llama_cpp_flags(plan: Plan) -> Iterator[str]:
     """The placement as llama.cpp's own tools take it."""
-    yield f"-c {plan.context}"
-    if plan.ubatch != 512:
-        yield f"-ub {plan.ubatch}"
-    placement = plan.placement
+    settings, placement = plan.settings, plan.settings.placement
+    yield f"-c {settings.n_ctx}"
+    if settings.n_ubatch != 512:
+        yield f"-ub {settings.n_ubatch}"
     if placement.devices == () and plan.gpus:
         yield "-dev none"
     elif plan.gpus:
@@ -231,8 +237,8 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
         yield f"-ot '{pattern}={device}'"
     if not placement.offload_kqv:
         yield "-nkvo"
-    if plan.kv_type != "f16":
-        yield f"--kv {plan.kv_type}"
+    if settings.kv_type != "f16":
+        yield f"--kv {settings.kv_type}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[RenderableType]:
@@ -282,13 +288,13 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
     parts: list[RenderableType] = []
     for model in dict.fromkeys(cell.model for cell in cells):
         own = [cell for cell in cells if cell.model == model]
-        contexts = sorted({cell.context for cell in own})
+        contexts = sorted({cell.n_ctx for cell in own})
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("", no_wrap=True)
         for context in contexts:
             table.add_column(_tokens(context), justify="right", no_wrap=True)
         for recipe in dict.fromkeys(cell.recipe for cell in own):
-            line = {cell.context: cell for cell in own if cell.recipe == recipe}
+            line = {cell.n_ctx: cell for cell in own if cell.recipe == recipe}
             table.add_row(recipe, *(f"{line[one].gpu_bytes / 2**30:,.1f}" for one in contexts))
             holders = (line[one].holder or "more" for one in contexts)
             table.add_row("", *(Text(holder, "dim") for holder in holders))

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import AllocationError, EngineError
+from ..placement import CPU
 from ..settings import EngineSettings
 from .devices import NativeDevice
 from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama, native_function
 from .parameters import ModelParams, context_params, model_params
-
-HOST = "CPU"
-"""The name under which main memory is reported, pinned or not, repacked or not."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def report_of(
         EngineError: the library does not say (see ``build_command``).
     """
     names = {device.handle: device.name for device in devices}
-    tally: dict[str, list[int]] = {HOST: [0, 0, 0]} | {name: [0, 0, 0] for name in names.values()}
+    tally: dict[str, list[int]] = {CPU: [0, 0, 0]} | {name: [0, 0, 0] for name in names.values()}
     for node in _nodes(_breakdown(context).root):
         sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0])
         for place, count in enumerate((node.model, node.context, node.compute)):
@@ -292,8 +290,8 @@ def _device_of(buffer_type: int, names: Mapping[int, str]) -> str:
     device_of = native_function("ggml_backend_buft_get_device", ctypes.c_void_p, ctypes.c_void_p)
     device = None if is_host(buffer_type) else device_of(buffer_type)
     if not device:
-        return HOST
-    # The CPU's repacked weights are of no host type; their device is called as HOST is.
+        return CPU
+    # The CPU's repacked weights are of no host type; their device is called CPU too.
     return names.get(device) or _name_of(device)
 
 

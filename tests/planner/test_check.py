@@ -24,7 +24,7 @@ def model(request: pytest.FixtureRequest) -> Path:
 def test_two_workers_allocate_to_the_byte_what_was_planned(
     model: Path, two_workers: tuple[str, ...], kv_type: str
 ) -> None:
-    found = plan(model, context=20_000, kv_type=kv_type, workers=two_workers)  # type: ignore[arg-type]
+    found = plan(model, n_ctx=20_000, kv_type=kv_type, workers=two_workers)  # type: ignore[arg-type]
     rows = check(found)
     assert [row.planned.device for row in rows] == ["RPC0", "RPC1", "CPU"]
     for row in rows:
@@ -48,43 +48,42 @@ def test_two_workers_allocate_to_the_byte_what_was_planned(
 def test_every_placement_is_allocated_as_planned(
     model: Path, two_workers: tuple[str, ...], placement: Placement
 ) -> None:
-    rows = check(plan(model, context=4096, workers=two_workers, placement=placement))
+    rows = check(plan(model, n_ctx=4096, workers=two_workers, placement=placement))
     for row in rows:
         assert (row.planned.weights, row.planned.kv) == (row.allocated.weights, row.allocated.kv)
         assert row.agrees
 
 
 def test_main_memory_alone_is_allocated_to_the_byte_as_planned(model: Path) -> None:
-    (row,) = check(plan(model, context=4096))
+    (row,) = check(plan(model, n_ctx=4096))
     assert row.planned == row.allocated
     assert (row.off, row.agrees) == (0.0, True)
 
 
 def test_a_plan_that_is_wrong_does_not_agree(scout_int4: Path) -> None:
-    right = plan(scout_int4, context=4096)
-    wrong = replace(
-        right, devices=(replace(right.host, weights_bytes=right.host.weights_bytes * 11 // 10),)
-    )
+    right = plan(scout_int4, n_ctx=4096)
+    weights = right.host.memory.weights
+    more = replace(right.host.memory, weights=weights * 11 // 10)
+    wrong = replace(right, devices=(replace(right.host, memory=more),))
     (row,) = check(wrong)
     assert not row.agrees
-    assert row.off == pytest.approx(
-        (right.host.weights_bytes // 10) / row.allocated.total, abs=1e-6
-    )
+    assert row.off == pytest.approx((weights // 10) / row.allocated.total, abs=1e-6)
 
 
 def test_what_cannot_be_loaded_is_not_loaded(scout_int4: Path) -> None:
     with pytest.raises(SettingError, match="only a GGUF on this machine can be loaded"):
-        check(plan(scout_int4, context=4096, ram=2**30))
+        check(plan(scout_int4, n_ctx=4096, ram=2**30))
     with pytest.raises(SettingError, match="only a GGUF on this machine can be loaded"):
-        check(plan("scout", context=4096))
-    fits = plan(scout_int4, context=4096)
-    short = replace(fits, devices=(replace(fits.host, free_bytes=2**20),))
-    with pytest.raises(EngineError, match="the plan says that it does not fit"):
+        check(plan("scout", n_ctx=4096))
+    fits = plan(scout_int4, n_ctx=4096)
+    small = replace(fits.host, device=replace(fits.host.device, free_bytes=2**20))
+    short = replace(fits, devices=(small,))
+    with pytest.raises(EngineError, match="does not fit as planned, and is not loaded"):
         check(short)
 
 
 def test_progress_is_reported_while_it_loads(scout_int4: Path) -> None:
     seen: list[float] = []
-    check(plan(scout_int4, context=256), on_progress=seen.append)
+    check(plan(scout_int4, n_ctx=256), on_progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0

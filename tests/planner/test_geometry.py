@@ -10,9 +10,13 @@ import pytest
 from llama4_edge import convert
 from llama4_edge.errors import CheckpointError, ModelFileError, RecipeError
 from llama4_edge.planner.geometry import kv_cells, opened
+from llama4_edge.planner.gpus import gpus_named
+from llama4_edge.planner.machine import described_machine
 from llama4_edge.quant.roles import ROLES
 from llama4_edge.runtime.bindings.memory import measure
+from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 
 KIB, GIB = 2**10, 2**30
 
@@ -94,18 +98,26 @@ def test_a_checkpoint_is_drawn_as_it_would_be_converted(
             assert getattr(drawn, name) == getattr(made, name)
 
 
-def test_a_tied_embedding_is_counted_twice_as_llama_cpp_holds_it(
+def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(
     tied_checkpoint: Path, make_gguf
 ) -> None:
-    from llama4_edge.planner.layout import shares
+    from llama4_edge.planner.layout import device_loads
 
     settings = EngineSettings(n_ctx=256, use_extra_bufts=False)
     with opened(make_gguf(tied_checkpoint, "int4")) as tied:
         assert tied.tied
-        (host,) = shares(tied, settings, [])
-        assert host.weights["output"] == host.weights["embedding"]
-        # Both lie in main memory here, where llama.cpp holds them once.
-        assert measure(tied.path, settings).on("CPU").weights == tied.nbytes
+        (host,) = device_loads(tied, settings, [])
+        # In main memory llama.cpp uses one tensor for both, and a token reads all of it.
+        assert host.weights_bytes == measure(tied.path, settings).on("CPU").weights == tied.nbytes
+        assert host.bytes_of("output") == 0
+        assert host.read_bytes > host.bytes_of("embedding")
+        gpus = described_machine(gpus_named("h100")).gpus
+        placed = replace(settings, placement=Placement(devices=("H100",)))
+        gpu, host = device_loads(tied, placed, gpus)
+        assert gpu.bytes_of("output") == host.bytes_of("embedding") > 0
+        report = measure(tied.path, placed, simulated_gpus(["H100"]))
+        assert gpu.weights_bytes == report.on("H100").weights
+        assert host.weights_bytes == report.on("CPU").weights
 
 
 def test_a_gguf_takes_no_recipe(scout_int4: Path) -> None:

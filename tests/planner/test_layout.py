@@ -9,7 +9,7 @@ import pytest
 
 from llama4_edge.planner.geometry import opened
 from llama4_edge.planner.gpus import gpus_named
-from llama4_edge.planner.layout import dealt_out, layer_devices, shares, split_for
+from llama4_edge.planner.layout import device_loads, distribute, layer_devices, split_for
 from llama4_edge.planner.machine import described_machine
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
@@ -47,10 +47,10 @@ def test_every_byte_lies_where_llama_cpp_puts_it(model: str, placed: str) -> Non
     settings = EngineSettings(n_ctx=40_000, placement=named, use_extra_bufts=False)
     with opened(model) as geometry:
         report = measure(geometry.path, settings, simulated_gpus(names))
-        for share in shares(geometry, settings, gpus):
-            found = report.on(share.device)
-            assert sum(share.weights.values()) == found.weights, share.device
-            assert share.kv_full + share.kv_chunked == found.kv, share.device
+        loads = device_loads(geometry, settings, gpus)
+        for device, load in zip((*names, "CPU"), loads, strict=True):
+            memory = report.on(device)
+            assert (load.weights_bytes, load.kv_bytes) == (memory.weights, memory.kv), device
 
 
 def test_layers_are_shared_by_free_memory_where_no_split_is_given() -> None:
@@ -69,9 +69,9 @@ def test_without_a_gpu_everything_lies_in_main_memory() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_split_gives_each_gpu_the_layers_it_was_made_for(seed: int) -> None:
-    chance = random.Random(seed)
-    counts = [chance.randrange(0, 12) for _ in range(chance.randrange(2, 9))]
-    counts[chance.randrange(len(counts))] += 5
+    rng = random.Random(seed)
+    counts = [rng.randrange(0, 12) for _ in range(rng.randrange(2, 9))]
+    counts[rng.randrange(len(counts))] += 5
     gpus = described_machine(gpus_named(f"h100 x{len(counts)}")).gpus
     # As llama.cpp gets them: each divided by their sum, in 32 bits.
     split = split_for(counts)
@@ -80,12 +80,12 @@ def test_a_split_gives_each_gpu_the_layers_it_was_made_for(seed: int) -> None:
     assert [of_layer.count(gpu.name) for gpu in gpus] == counts
 
 
-def test_layers_are_dealt_out_evenly() -> None:
-    assert dealt_out([10] * 8, [100, 100], [0, 0])[0] == (4, 4)
-    assert dealt_out([10] * 9, [100, 200], [0, 0])[0] == (3, 6)
+def test_layers_are_distributed_evenly() -> None:
+    assert distribute([10] * 8, [100, 100], [0, 0])[0] == (4, 4)
+    assert distribute([10] * 9, [100, 200], [0, 0])[0] == (3, 6)
     # A compute buffer as large as this leaves the first no room for its half.
-    assert dealt_out([10] * 8, [100, 100], [70, 0]) == ((1, 7), pytest.approx(0.8))
+    assert distribute([10] * 8, [100, 100], [70, 0]) == ((1, 7), pytest.approx(0.8))
     # One that both need, and that fits, leaves neither without work.
-    assert dealt_out([1] * 8, [100, 100], [50, 60])[0] == (4, 4)
+    assert distribute([1] * 8, [100, 100], [50, 60])[0] == (4, 4)
     # What does not fit says how much too large it is.
-    assert dealt_out([10] * 8, [20, 20], [0, 0])[1] == pytest.approx(2.0)
+    assert distribute([10] * 8, [20, 20], [0, 0])[1] == pytest.approx(2.0)

@@ -74,20 +74,20 @@ def test_what_is_no_gpu_is_refused(said: str) -> None:
 def test_a_described_machine_has_what_was_described() -> None:
     machine = described_machine(gpus_named("h100, 4090"), [8 * GIB], 64 * GIB)
     assert [gpu.name for gpu in machine.gpus] == ["H100 #0", "RTX 4090 #1", "GPU #2"]
-    assert [gpu.room for gpu in machine.gpus] == [
+    assert [gpu.usable_bytes for gpu in machine.gpus] == [
         81_559 * 2**20 - KEPT_FREE,
         24_564 * 2**20 - KEPT_FREE,
         8 * GIB - KEPT_FREE,
     ]
     assert [gpu.bandwidth for gpu in machine.gpus] == [3_352 * 10**9, 1_008 * 10**9, None]
-    assert (machine.host.room, machine.host.bandwidth) == (64 * GIB, ASSUMED_RAM_BANDWIDTH)
+    assert (machine.host.usable_bytes, machine.host.bandwidth) == (64 * GIB, ASSUMED_RAM_BANDWIDTH)
     assert machine.described
 
 
 def test_main_memory_that_is_not_described_is_this_machines() -> None:
     memory = host_memory()
     assert memory is not None
-    assert described_machine(gpus_named("h100")).host.total == memory.total
+    assert described_machine(gpus_named("h100")).host.total_bytes == memory.total
 
 
 def test_this_machine_has_its_workers_as_gpus(two_workers: tuple[str, ...]) -> None:
@@ -99,7 +99,7 @@ def test_this_machine_has_its_workers_as_gpus(two_workers: tuple[str, ...]) -> N
         ("RPC1", two_workers[1]),
     ]
     # Their speed is nobody's guess, and what they say is free, is.
-    assert [(gpu.bandwidth, gpu.kept_free) for gpu in machine.gpus[:2]] == [(None, 0)] * 2
+    assert [(gpu.bandwidth, gpu.kept_free_bytes) for gpu in machine.gpus[:2]] == [(None, 0)] * 2
     assert [gpu.name for gpu in chosen.gpus] == ["RPC1"]
     assert not machine.described
 

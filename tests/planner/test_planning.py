@@ -12,7 +12,7 @@ import pytest
 
 from demo.checkpoint import Geometry
 from llama4_edge.errors import CheckpointError, SettingError
-from llama4_edge.planner import Images, Plan, plan
+from llama4_edge.planner import Images, Plan, fallback, plan
 from llama4_edge.planner.geometry import opened
 from llama4_edge.planner.machine import KEPT_FREE
 from llama4_edge.runtime.placement import Placement
@@ -25,16 +25,16 @@ def test_scout_in_int4_fits_on_one_h100() -> None:
     found = plan("scout", gpus=["h100"], ram=16 * GIB)
     gpu, host = found.devices
     assert found.fits
-    assert found.context == 32_768
-    assert found.placement == Placement()
+    assert found.settings.n_ctx == 32_768
+    assert found.settings.placement == Placement()
     # All but the token embedding: 202048 rows of 5120 numbers in Q8_0, 34 bytes for 32.
-    assert host.weights == (("embedding", 202_048 * 5120 // 32 * 34),)
-    assert gpu.weights_bytes == 66_200_105_216 - host.weights_bytes
+    assert host.load.weights == (("embedding", 202_048 * 5120 // 32 * 34),)
+    assert gpu.memory.weights == 66_200_105_216 - host.memory.weights
     # 48 KiB a token, and one chunk and ubatch for 36 layers.
-    assert gpu.kv_full_bytes == 32_768 * 48 * 2**10
-    assert gpu.kv_chunked_bytes == 36 * 8704 * 4096
-    assert gpu.left_bytes == gpu.free_bytes - KEPT_FREE - gpu.used_bytes
-    assert gpu.layers == tuple(range(49))
+    assert gpu.load.kv_full_bytes == 32_768 * 48 * 2**10
+    assert gpu.load.kv_chunked_bytes == 36 * 8704 * 4096
+    assert gpu.left_bytes == gpu.device.free_bytes - KEPT_FREE - gpu.used_bytes
+    assert gpu.load.layers == tuple(range(49))
 
 
 def test_what_pictures_need_is_said_and_put_on_no_device(
@@ -48,30 +48,29 @@ def test_what_pictures_need_is_said_and_put_on_no_device(
         "weights_bytes": 1_748_404_224,
         "loaded": False,
     }
-    assert sum(device.weights_bytes for device in found.devices) == 66_200_105_216
+    assert sum(device.memory.weights for device in found.devices) == 66_200_105_216
     # The same in any recipe: it stays in bf16.
     assert plan("scout", recipe="int8", gpus=["h100"], ram=64 * GIB).images == found.images
-    small = plan(scout_checkpoint, ram=GIB, context=1024).images
+    small = plan(scout_checkpoint, ram=GIB, n_ctx=1024).images
     assert small is not None
     assert small.projector_bytes == 2 * (256 * 96 + 96 * 96 + 96 * 256)
     # A GGUF holds the text model and does not say whether there was more.
-    assert plan(scout_int4, ram=GIB, context=1024).images is None
-    assert plan("behemoth", ram=GIB, context=1024).images is None
+    assert plan(scout_int4, ram=GIB, n_ctx=1024).images is None
+    assert plan("behemoth", ram=GIB, n_ctx=1024).images is None
 
 
 def test_the_estimate_is_bytes_over_bandwidth() -> None:
     found = plan("scout", gpus=["h100"], ram=16 * GIB)
     gpu, host = found.devices
-    assert (gpu.bandwidth, host.bandwidth) == (3_352 * 10**9, 80 * 10**9)
-    seconds = gpu.read_bytes / gpu.bandwidth + host.read_bytes / host.bandwidth
+    assert (gpu.device.bandwidth, host.device.bandwidth) == (3_352 * 10**9, 80 * 10**9)
+    seconds = gpu.load.read_bytes / (3_352 * 10**9) + host.load.read_bytes / (80 * 10**9)
     assert found.estimated_decode_tokens_per_second == pytest.approx(1 / seconds)
     # One of 16 experts, and all the rest, but one row of the embedding.
-    weights = dict(gpu.weights)
-    assert gpu.read_bytes == sum(weights.values()) - weights["expert"] * 15 // 16
+    assert gpu.load.read_bytes == gpu.memory.weights - gpu.load.bytes_of("expert") * 15 // 16
     full = 12 * 32_768 * 4096 + 36 * 8192 * 4096
-    assert gpu.kv_read_bytes == full
+    assert gpu.load.kv_read_bytes == full
     assert found.estimated_decode_tokens_per_second_full == pytest.approx(
-        1 / (seconds + full / gpu.bandwidth)
+        1 / (seconds + full / (3_352 * 10**9))
     )
 
 
@@ -79,7 +78,7 @@ def test_as_few_experts_as_needed_leave_the_gpu_and_the_last_layers_first() -> N
     found = plan("scout", gpus=["rtx4090"], ram=64 * GIB)
     gpu, host = found.devices
     assert found.fits
-    assert {role for role, _ in host.weights} == {"embedding", "expert"}
+    assert {role for role, _ in host.load.weights} == {"embedding", "expert"}
     with opened("scout") as scout:
         experts = [one for one in scout.weights if one.role == "expert"]
     moved = _moved(found, [one.name for one in experts])
@@ -89,7 +88,7 @@ def test_as_few_experts_as_needed_leave_the_gpu_and_the_last_layers_first() -> N
     assert len(moved) > 3 * (len(layers) - 1)
     # With one fewer it would not fit: a tensor of experts is larger than what is left.
     assert gpu.left_bytes < max(one.nbytes for one in experts) * 2
-    fewer = replace(found.placement, overrides=_overrides(moved[1:]))
+    fewer = replace(found.settings.placement, overrides=_overrides(moved[1:]))
     by_hand = plan("scout", gpus=["rtx4090"], ram=64 * GIB, placement=fewer)
     assert not by_hand.fits
 
@@ -99,7 +98,9 @@ def _moved(found: Plan, names: list[str]) -> list[str]:
     import re
 
     return [
-        name for name in names if any(re.search(one, name) for one, _ in found.placement.overrides)
+        name
+        for name in names
+        if any(re.search(one, name) for one, _ in found.settings.placement.overrides)
     ]
 
 
@@ -111,20 +112,20 @@ def test_the_cache_becomes_smaller_before_attention_leaves_the_gpu() -> None:
     # All experts in main memory leave 12.9 GiB for a GPU with f16, and 11.7 GiB with q8_0.
     tight = [int(13.5 * GIB)]
     found = plan("scout", vram=tight, ram=96 * GIB)
-    assert (found.fits, found.kv_type) == (True, "q8_0")
-    assert found.gpus[0].layers == tuple(range(49))
+    assert (found.fits, found.settings.kv_type) == (True, "q8_0")
+    assert found.gpus[0].load.layers == tuple(range(49))
     assert "the KV cache is kept as q8_0" in found.why
     fixed = plan("scout", vram=tight, ram=96 * GIB, kv_type="f16")
-    assert (fixed.fits, fixed.kv_type) == (True, "f16")
-    assert "experts" in {role for role, _ in fixed.host.weights} or fixed.host.kv_bytes > 0
+    assert (fixed.fits, fixed.settings.kv_type) == (True, "f16")
+    assert fixed.host.memory.kv > 0
 
 
 def test_a_gpu_too_small_for_anything_is_left_alone() -> None:
     found = plan("scout", vram=[int(1.05 * GIB)], ram=96 * GIB)
     assert found.fits
     assert found.gpus[0].idle
-    assert found.placement.devices == ()
-    assert found.host.weights_bytes == 66_200_105_216
+    assert found.settings.placement.devices == ()
+    assert found.host.memory.weights == 66_200_105_216
 
 
 def test_several_gpus_share_the_layers_evenly() -> None:
@@ -133,8 +134,8 @@ def test_several_gpus_share_the_layers_evenly() -> None:
     assert found.fits
     # To within a layer of 128 experts and a dense one.
     assert max(used) - min(used) < 10 * GIB
-    assert [layer for gpu in found.gpus for layer in gpu.layers] == list(range(49))
-    assert sum(gpu.weights_bytes for gpu in found.gpus) + found.host.weights_bytes == (
+    assert [layer for gpu in found.gpus for layer in gpu.load.layers] == list(range(49))
+    assert sum(gpu.memory.weights for gpu in found.gpus) + found.host.memory.weights == (
         _bytes_of("maverick")
     )
 
@@ -149,71 +150,75 @@ def test_what_fits_nowhere_says_by_how_much() -> None:
     assert not found.fits
     short = -found.host.left_bytes
     assert short == found.from_disk_bytes > 900 * GIB
-    assert any("main memory is" in note and "read from the disk" in note for note in found.notes)
+    assert any("main memory is" in note and "from the disk" in note for note in found.notes)
     assert found.estimated_decode_tokens_per_second is None
 
 
 def test_the_longest_context_fits_and_the_next_does_not() -> None:
-    longest = plan("scout", gpus=["h100"], ram=16 * GIB, context="max")
+    longest = plan("scout", gpus=["h100"], ram=16 * GIB, n_ctx="max")
     assert longest.fits
-    assert longest.placement == Placement()
-    assert longest.context % 256 == 0
-    assert longest.context > 300_000
+    assert longest.settings.placement == Placement()
+    assert longest.settings.n_ctx % 256 == 0
+    assert longest.settings.n_ctx > 300_000
     more = plan(
-        "scout", gpus=["h100"], ram=16 * GIB, context=longest.context + 256, placement=Placement()
+        "scout",
+        gpus=["h100"],
+        ram=16 * GIB,
+        n_ctx=longest.settings.n_ctx + 256,
+        placement=Placement(),
     )
     assert not more.fits
 
 
 def test_the_longest_context_is_at_most_what_the_model_was_trained_for() -> None:
-    assert plan("scout", gpus=["b200 x8"], ram=64 * GIB, context="max").context == 10_485_760
-    assert plan("scout-base", gpus=["b200 x2"], ram=64 * GIB, context="max").context == 262_144
+    assert plan("scout", gpus=["b200 x8"], ram=64 * GIB, n_ctx="max").settings.n_ctx == 10_485_760
+    assert plan("scout-base", gpus=["b200 x2"], ram=64 * GIB, n_ctx="max").settings.n_ctx == 262_144
 
 
 def test_the_longest_context_moves_no_more_experts_than_a_short_one(tmp_path: Path) -> None:
-    short = plan("scout", gpus=["rtx4090"], ram=64 * GIB, context=8192)
-    longest = plan("scout", gpus=["rtx4090"], ram=64 * GIB, context="max")
-    assert longest.placement == short.placement
-    assert any("no more has to leave the GPU than for 8,192" in note for note in longest.notes)
-    assert longest.context > short.context
+    short = plan("scout", gpus=["rtx4090"], ram=64 * GIB, n_ctx=8192)
+    longest = plan("scout", gpus=["rtx4090"], ram=64 * GIB, n_ctx="max")
+    assert longest.settings.placement == short.settings.placement
+    assert any("moves no more from the GPU than one of 8,192" in note for note in longest.notes)
+    assert longest.settings.n_ctx > short.settings.n_ctx
 
 
-def test_auto_asks_for_no_more_than_the_model_was_trained_for(
+def test_the_default_asks_for_no_more_than_the_model_was_trained_for(
     make_checkpoint: Callable[..., Path],
 ) -> None:
     short = make_checkpoint(Geometry(max_positions=4096, vision=None))
-    assert plan(short, ram=GIB).context == 4096
+    assert plan(short, ram=GIB).settings.n_ctx == 4096
 
 
 def test_flags_are_followed_and_priced() -> None:
     placement = Placement(n_gpu_layers=10, offload_kqv=False)
     found = plan("scout", gpus=["rtx4090"], ram=64 * GIB, placement=placement)
     gpu, host = found.devices
-    assert found.placement == placement
-    assert found.why == ("placed as the flags say",)
-    assert gpu.layers == tuple(range(39, 49))
-    assert (gpu.kv_bytes, host.kv_bytes) == (0, 32_768 * 48 * 2**10 + 36 * 8704 * 4096)
+    assert found.settings.placement == placement
+    assert found.why == ("placed as asked for",)
+    assert gpu.load.layers == tuple(range(39, 49))
+    assert (gpu.memory.kv, host.memory.kv) == (0, 32_768 * 48 * 2**10 + 36 * 8704 * 4096)
 
 
 def test_a_plan_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    found = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB, n_parallel=2, ubatch=256)
+    found = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB, n_parallel=2, n_ubatch=256)
     assert Plan.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     text_only = replace(found, images=None)
     assert Plan.from_dict(json.loads(json.dumps(text_only.as_dict()))) == text_only
     found.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == found
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(SettingError, match="not a plan that can be read"):
+    with pytest.raises(SettingError, match="not a plan, found no format"):
         Plan.load(tmp_path / "plan.json")
     damaged = found.as_dict()
     del damaged["placement"]["overrides"]
-    with pytest.raises(SettingError, match="this plan is damaged"):
+    with pytest.raises(SettingError, match="the plan is damaged: it has no overrides"):
         Plan.from_dict(damaged)
 
 
 def test_the_json_has_what_scripts_ask_for() -> None:
     record = plan("scout", gpus=["h100"], ram=16 * GIB).as_dict()
-    asked = {"fits", "context", "kv_type", "ubatch", "placement", "bytes_per_token_read"}
+    asked = {"fits", "n_ctx", "kv_type", "n_ubatch", "placement", "bytes_per_token_read"}
     assert asked | {"estimated_decode_tokens_per_second", "bandwidths"} <= record.keys()
     of_device = {"name", "type", "total_bytes", "free_bytes", "weights_bytes", "kv_bytes"}
     for device in record["devices"]:
@@ -222,37 +227,37 @@ def test_the_json_has_what_scripts_ask_for() -> None:
 
 
 def test_the_settings_are_those_of_the_plan() -> None:
-    found = plan("scout", gpus=["rtx4090"], ram=64 * GIB, context=9000, kv_type="q8_0", ubatch=128)
+    found = plan("scout", gpus=["rtx4090"], ram=64 * GIB, n_ctx=9000, kv_type="q8_0", n_ubatch=128)
     assert found.settings == EngineSettings(
         n_ctx=9000,
         n_ubatch=128,
         kv_type="q8_0",
         use_extra_bufts=False,
-        placement=found.placement,
+        placement=found.settings.placement,
     )
 
 
-def test_each_more_modest_plan_asks_less_of_the_gpus_until_none_is_left(
+def test_each_fallback_asks_less_of_the_gpus_until_none_is_left(
     scout_int4: Path, two_workers: tuple[str, ...]
 ) -> None:
-    asked = plan(scout_int4, context=1024, workers=two_workers)
+    asked = plan(scout_int4, n_ctx=1024, workers=two_workers)
     assert sum(gpu.used_bytes for gpu in asked.gpus) > 0
     plans: list[Plan] = [asked]
-    while (after := plans[-1].more_modest()) is not None:
+    while (after := fallback(plans[-1])) is not None:
         plans.append(after)
         assert len(plans) < 60
     used = [sum(gpu.used_bytes for gpu in one.gpus) for one in plans]
     assert all(later < earlier for earlier, later in pairwise(used))
     assert all(one.fits for one in plans)
     assert used[-1] == 0
-    assert plans[-1].placement.devices == ()
+    assert plans[-1].settings.placement.devices == ()
     # The experts go before anything else does.
-    assert {role for role, _ in plans[1].host.weights} == {"embedding", "expert"}
+    assert {role for role, _ in plans[1].host.load.weights} == {"embedding", "expert"}
     assert any(f"could not allocate: {asked}" in note for note in plans[1].notes)
 
 
 def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> None:
-    assert plan("scout", gpus=["h100"], ram=16 * GIB).more_modest() is None
+    assert fallback(plan("scout", gpus=["h100"], ram=16 * GIB)) is None
 
 
 @pytest.mark.parametrize(
@@ -263,9 +268,9 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"gpus": ["h100 x16"]}, "more GPUs than llama.cpp takes"),
         ({"vram": [0]}, "no such memory"),
         ({"ram": -1}, "no such memory"),
-        ({"context": 0}, "context is outside its range"),
-        ({"context": 10_485_761}, "was not trained for so long a context"),
-        ({"ubatch": 0}, "n_ubatch is outside its range"),
+        ({"n_ctx": 0}, "n_ctx is outside its range"),
+        ({"n_ctx": 10_485_761}, "n_ctx is more than Llama 4 Scout .* was trained for"),
+        ({"n_ubatch": 0}, "n_ubatch is outside its range"),
         ({"n_parallel": 0}, "n_parallel is outside its range"),
         ({"kv_type": "q5_0"}, "kv_type is unknown"),
         ({"devices": ["CUDA7"]}, "there is no device CUDA7 here"),
@@ -290,7 +295,7 @@ def test_a_model_that_nobody_knows_is_refused() -> None:
 def test_without_flash_attention_the_cache_stays_as_it_is() -> None:
     found = plan("scout", vram=[int(13.5 * GIB)], ram=96 * GIB, flash_attention="off")
     # llama.cpp takes a quantized cache with flash attention only.
-    assert (found.fits, found.kv_type) == (True, "f16")
+    assert (found.fits, found.settings.kv_type) == (True, "f16")
 
 
 def test_a_gpu_that_is_full_is_left_alone(
@@ -300,10 +305,10 @@ def test_a_gpu_that_is_full_is_left_alone(
 
     def first_is_full(*arguments: object) -> machine.Machine:
         found = machine.this_machine(*arguments)  # type: ignore[arg-type]
-        return replace(found, gpus=(replace(found.gpus[0], free=0), *found.gpus[1:]))
+        return replace(found, gpus=(replace(found.gpus[0], free_bytes=0), *found.gpus[1:]))
 
     monkeypatch.setattr(planning, "this_machine", first_is_full)
-    found = plan(scout_int4, context=1024, workers=two_workers)
+    found = plan(scout_int4, n_ctx=1024, workers=two_workers)
     assert [gpu.name for gpu in found.gpus] == ["RPC1"]
-    assert found.placement.devices == ("RPC1",)
-    assert "RPC0 is left alone: it is full" in found.notes
+    assert found.settings.placement.devices == ("RPC1",)
+    assert "RPC0 is left out: its memory is full" in found.notes

@@ -28,7 +28,7 @@ def scout() -> tuple[Cell, ...]:
 
 def test_it_goes_from_1k_to_10m_tokens(scout: tuple[Cell, ...]) -> None:
     contexts = [1024, 8192, 32_768, 131_072, 262_144, 1_048_576, 10_485_760]
-    assert [(cell.recipe, cell.context) for cell in scout] == [
+    assert [(cell.recipe, cell.n_ctx) for cell in scout] == [
         (recipe, context) for recipe in ("int4", "bf16") for context in contexts
     ]
 
@@ -37,7 +37,7 @@ def test_a_cell_is_what_llama_cpp_counts_for_that_file_on_one_gpu(scout: tuple[C
     # Of bf16 too, though its compute buffers were counted with int4.
     for cell in scout:
         placement = Placement(devices=("GPU",))
-        settings = EngineSettings(n_ctx=cell.context, placement=placement, use_extra_bufts=False)
+        settings = EngineSettings(n_ctx=cell.n_ctx, placement=placement, use_extra_bufts=False)
         with opened("scout", cell.recipe) as geometry:
             report = measure(geometry.path, settings, simulated_gpus(["GPU"]))
         # The rotary frequencies, 256 bytes, count as the output layer's in the table.
@@ -47,14 +47,14 @@ def test_a_cell_is_what_llama_cpp_counts_for_that_file_on_one_gpu(scout: tuple[C
 
 
 def test_the_cache_grows_by_48_kib_a_token(scout: tuple[Cell, ...]) -> None:
-    of = {cell.context: cell.gpu_bytes for cell in scout if cell.recipe == "int4"}
+    of = {cell.n_ctx: cell.gpu_bytes for cell in scout if cell.recipe == "int4"}
     cache = 1_048_576 * 48 * 2**10 - 262_144 * 48 * 2**10
     # The rest is the mask's part of the compute buffer: 512 half-floats a token, for one GPU.
     assert of[1_048_576] - of[262_144] - cache == (1_048_576 - 262_144) * 512 * 2
 
 
 def test_the_holder_has_room_and_none_smaller_has(scout: tuple[Cell, ...]) -> None:
-    of = {(cell.recipe, cell.context): cell for cell in scout}
+    of = {(cell.recipe, cell.n_ctx): cell for cell in scout}
     assert of["int4", 32_768].holder == "H100"
     assert of["int4", 1_048_576].holder == "H200"
     assert of["int4", 10_485_760].holder == "4x B200"
