@@ -144,6 +144,29 @@ def test_the_package_imports_its_dependencies_and_the_plots_extra_alone() -> Non
     assert [str(edge) for edge in strangers] == []
 
 
+@pytest.mark.parametrize("folder", sorted(house.OUTSIDE - {"build"}))
+def test_the_package_is_imported_by_its_name(folder: str) -> None:
+    # The root is on the path when tests run: `import errors` would load a second copy.
+    rooms = {room_of(module) for module in sources()} - {"__init__"}
+    strays = [
+        f"{path.relative_to(house.ROOT)}:{node.lineno}"
+        for path in sorted((house.ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _absolute(node)
+        if room_of(name) in rooms
+    ]
+    assert strays == []
+
+
+def _absolute(node: ast.AST) -> list[str]:
+    """The modules that a statement imports by an absolute name."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module]
+    return []
+
+
 def touches_c_api(edge: Import) -> bool:
     return room_of(edge.target) == "llama_cpp" or any((edge.target, n) in C_API for n in edge.names)
 
