@@ -14,15 +14,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK, FULL_ATTENTION_EVERY
-from ..convert.blueprint import blueprint
-from ..convert.vision import VisionWeights
 from ..errors import RecipeError
 from ..quant import role_of
 from ..quant.recipes import DEFAULT_RECIPE
 from ..runtime.files.model_file import check_model_file
 from ..runtime.settings import EngineSettings, KVType
+
+if TYPE_CHECKING:
+    from ..convert.vision import VisionWeights
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # llama.cpp rounds the cells of a cache up to these (GGML_PAD in llama-context.cpp).
@@ -138,6 +140,9 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
             )
         yield _of_gguf(Path(model))
         return
+    # Here, because it loads the converter, which a GGUF does without.
+    from ..convert.blueprint import blueprint
+
     drawn = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
     config = drawn.config
     with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:

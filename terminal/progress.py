@@ -6,6 +6,7 @@ stays. Does not know what is converted or loaded.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -133,5 +134,7 @@ def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
 
 def _screen() -> Console | None:
     """The terminal on stderr, or None where nothing can be redrawn."""
+    if not sys.stderr.isatty():
+        return None
     err = console(stderr=True)
-    return None if not err.file.isatty() or err.is_dumb_terminal else err
+    return None if err.is_dumb_terminal else err

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf.constants import LlamaFileType
-
 from ...architecture import (
     ATTENTION_CHUNK,
     MAX_EXPERTS,
@@ -38,15 +36,14 @@ from .vocabulary_file import (
 class ModelInfo:
     """A Llama 4 text model, as its GGUF describes it.
 
-    ``file_type`` is llama.cpp's name for the recipe (``MOSTLY_Q4_0``). ``eog_ids`` are the tokens
-    that end a generation. ``parts`` holds the header of each file of a split model, in order;
-    ``gguf`` is the first, which has the metadata. ``bytes`` is the length of all parts.
+    ``eog_ids`` are the tokens that end a generation. ``parts`` holds the header of each file of a
+    split model, in order; ``gguf`` is the first, which has the metadata. ``bytes`` is the length of
+    all parts.
     """
 
     path: Path
     name: str
     hparams: Hyperparameters
-    file_type: str
     chat_template: str | None
     bos_id: int
     eos_id: int
@@ -63,6 +60,17 @@ class ModelInfo:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """The tensors of all parts."""
         return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
+    def file_type(self) -> str:
+        """llama.cpp's name for the recipe, such as ``MOSTLY_Q4_0``."""
+        from gguf.constants import LlamaFileType  # which takes longer to import than a small model
+
+        value = self.gguf.metadata.get("general.file_type")
+        try:
+            return str(LlamaFileType(value).name)
+        except ValueError:
+            return "unknown" if value is None else f"unknown ({value})"
 
 
 def check_model_file(path: str | os.PathLike[str], *, needs_tokenizer: bool = True) -> ModelInfo:
@@ -209,7 +217,6 @@ def _model_info(
         path=gguf.path,
         name=str(gguf.metadata.get("general.name", gguf.path.stem)),
         hparams=hparams,
-        file_type=_file_type(gguf),
         chat_template=None if template is None else str(template),
         bos_id=vocabulary.bos_id,
         eos_id=vocabulary.eos_id,
@@ -247,14 +254,6 @@ def _positive(gguf: GGUFFile, key: str, *, default: float | None = None) -> floa
         found = "no such key" if value is None else value
         raise _bad_key(gguf, key, found, "a positive number")
     return value
-
-
-def _file_type(gguf: GGUFFile) -> str:
-    value = gguf.metadata.get("general.file_type")
-    try:
-        return str(LlamaFileType(value).name)
-    except ValueError:
-        return "unknown" if value is None else f"unknown ({value})"
 
 
 def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
