@@ -1,0 +1,298 @@
+"""Every code block of the README and of docs/ does what it says, and its tables hold.
+
+The pages name files of a reader: `shelf` is a directory that has them, all made of the model in the
+box. Commands are parsed for real, and run there unless `NOT_RUN` says why not. Python blocks of a
+page run in order, as one program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from llama4_edge.cli import main
+from llama4_edge.runtime.workers.worker import local_workers
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATED = {"docs/reference/commands.md"}
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+    if str(path.relative_to(ROOT)) not in GENERATED
+)
+SCOUT = "Llama-4-Scout-17B-16E-Instruct"
+MODELS = ("scout.gguf", "scout-int4.gguf", "demo/out/llama-4-tiny-int4.gguf")
+CHECKPOINTS = (SCOUT, f"meta-llama/{SCOUT}", "demo/Llama-4-Tiny")
+ADDRESSES = ("192.168.0.7:50052", "192.168.0.8:50052", "127.0.0.1:50052")
+
+# Parts of commands that are parsed but not run, and why.
+NOT_RUN = {
+    "llama4 worker": "serves until Ctrl-C",
+    "llama4 pull": "needs a network",
+    "-dev CUDA0,CUDA1": "needs two GPUs",
+    r"blk\.(4[0-7])": "the model in the box has no layer 40",
+    "bench --synthetic": "writes gigabytes",
+}
+# Other programs that the pages mention; what comes after them is not looked at.
+PROGRAMS = {"eval", "hf", "pip", "jq", "git", "pre-commit"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page: its language and its text."""
+
+    page: str
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command of a console block, its words up to a pipe, and the lines that it prints."""
+
+    page: str
+    text: str
+    words: tuple[str, ...]
+    output: tuple[str, ...]
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(page, language, body) for language, body in fences]
+
+
+def shown(block: Block) -> list[Shown]:
+    """The commands of a console block: lines after a prompt, with the lines that continue them."""
+    commands: list[tuple[str, list[str]]] = []
+    open_line = False
+    for line in block.text.splitlines():
+        prompt = re.match(r"^[\w-]*\$ +", line)
+        if open_line:
+            text, output = commands.pop()
+            commands.append((f"{text[:-1].rstrip()} {line.strip()}", output))
+        elif prompt:
+            commands.append((line[prompt.end() :], []))
+        else:
+            commands[-1][1].append(line)
+        open_line = (prompt is not None or open_line) and line.endswith("\\")
+    return [Shown(block.page, text, tuple(words(text)), tuple(output)) for text, output in commands]
+
+
+def words(text: str) -> list[str]:
+    """A command's words, without settings of the environment, up to a pipe or a comment."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="|<>")
+    lexer.whitespace_split = True
+    lexer.commenters = "#"
+    kept: list[str] = []
+    for word in lexer:
+        if word in ("|", "<", ">"):
+            break
+        if kept or not re.match(r"^[A-Z_]+=", word):
+            kept.append(word)
+    return kept
+
+
+COMMANDS = [
+    command
+    for page in PAGES
+    for block in blocks(page)
+    if block.language == "console"
+    for command in shown(block)
+]
+LLAMA4 = [command for command in COMMANDS if command.words[0] == "llama4"]
+RUN = [command for command in LLAMA4 if not any(part in command.text for part in NOT_RUN)]
+
+
+def text_of(command: Shown) -> str:
+    return f"{command.page}: {command.text}"
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(make_gguf: Callable[..., Path]) -> Path:
+    return make_gguf(ROOT / "demo" / "Llama-4-Tiny", "int4")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with the checkpoints of the pages, which is the current one."""
+    for name in CHECKPOINTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / "demo" / "Llama-4-Tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    logger = logging.getLogger("llama4_edge")
+    level, handlers = logger.level, logger.handlers
+    yield tmp_path
+    logger.setLevel(level)
+    logger.handlers = handlers
+
+
+@pytest.fixture
+def full_shelf(shelf: Path, demo_gguf: Path) -> Path:
+    """The same with the GGUFs of the pages."""
+    for name in MODELS:
+        (shelf / name).parent.mkdir(parents=True, exist_ok=True)
+        (shelf / name).symlink_to(demo_gguf)
+    return shelf
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[tuple[str, ...]]:
+    with local_workers(2) as endpoints:
+        yield endpoints
+
+
+# --- the README
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_every_block_says_what_it_is() -> None:
+    languages = {block.language for page in PAGES for block in blocks(page)}
+    assert languages <= {"console", "python", "text"}
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("command", LLAMA4, ids=text_of)
+def test_a_command_of_the_pages_is_one_of_llama4s(command: Shown) -> None:
+    top = click.Context(main, info_name="llama4")
+    name, *arguments = command.words[1:]
+    subcommand = main.get_command(top, name)
+    assert subcommand is not None
+    subcommand.make_context(name, arguments, parent=top)
+
+
+@pytest.mark.parametrize("command", RUN, ids=text_of)
+def test_a_command_of_the_pages_does_what_is_shown(
+    command: Shown, full_shelf: Path, request: pytest.FixtureRequest
+) -> None:
+    arguments = list(command.words[1:])
+    if "--workers" in arguments:
+        endpoints = request.getfixturevalue("workers")
+        addresses = dict(zip(ADDRESSES, (*endpoints, endpoints[0]), strict=True))
+        arguments = [
+            ",".join(addresses.get(part, part) for part in argument.split(","))
+            for argument in arguments
+        ]
+    if arguments[0] == "convert":
+        arguments.append("--force")
+    result = CliRunner().invoke(main, arguments, input="", catch_exceptions=False)
+    # `plan` says with 1 that a model does not fit on this machine.
+    assert result.exit_code in ((0, 1) if arguments[0] == "plan" else (0,)), result.stderr
+    lines = iter([" ".join(line.split()) for line in result.stdout.splitlines()])
+    for line in command.output:
+        if line not in ("", "…"):
+            assert " ".join(line.split()) in lines, line
+
+
+OTHERS = [command for command in COMMANDS if command.words[0] != "llama4"]
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=text_of)
+def test_other_commands_of_the_pages_name_what_is_there(command: Shown) -> None:
+    program, *arguments = command.words
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert arguments[0] in targets
+    elif program in ("python", "torchrun"):
+        if "-m" in arguments:
+            module = arguments[arguments.index("-m") + 1]
+            assert (
+                module in ("pip", "mkdocs") or (ROOT / f"{module.replace('.', '/')}.py").is_file()
+            )
+        else:
+            assert (ROOT / arguments[0]).is_file()
+    else:
+        assert program in PROGRAMS
+
+
+# --- Python
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+)
+def test_the_python_of_a_page_runs(page: str, shelf: Path) -> None:
+    code = "\n".join(block.text for block in blocks(page) if block.language == "python")
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(code, page, "exec"), {"__name__": "__main__"})
+
+
+# --- tables
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells below a heading's row."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    """What `llama4 plan scout …` says for a machine with 128 GB of main memory."""
+    result = CliRunner().invoke(
+        main, ["plan", "scout", *arguments, "--ram", "128G", "--json"], catch_exceptions=False
+    )
+    plan: dict[str, Any] = json.loads(result.stdout)
+    return plan
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count else "none"
+
+
+@pytest.mark.parametrize("row", table("README.md", "Scout, int4, 32k tokens"), ids=lambda r: r[0])
+def test_what_fits_where_is_what_the_planner_says(row: list[str]) -> None:
+    machine, memory, experts, speeds = row
+    gpu = re.sub(r", cache .*| 12 GB", "", machine)
+    plan = planned(*([] if gpu == "none" else ["--gpu", gpu]))
+    *gpus, host = plan["devices"]
+    assert plan["fits"]
+    assert plan["kv_type"] == ("q8_0" if "q8_0" in machine else "f16")
+    if gpus:
+        assert gib(sum(device["used_bytes"] for device in gpus)) == memory
+        assert gib(host["weights"].get("expert", 0)) == experts
+    speed = "estimated_decode_tokens_per_second"
+    bounds = (plan[speed], plan[f"{speed}_full"])
+    assert speeds == ", ".join(f"{bound:.{bound < 10:d}f}" for bound in bounds)
+
+
+@pytest.mark.parametrize(
+    "row", table("docs/reference/recipes.md", "recipe"), ids=lambda row: row[0]
+)
+def test_recipes_weigh_what_the_page_says(row: list[str]) -> None:
+    name = row[0].split("`")[1]
+    plan = planned("--recipe", name, "--gpu", "4x h200")
+    weights = sum(device["weights_bytes"] for device in plan["devices"])
+    assert f"{weights / 1e9:.0f} GB" == row[3]
+
+
+def test_the_cache_takes_what_the_page_says() -> None:
+    gpu, _ = planned("--gpu", "h100")["devices"]
+    full, chunked = table("docs/concepts/planning.md", "Scout, cache in f16")
+    assert gib(gpu["kv_full_bytes"]) == full[4]
+    assert gib(gpu["kv_chunked_bytes"]) == chunked[4]
+    for cells in (full, chunked):
+        assert int(cells[2].replace(",", "")) * 4096 == int(cells[3].split()[0]) * 2**20
