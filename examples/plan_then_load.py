@@ -16,8 +16,8 @@ def main(path: str) -> None:
     """Print the plan for the longest context that fits, device by device; then follow it."""
     plan = llama4_edge.plan(path, n_ctx="max")
     print(plan)
-    for device in plan.devices:
-        print(f"{device.name}: {device.used_bytes:,} bytes, {device.left_bytes:,} left")
+    for share in plan.devices:
+        print(f"{share.name}: {share.used_bytes:,} bytes, {share.left_bytes:,} left")
     if not plan.fits:
         sys.exit("it does not fit")
     with llama4_edge.Model(path, plan=plan) as model:

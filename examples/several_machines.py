@@ -23,7 +23,9 @@ def main(path: str, *workers: str) -> None:
     with llama4_edge.Model(path, workers=workers) as model:
         assert model.plan is not None
         for device in model.plan.devices:
-            print(f"{device.name} at {device.endpoint or 'home'}: {device.used_bytes:,} bytes")
+            print(
+                f"{device.name} at {device.device.endpoint or 'home'}: {device.used_bytes:,} bytes"
+            )
         answer = model.chat([{"role": "user", "content": "What is 20 + 30?"}], temperature=0)
     print(answer.text)
 

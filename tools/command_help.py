@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
 
-llama4: click.Group = import_module("llama4_edge.cli").main
+from llama4_edge.cli import main as llama4
+
 ROOT = Path(__file__).resolve().parents[1]
 # A default that lies below the home directory is the same for everybody.
 os.environ["XDG_CACHE_HOME"] = "~/.cache"
