@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -118,7 +117,9 @@ class HubServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def add(self, name: str, files: Path | dict[str, bytes], **settings: Any) -> HubRepository:
+    def add(
+        self, name: str, files: Path | dict[str, bytes], tags: tuple[str, ...] = ()
+    ) -> HubRepository:
         """Publish a directory, or files by name, as a repository."""
         if isinstance(files, Path):
             files = {
@@ -127,7 +128,7 @@ class HubServer:
                 if path.is_file()
             }
         entries = {file: _entry(file, data) for file, data in sorted(files.items())}
-        self.repositories[name] = HubRepository(name, entries, **settings)
+        self.repositories[name] = HubRepository(name, entries, tags=tags)
         return self.repositories[name]
 
     def sent(self, pattern: str) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.fixtures import MakeGGUF
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "demo" / "Llama-4-Tiny"
@@ -18,7 +18,7 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture(scope="session")
-def model(make_gguf: Callable[..., Path]) -> Path:
+def model(make_gguf: MakeGGUF) -> Path:
     return make_gguf(CHECKPOINT, "int4")
 
 

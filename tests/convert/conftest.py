@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.checkpoint import SCOUT_LIKE, Geometry
+from demo.checkpoint import SCOUT_LIKE
 from llama4_edge.convert import hub as hub_shards
+from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer, running_hub
 
 from .on_hub import NAME, SHARDS
@@ -27,7 +28,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
-def checkpoint(make_checkpoint: Callable[[Geometry], Path], tmp_path: Path) -> Path:
+def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
     """A copy of a small checkpoint in two shards, to be damaged."""
     copy = tmp_path / "small"
     shutil.copytree(make_checkpoint(SMALL), copy)
@@ -43,7 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def published(hub: HubServer, make_checkpoint: Callable[[Geometry], Path]) -> HubServer:
+def published(hub: HubServer, make_checkpoint: MakeCheckpoint) -> HubServer:
     """The hub with a whole checkpoint in six shards."""
     hub.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)), tags=("v1",))
     return hub
@@ -56,7 +57,7 @@ def edit_json(path: Path, edit: Edit) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def edit_text_config(checkpoint: Path, **changes: Any) -> None:
+def edit_text_config(checkpoint: Path, **changes: object) -> None:
     """Set fields of the text model's config; None removes one."""
 
     def edit(config: dict[str, Any]) -> None:

@@ -29,8 +29,10 @@ def shard(number: int) -> str:
     return f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
 
 
-def opened(name: str = NAME, **options: bool) -> tuple[Checkpoint, HubShards, list[Path]]:
-    checkpoint = open_repository(name, **options)
+def opened(
+    name: str = NAME, *, keep_source: bool = False
+) -> tuple[Checkpoint, HubShards, list[Path]]:
+    checkpoint = open_repository(name, keep_source=keep_source)
     assert isinstance(checkpoint.shards, HubShards)
     return (
         checkpoint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,6 +17,7 @@ from llama4_edge.convert.blueprint import Blueprint, blueprint
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.errors import CheckpointError, OutputError, RecipeError, UnsupportedError
 from llama4_edge.quant import RECIPES
+from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer
 
 from .conftest import SMALL
@@ -43,7 +43,7 @@ def active(drawn: Blueprint) -> int:
 
 @pytest.mark.parametrize("geometry", [SMALL, SCOUT_BASE_LIKE, TINY_MAVERICK])
 def test_a_checkpoint_s_blueprint_is_the_header_that_converting_it_writes(
-    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, geometry: Geometry
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, geometry: Geometry
 ) -> None:
     checkpoint = make_checkpoint(geometry)
     convert(checkpoint, tmp_path / "converted.gguf", recipe="int4")
@@ -54,7 +54,7 @@ def test_a_checkpoint_s_blueprint_is_the_header_that_converting_it_writes(
 
 
 def test_a_repository_is_drawn_from_its_headers(
-    published: HubServer, make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+    published: HubServer, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     local = blueprint(make_checkpoint(replace(SMALL, shards=SHARDS)))
     assert described(blueprint(NAME)) == described(local)
@@ -63,7 +63,7 @@ def test_a_repository_is_drawn_from_its_headers(
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_config_alone_gives_the_same_tensors_as_its_checkpoint(
-    make_checkpoint: Callable[[Geometry], Path], recipe: str
+    make_checkpoint: MakeCheckpoint, recipe: str
 ) -> None:
     checkpoint = make_checkpoint(TINY_MAVERICK)
     drawn = blueprint(checkpoint / "config.json", recipe=recipe)

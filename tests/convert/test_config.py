@@ -54,7 +54,7 @@ MAVERICK = {
 }
 
 
-def changed(**changes: Any) -> dict[str, Any]:
+def changed(**changes: object) -> dict[str, Any]:
     return {**SCOUT, **changes}
 
 

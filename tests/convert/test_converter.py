@@ -7,7 +7,6 @@ import hashlib
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 from gguf import GGUFReader
 
 import llama4_edge
-from demo.checkpoint import Geometry
 from llama4_edge.convert import convert, slabs
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.output import Part
@@ -24,6 +22,7 @@ from llama4_edge.convert.report import Progress
 from llama4_edge.convert.target import check_target
 from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
 from llama4_edge.quant import DEFAULT_RECIPE
+from tests.fixtures import MakeCheckpoint
 
 from .conftest import (
     SMALL,
@@ -57,7 +56,7 @@ def test_two_processes_write_the_same_bytes(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_one_shard_or_many_give_the_same_tensors(
-    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     files = []
     for shards in (1, 4):
@@ -98,8 +97,8 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(checkpoint: Path, tmp_pat
     planned = convert(checkpoint, output, dry_run=True)
     assert not output.exists()
     done = convert(checkpoint, output)
-    timeless = {"seconds": 0.0, "stage_seconds": {}}
-    assert replace(planned, dry_run=False, **timeless) == replace(done, **timeless)
+    expected = replace(done, seconds=0.0, stage_seconds={}, dry_run=True)
+    assert replace(planned, seconds=0.0, stage_seconds={}) == expected
 
 
 def test_progress_covers_every_byte_once(checkpoint: Path, tmp_path: Path) -> None:

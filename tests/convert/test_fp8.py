@@ -53,7 +53,7 @@ def _torch_dequantized(codes: np.ndarray, scale: torch.Tensor) -> np.ndarray:
     return product.view(torch.int16).numpy().view(np.uint16)
 
 
-def test_every_code_has_the_value_that_torch_gives_it():
+def test_every_code_has_the_value_that_torch_gives_it() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
     expected = codes.numpy()
     assert np.array_equal(fp8.VALUES, expected, equal_nan=True)
@@ -62,7 +62,7 @@ def test_every_code_has_the_value_that_torch_gives_it():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_decoded_rows_equal_torchs_product_rounded_to_bf16(dtype):
+def test_decoded_rows_equal_torchs_product_rounded_to_bf16(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(4)
     # From what a weight's scale is (1e-4) to products that are subnormal in bf16.
     magnitude = 10.0 ** torch.linspace(-38, 30, 512)
@@ -73,7 +73,7 @@ def test_decoded_rows_equal_torchs_product_rounded_to_bf16(dtype):
     assert np.array_equal(fp8.decode_rows(codes, scales), _torch_dequantized(codes, scale))
 
 
-def test_one_rounding_equals_a_product_taken_in_bf16():
+def test_one_rounding_equals_a_product_taken_in_bf16() -> None:
     """compressed-tensors multiplies in the scale's own dtype."""
     scale = (10.0 ** torch.linspace(-6, 0, 64)).to(torch.bfloat16)[:, None]
     codes = _finite_codes(64)
@@ -84,7 +84,7 @@ def test_one_rounding_equals_a_product_taken_in_bf16():
 
 
 @pytest.mark.parametrize("code", NAN_CODES)
-def test_a_code_that_is_no_number_is_refused(code):
+def test_a_code_that_is_no_number_is_refused(code: int) -> None:
     codes = np.zeros((3, 32), np.uint8)
     codes[2, 31] = code
     with pytest.raises(ValueError, match="NaN"):
@@ -92,19 +92,19 @@ def test_a_code_that_is_no_number_is_refused(code):
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
-def test_a_scale_that_is_no_positive_number_is_refused(scale):
+def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
     for dtype, name in ((torch.bfloat16, "BF16"), (torch.float32, "F32")):
         raw = torch.tensor([1.0, scale], dtype=dtype).view(torch.uint8).numpy().tobytes()
         with pytest.raises(ValueError, match="scale"):
             fp8.scales_of(raw, name)
 
 
-def test_a_row_of_zeros_may_have_the_scale_zero():
+def test_a_row_of_zeros_may_have_the_scale_zero() -> None:
     scales = fp8.scales_of(np.zeros(1, np.float32).tobytes(), "F32")
     assert fp8.decode_rows(np.zeros((1, 4), np.uint8), scales).tolist() == [[0, 0, 0, 0]]
 
 
-def test_scales_are_named_after_their_weight_and_activation_scales_are_left_out():
+def test_scales_are_named_after_their_weight_and_activation_scales_are_left_out() -> None:
     weight = "model.layers.1.feed_forward.experts.0.down_proj.weight"
     assert fp8.scale_name(weight) == weight + "_scale"
     assert not fp8.left_out(weight)
@@ -113,7 +113,7 @@ def test_scales_are_named_after_their_weight_and_activation_scales_are_left_out(
     assert fp8.left_out("model.layers.1.self_attn.k_scale")
 
 
-def test_the_published_settings_are_taken():
+def test_the_published_settings_are_taken() -> None:
     fp8.check_quantization(PUBLISHED)
     fp8.check_quantization({**PUBLISHED, "sparsity_config": {}, "transform_config": {}})
 
@@ -130,7 +130,9 @@ def test_the_published_settings_are_taken():
         ({"config_groups": {"group_0": {"weights": None}}}, "group_0: no weights"),
     ],
 )
-def test_another_quantization_is_refused_by_what_differs(change, found):
+def test_another_quantization_is_refused_by_what_differs(
+    change: dict[str, object], found: str
+) -> None:
     with pytest.raises(UnsupportedError, match="quantized in a way") as caught:
         fp8.check_quantization({**PUBLISHED, **change})
     assert found in str(caught.value.found)
@@ -149,7 +151,7 @@ def test_another_quantization_is_refused_by_what_differs(change, found):
         ("block_structure", [128, 128]),
     ],
 )
-def test_another_kind_of_weight_is_refused_by_name(field, value):
+def test_another_kind_of_weight_is_refused_by_name(field: str, value: object) -> None:
     settings = deepcopy(PUBLISHED)
     settings["config_groups"]["group_0"]["weights"][field] = value
     with pytest.raises(UnsupportedError) as caught:
@@ -157,13 +159,13 @@ def test_another_kind_of_weight_is_refused_by_name(field, value):
     assert caught.value.found == f"group_0: weights.{field} {value!r}"
 
 
-def test_a_group_with_a_format_of_its_own_is_refused():
+def test_a_group_with_a_format_of_its_own_is_refused() -> None:
     settings = deepcopy(PUBLISHED)
     settings["config_groups"]["group_0"]["format"] = "pack-quantized"
     with pytest.raises(UnsupportedError, match="pack-quantized"):
         fp8.check_quantization(settings)
 
 
-def test_settings_that_are_no_object_are_refused():
+def test_settings_that_are_no_object_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="no settings"):
         fp8.check_quantization(["float-quantized"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 
-from demo.checkpoint import MAVERICK_LIKE, Geometry
+from demo.checkpoint import MAVERICK_LIKE
 from llama4_edge.convert import convert, slabs
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert.checkpoint import open_checkpoint
@@ -22,13 +22,14 @@ from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.names import plan_tensors, rules_for
 from llama4_edge.errors import CheckpointError, DamagedTensorError, UnsupportedError
+from llama4_edge.quant import DEFAULT_RECIPE
+from tests.fixtures import MakeCheckpoint
 from tests.hub_server import running_hub
 
 from .conftest import drop_tensor, edit_header, edit_json, read_header, shards_of, write_shard
 from .test_config import MAVERICK
 from .test_fp8 import PUBLISHED
 
-MakeCheckpoint = Callable[[Geometry], Path]
 Tensors = dict[str, torch.Tensor]
 
 # Maverick's pattern and its number of experts, each of them small.
@@ -144,9 +145,9 @@ def fp8_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
     return write_fp8(make_checkpoint(SMALL_MAVERICK), tmp_path)[0]
 
 
-def gguf_bytes(checkpoint: Path, **options: Any) -> bytes:
+def gguf_bytes(checkpoint: Path, recipe: str = DEFAULT_RECIPE) -> bytes:
     output = checkpoint.parent / "out.gguf"
-    convert(checkpoint, output, force=True, **options)
+    convert(checkpoint, output, force=True, recipe=recipe)
     return output.read_bytes()
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.checkpoint import Geometry
 from llama4_edge.convert import convert, output, slabs
 from llama4_edge.errors import CheckpointError, OutputError
+from tests.fixtures import MakeCheckpoint
 
 from .conftest import SMALL, edit_text_config, shards_of
 
@@ -94,7 +94,7 @@ def interrupted(source: Path, target: Path, share: float = 0.5) -> None:
 
 
 def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
-    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, small_slabs: None
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, small_slabs: None
 ) -> None:
     source = make_checkpoint(replace(SMALL, experts=16))
     convert(source, tmp_path / "whole.gguf")
@@ -110,7 +110,7 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_conversion_leaves_nothing_under_the_final_name_and_goes_on(
-    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path, stop: signal.Signals
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, stop: signal.Signals
 ) -> None:
     source = make_checkpoint(replace(SMALL, experts=16))
     target, journal = tmp_path / "o.gguf", tmp_path / "o.gguf.partial.json"

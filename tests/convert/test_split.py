@@ -42,7 +42,7 @@ def test_llama_cpp_loads_the_parts_as_one_model(checkpoint: Path, tmp_path: Path
     for path in (whole.output, parts.output):
         with Model(path, n_ctx=64, n_threads=1) as model:
             logits.append(model.logits(model.tokenize("Parts of one whole.")))
-    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], logits[1])
 
 
 def test_a_tensor_larger_than_a_part_has_one_of_its_own(checkpoint: Path, tmp_path: Path) -> None:

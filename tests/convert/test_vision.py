@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from llama4_edge.convert.config import parse_vision
 from llama4_edge.convert.names import VISION_PREFIXES
 from llama4_edge.convert.vision import VisionWeights, vision_shapes, vision_weights
 from llama4_edge.errors import UnsupportedError
+from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer
 
 from .conftest import SMALL
@@ -30,7 +30,7 @@ UNLIKE = replace(
 
 @pytest.mark.parametrize("geometry", [SCOUT_LIKE, UNLIKE])
 def test_a_configuration_has_the_vision_tensors_of_its_checkpoint(
-    make_checkpoint: Callable[[Geometry], Path], geometry: Geometry
+    make_checkpoint: MakeCheckpoint, geometry: Geometry
 ) -> None:
     checkpoint = open_checkpoint(make_checkpoint(geometry))
     stored = {
@@ -44,7 +44,7 @@ def test_a_configuration_has_the_vision_tensors_of_its_checkpoint(
 
 
 def test_a_checkpoint_s_vision_tower_weighs_what_its_tensors_do(
-    make_checkpoint: Callable[[Geometry], Path],
+    make_checkpoint: MakeCheckpoint,
 ) -> None:
     path = make_checkpoint(SCOUT_LIKE)
     # bf16 as they are stored, but for vectors, positions and patches: those are kept in F32.
@@ -63,7 +63,7 @@ def test_a_checkpoint_s_vision_tower_weighs_what_its_tensors_do(
 
 
 def test_a_repository_s_vision_tower_is_weighed_by_its_headers(
-    published: HubServer, make_checkpoint: Callable[[Geometry], Path]
+    published: HubServer, make_checkpoint: MakeCheckpoint
 ) -> None:
     local = blueprint(make_checkpoint(replace(SMALL, shards=SHARDS))).vision
     assert local is not None
@@ -86,7 +86,7 @@ def test_the_published_vision_tower_takes_1_63_gib(preset: str) -> None:
 
 
 def test_what_has_no_vision_tower_weighs_none(
-    make_checkpoint: Callable[[Geometry], Path],
+    make_checkpoint: MakeCheckpoint,
 ) -> None:
     text_only = make_checkpoint(TEXT_ONLY)
     assert blueprint(text_only).vision is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from demo.training import MODEL
+from tests.fixtures import MakeGGUF
 
 
 @pytest.fixture(scope="session")
@@ -16,5 +17,5 @@ def trained() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_gguf(make_gguf: Callable[..., Path], trained: Path) -> Callable[[str], Path]:
+def trained_gguf(make_gguf: MakeGGUF, trained: Path) -> Callable[[str], Path]:
     return lambda recipe: make_gguf(trained, recipe)

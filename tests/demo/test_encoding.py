@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -24,7 +24,7 @@ def tokenizer(trained: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(trained_gguf: Any) -> Any:
+def model(trained_gguf: Callable[[str], Path]) -> Iterator[Model]:
     with Model(trained_gguf("bf16"), n_ctx=512, n_threads=1) as loaded:
         yield loaded
 

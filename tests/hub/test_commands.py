@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from demo.checkpoint import TEXT_ONLY, Geometry
+from demo.checkpoint import TEXT_ONLY
 from llama4_edge.cli import main
 from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.fixtures import MakeCheckpoint, MakeGGUF
 from tests.hub_server import HubServer, running_hub
 
 NAME = "meta-llama/Llama-4-Tiny"
@@ -28,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 def test_a_repository_becomes_a_gguf_by_its_name(
-    hub: HubServer, make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+    hub: HubServer, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     hub.add(NAME, make_checkpoint(TEXT_ONLY))
     environment = {
@@ -51,7 +52,7 @@ def test_a_repository_becomes_a_gguf_by_its_name(
 
 
 def test_a_pulled_model_can_be_read(
-    hub: HubServer, make_gguf: Callable[..., Path], scout_checkpoint: Path, tmp_path: Path
+    hub: HubServer, make_gguf: MakeGGUF, scout_checkpoint: Path, tmp_path: Path
 ) -> None:
     model = make_gguf(scout_checkpoint, "int4")
     hub.add("someone/GGUF", {"scout-Q4_K_M.gguf": model.read_bytes()})
@@ -66,7 +67,7 @@ def test_a_pulled_model_can_be_read(
 
 
 def test_a_repository_is_planned_from_its_headers_alone(
-    hub: HubServer, make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+    hub: HubServer, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(TEXT_ONLY)
     hub.add(NAME, checkpoint)

@@ -9,10 +9,11 @@ import pytest
 
 from demo.checkpoint import MAVERICK_LIKE
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.fixtures import MakeCheckpoint, MakeGGUF
 
 
 @pytest.fixture(scope="session")
-def maverick_int4(make_gguf, make_checkpoint) -> Path:
+def maverick_int4(make_gguf: MakeGGUF, make_checkpoint: MakeCheckpoint) -> Path:
     return make_gguf(make_checkpoint(MAVERICK_LIKE), "int4")
 
 

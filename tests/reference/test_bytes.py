@@ -10,10 +10,9 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 import llama_cpp
@@ -32,6 +31,7 @@ from demo.checkpoint import (
     UNEVEN,
     Geometry,
 )
+from tests.fixtures import MakeCheckpoint, MakeGGUF
 
 BF16 = gguf.GGMLQuantizationType.BF16
 F32 = gguf.GGMLQuantizationType.F32
@@ -64,11 +64,12 @@ RECIPES = {
     "odd rows": tuple(FILE_TYPES),
     "uneven rows": tuple(FILE_TYPES),
 }
+MakeReference = Callable[[Path, Geometry], Path]
 CASES = [(name, recipe) for name, recipes in RECIPES.items() for recipe in recipes]
 
 
 @pytest.fixture(scope="module")
-def reference_bf16(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def reference_bf16(tmp_path_factory: pytest.TempPathFactory) -> MakeReference:
     """The first step's output, made once a checkpoint."""
     made: dict[Path, Path] = {}
 
@@ -86,9 +87,9 @@ def reference_bf16(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_recipe_of_llama_cpp_has_its_bytes(
     name: str,
     recipe: str,
-    make_checkpoint: Any,
-    make_gguf: Any,
-    reference_bf16: Any,
+    make_checkpoint: MakeCheckpoint,
+    make_gguf: MakeGGUF,
+    reference_bf16: MakeReference,
     tmp_path: Path,
 ) -> None:
     geometry = GEOMETRIES[name]
@@ -99,7 +100,10 @@ def test_a_recipe_of_llama_cpp_has_its_bytes(
 
 
 def test_q4_k_m_gives_more_bits_to_the_layers_llama_cpp_gives_them_to(
-    make_checkpoint: Any, make_gguf: Any, reference_bf16: Any, tmp_path: Path
+    make_checkpoint: MakeCheckpoint,
+    make_gguf: MakeGGUF,
+    reference_bf16: MakeReference,
+    tmp_path: Path,
 ) -> None:
     checkpoint = make_checkpoint(DEEP)
     expected = tmp_path / "expected.gguf"

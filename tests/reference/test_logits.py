@@ -30,6 +30,7 @@ from demo.checkpoint import (
     Geometry,
 )
 from llama4_edge import Model
+from tests.fixtures import MakeCheckpoint, MakeGGUF
 
 MAX_KL = 1e-5
 # Ten times the difference between the two sides' router logits.
@@ -70,14 +71,16 @@ class Reference:
     ],
 )
 def test_logits_are_those_of_transformers(
-    geometry: Geometry, token_seed: int, make_checkpoint: Any, make_gguf: Any
+    geometry: Geometry, token_seed: int, make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
 ) -> None:
     checkpoint = make_checkpoint(geometry)
     tokens = random_tokens(geometry, SHORT[-1] + 1, token_seed)
     assert_same_predictions(checkpoint, make_gguf(checkpoint), tokens, SHORT)
 
 
-def test_logits_agree_across_the_end_of_a_chunk(make_checkpoint: Any, make_gguf: Any) -> None:
+def test_logits_agree_across_the_end_of_a_chunk(
+    make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
+) -> None:
     checkpoint = make_checkpoint(NARROW)
     # Few distinct ones, so that attention finds the same token everywhere in its reach.
     tokens = random_tokens(NARROW, LONG[-1] + 1, 1, distinct=64)
@@ -110,7 +113,9 @@ def transformers_logits(
     assert not loading["mismatched_keys"]
     margins: list[torch.Tensor] = []
 
-    def note_margin(_router: Any, _inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def note_margin(
+        _router: object, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
         first, second = outputs[1].topk(2, dim=-1).values.unbind(-1)
         margins.append((first - second)[list(positions)])
 
@@ -132,7 +137,8 @@ def random_tokens(
 ) -> list[int]:
     """Any tokens (or only the first few) but the special ones, at the vocabulary's end."""
     end = distinct or geometry.vocabulary - 64
-    return np.random.default_rng(seed).integers(0, end, count).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(0, end, count).tolist()
+    return tokens
 
 
 def kl_divergence(reference: npt.NDArray[Any], ours: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

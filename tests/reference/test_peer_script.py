@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from benchmarks.conversion import peer_sources, same_tensors
-from demo.checkpoint import SCOUT_LIKE, Geometry, Vision
+from benchmarks.conversion import same_tensors
+from benchmarks.peer import peer_sources
+from demo.checkpoint import SCOUT_LIKE, Vision
 from llama4_edge.convert.blueprint import blueprint
+from tests.fixtures import MakeCheckpoint
 
 # llama.cpp does not find Llama 4's ends of turn by their text, so ours names them. What ours leaves
 # out is false by default.
@@ -71,7 +72,7 @@ def test_bf16_is_what_convert_hf_to_gguf_writes(
 
 @pytest.mark.heavy
 def test_the_vision_tower_weighs_what_the_script_s_mmproj_does(
-    make_checkpoint: Callable[[Geometry], Path], tmp_path: Path
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     # Of a tower with fewer layers the script does not know the adapter's second matrix.
     geometry = replace(SCOUT_LIKE, vision=Vision(layers=3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.files import damage as verify
 from llama4_edge.runtime.files.damage import Checked, Damage, find_damage
 from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.fixtures import MakeGGUF
 
 # Where a block's scales lie (ggml-common.h) and the bytes that make one infinite or no number.
 HALF_NAN, HALF_INF = b"\x01\x7e", b"\x00\xfc"
@@ -260,7 +260,7 @@ def test_a_caller_that_stops_in_the_middle_stops_the_check(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_converted_model_is_sound(
-    recipe: str, make_gguf: Callable[..., Path], scout_checkpoint: Path
+    recipe: str, make_gguf: MakeGGUF, scout_checkpoint: Path
 ) -> None:
     path = make_gguf(scout_checkpoint, recipe)
     tensors = read_gguf(path).tensors
