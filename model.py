@@ -120,7 +120,6 @@ class Model:
         ):
             plan = _planned(path, wish, n_ctx, kv_type, None)
         self.engine, self.plan = _open(path, wish, plan, on_load_progress)
-        self._stream: Stream | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -129,9 +128,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """End a stream that is open and free the model; closing twice is harmless."""
-        if self._stream is not None:
-            self._stream.close()
+        """Free the model, after ending what it is answering; closing twice is harmless."""
         self.engine.close()
 
     @cached_property
@@ -155,8 +152,8 @@ class Model:
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
-        self._end_stream()
-        return self.engine.logits(tokens)
+        with self.engine.turn():
+            return self.engine.logits(tokens)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any] | Message]) -> list[int]:
         """The token ids with which a model is asked to answer these messages.
@@ -277,7 +274,6 @@ class Model:
         stop: Sequence[str],
         stream: bool,
     ) -> Completion | Stream:
-        self._end_stream()
         answer = Stream(
             self.engine,
             self.vocabulary,
@@ -286,18 +282,12 @@ class Model:
             sampling=sampling,
             stop=stop,
         )
-        self._stream = answer
         if stream:
             return answer
         with answer:
             for _ in answer:
                 pass
         return answer.completion
-
-    def _end_stream(self) -> None:
-        if self._stream is not None:
-            self._stream._supersede()
-            self._stream = None
 
 
 def _check_placement(placement: object, devices: Sequence[str] | None) -> None:

@@ -84,14 +84,15 @@ class Stream(Iterator[str]):
         self._pieces: list[str] = []
         self._tokens: list[int] = []
         self._finish_reason: FinishReason | None = None
-        self._superseded = False
         self._decode_seconds = 0.0
         self._prompt_tokens = len(prompt)
-        started = time.perf_counter()
-        self._reused_tokens = engine.prefill(prompt)
-        self._prefill_seconds = time.perf_counter() - started
-        self._resources = ExitStack()
-        self._sample = self._resources.enter_context(engine.sampler(self._sampling))
+        with ExitStack() as resources:
+            self._turn = resources.enter_context(engine.turn())
+            started = time.perf_counter()
+            self._reused_tokens = engine.prefill(prompt)
+            self._prefill_seconds = time.perf_counter() - started
+            self._sampler = resources.enter_context(engine.sampler(self._sampling, self._turn))
+            self._resources = resources.pop_all()
 
     def __enter__(self) -> Stream:
         return self
@@ -106,11 +107,9 @@ class Stream(Iterator[str]):
             StopIteration: the answer is complete, or the stream was closed.
             EngineError: the model was asked something else meanwhile, or was closed.
         """
-        if self._superseded:
-            raise EngineError(
-                "this stream was ended by a later request to the same model",
-                hint="Finish one answer before asking for the next, or open a second model.",
-            )
+        if self._turn.superseded:
+            self.close()
+            self._turn.check()
         while self._finish_reason is None:
             started = time.perf_counter()
             try:
@@ -138,6 +137,8 @@ class Stream(Iterator[str]):
         Raises:
             EngineError: the answer is not complete yet.
         """
+        if not self._turn.usable:
+            self.close()
         if self._finish_reason is None:
             raise EngineError(
                 "the answer is not complete yet", hint="Read the stream to its end, or close it."
@@ -161,8 +162,9 @@ class Stream(Iterator[str]):
         if self._tokens:
             if not self._engine.tokens_left:
                 return self._end("length")
-            self._engine.append(self._tokens[-1])
-        token = self._sample()
+            token = self._sampler.after(self._tokens[-1])
+        else:
+            token = self._sampler()
         if self._engine.is_end(token):
             return self._end("stop")
         self._tokens.append(token)
@@ -176,11 +178,6 @@ class Stream(Iterator[str]):
         self._finish_reason = reason
         self._resources.close()
         return self._text.finish()
-
-    def _supersede(self) -> None:
-        if self._finish_reason is None:
-            self.close()
-            self._superseded = True
 
 
 def _rate(count: int, seconds: float) -> float:

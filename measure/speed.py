@@ -324,8 +324,7 @@ def _measure(
 
 def _generate(engine: BenchEngine, tokens: Sequence[int]) -> None:
     for token in tokens:
-        engine.append(token)
-        engine.synchronize()
+        engine.append(token)  # returns when all devices have finished
 
 
 class _RandomTokens:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ..errors import ContextFullError, SettingError
 from ..runtime.bindings.batch import SEQUENCE
 from ..runtime.engine import Engine
+from ..runtime.sequence import CachedSequence
 from ..runtime.settings import EngineSettings
 
 _DESCRIPTION_BYTES = 128
@@ -25,18 +26,26 @@ class BenchEngine(Engine):
     @property
     def description(self) -> str:
         """llama.cpp's own name for the model: architecture, size, type of most tensors."""
-        self._ready()
-        text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
-        self._llama.llama_model_desc(self._model, text, _DESCRIPTION_BYTES)
-        return text.value.decode("utf-8", "replace")
+        handles = self._handles
+
+        def read() -> str:
+            text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
+            handles.llama.llama_model_desc(handles.model, text, _DESCRIPTION_BYTES)
+            return text.value.decode("utf-8", "replace")
+
+        return self._call(read)
 
     @property
     def first_token(self) -> int | None:
         """The token that llama.cpp would put before a text, if the model has one."""
-        self._ready()
-        if not self._llama.llama_vocab_get_add_bos(self._vocab):
-            return None
-        return int(self._llama.llama_vocab_bos(self._vocab))
+        llama, vocab = self._handles.llama, self._handles.vocab
+
+        def read() -> int | None:
+            return (
+                int(llama.llama_vocab_bos(vocab)) if llama.llama_vocab_get_add_bos(vocab) else None
+            )
+
+        return self._call(read)
 
     def remake(self, settings: EngineSettings) -> None:
         """Replace the context by an empty one with other settings.
@@ -45,73 +54,59 @@ class BenchEngine(Engine):
             SettingError: the model would have to be loaded anew.
             EngineError: llama.cpp cannot make the context; the engine is closed then.
         """
-        self._ready()
+        self._check()
         for name in ("placement", "workers", "use_extra_bufts"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise SettingError(f"{name} cannot change while the model is loaded")
-        # Until there is a new one, the engine counts as closed.
-        self._free.detach()
-        self._workers.run(self._free_context)
-        self.settings = settings
-        self._tokens, self._highest = [], -1
-        self._unsure = self._has_logits = False
         try:
-            self._begin()
+            self._handles.make_context(settings)
         except BaseException:
-            self._workers.close()
+            self.close()
             raise
-
-    def _free_context(self) -> None:
-        self._llama.llama_batch_free(self._batch.native)
-        self._llama.llama_free(self._context)
+        self.settings = settings
+        self._sequence = CachedSequence(self._handles)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Decode these tokens after those in the cache, with the logits after the last one.
 
         Raises:
             ContextFullError: they do not fit; nothing has changed.
-            EngineError: there are none, an id is out of range, or llama.cpp failed.
+            EngineError: there are none, one is not the id of a token, or llama.cpp failed.
         """
-        self._ready()
-        tokens = list(tokens)
-        self._check_prompt(tokens)
-        if len(tokens) > self.tokens_left:
+        checked = self._checked_prompt(tokens)
+        left = self.tokens_left
+        if len(checked) > left:
             raise ContextFullError(
-                "the tokens do not fit into the context",
-                found=len(tokens),
-                expected=self.tokens_left,
+                "the tokens do not fit into the context", found=len(checked), expected=left
             )
-        self._extend(tokens)
+        self._call(lambda: self._sequence.extend(checked))
 
     def synchronize(self) -> None:
         """Return when all devices have finished what they were asked to do."""
-        self._ready()
-        self._workers.run(lambda: self._llama.llama_synchronize(self._context))
+        self._call(lambda: self._handles.llama.llama_synchronize(self._handles.context))
 
     def state(self) -> bytes:
         """All that the cache holds, for `restore`."""
-        self._ready()
+        llama, context = self._handles.llama, self._handles.context
 
         def read() -> bytes:
-            size = int(self._llama.llama_state_seq_get_size(self._context, SEQUENCE))
+            size = int(llama.llama_state_seq_get_size(context, SEQUENCE))
             buffer = (ctypes.c_uint8 * size)()
-            self._llama.llama_state_seq_get_data(self._context, buffer, size, SEQUENCE)
+            llama.llama_state_seq_get_data(context, buffer, size, SEQUENCE)
             return bytes(buffer)
 
-        return self._workers.run(read)
+        return self._call(read)
 
     def restore(self, state: bytes, tokens: Sequence[int]) -> bool:
         """Fill the empty cache with a `state` that holds `tokens`; False where it does not fit."""
-        self._ready()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        restored = self._workers.run(
-            lambda: self._llama.llama_state_seq_set_data(
-                self._context, buffer, len(state), SEQUENCE
-            )
-        )
-        self._unsure = True
-        if restored:
-            self._tokens = list(tokens)
-            self._highest = len(tokens) - 1
-            self._unsure = False
-        return bool(restored)
+        llama, context = self._handles.llama, self._handles.context
+
+        def write() -> bool:
+            buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+            self._sequence.unsure = True
+            if llama.llama_state_seq_set_data(context, buffer, len(state), SEQUENCE):
+                self._sequence.restored(tokens)
+                return True
+            return False
+
+        return self._call(write)

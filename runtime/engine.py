@@ -1,65 +1,33 @@
 """Token ids in, logits and token ids out: one model and one context of llama.cpp.
 
 Promises that llama.cpp, which ends the process on some input, only ever sees input it accepts; that
-an interrupted call leaves the engine usable; and that what it remembers of earlier calls changes
-the time an answer takes and never the answer. Knows nothing of text.
-
-An engine belongs to one thread at a time.
+an interrupted call leaves the engine usable; and that any thread may call it: calls are made one
+after the other. Who needs several with nobody between them takes a `turn`. Knows nothing of text.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import pairwise, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..architecture import ATTENTION_CHUNK
-from ..errors import AllocationError, ContextFullError, EngineError, WorkerError
-from .bindings.batch import SEQUENCE, Batch
-from .bindings.interruptible import interruptibly
-from .bindings.library import CapturedLog, captured_log, llama
-from .bindings.memory import MemoryReport, report_of
-from .bindings.parameters import context_params, model_params
+from ..errors import ContextFullError, EngineError
+from .bindings.memory import MemoryReport
+from .handles import Handles, SamplerChain
 from .sampling import Sampling
+from .sequence import CachedSequence, reusable_prefix
 from .settings import EngineSettings
-from .workers.remote import Workers, connect
+from .turns import Turn, Turns
 
-logger = logging.getLogger(__name__)
-
-_ABORTED = 2
-
-
-def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) -> int:
-    """How many tokens at the beginning of ``tokens`` need not be decoded again.
-
-    At least the last token is always decoded, because its logits are wanted.
-
-    Args:
-        cached: the tokens in the KV cache.
-        tokens: the tokens that are wanted in the cache.
-        highest: the highest position at which llama.cpp was asked to decode since the cache was
-            cleared, whether that succeeded or not; -1 for none.
-    """
-    pairs = zip(cached, tokens[:-1], strict=False)
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    # Nothing is dropped: what follows the cached tokens finds all it attends to.
-    if common == len(cached):
-        return common
-    # The chunked layers have a cache for one chunk and one ubatch only. A cell is overwritten as
-    # soon as it lies in an earlier chunk than the next position (llama_kv_cache::find_slot with
-    # is_masked_swa; llama-kv-cache-iswa.cpp sets the size). So all cells of the chunk of `highest`
-    # are there, and of earlier chunks any may be gone, without llama_memory_seq_rm saying so.
-    # Position `common` attends to its own chunk from its beginning: that has to be the same one.
-    return common if common // ATTENTION_CHUNK == highest // ATTENTION_CHUNK else 0
+_T = TypeVar("_T")
 
 
 class Engine:
@@ -82,55 +50,14 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
-        self._llama = llama()
-        self._tokens: list[int] = []
-        self._highest = -1
-        self._unsure = False
-        self._has_logits = False
-        self._workers = connect(self.settings.workers)
-        try:
-            self._open(on_progress)
-        except BaseException:
-            self._workers.close()
-            raise
-
-    def _open(self, on_progress: Callable[[float], object] | None) -> None:
-        self._params = model_params(self.settings, self._workers.native_devices)
-        wished = self.settings.placement.n_gpu_layers
-        if wished > 0 and not self._params.devices:
-            logger.warning(
-                "llama.cpp has no GPU to use here: n_gpu_layers (-ngl) of %d has no effect. "
-                "`llama4 doctor` says what is missing.",
-                wished,
-            )
-        self._model = self._load(on_progress)
-        self._begin()
-
-    def _begin(self) -> None:
-        """Make a context, and all that goes with it, for the model that is loaded."""
-        try:
-            self._context = self._make_context()
-        except BaseException:
-            self._discard_model(self._model)
-            raise
-        self._memory = self._llama.llama_get_memory(self._context)
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
-        # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
-        self._n_batch = int(self._llama.llama_n_batch(self._context))
-        self._batch = Batch(self._llama, self._n_batch)
-        self._free = weakref.finalize(
-            self,
-            _free,
-            self._llama,
-            self._workers,
-            self._batch.native,
-            self._context,
-            self._model,
-        )
-        # Workers see the end of the process by themselves, and one that does not answer must not
-        # keep it from ending.
-        self._free.atexit = not self._workers
-        self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
+        self._turns = Turns()
+        self._ends: dict[int, bool] = {}
+        self._handles = Handles(self.path, self.settings, on_progress)
+        self._sequence = CachedSequence(self._handles)
+        self.n_vocab = self._handles.n_vocab
+        # A forgotten engine is freed soon: whoever forgets it may be in the middle of anything.
+        self._free = weakref.finalize(self, self._handles.close, wait=False)
+        self._free.atexit = False  # `bindings.thread` sees to that
 
     def __enter__(self) -> Engine:
         return self
@@ -138,9 +65,17 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise EngineError("an open model cannot be copied", hint="Open the file again.")
+
     def close(self) -> None:
-        """Free the context and the model; closing twice is harmless."""
-        self._free()
+        """Free the context and the model; closing twice is harmless.
+
+        What another thread is doing with them ends first, with an EngineError.
+        """
+        self._free.detach()
+        self._turns.close()
+        self._handles.close()
 
     @property
     def closed(self) -> bool:
@@ -150,30 +85,41 @@ class Engine:
     @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the KV cache."""
-        self._ready()
-        return tuple(self._tokens)
+        return self._call(lambda: tuple(self._sequence.tokens))
 
     @property
     def tokens_left(self) -> int:
         """How many more tokens fit into the context."""
-        self._ready()
-        return self.settings.n_ctx - len(self._tokens)
+        self._check()
+        if self._sequence.unsure:
+            self._call(lambda: None)
+        return self.settings.n_ctx - len(self._sequence.tokens)
+
+    def turn(self) -> AbstractContextManager[Turn]:
+        """A block in which this thread alone uses the engine, as far as others ask for turns too.
+
+        Raises:
+            EngineError: the engine was closed, or this thread asked for a later turn meanwhile.
+        """
+        self._check()
+        return self._turns.turn()
 
     def is_end(self, token: int) -> bool:
         """Whether llama.cpp counts this token as the end of an answer (end of text, turn, …)."""
-        self._ready()
-        self._check_tokens([token])
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+        self._check()
+        if token not in self._ends:
+            (token,) = self._checked([token])
+            self._call(lambda: self._note_end(token))
+        return self._ends[token]
 
     def memory(self) -> MemoryReport:
         """The bytes that llama.cpp has on each device; a file that is mapped counts as weights."""
-        self._ready()
-        return report_of(self._context, self._params.devices)
+        self._check()
+        return self._handles.memory_report()
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self._ready()
-        self._keep(0)
+        self._call(lambda: self._sequence.keep(0))
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """Make these the tokens in the cache, with the logits after the last one ready to sample.
@@ -183,60 +129,48 @@ class Engine:
 
         Raises:
             ContextFullError: they do not fit; nothing has changed.
-            EngineError: there are none, an id is out of range, or llama.cpp failed.
+            EngineError: there are none, one is not the id of a token, or llama.cpp failed.
         """
-        self._ready()
-        tokens = list(tokens)
-        self._check_prompt(tokens)
-        kept = reusable_prefix(self._tokens, tokens, self._highest)
-        self._keep(kept)
-        self._extend(tokens[kept:])
-        return kept
+        self._check()
+        prompt = self._checked_prompt(tokens)
+
+        def work() -> int:
+            kept = reusable_prefix(self._sequence.tokens, prompt, self._sequence.highest)
+            self._sequence.keep(kept)
+            self._sequence.extend(prompt[kept:])
+            return kept
+
+        return self._call(work)
 
     def append(self, token: int) -> None:
         """Decode one more token, so that the logits after it are ready to sample.
 
         Raises:
             ContextFullError: the context is full; nothing has changed.
-            EngineError: the id is out of range, or llama.cpp failed.
+            EngineError: it is not the id of a token, or llama.cpp failed.
         """
-        if not self.tokens_left:
-            raise _full(len(self._tokens) + 1, self.settings.n_ctx)
-        self._check_tokens([token])
-        self._decode([token], outputs=1)
+        self._check()
+        checked = self._checked([token])
+        self._call(lambda: self._append(checked))
 
     @contextmanager
-    def sampler(self, sampling: Sampling) -> Iterator[Callable[[], int]]:
-        """A function that chooses the next token from the logits after the last one.
+    def sampler(self, sampling: Sampling, turn: Turn | None = None) -> Iterator[Sampler]:
+        """What chooses the next token from the logits after the last one.
 
-        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known. The function
-        raises EngineError if nothing was decoded, or if the logits are not numbers.
+        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known.
+
+        Args:
+            turn: the turn in which it is used, outside of which it raises EngineError.
         """
-        self._ready()
-        chain = _sampler_chain(self._llama, sampling)
-
-        def choose() -> int:
-            # NaN has no order, and llama.cpp's sorting has no defence against it.
-            if not math.isfinite(float(self._last_logits().max())):
-                raise EngineError(
-                    f"{self.path}: the model's logits are not numbers",
-                    hint="The file's weights are damaged: convert the model again.",
-                )
-            return int(self._llama.llama_sampler_sample(chain, self._context, -1))
-
-        def sample() -> int:
-            self._ready()
-            return self._workers.run(choose)
-
+        chain = self._call(lambda: self._handles.make_sampler(sampling))
         try:
-            yield sample
+            yield Sampler(self, chain, turn)
         finally:
-            self._llama.llama_sampler_free(chain)
+            self._handles.free_sampler(chain)
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """The logits after the last token, float32 of [n_vocab]; a copy."""
-        self._ready()
-        return np.array(self._last_logits())
+        return self._call(lambda: np.array(self._sequence.last_logits()))
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; the array is the caller's.
@@ -245,244 +179,139 @@ class Engine:
 
         Raises:
             ContextFullError: they do not fit.
-            EngineError: an id is out of range, or llama.cpp failed.
+            EngineError: one is not the id of a token, or llama.cpp failed.
         """
-        self._ready()
-        tokens = list(tokens)
-        result = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
-        if not tokens:
+        self._check()
+        prompt = self._checked_prompt(tokens) if len(tokens) else []
+        result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
+        if not prompt:
             return result
-        self._check_prompt(tokens)
-        self._keep(0)
-        size = min(self.settings.n_outputs, self._n_batch)
 
-        # The short piece comes first: with fewer than 64 rows, ggml's flash attention on the CPU
-        # sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs accuracy where
-        # many keys are attended to, and the first piece has few.
-        edges = [0, *range(len(tokens) % size or size, len(tokens) + 1, size)]
-
-        def work(stopping: Callable[[], bool]) -> None:
+        def work() -> npt.NDArray[np.float32]:
+            self._sequence.keep(0)
+            size = min(self.settings.n_outputs, self._handles.n_batch)
+            # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
+            # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
+            # accuracy where many keys are attended to, and the first piece has few.
+            edges = [0, *range(len(prompt) % size or size, len(prompt) + 1, size)]
             for begin, end in pairwise(edges):
-                if stopping():
-                    return
-                self._decode(tokens[begin:end], outputs=end - begin)
-                result[begin:end] = self._output_rows(end - begin)
+                if self._handles.thread.stopping:
+                    break
+                self._sequence.decode(prompt[begin:end], outputs=end - begin)
+                result[begin:end] = self._sequence.output_rows(end - begin)
+            return result
 
-        self._decode_in_thread(work)
-        return result
+        return self._call(work)
 
-    # Below: how the native objects are made and driven.
+    # --- in the caller's thread
 
-    def _load(self, on_progress: Callable[[float], object] | None) -> Any:
-        cancelled = False
-
-        def work(stopping: Callable[[], bool], report: Callable[[float], None]) -> Any:
-            def during(fraction: float, _: object) -> bool:
-                report(fraction)
-                return not stopping()
-
-            callback = self._llama.llama_progress_callback(during)
-            params = self._params.native
-            params.progress_callback = callback
-            return self._workers.run(
-                lambda: self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
-            )
-
-        def progress(fraction: float) -> bool:
-            nonlocal cancelled
-            cancelled = on_progress is not None and on_progress(fraction) is False
-            return not cancelled
-
-        with captured_log() as log:
-            model = interruptibly(work, progress, self._discard_model, self._give_up)
-        if cancelled:
-            self._discard_model(model)
-            raise EngineError(f"{self.path}: loading was cancelled")
-        if not model:
-            raise _refused(f"{self.path}: llama.cpp cannot load the model", log)
-        return model
-
-    def _discard_model(self, model: Any) -> None:
-        if model:
-            with suppress(WorkerError):  # then nothing of it is to be touched
-                self._workers.run(lambda: self._llama.llama_model_free(model))
-
-    def _discard_context(self, context: Any) -> None:
-        if context:
-            with suppress(WorkerError):
-                self._workers.run(lambda: self._llama.llama_free(context))
-
-    def _make_context(self) -> Any:
-        params = context_params(self.settings)
-
-        def make(_stopping: object, _report: object) -> Any:
-            return self._workers.run(lambda: self._llama.llama_init_from_model(self._model, params))
-
-        with captured_log() as log:
-            context = interruptibly(make, lambda _: True, self._discard_context, self._give_up)
-        if not context:
-            raise _refused(
-                f"{self.path}: llama.cpp cannot make a context of {self.settings.n_ctx} tokens",
-                log,
-                hint="If memory is short, lower n_ctx (-c) or n_ubatch (-ub).",
-            )
-        return context
-
-    @property
-    def _give_up(self) -> Callable[[], None] | None:
-        """What ends a call that does not end when it is told to; without workers all do."""
-        return self._workers.cut if self._workers else None
-
-    def _extend(self, tokens: Sequence[int]) -> None:
-        """Decode checked tokens that fit, with logits for the last."""
-        size = self._n_batch
-        pieces = [tokens[at : at + size] for at in range(0, len(tokens), size)]
-
-        def work(stopping: Callable[[], bool]) -> None:
-            for number, piece in enumerate(pieces, start=1):
-                if stopping():
-                    return
-                self._decode(piece, outputs=1 if number == len(pieces) else 0)
-
-        self._decode_in_thread(work)
-
-    def _decode_in_thread(self, work: Callable[[Callable[[], bool]], None]) -> None:
-        """Run decoding that an interrupt stops within one operation of ggml's graph (on the CPU).
-
-        On a GPU, llama.cpp cannot stop before the end of the current call of n_batch tokens.
-        """
-
-        def decode(stopping: Callable[[], bool], _: object) -> None:
-            # Kept with the engine, for as long as a call that was left behind may ask it.
-            self._stopping = self._llama.ggml_abort_callback(lambda _: stopping())
-            self._llama.llama_set_abort_callback(self._context, self._stopping, None)
-            try:
-                work(stopping)
-            finally:
-                if not self._workers.lost:
-                    self._stopping = self._llama.ggml_abort_callback()
-                    self._llama.llama_set_abort_callback(self._context, self._stopping, None)
-
-        interruptibly(decode, lambda _: True, lambda _: None, self._give_up)
-
-    def _decode(self, tokens: Sequence[int], *, outputs: int) -> None:
-        """Decode at most n_batch checked tokens that fit, with logits for the last ``outputs``."""
-        first = len(self._tokens)
-        self._batch.fill(tokens, first, outputs)
-        # From here until llama.cpp has succeeded, only llama.cpp knows which tokens it holds.
-        self._unsure = True
-        self._has_logits = False
-        self._tokens.extend(tokens)
-        self._highest = max(self._highest, first + len(tokens) - 1)
-
-        def decode() -> int:
-            status = int(self._llama.llama_decode(self._context, self._batch.native))
-            if outputs:
-                # A GPU has only been told what to do so far: the time it takes belongs here.
-                self._llama.llama_synchronize(self._context)
-            return status
-
-        with captured_log() as log:
-            status = self._workers.run(decode)
-        if status == _ABORTED:
-            return
-        if status != 0:
-            self._ready()
-            raise _refused(f"{self.path}: llama.cpp cannot decode (status {status})", log)
-        self._has_logits = outputs > 0
-        self._unsure = False
-
-    def _ready(self) -> None:
-        """Before every use: the engine is open, and what it believes of the cache is true."""
+    def _check(self) -> None:
         if self.closed:
             raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
-        self._workers.check()
-        if self._unsure:
-            held = int(self._llama.llama_memory_seq_pos_max(self._memory, SEQUENCE)) + 1
-            if held <= 0:
-                # The chunked layers may hold nothing where the others still do.
-                self._llama.llama_memory_clear(self._memory, False)
-                self._highest = -1
-            self._has_logits = False
-            del self._tokens[max(held, 0) :]
-            self._unsure = False
+        self._handles.thread.check()
 
-    def _keep(self, count: int) -> None:
-        if count == len(self._tokens):
-            return
-        self._unsure = True
-        self._has_logits = False
-        if count:
-            self._llama.llama_memory_seq_rm(self._memory, SEQUENCE, count, -1)
-        else:
-            self._llama.llama_memory_clear(self._memory, False)
-            self._highest = -1
-        del self._tokens[count:]
-        self._unsure = False
+    def _call(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, called in the engine's thread when what is remembered is true."""
+        self._check()
 
-    def _last_logits(self) -> npt.NDArray[np.float32]:
-        """A view of llama.cpp's own memory, good until the next call."""
-        if not self._has_logits:
-            raise EngineError("there are no logits: no token was decoded last")
-        pointer = self._workers.run(lambda: self._llama.llama_get_logits_ith(self._context, -1))
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        def call() -> _T:
+            self._sequence.settle()
+            return work()
 
-    def _output_rows(self, count: int) -> npt.NDArray[np.float32]:
-        pointer = self._workers.run(lambda: self._llama.llama_get_logits(self._context))
-        return np.ctypeslib.as_array(pointer, shape=(count, self.n_vocab))
+        return self._handles.thread.call(call)
 
-    def _check_prompt(self, tokens: Sequence[int]) -> None:
-        if not tokens:
+    def _checked_prompt(self, tokens: Iterable[int]) -> list[int]:
+        prompt = self._checked(tokens)
+        if not prompt:
             raise EngineError("there are no tokens to decode", expected="at least one")
-        self._check_tokens(tokens)
-        if len(tokens) > self.settings.n_ctx:
-            raise _full(len(tokens), self.settings.n_ctx)
+        if len(prompt) > self.settings.n_ctx:
+            raise _full(len(prompt), self.settings.n_ctx)
+        return prompt
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
+    def _checked(self, tokens: Iterable[int]) -> list[int]:
+        """The same as Python's numbers, if each is the id of a token."""
+        checked: list[Any] = list(tokens)
+        for index, token in enumerate(checked):
+            if type(token) is not int:
+                if not isinstance(token, np.integer):
+                    raise EngineError(
+                        "a token id is not a whole number",
+                        found=repr(token),
+                        expected=f"0 to {self.n_vocab - 1}",
+                    )
+                checked[index] = int(token)
             if not 0 <= token < self.n_vocab:
                 raise EngineError(
                     "a token id is not in the model's vocabulary",
                     found=str(token),
                     expected=f"0 to {self.n_vocab - 1}",
                 )
+        return checked
+
+    # --- in the engine's thread
+
+    def _append(self, token: list[int]) -> None:
+        held = len(self._sequence.tokens)
+        if held == self.settings.n_ctx:
+            raise _full(held + 1, self.settings.n_ctx)
+        self._sequence.decode(token, outputs=1)
+
+    def _sample(self, chain: SamplerChain) -> int:
+        if not chain.native:
+            raise EngineError("a sampler was used after its block had ended")
+        # NaN has no order, and llama.cpp's sorting has no defence against it.
+        if not math.isfinite(float(self._sequence.last_logits().max())):
+            raise EngineError(
+                f"{self.path}: the model's logits are NaN or infinite",
+                hint="The file's weights are damaged: convert the model again.",
+            )
+        llama, context = self._handles.llama, self._handles.context
+        token = int(llama.llama_sampler_sample(chain.native, context, -1))
+        self._note_end(token)
+        return token
+
+    def _note_end(self, token: int) -> None:
+        if token not in self._ends:
+            is_end = self._handles.llama.llama_vocab_is_eog(self._handles.vocab, token)
+            self._ends[token] = bool(is_end)
 
 
-def _free(bindings: Any, workers: Workers, batch: Any, context: Any, model: Any) -> None:
-    def free() -> None:
-        # The context uses the model, so it goes first.
-        bindings.llama_batch_free(batch)
-        bindings.llama_free(context)
-        bindings.llama_model_free(model)
+class Sampler:
+    """Chooses tokens from an engine's logits; ``Engine.sampler`` makes it."""
 
-    # What a lost worker had a part in stays: llama.cpp may still be in the middle of it.
-    with suppress(WorkerError):
-        workers.run(free)
-    workers.close()
+    def __init__(self, engine: Engine, chain: SamplerChain, turn: Turn | None) -> None:
+        self._engine, self._chain, self._turn = engine, chain, turn
 
+    def __call__(self) -> int:
+        """A token, chosen from the logits after the last one.
 
-def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
-    chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
-    if sampling.temperature == 0.0:
-        samplers = [bindings.llama_sampler_init_greedy()]
-    else:
-        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
-        samplers = [
-            bindings.llama_sampler_init_top_k(sampling.top_k),
-            bindings.llama_sampler_init_top_p(sampling.top_p, 1),
-            bindings.llama_sampler_init_min_p(sampling.min_p, 1),
-            bindings.llama_sampler_init_temp(sampling.temperature),
-            bindings.llama_sampler_init_dist(seed),
-        ]
-    for sampler in samplers:
-        bindings.llama_sampler_chain_add(chain, sampler)
-    return chain
+        Raises:
+            EngineError: nothing was decoded last, or the logits are NaN.
+        """
+        return self._engine._call(self._choose)
 
+    def after(self, token: int) -> int:
+        """``append`` this token and choose the next one, in one call to the engine's thread.
 
-def _refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
-    kind = AllocationError if log.shortage else EngineError
-    found = log.shortage or log.last_error or "no reason in its log"
-    return kind(problem, found=found, hint=hint)
+        Raises:
+            ContextFullError, EngineError: as ``append`` and the choice alone.
+        """
+        checked = self._engine._checked([token])
+
+        def work() -> int:
+            self._check_turn()
+            self._engine._append(checked)
+            return self._engine._sample(self._chain)
+
+        return self._engine._call(work)
+
+    def _choose(self) -> int:
+        self._check_turn()
+        return self._engine._sample(self._chain)
+
+    def _check_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.check()
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

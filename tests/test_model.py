@@ -281,11 +281,11 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(endless, monkeypatc
     stream = endless.generate("Hello", max_tokens=20, sampling=WILD, stream=True)
     piece = next(stream)
 
-    def interrupt(_token: int) -> None:
+    def interrupt(_tokens: list[int]) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(endless.engine, "append", interrupt)
+        patch.setattr(endless.engine, "_append", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     assert stream.completion.finish_reason == "closed"

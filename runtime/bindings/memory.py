@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from ...errors import AllocationError, EngineError
 from ..placement import CPU
 from ..settings import EngineSettings
 from .devices import NativeDevice
-from .interruptible import interruptibly
 from .library import CapturedLog, captured_log, llama, native_function
-from .parameters import ModelParams, context_params, model_params
+from .parameters import ModelParams, context_params, model_params, progress_callback
+from .thread import native_thread
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,10 @@ def measure(
     """
     params = model_params(settings, workers, no_alloc=True)
 
-    def work() -> MemoryReport:
-        return _report(path, settings, params, _load, _counted_twice)
-
-    if threading.current_thread() is not threading.main_thread():
-        return work()
     # An interrupt that arrives while llama.cpp calls Python back, as it does for each line of its
     # log, would be lost in the main thread.
-    return interruptibly(lambda _stopping, _report: work(), lambda _: True, lambda _: None)
+    with native_thread() as thread:
+        return thread.call(lambda: _report(path, settings, params, _counted_twice))
 
 
 def measure_loaded(
@@ -102,24 +97,15 @@ def measure_loaded(
     params = model_params(settings, workers)
     params.native.load_mode = _LOAD_MODE_NONE
 
-    def load(path: str | os.PathLike[str], params: ModelParams) -> Any:
-        def work(stopping: Callable[[], bool], report: Callable[[float], None]) -> Any:
-            def during(fraction: float, _: object) -> bool:
-                report(fraction)
-                return not stopping()
+    def progress(fraction: float) -> None:
+        if on_progress is not None:
+            on_progress(fraction)
 
-            callback = llama().llama_progress_callback(during)
-            params.native.progress_callback = callback
-            return _load(path, params)
-
-        def progress(fraction: float) -> bool:
-            if on_progress is not None:
-                on_progress(fraction)
-            return True
-
-        return interruptibly(work, progress, _free)
-
-    return _report(path, settings, params, load, lambda _context, _log: {})
+    with native_thread() as thread:
+        params.native.progress_callback = callback = progress_callback(thread, progress)
+        report = thread.call(lambda: _report(path, settings, params, lambda _context, _log: {}))
+        del callback  # kept until here: llama.cpp knows only its address
+        return report
 
 
 _LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
@@ -129,10 +115,9 @@ def _report(
     path: str | os.PathLike[str],
     settings: EngineSettings,
     params: ModelParams,
-    load: Callable[[str | os.PathLike[str], ModelParams], Any],
     surplus: Callable[[Any, CapturedLog], Mapping[str, int]],
 ) -> MemoryReport:
-    with captured_log() as log, _loaded(path, params, load, log) as model:
+    with captured_log() as log, _loaded(path, params, log) as model:
         context = llama().llama_init_from_model(model, context_params(settings))
         if not context:
             raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
@@ -170,27 +155,13 @@ _FLOAT = 4
 
 
 @contextmanager
-def _loaded(
-    path: str | os.PathLike[str],
-    params: ModelParams,
-    load: Callable[[str | os.PathLike[str], ModelParams], Any],
-    log: CapturedLog,
-) -> Iterator[Any]:
-    model = load(path, params)
+def _loaded(path: str | os.PathLike[str], params: ModelParams, log: CapturedLog) -> Iterator[Any]:
+    model = llama().llama_model_load_from_file(os.fsencode(path), params.native)
     if not model:
         raise _refused(path, "the model", log)
     try:
         yield model
     finally:
-        _free(model)
-
-
-def _load(path: str | os.PathLike[str], params: ModelParams) -> Any:
-    return llama().llama_model_load_from_file(os.fsencode(path), params.native)
-
-
-def _free(model: Any) -> None:
-    if model:
         llama().llama_model_free(model)
 
 

@@ -7,7 +7,7 @@ piece of memory the structs point to lives as long as they do. Loads nothing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..placement import CPU, check_count, check_split
 from ..settings import EngineSettings
 from .devices import NativeDevice, cpu_buffer_type, offload_devices
 from .library import llama
+from .thread import NativeThread
 
 _GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type (ggml.h)
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type (llama.h)
@@ -107,6 +108,22 @@ def context_params(settings: EngineSettings) -> Any:
     # layers' share of the whole context.
     params.swa_full = False
     return params
+
+
+def progress_callback(thread: NativeThread, on_progress: Callable[[float], object]) -> Any:
+    """A ``llama_progress_callback`` that reports to the thread's caller, and stops with its call.
+
+    It has to be kept for as long as llama.cpp loads.
+
+    Args:
+        on_progress: called with the fraction loaded, 0.0 to 1.0; returning False stops the loading.
+    """
+
+    def during(fraction: float, _: object) -> bool:
+        thread.report(lambda: on_progress(fraction))
+        return not thread.stopping
+
+    return llama().llama_progress_callback(during)
 
 
 def _chosen(

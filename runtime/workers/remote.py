@@ -18,22 +18,20 @@ import atexit
 import ctypes
 import functools
 import os
-import queue
 import socket
 import stat
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ...errors import SettingError, WorkerError
 from ..bindings.devices import Device, NativeDevice, describe, native_device, rpc_function
-from ..bindings.interruptible import PATIENCE
 from ..bindings.library import native_function
+from ..bindings.thread import NativeThread
 from ..settings import split_endpoint
 from .handshake import greet, resolve
 from .worker import check_rpc
@@ -47,7 +45,6 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 # under a second, however busy the worker. (TCP_USER_TIMEOUT would also end a connection whose
 # worker computes for a long time and does not read meanwhile.)
 _UNACKNOWLEDGED_FOR = 30.0
-_LOOK_EVERY = 1.0
 
 # struct tcp_info (linux/tcp.h): eight bytes, then numbers of which these are tcpi_unacked and
 # tcpi_last_ack_recv (milliseconds).
@@ -99,7 +96,7 @@ class _Connection:
 
     def leave(self) -> None:
         """Have ggml end the connection."""
-        if self._backend is not None:
+        if self._backend is not None and not self.lost:
             native_function("ggml_backend_free", None, ctypes.c_void_p)(self._backend)
 
     def forget(self) -> None:
@@ -156,15 +153,15 @@ _blocked_by: list[str] = []
 
 
 class Workers:
-    """Connected workers, and the one thread in which llama.cpp is called that needs them.
+    """Connected workers, or none, and the thread in which llama.cpp is called with them.
 
-    Without any worker, calls are made where they are asked for.
+    Close them, or use them in a ``with`` statement.
     """
 
     def __init__(self, connections: Sequence[_Connection]) -> None:
         self._connections = tuple(connections)
-        self._lane = _Lane() if connections else None
         self._closed = False
+        self.thread = NativeThread(self if connections else None)
         for connection in connections:
             connection.users.append(self)
 
@@ -183,8 +180,8 @@ class Workers:
 
         (ggml counts all that the process ever connected; its reports say ``buffer_name``.)
         """
-        found = [one for connection in self._connections for one in connection.native_devices]
-        return tuple(replace(one, name=f"RPC{number}") for number, one in enumerate(found))
+        every = [one for connection in self._connections for one in connection.native_devices]
+        return tuple(replace(one, name=f"RPC{number}") for number, one in enumerate(every))
 
     def devices(self) -> tuple[Device, ...]:
         """The same devices with the memory that they have now.
@@ -192,11 +189,11 @@ class Workers:
         Raises:
             WorkerError: a worker was lost.
         """
-        native_devices = self.native_devices
-        found = self.run(lambda: [describe(one.handle) for one in native_devices], limit=_AT_ONCE)
+        native = self.native_devices
+        devices = self.run(lambda: [describe(one.handle) for one in native], limit=_AT_ONCE)
         return tuple(
             replace(device, name=one.name, memory_source=f"worker {one.endpoint}")
-            for device, one in zip(found, native_devices, strict=True)
+            for device, one in zip(devices, native, strict=True)
         )
 
     @property
@@ -214,33 +211,18 @@ class Workers:
             )
 
     def run(self, work: Callable[[], _T], *, limit: float | None = None) -> _T:
-        """What `work` returns or raises; it is called where it can be left behind.
-
-        A call that is interrupted gets a while to end, then its connections are cut.
-
-        Args:
-            limit: seconds after which they are cut in any case, for what never takes long.
+        """What ``work`` returns or raises, in the thread; see ``NativeThread.call``.
 
         Raises:
             WorkerError: a worker was lost, before or meanwhile.
         """
-        if self._lane is None or self._lane.is_current:
-            return work()
-        self.check()
-        call = self._lane.call(work)
-        try:
-            self._await(call, limit)
-        except BaseException:
-            # Cut at once if interrupted again.
-            try:
-                self._await(call, PATIENCE)
-            except BaseException:
-                self.cut()
-                raise
-            raise
-        if not call.ended:
-            self.check()
-        return call.result()  # type: ignore[no-any-return]
+        return self.thread.call(work, limit=limit)
+
+    def watch(self) -> None:
+        """Give up those whose machines acknowledge nothing any more."""
+        for connection in self._connections:
+            if connection.vanished:
+                connection.cut()
 
     def cut(self) -> None:
         """Give up whatever is being waited for: the workers are lost."""
@@ -248,43 +230,48 @@ class Workers:
             connection.cut()
 
     def wake(self) -> None:
-        """Let the one who waits see that a connection was lost."""
-        if self._lane is not None:
-            self._lane.wake()
+        """Let those who wait see that a connection was lost."""
+        self.thread.wake()
 
-    def close(self) -> None:
-        """Leave the workers to others; what llama.cpp has there is freed before, or lost."""
-        if self._lane is None or self._closed:
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread, which frees what it made, and leave the workers to others.
+
+        Closing twice is harmless, and so is closing in a fork of the process.
+
+        Args:
+            wait: whether to return only when that is done, or a worker is lost.
+        """
+        if not self._connections or self.thread.is_foreign:
+            self.thread.end(wait=wait)
             return
-        self._closed = True
+        # Held until the workers are left: another model of this process could not connect earlier.
         with _connecting:
-            for connection in self._connections:
-                connection.users.remove(self)
-                if not connection.users:
-                    self._release(connection)
-        self._lane.end(wait=not self.lost)
+            if self._closed:
+                return
+            self._closed = True
+            unused = [one for one in self._connections if one.users == [self]]
 
-    def _release(self, connection: _Connection) -> None:
-        if _connections.get(connection.key) is connection:
-            del _connections[connection.key]
-        if self.lost:
-            # llama.cpp can free nothing of what was spread over several: this frees the others.
-            connection.cut()
-        else:
-            with suppress(WorkerError):
-                self.run(connection.leave, limit=_AT_ONCE)
-        connection.forget()
+            def leave() -> None:
+                for connection in unused:
+                    connection.leave()
+                    connection.forget()
 
-    def _await(self, call: _Call, limit: float | None) -> None:
-        """Until the call has ended or a worker is lost; cuts what takes longer than `limit`."""
-        begun = time.monotonic()
-        while not (call.ended or self.lost):
-            call.changed.wait(_LOOK_EVERY if limit is None else min(limit, _LOOK_EVERY))
-            if limit is not None and time.monotonic() - begun > limit and not call.ended:
-                self.cut()
-            for connection in self._connections:
-                if connection.vanished:
+            if not self.lost:
+                self.thread.end(then=leave, wait=wait)
+            self._withdraw()
+            if self.lost:
+                # llama.cpp can free nothing of what was spread over several: this frees the others.
+                self.thread.end(free=False, wait=False)
+                for connection in unused:
                     connection.cut()
+                    connection.forget()
+
+    def _withdraw(self) -> None:
+        """Be no user of the connections, and let nobody share those that have none any more."""
+        for connection in self._connections:
+            connection.users.remove(self)
+            if not connection.users and _connections.get(connection.key) is connection:
+                del _connections[connection.key]
 
 
 def connect(endpoints: Sequence[str]) -> Workers:
@@ -353,64 +340,6 @@ def _open(connection: _Connection, workers: Workers) -> None:
             f"the worker {connection.name} was lost while llama.cpp connected to it",
             hint="See that it runs and is reached without loss; then start this program again.",
         ) from None
-
-
-class _Call:
-    """One call in a lane."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.changed = threading.Event()
-        self.ended = False
-        self._work = work
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def make(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:
-            self._error = error
-        self.ended = True
-        self.changed.set()
-
-    def result(self) -> Any:
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-class _Lane:
-    """A thread that makes one call after the other. (ggml's own threads belong to the caller's.)"""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._last: _Call | None = None
-        self._thread = threading.Thread(target=self._run, name="llama.cpp workers", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether this is the lane's own thread."""
-        return threading.current_thread() is self._thread
-
-    def call(self, work: Callable[[], Any]) -> _Call:
-        call = self._last = _Call(work)
-        self._calls.put(call)
-        return call
-
-    def wake(self) -> None:
-        if self._last is not None:
-            self._last.changed.set()
-
-    def end(self, *, wait: bool) -> None:
-        self._calls.put(None)
-        if wait and not self.is_current:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call.make()
-            del call  # what it returned belongs to the caller alone
 
 
 # --- ggml gives up

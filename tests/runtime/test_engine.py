@@ -11,9 +11,10 @@ import pytest
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import AllocationError, ContextFullError, EngineError
-from llama4_edge.runtime.engine import Engine, reusable_prefix
+from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
+from llama4_edge.runtime.sequence import reusable_prefix
 from llama4_edge.runtime.settings import EngineSettings
 from tests.gguf_maker import N_VOCAB, tiny_model
 
@@ -332,14 +333,15 @@ def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path
 def test_an_interrupt_between_tokens_loses_no_account_of_the_cache(engine, monkeypatch):
     prompt = random_tokens(30)
     engine.prefill(prompt)
-    decode = engine._llama.llama_decode
+    llama = engine._handles.llama
+    decode = llama.llama_decode
 
     def interrupted(*arguments: object) -> int:
         decode(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._llama, "llama_decode", interrupted)
+        patch.setattr(llama, "llama_decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.append(9)
     # llama.cpp had decoded it
@@ -353,7 +355,7 @@ def test_a_decode_that_llama_cpp_refuses_is_an_error_and_undone(engine, monkeypa
     prompt = random_tokens(30)
     engine.prefill(prompt)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._llama, "llama_decode", lambda *_: -3)
+        patch.setattr(engine._handles.llama, "llama_decode", lambda *_: -3)
         with pytest.raises(EngineError, match=r"cannot decode \(status -3\)"):
             engine.append(9)
     assert engine.tokens == tuple(prompt)
@@ -415,7 +417,7 @@ def test_weights_that_are_not_numbers_are_refused_when_sampling(tmp_path):
     model.tensors["output_norm.weight"][:] = np.nan
     with Engine(model.write(tmp_path / "nan.gguf"), SMALL) as engine:
         engine.prefill([1, 2])
-        with engine.sampler(GREEDY) as sample, pytest.raises(EngineError, match="not numbers"):
+        with engine.sampler(GREEDY) as sample, pytest.raises(EngineError, match="NaN or infinite"):
             sample()
 
 
@@ -469,6 +471,6 @@ def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
     monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     placement = Placement(n_gpu_layers=layers, devices=devices)
     Engine(tiny_path, replace(SMALL, placement=placement)).close()
-    said = [one.getMessage() for one in caplog.records if one.name.endswith("engine")]
+    said = [one.getMessage() for one in caplog.records if one.name.endswith("handles")]
     assert len(said) == expected
-    assert all("n_gpu_layers (-ngl) of 4 has no effect" in one for one in said)
+    assert all("n_gpu_layers of 4 has no effect" in one for one in said)

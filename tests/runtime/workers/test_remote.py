@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from llama4_edge.errors import SettingError, WorkerError
-from llama4_edge.runtime.bindings import interruptible
+from llama4_edge.runtime.bindings import thread
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
@@ -168,7 +168,7 @@ def test_a_machine_that_vanished_is_an_error(tiny_path, worker, monkeypatch, ack
     monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
     monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0)
     engine = Engine(tiny_path, on(worker))
-    (connection,) = engine._workers._connections
+    (connection,) = engine._handles.workers._connections
     assert connection.socket is not None
     if acknowledged:
         # It has heard all and computes; its answer does not arrive, and it is asked in vain.
@@ -185,8 +185,7 @@ def test_a_machine_that_vanished_is_an_error(tiny_path, worker, monkeypatch, ack
 
 @pytest.mark.parametrize("use", USES)
 def test_ctrl_c_gives_up_a_worker_that_does_not_answer(tiny_path, worker, monkeypatch, use):
-    monkeypatch.setattr(remote, "PATIENCE", 0.2)
-    monkeypatch.setattr(interruptible, "PATIENCE", 0.2)
+    monkeypatch.setattr(thread, "PATIENCE", 0.2)
     engine = Engine(tiny_path, on(worker))
     after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
     after(0.6, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -199,15 +198,14 @@ def test_ctrl_c_gives_up_a_worker_that_does_not_answer(tiny_path, worker, monkey
 
 @pytest.mark.parametrize("use", USES)
 def test_a_second_ctrl_c_does_not_wait(tiny_path, worker, monkeypatch, use):
-    monkeypatch.setattr(remote, "PATIENCE", 1000.0)
-    monkeypatch.setattr(interruptible, "PATIENCE", 1000.0)
+    monkeypatch.setattr(thread, "PATIENCE", 1000.0)
     engine = Engine(tiny_path, on(worker))
     after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
     for seconds in (0.6, 0.9):
         after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         use(engine)
-    assert engine._workers.lost
+    assert engine._handles.workers.lost
 
 
 @pytest.mark.parametrize("use", USES)

@@ -1,0 +1,218 @@
+"""llama.cpp's objects of one engine: model, context, batch and samplers, made and freed in order.
+
+Promises that they are made, used and freed in one thread (`bindings.thread`), that what is made is
+freed however the making ends, and that nothing is touched again that a lost worker had a part in.
+Knows nothing of what a context holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import AllocationError, EngineError, WorkerError
+from .bindings.batch import Batch
+from .bindings.library import CapturedLog, captured_log, llama
+from .bindings.memory import MemoryReport, report_of
+from .bindings.parameters import context_params, model_params, progress_callback
+from .sampling import Sampling
+from .settings import EngineSettings
+from .workers.remote import connect
+
+logger = logging.getLogger(__name__)
+
+
+class SamplerChain:
+    """A ``llama_sampler`` chain; ``native`` is None once it is freed."""
+
+    def __init__(self, native: Any) -> None:
+        self.native = native
+
+
+class Handles:
+    """A loaded model with a context, ready to decode. Close it.
+
+    ``model``, ``context``, ``memory`` (the context's KV cache), ``vocab`` and ``batch`` are for
+    calls in ``thread`` alone.
+
+    Args:
+        path: a GGUF that ``check_model_file`` accepted.
+        on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
+
+    Raises:
+        EngineError: llama.cpp cannot load the model or make the context; its own words are given.
+        WorkerError: a worker is absent, or was lost.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> None:
+        self.path = path
+        self.llama = llama()
+        self.model: Any = None
+        self.context: Any = None
+        self._batch: Batch | None = None
+        self._chains: list[SamplerChain] = []
+        self.workers = connect(settings.workers)
+        self.thread = self.workers.thread
+        self.thread.on_end = self._free
+        try:
+            self._load(settings, on_progress)
+            self.make_context(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self, *, wait: bool = True) -> None:
+        """Stop the call that runs and free everything; closing twice is harmless.
+
+        Args:
+            wait: whether to return only when all is freed, or a worker is lost.
+        """
+        with suppress(WorkerError):  # what a lost worker had a part in stays
+            self.workers.close(wait=wait)
+
+    def make_context(self, settings: EngineSettings) -> None:
+        """Make a context, in place of the one that is there.
+
+        Raises:
+            EngineError: llama.cpp cannot; there is none then.
+        """
+        params = context_params(settings)
+
+        def make() -> None:
+            self._free_context()
+            self.context = self.llama.llama_init_from_model(self.model, params)
+            if self.context:
+                self._complete()
+
+        with captured_log() as log:
+            self.thread.call(make)
+        if not self.context:
+            raise refused(
+                f"{self.path}: llama.cpp cannot make a context of {settings.n_ctx} tokens",
+                log,
+                hint="If memory is short, lower n_ctx or n_ubatch.",
+            )
+
+    def memory_report(self) -> MemoryReport:
+        """What llama.cpp has on each device; a file that is mapped counts as weights."""
+        return self.thread.call(lambda: report_of(self.context, self.params.devices))
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of the context."""
+        assert self._batch is not None
+        return self._batch
+
+    def make_sampler(self, sampling: Sampling) -> SamplerChain:
+        """A chain of llama.cpp's samplers; called in the thread."""
+        chain = SamplerChain(_sampler_chain(self.llama, sampling))
+        self._chains.append(chain)
+        return chain
+
+    def free_sampler(self, chain: SamplerChain) -> None:
+        """Free a chain soon; called anywhere."""
+        self.thread.post(lambda: self._free_chain(chain))
+
+    # --- how they are made and freed
+
+    def _load(
+        self, settings: EngineSettings, on_progress: Callable[[float], object] | None
+    ) -> None:
+        cancelled = False
+
+        def progress(fraction: float) -> bool:
+            nonlocal cancelled
+            cancelled = on_progress is not None and on_progress(fraction) is False
+            return not cancelled
+
+        self.params = model_params(settings, self.workers.native_devices)
+        wished = settings.placement.n_gpu_layers
+        if wished > 0 and not self.params.devices:
+            logger.warning(
+                "llama.cpp has no GPU to use here: n_gpu_layers of %d has no effect. "
+                "`llama4 doctor` says what is missing.",
+                wished,
+            )
+        native = self.params.native
+        native.progress_callback = callback = progress_callback(self.thread, progress)
+
+        def load() -> None:
+            self.model = self.llama.llama_model_load_from_file(os.fsencode(self.path), native)
+
+        with captured_log() as log:
+            self.thread.call(load)
+        del callback  # kept until here: llama.cpp knows only its address
+        if cancelled:
+            raise EngineError(f"{self.path}: loading was cancelled")
+        if not self.model:
+            raise refused(f"{self.path}: llama.cpp cannot load the model", log)
+
+    def _complete(self) -> None:
+        """What goes with a context."""
+        abort, argument = self.thread.abort_callback
+        self.llama.llama_set_abort_callback(
+            self.context, self.llama.ggml_abort_callback(abort), argument
+        )
+        self.memory = self.llama.llama_get_memory(self.context)
+        self.vocab = self.llama.llama_model_get_vocab(self.model)
+        # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
+        self.n_batch = int(self.llama.llama_n_batch(self.context))
+        self._batch = Batch(self.llama, self.n_batch)
+        self.n_vocab = int(self.llama.llama_vocab_n_tokens(self.vocab))
+
+    def _free(self) -> None:
+        for chain in list(self._chains):
+            self._free_chain(chain)
+        # The context uses the model, so it goes first.
+        self._free_context()
+        model, self.model = self.model, None
+        if model:
+            self.llama.llama_model_free(model)
+
+    def _free_context(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self.llama.llama_batch_free(batch.native)
+        context, self.context = self.context, None
+        if context:
+            self.llama.llama_free(context)
+
+    def _free_chain(self, chain: SamplerChain) -> None:
+        if chain in self._chains:
+            self._chains.remove(chain)
+            native, chain.native = chain.native, None
+            self.llama.llama_sampler_free(native)
+
+
+def refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
+    """The error for what llama.cpp refused, in the words of its log."""
+    kind = AllocationError if log.shortage else EngineError
+    found = log.shortage or log.last_error or "no reason in its log"
+    return kind(problem, found=found, hint=hint)
+
+
+def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
+    chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
+    if sampling.temperature == 0.0:
+        samplers = [bindings.llama_sampler_init_greedy()]
+    else:
+        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
+        samplers = [
+            bindings.llama_sampler_init_top_k(sampling.top_k),
+            bindings.llama_sampler_init_top_p(sampling.top_p, 1),
+            bindings.llama_sampler_init_min_p(sampling.min_p, 1),
+            bindings.llama_sampler_init_temp(sampling.temperature),
+            bindings.llama_sampler_init_dist(seed),
+        ]
+    for sampler in samplers:
+        bindings.llama_sampler_chain_add(chain, sampler)
+    return chain
