@@ -260,7 +260,7 @@ class NativeThread:
         """Until the call has ended or a worker is lost; do what it reports meanwhile."""
         look_every = None if self._remote is None else min(limit or _LOOK_EVERY, _LOOK_EVERY)
         since = time.monotonic()
-        while not (call.ended or self._lost):
+        while not (call.ended and call.reports.empty()) and not self._lost:
             try:
                 action = call.reports.get(timeout=look_every)
             except queue.Empty:
