@@ -24,7 +24,7 @@ from .convert import convert
 if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
-    from .convert.report import Fallback, Progress, Report
+    from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
         CheckpointError,
@@ -43,16 +43,17 @@ if TYPE_CHECKING:
         VocabularyError,
         WorkerError,
     )
-    from .hub.pull import Pulled, PullProgress, pull
+    from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
     from .measure.speed import BenchGrid, BenchResult, BenchTest, bench
     from .model import Model
     from .planner.plan import Plan
     from .planner.planning import plan
+    from .progress import Progress
     from .quant.recipes import RECIPES, Recipe
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
     from .runtime.doctor import Diagnosis, Finding, doctor
-    from .runtime.files.damage import Checked, Damage
+    from .runtime.files.damage import Damage
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
     from .runtime.settings import EngineSettings
@@ -62,7 +63,6 @@ _MODULES = {
     "BenchGrid": "measure.speed",
     "BenchResult": "measure.speed",
     "BenchTest": "measure.speed",
-    "Checked": "runtime.files.damage",
     "CheckpointError": "errors",
     "Completion": "chat.answer",
     "ContextFullError": "errors",
@@ -84,8 +84,7 @@ _MODULES = {
     "OutputError": "errors",
     "Placement": "runtime.placement",
     "Plan": "planner.plan",
-    "Progress": "convert.report",
-    "PullProgress": "hub.pull",
+    "Progress": "progress",
     "Pulled": "hub.pull",
     "RECIPES": "quant.recipes",
     "Recipe": "quant.recipes",
@@ -115,7 +114,6 @@ __all__ = [
     "BenchGrid",
     "BenchResult",
     "BenchTest",
-    "Checked",
     "CheckpointError",
     "Completion",
     "ContextFullError",
@@ -138,7 +136,6 @@ __all__ = [
     "Placement",
     "Plan",
     "Progress",
-    "PullProgress",
     "Pulled",
     "Recipe",
     "RecipeError",

@@ -7,19 +7,18 @@ to check. Knows no format itself.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ModelFileError, SettingError
+from .parts import part_named
 
 if TYPE_CHECKING:
+    from .progress import Progress
     from .quant.summary import FileSummary
-    from .runtime.files.damage import Checked, Damage
-
-_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+    from .runtime.files.damage import Damage
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def inspect(
     path: str | os.PathLike[str],
     *,
     check: bool = False,
-    progress: Callable[[Checked], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Inspection:
     """Say what a GGUF or a checkpoint directory holds.
 
@@ -99,7 +98,7 @@ def _gguf_summary(file: Path, *, whole: bool) -> FileSummary:
     return summarize(str(file), "gguf", gguf.metadata, tensors)
 
 
-def _damage(file: Path, progress: Callable[[Checked], None] | None) -> tuple[Damage, ...]:
+def _damage(file: Path, progress: Callable[[Progress], None] | None) -> tuple[Damage, ...]:
     """What is wrong with the tensors of a GGUF; where it is one of several parts, of them all."""
     from .runtime.files.damage import Damage, find_damage
     from .runtime.files.gguf_file import read_gguf
@@ -119,11 +118,5 @@ def _damage(file: Path, progress: Callable[[Checked], None] | None) -> tuple[Dam
 
 def _parts(file: Path) -> list[Path]:
     """The file, or all the parts of the model of which its name says it is one."""
-    match = _PART.fullmatch(file.name)
-    if match is None:
-        return [file]
-    stem, count = match["stem"], match["count"]
-    return [
-        file.with_name(f"{stem}-{number:05d}-of-{count}.gguf")
-        for number in range(1, int(count) + 1)
-    ]
+    name = part_named(file.name)
+    return [file.with_name(str(part)) for part in name.siblings()] if name else [file]

@@ -22,9 +22,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN
+from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import VocabularyError
-from ..runtime.files.vocabulary_file import byte_alphabet
 
 _T = TypeVar("_T")
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from ..quant import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
-    from .report import Progress, Report
+    from ..progress import Progress
+    from .report import Report
 
 __all__ = ["convert"]
 

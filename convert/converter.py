@@ -15,6 +15,7 @@ from pathlib import Path
 from .._version import __version__
 from ..errors import CheckpointError, did_you_mean
 from ..hub.names import parse_repository
+from ..progress import Progress
 from ..quant import (
     Assignment,
     FileSummary,
@@ -43,7 +44,7 @@ from .output import (
 )
 from .pipeline import StageSeconds, run_pipeline
 from .presets import PRESETS
-from .report import Fallback, Progress, Report
+from .report import Fallback, Report
 from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .target import check_target, room_shortage
 from .tokenizer import Vocabulary, read_vocabulary

@@ -27,6 +27,7 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 
 from ..errors import DamagedTensorError, OutputError
+from ..parts import PartName
 from ..quant import Assignment
 from ..system.page_cache import forget_cached, start_writing
 from ..system.threads import end
@@ -118,8 +119,7 @@ def _add_split(writer: GGUFWriter, number: int, count: int, tensors: int) -> Non
 def _part_name(target: Path, number: int, count: int) -> Path:
     if count == 1:
         return target
-    stem = target.name.removesuffix(".gguf")
-    return target.with_name(gguf.SHARD_NAME_FORMAT.format(stem, number + 1, count))
+    return target.with_name(str(PartName(target.name.removesuffix(".gguf"), number + 1, count)))
 
 
 def _header(writer: GGUFWriter, tensors: Sequence[Assignment]) -> bytes:

@@ -9,19 +9,6 @@ from ..quant.summary import RoleSummary, role_as_dict
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a conversion is, in bytes of the source.
-
-    `bytes_before` were done already when an interrupted conversion went on.
-    """
-
-    bytes_done: int
-    bytes_total: int
-    tensor: str
-    bytes_before: int = 0
-
-
-@dataclass(frozen=True)
 class Fallback:
     """A tensor whose rows the recipe's type cannot hold, and the type it got instead."""
 

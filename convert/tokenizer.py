@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from ..architecture import PRE_TOKENIZER_PATTERN
+from ..architecture import PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import VocabularyError
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -190,17 +190,8 @@ def _claim(texts: dict[int, str], number: object, text: object, size: int) -> No
     texts[number] = text
 
 
-def byte_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {byte: chr(byte) for byte in printable}
-    letters.update({byte: chr(256 + rank) for rank, byte in enumerate(others)})
-    return [letters[byte] for byte in range(256)]
-
-
 def _check_alphabet(texts: Mapping[int, str], types: Mapping[int, int]) -> None:
-    alphabet = set(byte_letters())
+    alphabet = set(byte_alphabet().values())
     lost = alphabet.difference(texts.values())
     if lost:
         raise VocabularyError(

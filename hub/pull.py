@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import HubError, OutputError
+from ..parts import part_named
+from ..progress import Progress
 from ..units import bytes_text
 from .repository import (
     RemoteFile,
@@ -28,23 +30,12 @@ from .repository import (
     partial_path,
 )
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _PROJECTOR = re.compile(r"(?:^|[-_.])mmproj(?:[-_.]|$)", re.IGNORECASE)
 # Of several projectors that differ in precision alone, the first of these.
 _PROJECTOR_TYPES = ("f16", "bf16", "f32", "q8_0")
 _ARCHITECTURE = b"general.architecture"
 _HEAD_BYTES = 64 << 10
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class PullProgress:
-    """`bytes_done` of `bytes_total` are here, of which `bytes_before` were when the pull began."""
-
-    bytes_done: int
-    bytes_total: int
-    file: str
-    bytes_before: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def pull(
     directory: str | os.PathLike[str] = ".",
     revision: str | None = None,
     token: str | None = None,
-    progress: Callable[[PullProgress], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Pulled:
     """Bring a GGUF from the hub's repository `repository` into `directory`.
 
@@ -177,9 +168,11 @@ def _models(remote: Repository) -> list[_Model]:
     groups: dict[str, list[RemoteFile]] = {}
     for file in sorted(remote.files.values(), key=lambda one: one.name):
         if file.name.endswith(".gguf") and not _is_projector(file):
-            part = _PART.fullmatch(_stem(file))
             path = PurePosixPath(file.name)
-            groups.setdefault(str(path.with_name(part[1] if part else path.stem)), []).append(file)
+            part = part_named(path.name)
+            groups.setdefault(str(path.with_name(part.stem if part else path.stem)), []).append(
+                file
+            )
     labels = _labels(groups)
     return [_Model(labels[stem], stem, tuple(parts)) for stem, parts in groups.items()]
 
@@ -196,8 +189,8 @@ def _labels(stems: Iterable[str]) -> dict[str, str]:
 
 
 def _check_parts(remote: Repository, model: _Model) -> None:
-    found = [_PART.fullmatch(_stem(part)) for part in model.parts]
-    numbers = [(int(part[2]), int(part[3])) for part in found if part]
+    names = [part_named(PurePosixPath(part.name).name) for part in model.parts]
+    numbers = [(name.number, name.count) for name in names if name]
     expected = [(number + 1, len(model.parts)) for number in range(len(model.parts))]
     if numbers and numbers != expected:
         raise HubError(
@@ -289,7 +282,7 @@ def _bring(
     files: Iterable[RemoteFile],
     place: Path,
     before: int,
-    progress: Callable[[PullProgress], None] | None,
+    progress: Callable[[Progress], None] | None,
 ) -> int:
     """Fetch each file, or check the one that is there; the bytes that were fetched."""
     files = list(files)
@@ -302,7 +295,7 @@ def _bring(
             nonlocal done
             done += count
             if progress is not None:
-                progress(PullProgress(done, total, name, before))
+                progress(Progress(done, total, name, before))
 
         if target.exists():
             _check_digest(target, file, on_bytes)

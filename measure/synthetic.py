@@ -31,9 +31,9 @@ import numpy.typing as npt
 from ..convert.blueprint import Blueprint, BlueprintTensor
 from ..convert.metadata import rope_factors
 from ..convert.output import write_all
-from ..convert.report import Progress
 from ..convert.target import disk_shortage
 from ..errors import OutputError
+from ..progress import Progress
 from ..quant import TensorType
 from ..quant.encode import encode_rows
 from ..system.cores import logical_cores

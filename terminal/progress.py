@@ -17,16 +17,15 @@ from .console import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..convert.report import Progress as Converted
-    from ..hub.pull import PullProgress as Fetched
-    from ..runtime.files.damage import Checked
+    from ..progress import Progress
+
 
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100
 
 
 @contextmanager
-def conversion_progress() -> Iterator[Callable[[Converted], None] | None]:
+def conversion_progress() -> Iterator[Callable[[Progress], None] | None]:
     """Draw a bar while the block runs; yields what to hand to ``convert(progress=…)``.
 
     Yields None when stderr is not a terminal, or one that cannot redraw (``TERM=dumb``).
@@ -35,27 +34,27 @@ def conversion_progress() -> Iterator[Callable[[Converted], None] | None]:
         if show is None:
             yield None
             return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.tensor, at.bytes_before)
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, at.bytes_before)
 
 
 @contextmanager
-def check_progress() -> Iterator[Callable[[Checked], None] | None]:
+def check_progress() -> Iterator[Callable[[Progress], None] | None]:
     """The same bar while a model file is checked; yields ``find_damage(progress=…)`` or None."""
     with _byte_bar() as show:
         if show is None:
             yield None
             return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.tensor, 0)
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, 0)
 
 
 @contextmanager
-def pull_progress() -> Iterator[Callable[[Fetched], None] | None]:
+def pull_progress() -> Iterator[Callable[[Progress], None] | None]:
     """The same bar while files are fetched; yields ``pull(progress=…)`` or None."""
     with _byte_bar() as show:
         if show is None:
             yield None
             return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.file, at.bytes_before)
+        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, at.bytes_before)
 
 
 @contextmanager

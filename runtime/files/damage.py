@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ...errors import ModelFileError
+from ...progress import Progress
 from ...system.cores import logical_cores
 from ...system.page_cache import forget_cached
 
@@ -102,20 +103,11 @@ class Damage:
         return vars(self).copy()
 
 
-@dataclass(frozen=True)
-class Checked:
-    """How far a check is: bytes of `bytes_total`, the last of them in `tensor`."""
-
-    bytes_done: int
-    bytes_total: int
-    tensor: str
-
-
 def find_damage(
     tensors: Iterable[tuple[str, str, str | os.PathLike[str], int, int]],
     *,
     threads: int | None = None,
-    progress: Callable[[Checked], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Damage]:
     """Read every tensor and say what is wrong with it.
 
@@ -140,7 +132,7 @@ def find_damage(
             check.add(piece, finding)
             done += piece.length
             if progress is not None:
-                progress(Checked(done, total, check.tensor.name))
+                progress(Progress(done, total, check.tensor.name))
     return [damage for check in checks for damage in check.damage()]
 
 

@@ -22,6 +22,7 @@ from ...architecture import (
     Hyperparameters,
 )
 from ...errors import ModelFileError
+from ...parts import part_named
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
 from .vocabulary_file import (
     RECONVERT,
@@ -413,17 +414,16 @@ def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
         return (gguf,)
     if gguf.metadata.get("split.no") != 0:
         raise _not_first(gguf)
-    suffix = f"-00001-of-{count:05d}.gguf"
-    if not gguf.path.name.endswith(suffix):
+    name = part_named(gguf.path.name)
+    if name is None or (name.number, name.count) != (1, count):
         raise ModelFileError(
             f"{gguf.path} is the first of {count} parts and is not named like one",
-            expected=f"a name that ends in {suffix}",
+            expected=f"a name that ends in -00001-of-{count:05d}.gguf",
             hint="Give the parts the names they were published under.",
         )
-    stem = gguf.path.name.removesuffix(suffix)
     parts = [gguf]
-    for index in range(1, count):
-        path = gguf.path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}.gguf")
+    for index, part in enumerate(name.siblings()[1:], start=1):
+        path = gguf.path.with_name(str(part))
         if not path.exists():
             raise ModelFileError(
                 f"{gguf.path} is the first of {count} parts and part {index + 1} is missing",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...architecture import PRE_TOKENIZER_NAMES
+from ...architecture import PRE_TOKENIZER_NAMES, byte_alphabet
 from ...errors import ModelFileError
 from .gguf_file import GGUFFile
 
@@ -64,16 +64,6 @@ class FileVocabulary:
     bos_id: int
     eos_id: int
     eog_ids: tuple[int, ...]
-
-
-def byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in byte-level BPE (GPT-2's encoder.py)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {
-        **{byte: chr(byte) for byte in printable},
-        **{byte: chr(256 + index) for index, byte in enumerate(others)},
-    }
 
 
 def has_no_tokenizer(gguf: GGUFFile) -> bool:

@@ -18,9 +18,9 @@ import llama4_edge
 from llama4_edge.convert import convert, slabs
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.output import Part
-from llama4_edge.convert.report import Progress
 from llama4_edge.convert.target import check_target
 from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
+from llama4_edge.progress import Progress
 from llama4_edge.quant import DEFAULT_RECIPE
 from tests.fixtures import MakeCheckpoint
 

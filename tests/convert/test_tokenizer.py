@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from gguf import TokenType
 
+from llama4_edge.architecture import byte_alphabet
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
-from llama4_edge.convert.tokenizer import Vocabulary, byte_letters, read_vocabulary
+from llama4_edge.convert.tokenizer import Vocabulary, read_vocabulary
 from llama4_edge.errors import VocabularyError
 
 from .conftest import Edit, edit_json
@@ -28,11 +29,11 @@ def assert_refused(checkpoint: Path, file: str, edit: Edit, *, match: str) -> No
 def test_the_byte_letters_are_those_of_tokenizers() -> None:
     from tokenizers import pre_tokenizers
 
-    assert set(byte_letters()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert set(byte_alphabet().values()) == set(pre_tokenizers.ByteLevel.alphabet())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     text = "".join(map(chr, range(1, 0x250)))
     ((letters, _),) = level.pre_tokenize_str(text)
-    assert letters == "".join(byte_letters()[byte] for byte in text.encode())
+    assert letters == "".join(byte_alphabet()[byte] for byte in text.encode())
 
 
 def test_every_row_of_the_embedding_has_a_token(checkpoint: Path) -> None:

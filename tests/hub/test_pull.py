@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llama4_edge.errors import HubError, OutputError
-from llama4_edge.hub.pull import PullProgress, pull
+from llama4_edge.hub.pull import pull
+from llama4_edge.progress import Progress
 from tests.hub_server import Fault, HubServer, running_hub
 
 NAME = "someone/Llama-4-Scout-GGUF"
@@ -198,11 +199,11 @@ def test_too_small_a_disk_is_noticed_first(
 
 
 def test_progress_counts_every_byte_once(hub: HubServer, place: Path) -> None:
-    states: list[PullProgress] = []
+    states: list[Progress] = []
     pulled = pull(NAME, "Q4_K_M", directory=place, progress=states.append)
     done = [state.bytes_done for state in states]
     assert done == sorted(set(done))
-    assert states[-1] == PullProgress(pulled.bytes, pulled.bytes, "mmproj-F16.gguf", 0)
+    assert states[-1] == Progress(pulled.bytes, pulled.bytes, "mmproj-F16.gguf", 0)
 
 
 def test_a_directory_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from gguf import GGUFReader, dequantize
 from llama4_edge.convert.blueprint import Blueprint, blueprint
 from llama4_edge.convert.metadata import ROPE_FREQS, rope_factors
 from llama4_edge.convert.presets import PRESETS
-from llama4_edge.convert.report import Progress
 from llama4_edge.errors import OutputError
 from llama4_edge.measure import synthetic
 from llama4_edge.measure.synthetic import synthetic_file
+from llama4_edge.progress import Progress
 from llama4_edge.quant import RECIPES
 from llama4_edge.runtime.files.damage import find_damage
 

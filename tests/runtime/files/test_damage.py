@@ -11,10 +11,11 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama4_edge.errors import ModelFileError
+from llama4_edge.progress import Progress
 from llama4_edge.quant import RECIPES, encode
 from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.files import damage as verify
-from llama4_edge.runtime.files.damage import Checked, Damage, find_damage
+from llama4_edge.runtime.files.damage import Damage, find_damage
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.fixtures import MakeGGUF
 
@@ -235,11 +236,11 @@ def test_damage_comes_in_the_order_of_the_tensors(tmp_path: Path) -> None:
 def test_progress_counts_every_byte_once_and_in_order(tmp_path: Path) -> None:
     data = noise(9 * MIB)
     path = written(tmp_path, data.tobytes())
-    seen: list[Checked] = []
+    seen: list[Progress] = []
     tensors = [("a", "I8", path, START, data.size), ("b", "I8", path, START + 1, data.size - 1)]
     find_damage(tensors, threads=2, progress=seen.append)
     steps = [one.bytes_done for one in seen]
-    assert [one.tensor for one in seen] == ["a"] * 3 + ["b"] * 3
+    assert [one.item for one in seen] == ["a"] * 3 + ["b"] * 3
     assert steps == sorted(set(steps))
     assert (seen[-1].bytes_done, seen[-1].bytes_total) == (2 * data.size - 1, 2 * data.size - 1)
 
@@ -249,7 +250,7 @@ def test_a_caller_that_stops_in_the_middle_stops_the_check(tmp_path: Path) -> No
     path = written(tmp_path, data.tobytes())
     calls = []
 
-    def stop(state: Checked) -> None:
+    def stop(state: Progress) -> None:
         calls.append(state)
         raise KeyboardInterrupt
 
