@@ -152,19 +152,18 @@ def test_the_package_is_imported_by_its_name(folder: str) -> None:
         f"{path.relative_to(house.ROOT)}:{node.lineno}"
         for path in sorted((house.ROOT / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
         for name in _absolute(node)
         if room_of(name) in rooms
     ]
     assert strays == []
 
 
-def _absolute(node: ast.AST) -> list[str]:
+def _absolute(node: ast.Import | ast.ImportFrom) -> list[str]:
     """The modules that a statement imports by an absolute name."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        return [node.module]
-    return []
+    return [node.module] if node.module and not node.level else []
 
 
 def touches_c_api(edge: Import) -> bool:

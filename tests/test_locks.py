@@ -98,7 +98,7 @@ def test_every_dependency_is_locked_in_a_version_that_is_allowed(
 
 def test_what_is_installed_is_what_the_lock_says() -> None:
     versions = locked_versions(LOCK.read_text())
-    installed = {
+    installed: dict[str, Version] = {
         canonicalize_name(one.metadata["Name"]): Version(one.version) for one in distributions()
     }
     for name in _NOT_LOCKED:

@@ -251,7 +251,8 @@ def route(
     visits: dict[int, npt.NDArray[np.int32]] = {}
 
     def on_tensor(tensor: int, asked: bool, _: object) -> bool:
-        kind, _, layer = name(tensor).decode().rpartition("-")
+        text: str = name(tensor).decode()
+        kind, _, layer = text.rpartition("-")
         if kind != "ffn_moe_topk" or asked:
             return kind == "ffn_moe_topk"
         data = np.empty(nbytes(tensor) // 4, np.int32)

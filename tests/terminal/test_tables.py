@@ -94,10 +94,11 @@ def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyP
     command = "CMAKE_ARGS=-DGGML_CUDA=ON python -m pip install " + "--a-long-option " * 8 + "x"
     finding = Finding("problem", "llama.cpp was built without what this machine has", command)
     diagnosis = replace(doctor(), findings=(finding,))
-    monkeypatch.setattr(sys, "stdout", Screen())
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "dumb")  # 80 columns, without styles
     show(diagnosis_view(diagnosis))
-    lines = [line.rstrip() for line in sys.stdout.getvalue().splitlines()]
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
     assert f"  {command}" in lines
     assert lines[-2] == "problem llama.cpp was built without what this machine has"
     assert max(map(len, lines[:-1])) <= 80

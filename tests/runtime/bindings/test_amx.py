@@ -131,7 +131,9 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
 @pytest.mark.usefixtures("with_amx")
 def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert amx._cache_path({}).parent == Path.home() / ".cache" / "llama4-edge"
+    path = amx._cache_path({})
+    assert path is not None
+    assert path.parent == Path.home() / ".cache" / "llama4-edge"
 
 
 @pytest.mark.usefixtures("with_amx")

@@ -53,7 +53,7 @@ def encoded(name: str, rows: int = 4, length: int = 512) -> bytearray:
     return bytearray(out.tobytes())
 
 
-def written(tmp_path: Path, data: bytes) -> Path:
+def written(tmp_path: Path, data: bytes | bytearray) -> Path:
     path = tmp_path / "model.gguf"
     path.write_bytes(bytes(START) + data)
     return path

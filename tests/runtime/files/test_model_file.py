@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.files.model_file import check_model_file
+from tests.fixtures import MakeGGUF
 from tests.gguf_maker import (
     BOOL,
     EXPERT_FF,
@@ -33,7 +35,9 @@ from tests.gguf_maker import (
 Damage = Callable[[TinyModel], object]
 
 
-def _set(key: str, value: object, kind: GGUFValueType, element: Any = None) -> Damage:
+def _set(
+    key: str, value: object, kind: GGUFValueType, element: GGUFValueType | None = None
+) -> Damage:
     return lambda model: model.keys.__setitem__(key, Value(value, kind, element))
 
 
@@ -49,7 +53,7 @@ def _shape(name: str, *shape: int) -> Damage:
     return lambda model: model.tensors.__setitem__(name, np.zeros(shape, np.float32))
 
 
-def _retype(name: str, dtype: Any) -> Damage:
+def _retype(name: str, dtype: npt.DTypeLike) -> Damage:
     return lambda model: model.tensors.__setitem__(name, model.tensors[name].astype(dtype))
 
 
@@ -438,7 +442,7 @@ def test_an_error_is_ready_for_json(tmp_path: Path) -> None:
 
 
 def test_a_converted_model_is_whole(
-    scout_int4: Path, maverick_checkpoint: Path, make_gguf: Any
+    scout_int4: Path, maverick_checkpoint: Path, make_gguf: MakeGGUF
 ) -> None:
     scout = check_model_file(scout_int4).hparams
     assert (scout.n_expert, scout.moe_step, scout.rope_theta) == (16, 1, 500000.0)
