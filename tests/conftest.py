@@ -1,13 +1,16 @@
 """What more than one room's tests need: small checkpoints, their GGUFs, and Meta's tokenizer.
 
-Everything is made once a session and must not be written to; a test that damages a file copies it
+Everything is made once a test run and must not be written to; a test that damages a file copies it
 first. Seeds are those for which the router's choices are clear (see tests/reference).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +25,10 @@ from demo.checkpoint import (
     Geometry,
     write_checkpoint,
 )
-from tests.fixtures import MakeCheckpoint, MakeGGUF
+from tests.fixtures import MakeCheckpoint, MakeGGUF, Once
+
+# Threads that wait for others spin, which costs the other processes of a run their cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 # transformers asks the hub about models by name; these have none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,35 +37,68 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as there are cores for this process: `-n auto` counts those of the machine."""
+    from llama4_edge.system.cores import logical_cores
+
+    return logical_cores()
+
+
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: the directory that ``make(directory)`` fills, once in a test run.
+
+    The processes of a run share it: who comes second waits for the first.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def directory(name: str, make: Callable[[Path], object]) -> Path:
+        whole, draft = shared / name, shared / f"{name}.draft"
+        with FileLock(shared / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+                make(draft)
+                draft.rename(whole)
+        return whole
+
+    return directory
+
+
+def digest(*values: object) -> str:
+    """A name for `values`, the same in every process."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(once: Once) -> MakeCheckpoint:
     """``make_checkpoint(geometry, seed=0, tokenizer=None)``, written once for equal arguments."""
-    made: dict[tuple[Geometry, int, Path | None], Path] = {}
 
     def make(geometry: Geometry, seed: int = 0, tokenizer: Path | None = None) -> Path:
-        key = (geometry, seed, tokenizer)
-        if key not in made:
-            directory = tmp_path_factory.mktemp("checkpoint")
-            made[key] = write_checkpoint(directory, geometry, seed=seed, tokenizer=tokenizer)
-        return made[key]
+        return once(
+            f"checkpoint-{digest(geometry, seed, tokenizer)}",
+            lambda directory: write_checkpoint(directory, geometry, seed=seed, tokenizer=tokenizer),
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
+def make_gguf(once: Once) -> MakeGGUF:
     """``make_gguf(checkpoint, recipe="bf16")``, converted once for equal arguments."""
     from llama4_edge import convert
 
-    made: dict[tuple[Path, str], Path] = {}
-
     def make(checkpoint: Path, recipe: str = "bf16") -> Path:
-        key = (checkpoint, recipe)
-        if key not in made:
-            output = tmp_path_factory.mktemp("gguf") / f"{checkpoint.name}-{recipe}.gguf"
-            convert(checkpoint, output, recipe=recipe)
-            made[key] = output
-        return made[key]
+        name = f"{checkpoint.name}-{recipe}.gguf"
+        directory = once(
+            f"gguf-{digest(checkpoint, recipe)}",
+            lambda directory: convert(checkpoint, directory / name, recipe=recipe),
+        )
+        return directory / name
 
     return make
 
@@ -90,11 +129,11 @@ def tied_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_tokenizer_dir(once: Once) -> Path:
     """Meta's tokenizer as a published repository holds it (see tests/reference)."""
     from tests.reference.real_tokenizer import write_real_tokenizer
 
-    return write_real_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return once("tokenizer", write_real_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -20,3 +21,9 @@ class MakeGGUF(Protocol):
     """Converts a checkpoint, once for equal arguments."""
 
     def __call__(self, checkpoint: Path, recipe: str = ...) -> Path: ...
+
+
+class Once(Protocol):
+    """The directory that `make` fills, once in a test run, whichever process comes first."""
+
+    def __call__(self, name: str, make: Callable[[Path], object]) -> Path: ...
