@@ -138,6 +138,7 @@ def test_the_package_imports_its_dependencies_and_the_plots_extra_alone() -> Non
         edge
         for edge in imports()
         if not edge.relative
+        and not edge.types_only
         and room_of(edge.target) not in sys.stdlib_module_names
         and room_of(edge.target) not in known
     ]
