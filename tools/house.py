@@ -27,7 +27,7 @@ PICTURE = ROOT / "docs" / "concepts" / "house.svg"
 OUTSIDE = {"build", "demo", "tests", "benchmarks", "docs", "examples", "tools"}
 
 # Rooms that nearly all others import; arrows to them would hide the rest.
-FOUNDATION = ("errors", "units", "_version")
+FOUNDATION = ("errors", "units", "parts", "progress", "_version")
 
 
 @dataclass(frozen=True)
