@@ -1,13 +1,13 @@
-"""Conversion beside llama.cpp's own two steps, and beside the limits of this machine.
+"""Conversion compared with llama.cpp's own two steps and with the limits of this machine.
 
     python -m benchmarks.conversion [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm]
 
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
-llama.cpp's quantizer, for each recipe. The peer's script comes out of llama-cpp-python's source
-package; its quantizer is that of the library which this project runs with. Every step is a process
-of its own, whose wall time and peak memory the kernel reports. Tensors are compared byte for byte.
-Every step begins with nothing of its input in the page cache, or with --warm with all that fits.
+llama.cpp's quantizer for each recipe. The script is the one in llama-cpp-python's source package,
+the quantizer that of the installed llama-cpp-python. Every step is a process of its own, whose wall
+time and peak memory the kernel reports. Tensors are compared byte for byte. Every step starts with
+a cold page cache, or with a warm one (--warm).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)))
 
 @dataclass(frozen=True)
 class Step:
-    """One process: what it took."""
+    """Wall time and peak resident memory of a process."""
 
     seconds: float
     peak_bytes: int
@@ -55,7 +55,7 @@ class Step:
 
 
 def prepare(paths: list[Path], *, warm: bool) -> None:
-    """Fill the page cache with `paths`, or empty it of them."""
+    """Read `paths` into the page cache, or drop their cached pages."""
     os.sync()
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -67,7 +67,7 @@ def prepare(paths: list[Path], *, warm: bool) -> None:
 
 
 def measure(command: list[str], **environment: str) -> Step:
-    """Run `command` to its end; its own wall time and peak resident memory."""
+    """Run `command` and measure it."""
     started = time.monotonic()
     child = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def measure(command: list[str], **environment: str) -> Step:
 
 
 def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
-    """Sequential writing that ends on the disk, as a conversion's does."""
+    """The speed of sequential writes, including the final fsync."""
     block, path = np.random.default_rng(0).bytes(64 << 20), directory / "disk-rate"
     started = time.monotonic()
     with path.open("wb") as file:
@@ -95,7 +95,7 @@ def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
 
 
 def encoder_numbers_per_second(name: str) -> float:
-    """The encoder for one type, on all cores."""
+    """The speed of the encoder of one type, on all cores."""
     tensor_type, cores = type_named(name), os.cpu_count() or 1
     rows = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32)
     halves = f32_to_bf16(rows)
@@ -114,15 +114,18 @@ def encoder_numbers_per_second(name: str) -> float:
     return rows.size * rounds / (time.monotonic() - started)
 
 
-def same_tensors(one: Path, other: Path) -> bool:
+def same_tensors(our_path: Path, peer_path: Path) -> bool:
     """Whether both files hold the same tensors, of the same types, with the same bytes."""
-    placed = [{it.name: it for it in gguf.GGUFReader(path).tensors} for path in (one, other)]
-    if placed[0].keys() != placed[1].keys():
+    ours, theirs = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        for path in (our_path, peer_path)
+    )
+    if ours.keys() != theirs.keys():
         return False
-    # Read, not mapped: a child's peak memory begins with what its parent had mapped.
-    with one.open("rb") as first, other.open("rb") as second:
-        for name, tensor in placed[0].items():
-            twin = placed[1][name]
+    # Read, not mapped: a child's peak memory includes the pages that its parent had mapped.
+    with our_path.open("rb") as first, peer_path.open("rb") as second:
+        for name, tensor in ours.items():
+            twin = theirs[name]
             if (tensor.tensor_type, tensor.n_bytes) != (twin.tensor_type, twin.n_bytes):
                 return False
             first.seek(int(tensor.data_offset))
@@ -137,7 +140,7 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def encoder_seconds(path: Path) -> float:
-    """What encoding the tensors of a file takes at least, on all cores."""
+    """The least time to encode the tensors of a file, on all cores."""
     numbers: Counter[str] = Counter()
     for tensor in gguf.GGUFReader(path).tensors:
         numbers[tensor.tensor_type.name] += int(tensor.n_elements)
@@ -145,7 +148,7 @@ def encoder_seconds(path: Path) -> float:
 
 
 def write_slice(directory: Path, geometry: Geometry, tokenizer: Path) -> Path:
-    """The checkpoint, unless it is there already."""
+    """Write the checkpoint unless it exists."""
     checkpoint = directory / f"slice-{geometry.layers}x{geometry.experts}"
     if not (checkpoint / "model.safetensors.index.json").is_file():
         print(f"writing {checkpoint} …", flush=True)
@@ -197,7 +200,7 @@ def main() -> None:
 
 
 def compare(recipe: str, source: Path, bf16: Path, first: Step, disk: float, *, warm: bool) -> None:
-    """One recipe: ours, the peer's second step, their ratio, the limit, the bytes."""
+    """Print times, memory, ratio, limit and equality of bytes for one recipe."""
     from llama4_edge.quant import recipe_named
 
     ours_path = bf16.with_name(f"ours-{recipe}.gguf")

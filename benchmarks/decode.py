@@ -1,12 +1,12 @@
-"""Reading and answering beside llama-bench: the same file, threads and tokens, in one run.
+"""Prefill and decode speed compared with llama-bench: same file, threads and tokens, one run.
 
     python -m benchmarks.decode [--recipes int4,q4_0] [--layers 4] [--rounds 3]
 
-Makes a slice of Scout (all widths, a few layers, random weights) and measures it by turns with
-llama-bench and with `llama4 bench`, which both load the libraries of llama-cpp-python and visit the
-same experts, because both draw their tokens from C's rand(). Every round is a process of its own,
-and prints tokens a second and the ratio; the last lines have the medians, and the best repetition
-of each, which says more where other work disturbs.
+Makes a slice of Scout (all widths, a few layers, random weights) and measures it alternately with
+llama-bench and with `llama4 bench`. Both load the libraries of llama-cpp-python, and both take
+their tokens from C's rand(), so that they use the same experts. Every round is a process of its own
+and prints tokens a second and the ratio. The last lines have the medians, and the best repetition
+of each, which is more reliable on a machine with other work.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
-    measured = [
+    options = [
         "-p", arguments.prompt, "-n", arguments.generate, "-d", arguments.depth,
         "-t", str(arguments.threads), "-r", str(arguments.repetitions),
     ]  # fmt: skip
     for recipe in arguments.recipes.split(","):
-        drawn = blueprint(arguments.model, recipe=recipe, layers=arguments.layers, synthetic=True)
-        with synthetic_file(drawn, arguments.directory, keep=True) as path:
-            print(f"{path.name}, {drawn.nbytes / 1e9:.1f} GB, {arguments.threads} threads")
-            compare(path, measured, arguments.rounds, arguments.directory)
+        model = blueprint(arguments.model, recipe=recipe, layers=arguments.layers, synthetic=True)
+        with synthetic_file(model, arguments.directory, keep=True) as path:
+            print(f"{path.name}, {model.nbytes / 1e9:.1f} GB, {arguments.threads} threads")
+            compare(path, options, arguments.rounds, arguments.directory)
 
 
-def compare(path: Path, measured: list[str], rounds: int, directory: Path) -> None:
-    """Both tools by turns, each first every other time."""
+def compare(path: Path, options: list[str], rounds: int, directory: Path) -> None:
+    """Run both tools alternately; each is first in every second round."""
     means: dict[str, list[tuple[float, float]]] = {}
     bests: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
-        tools = [lambda: our_bench(path, *measured)]
-        tools.append(lambda: llama_bench(path, *measured, directory=directory))
+        tools = [lambda: our_bench(path, *options)]
+        tools.append(lambda: llama_bench(path, *options, directory=directory))
         order = (0, 1) if number % 2 == 0 else (1, 0)
         records = {index: tools[index]() for index in order}
         for ours, peer in zip(records[0], records[1], strict=True):
@@ -64,9 +64,9 @@ def compare(path: Path, measured: list[str], rounds: int, directory: Path) -> No
             means.setdefault(name, []).append((ours["avg_ts"], peer["avg_ts"]))
             bests.setdefault(name, []).append((max(ours["samples_ts"]), max(peer["samples_ts"])))
             print(line(name, *means[name][-1]), flush=True)
-    for word, choose, seen in (("median", median, means), ("best", max, bests)):
-        for name, pairs in seen.items():
-            ours, peer = (choose(one) for one in zip(*pairs, strict=True))
+    for word, choose, rates in (("median", median, means), ("best", max, bests)):
+        for name, pairs in rates.items():
+            ours, peer = (choose(values) for values in zip(*pairs, strict=True))
             print(f"{word} {line(name, ours, peer)}", flush=True)
 
 

@@ -1,9 +1,10 @@
-"""Encoders beside ggml's, on one thread: numbers a second, and whether the bytes are the same.
+"""Encoders compared with ggml's on one thread: numbers a second, and equality of bytes.
 
     python -m benchmarks.encoders [--seconds 1]
 
-Rows of normal numbers at the width of Scout. ggml's take f32, ours bf16, which is what a checkpoint
-holds; ggml's are those of the library that this project runs with. The two take turns.
+The input is rows of normally distributed numbers at the width of Scout: f32 for ggml's encoders,
+bf16 for ours, as in a checkpoint. ggml's encoders are those of the installed llama-cpp-python. The
+two are measured alternately.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ ROUNDS = 5
 
 
 def rate(numbers: int, encode: Callable[[], object], seconds: float) -> float:
-    """Numbers a second, repeated for `seconds`."""
-    started, done = time.perf_counter(), 0
-    while (passed := time.perf_counter() - started) < seconds:
+    """Numbers a second, over `seconds`."""
+    start, total = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
         encode()
-        done += numbers
-    return done / passed
+        total += numbers
+    return total / elapsed
 
 
 def main() -> None:
-    """Print a line for each type: medians of a few turns, and their ratio."""
+    """Print a line for each type: medians of a few rounds, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each turn of each encoder")
     seconds = parser.parse_args().seconds / ROUNDS
@@ -46,7 +47,7 @@ def main() -> None:
     bf16_to_f32(halves, numbers)
     columns = np.ascontiguousarray(halves.T).T
     print(f"{instruction_sets()[0]}, million numbers a second")
-    for kind in sorted(NATIVE, key=lambda one: -one.bits_per_weight):
+    for kind in sorted(NATIVE, key=lambda kind: -kind.bits_per_weight):
         theirs = np.empty(kind.nbytes(numbers.shape), np.uint8)
         ours, turned = np.empty_like(theirs), np.empty_like(theirs)
         encoders: tuple[Callable[[], object], ...] = (

@@ -1,16 +1,16 @@
-"""Scout on one GPU: what the plan says, and what comes of it. `benchmarks/gpu.sh` prepares it.
+"""Scout on one GPU: plans compared with measurements. `benchmarks/gpu.sh` prepares the machine.
 
     python -m benchmarks.gpu [--recipe int4] [--hold 24,48] [--out gpu.md]
     python -m benchmarks.gpu --trial
 
-Makes a full-size Scout of random weights, then: all of it on the GPU, its memory against the plan,
-reading and answering against llama-bench and against what the GPU's memory allows; the longest
-context for each kind of KV cache; then the GPU held to less memory, with the plan's placement
-against whole layers (``-ngl``) and against llama.cpp's own ``--fit``. Everything goes through the
-commands that people use. Writes a section of Markdown, as far as it got.
+Makes a full-size Scout of random weights and measures: the whole model on the GPU, with memory
+compared with the plan, and prefill and decode compared with llama-bench and with the memory
+bandwidth; the longest context for each KV cache type; and with less GPU memory, the plan's
+placement compared with whole layers (``-ngl``) and with llama.cpp's own ``--fit``. Everything goes
+through the commands. Writes a section of Markdown, line by line.
 
-With --trial the GPU is a worker on the loopback interface and the model a small one, so that the
-script can be tried anywhere; its numbers mean nothing.
+With --trial a worker on the loopback interface stands for the GPU and the model is small, to try
+the script on any machine; its numbers have no meaning.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ TRIAL = {
     "vocab_size": 4096,
 }  # fmt: skip
 
-# Takes memory of the first GPU until its input ends. Only ggml is needed for that, as it is built.
+# Allocates memory on the first GPU until its standard input ends.
 _BALLAST = """
 import ctypes, sys
 from llama4_edge.runtime.bindings.devices import list_devices, offload_devices
 from llama4_edge.runtime.bindings.library import native_function
 (gpu, *_), wanted = offload_devices(), int(sys.argv[1])
-free = next(one.free_bytes for one in list_devices() if one.name == gpu.name)
+free = next(device.free_bytes for device in list_devices() if device.name == gpu.name)
 allocate = native_function(
     "ggml_backend_buft_alloc_buffer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 )
 size = max(free - wanted, 0)
 if size and not allocate(gpu.buffer_type, size):
-    sys.exit("cannot take so much")
-print(next(one.free_bytes for one in list_devices() if one.name == gpu.name), flush=True)
+    sys.exit("the allocation failed")
+print(next(device.free_bytes for device in list_devices() if device.name == gpu.name), flush=True)
 sys.stdin.read()
 """
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How the commands reach the GPU, and how it is held to less memory than it has."""
+    """The flags that select the GPU, and a way to limit its free memory."""
 
     ours: tuple[str, ...]
     peer: tuple[str, ...]
@@ -71,9 +71,9 @@ class Machine:
 
     @contextmanager
     def held_to(self, nbytes: int) -> Iterator[list[str]]:
-        """What a plan must be told while the GPU has no more than `nbytes` free."""
+        """Limit the GPU to `nbytes` of free memory; yields further flags for plans."""
         if self.trial:
-            # Of a GPU that is described, a plan keeps one GiB free.
+            # A plan keeps one GiB of a described GPU free.
             yield ["--vram", f"{nbytes / GIB + 1:.3f}G"]
             return
         command = [sys.executable, "-c", _BALLAST, str(nbytes)]
@@ -90,19 +90,19 @@ class Machine:
 
 
 class Section:
-    """The Markdown as it grows; written after every line, since a later step may fail."""
+    """The Markdown, written after every line, because a later step may fail."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lines = path, list[str]()
 
     def add(self, *lines: str) -> None:
-        """Write further lines, and show them."""
+        """Write further lines, and print them."""
         self._lines += lines
         self._path.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
         print("\n".join(lines), flush=True)
 
     def table(self, *headings: str) -> Callable[..., None]:
-        """Begin a table; returns what adds a row."""
+        """Begin a table; returns a function that adds a row."""
         self.add("", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}")
         return lambda *cells: self.add(f"| {' | '.join(str(cell) for cell in cells)} |")
 
@@ -113,7 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--recipe", default="int4")
-    parser.add_argument("--hold", default="24,48", help="GiB that the GPU is held to")
+    parser.add_argument("--hold", default="24,48", help="limits of the GPU's memory, in GiB")
     parser.add_argument("--prompt", default="512")
     parser.add_argument("--generate", default="128")
     parser.add_argument("--depths", default="0,4096,32768")
@@ -132,17 +132,17 @@ def main() -> None:
             ((endpoint,), model) = stack.enter_context(local_workers(1)), trial_config(arguments)
             machine = Machine(("--workers", endpoint), ("-rpc", endpoint), True, 1)
             arguments.prompt, arguments.generate, arguments.depths = "64", "16", "0,128"
-        started = time.monotonic()
-        drawn = blueprint(model, recipe=arguments.recipe, synthetic=True)
-        path = stack.enter_context(synthetic_file(drawn, arguments.directory, keep=True))
-        made = time.monotonic() - started
+        start = time.monotonic()
+        design = blueprint(model, recipe=arguments.recipe, synthetic=True)
+        path = stack.enter_context(synthetic_file(design, arguments.directory, keep=True))
+        seconds = time.monotonic() - start
         if arguments.trial:
-            held = [drawn.nbytes * share for share in (0.5, 0.8)]
+            held = [design.nbytes * share for share in (0.5, 0.8)]
         section.add(
-            f"### {drawn.name}, {arguments.recipe}, {drawn.nbytes / GIB:.2f} GiB, on "
+            f"### {design.name}, {arguments.recipe}, {design.nbytes / GIB:.2f} GiB, on "
             f"{'a loopback worker (a trial)' if arguments.trial else gpu_name()}",
             "",
-            f"Random weights, made in {made:.0f} s. {machine.threads} CPU threads; "
+            f"Random weights, made in {seconds:.0f} s. {machine.threads} CPU threads; "
             f"{arguments.repetitions} repetitions; llama-bench has the same libraries, threads "
             "and tokens.",
         )
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def trial_config(arguments: argparse.Namespace) -> str:
-    """A small model of several experts, as a config.json."""
+    """The config.json of a small model with several experts."""
     place = arguments.directory / "trial" / "config.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps({**PRESETS["scout"].config, **TRIAL}), encoding="utf-8")
@@ -161,29 +161,29 @@ def trial_config(arguments: argparse.Namespace) -> str:
 
 
 def gpu_name() -> str:
-    """The first GPU, as llama.cpp describes it, asked in a process that leaves it alone again."""
+    """llama.cpp's description of the GPUs, from a process of its own, so that none stays in use."""
     script = (
         "from llama4_edge.runtime.bindings.devices import list_devices\n"
-        "print(*(one.description for one in list_devices() if one.type == 'gpu'), sep=', ')"
+        "print(*(gpu.description for gpu in list_devices() if gpu.type == 'gpu'), sep=', ')"
     )
-    found = subprocess.run(
+    names = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout.strip()
-    if not found:
+    if not names:
         sys.exit("llama.cpp finds no GPU; --trial needs none")
-    return found
+    return names
 
 
 def all_on_gpu(
     section: Section, machine: Machine, path: Path, arguments: argparse.Namespace
 ) -> None:
-    """Memory against the plan; speed against llama-bench, and against the GPU's bandwidth."""
+    """Memory compared with the plan; speed compared with llama-bench and the memory bandwidth."""
     planned = plan(path, *machine.ours)
     section.add("", "#### All on the GPU", "", f"Plan: {summary(planned)}.")
     row = section.table("device", "planned, bytes", "allocated, bytes", "off")
-    for one in command("plan", str(path), "--check", "--json", *machine.ours)["check"]:
-        sums = (sum(one[side].values()) for side in ("planned", "allocated"))
-        row(one["name"], *(f"{total:,}" for total in sums), f"{one['off']:.3%}")
+    for device in command("plan", str(path), "--check", "--json", *machine.ours)["check"]:
+        sums = (sum(device[side].values()) for side in ("planned", "allocated"))
+        row(device["name"], *(f"{total:,}" for total in sums), f"{device['off']:.3%}")
     tests = [
         "-p", arguments.prompt, "-n", arguments.generate, "-d", arguments.depths,
         "-r", arguments.repetitions, "-t", str(machine.threads),
@@ -192,9 +192,10 @@ def all_on_gpu(
     peer = llama_bench(path, *tests, *machine.peer)
     row = section.table("test", "ours, tokens/s", "llama-bench", "ratio", "of the limit")
     limit = planned["estimated_decode_tokens_per_second"]
-    for one, other in zip(ours, peer, strict=True):
-        share = f"{one['avg_ts'] / limit:.0%}" if limit and one["n_gen"] else ""
-        row(named(one), rate(one), rate(other), f"{one['avg_ts'] / other['avg_ts']:.3f}", share)
+    for record, theirs in zip(ours, peer, strict=True):
+        share = f"{record['avg_ts'] / limit:.0%}" if limit and record["n_gen"] else ""
+        ratio = f"{record['avg_ts'] / theirs['avg_ts']:.3f}"
+        row(test_name(record), rate(record), rate(theirs), ratio, share)
     read = planned["bytes_per_token_read"] / 1e9
     section.add(
         "",
@@ -204,16 +205,16 @@ def all_on_gpu(
 
 
 def longest_context(section: Section, machine: Machine, path: Path) -> None:
-    """The context for which nothing has to leave the GPU, for each kind of cache, tried."""
+    """The longest context with the whole model on the GPU, for each KV cache type, checked."""
     section.add("", "#### The longest context")
     row = section.table("KV cache", "tokens", "planned on the GPU", "allocated", "left of the GPU")
     for kv_type in ("f16", "q8_0", "q4_0"):
-        # A worker lends all of this machine's memory, which is not to be filled for a trial.
+        # A worker lends all of this machine's memory, which a trial must not fill.
         wish = ("--ctx", "65536" if machine.trial else "max", "--kv", kv_type, *machine.ours)
         planned = plan(path, *wish)
         gpu = planned["devices"][0]
         checked = command("plan", str(path), "--check", "--json", *wish)["check"]
-        held = next(one for one in checked if one["name"] == gpu["name"])
+        held = next(device for device in checked if device["name"] == gpu["name"])
         allocated = sum(held["allocated"].values())
         row(
             kv_type,
@@ -227,7 +228,7 @@ def longest_context(section: Section, machine: Machine, path: Path) -> None:
 def in_less(
     section: Section, machine: Machine, path: Path, nbytes: int, arguments: argparse.Namespace
 ) -> None:
-    """The plan's placement, whole layers, and ``--fit``, in the same memory."""
+    """The plan's placement, whole layers and ``--fit``, with the same memory."""
     section.add("", f"#### Held to {nbytes / GIB:.1f} GiB")
     tests = [
         "-p", arguments.prompt, "-n", arguments.generate, "-r", arguments.repetitions,
@@ -240,7 +241,7 @@ def in_less(
         layers = most_layers(path, planned, where)
         margin = planned["devices"][0]["kept_free_bytes"]
         if machine.trial:
-            # The worker has all of this machine's memory: --fit is told to leave the rest of it.
+            # The worker has all of this machine's memory: --fit must leave the rest free.
             margin = plan(path, *machine.ours)["devices"][0]["free_bytes"] - nbytes
         section.add("", f"Plan: {summary(planned)}.")
         row = section.table("placement", "prompt, tokens/s", "decode, tokens/s", "plan's estimate")
@@ -260,22 +261,21 @@ def in_less(
             ),
         ):
             expected = estimate and estimate["estimated_decode_tokens_per_second"]
-            row(name, *(rate(one) for one in records), f"{expected:.1f}" if expected else "")
+            row(name, *(rate(record) for record in records), f"{expected:.1f}" if expected else "")
 
 
 def most_layers(path: Path, planned: dict[str, Any], where: Sequence[str]) -> int:
-    """The most layers of which the plan says that they fit, whole."""
+    """The largest number of whole layers that fit according to the plan."""
     fitting, too_many = 0, planned["n_layer"] + 2
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
-        tried = plan(path, *where, "-ngl", str(middle))
-        gpu = tried["devices"][0]
+        gpu = plan(path, *where, "-ngl", str(middle))["devices"][0]
         fitting, too_many = (middle, too_many) if gpu["left_bytes"] >= 0 else (fitting, middle)
     return fitting
 
 
 def placing(planned: dict[str, Any]) -> list[str]:
-    """The flags that place a model as planned."""
+    """The flags of the plan's placement."""
     placement = planned["placement"]
     flags = ["-ngl", str(placement["n_gpu_layers"]), "-ub", str(planned["n_ubatch"])]
     for pattern, device in placement["overrides"]:
@@ -284,12 +284,12 @@ def placing(planned: dict[str, Any]) -> list[str]:
 
 
 def plan(path: Path, *flags: str) -> dict[str, Any]:
-    """What `llama4 plan` says, whether it fits or not."""
+    """The JSON of `llama4 plan`, whether the model fits or not."""
     return command("plan", str(path), "--json", *flags)
 
 
 def command(*words: str) -> dict[str, Any]:
-    """The JSON that a command of ours prints."""
+    """The JSON that a `llama4` command prints."""
     line = [str(Path(sys.executable).with_name("llama4")), *words]
     done = subprocess.run(line, capture_output=True, text=True)
     record: dict[str, Any] = json.loads(done.stdout or '{"error": "nothing was printed"}')
@@ -299,16 +299,16 @@ def command(*words: str) -> dict[str, Any]:
 
 
 def summary(planned: dict[str, Any]) -> str:
-    """Where things go, in a clause or two."""
+    """Context, KV cache type and the memory of each device, in one line."""
     used = ", ".join(
-        f"{one['name']} {one['used_bytes'] / GIB:.2f} GiB"
-        for one in planned["devices"]
-        if one["used_bytes"]
+        f"{device['name']} {device['used_bytes'] / GIB:.2f} GiB"
+        for device in planned["devices"]
+        if device["used_bytes"]
     )
     return f"{planned['n_ctx']:,} tokens of {planned['kv_type']}: {used}"
 
 
-def named(record: dict[str, Any]) -> str:
+def test_name(record: dict[str, Any]) -> str:
     """llama-bench's name for a test."""
     name = f"pp{record['n_prompt']}" if record["n_prompt"] else f"tg{record['n_gen']}"
     return f"{name} @ d{record['n_depth']}" if record["n_depth"] else name

@@ -1,10 +1,10 @@
-"""Peak memory of converting a Maverick layer, whose largest tensor is 20 GiB.
+"""Peak memory of converting Maverick's geometry, whose largest tensor is 20 GiB.
 
     python -m benchmarks.memory [--threads 2] [--recipe q4_0] [--directory DIR]
 
-Writes four layers of Maverick's geometry, two of them with 128 experts, as sparse files (weights
-are holes and read as zeros: 70 GB in size, next to nothing on the disk), and converts them in a
-process whose peak resident memory the kernel reports. The output is real, and takes real room.
+Writes four layers of Maverick's geometry, two of them with 128 experts, as sparse files: the
+weights are holes that read as zeros, 70 GB in size, almost nothing on disk. Converts them in a
+process whose peak resident memory the kernel reports. The output is a real file of full size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAVERICK = replace(
 
 
 def main() -> None:
-    """Write the holes, convert them, print the peak."""
+    """Write the sparse checkpoint, convert it, print the peak."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,8 +1,8 @@
 """llama.cpp's own tools, built from the source package of the llama-cpp-python that is installed.
 
-They are built with the flags of this project's build (the Makefile's), and run with the very
-libraries that llama-cpp-python loads: whatever differs between a tool of llama.cpp and one of ours
-is what is around them. Where those were built for a GPU, the tool finds it in them.
+They are built with the flags of the Makefile and run with the libraries that llama-cpp-python
+loads, so that a tool of llama.cpp and ours differ only in the code around these. A tool uses the
+GPU that the libraries were built for.
 """
 
 from __future__ import annotations

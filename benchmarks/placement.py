@@ -1,25 +1,25 @@
-"""Experts on the CPU beside whole layers on the CPU, with equal memory on the device.
+"""Experts on the CPU compared with whole layers on the CPU, with equal memory on the device.
 
     python -m benchmarks.placement [--layers 6] [--recipe int4] [--generate 16]
 
 Makes a slice of Scout (all widths, a few layers, random weights) and gives a worker on the loopback
 interface, which llama.cpp takes for a GPU, the same memory in two ways:
 
-- experts on the CPU: everything else of all layers is on the device, with all caches, and, tensor
-  by tensor from the first layer on, as many experts as the comparison needs;
-- layers on the CPU: on the device are the output matrix and the last layers, whole, with their
-  caches (``-ngl``), as many as fit into that memory. Single tensors of the layer before them, whose
-  cache stays on the CPU, take what is left.
+- experts on the CPU: everything else of all layers is on the device, with all KV caches, and,
+  tensor by tensor from the first layer on, as many experts as the comparison needs;
+- layers on the CPU: on the device are the output matrix and as many of the last layers as fit
+  (``-ngl``), with their KV caches. Single tensors of the layer before them, whose KV cache stays on
+  the CPU, fill the rest.
 
-Layers and experts are far too large to come out equal by themselves. The fewest experts are taken
-with which four tensors of one layer, or fewer, fill what is left, so that both ways stay what they
-are called. Equal means within 1% of all that llama.cpp allocates on the device: weights, caches and
-compute buffers. Where there is no such pair, nothing is measured.
+Layers and experts are too large for equal sizes by chance. The comparison uses the smallest number
+of experts for which at most four tensors of one layer fill the rest, so that both placements remain
+what their names say. Equal means within 1% of all that llama.cpp allocates on the device: weights,
+KV caches and compute buffers. Without such a pair nothing is measured.
 
-Counts the bytes that travel between the CPU and the device for each token, in a proxy between the
-two, and the time without the proxy; and says how many bytes of weights the CPU must read for each
-token, which is what limits it when the device is a real GPU. Device and CPU share the cores here,
-so that the times show what the traffic costs and not what a GPU would gain.
+A proxy counts the bytes between CPU and device for each token; times are measured without the
+proxy. The bytes of weights that the CPU must read for each token are printed too: they are the
+limit when the device is a real GPU. Here device and CPU share the cores, so the times show the cost
+of the traffic, not the gain of a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from llama4_edge.runtime.workers.worker import local_workers
 
 
 class CountingProxy:
-    """Passes connections on to `endpoint` and counts what goes each way."""
+    """Forwards connections to `endpoint` and counts the bytes in each direction."""
 
     def __init__(self, endpoint: str) -> None:
         host, port = endpoint.split(":")
@@ -68,17 +68,17 @@ class CountingProxy:
             while True:
                 client, _ = self._server.accept()
                 device = socket.create_connection(self._target)
-                for one in (client, device):
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for connection in (client, device):
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, sink, name in (
                     (client, device, "to_device"),
                     (device, client, "from_device"),
                 ):
                     threading.Thread(
-                        target=self._pass_on, args=(source, sink, name), daemon=True
+                        target=self._forward, args=(source, sink, name), daemon=True
                     ).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, name: str) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, name: str) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 20):
                 setattr(self, name, getattr(self, name) + len(data))
@@ -87,13 +87,13 @@ class CountingProxy:
             sink.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Take no further connections."""
+        """Accept no further connections."""
         self._server.close()
 
 
 @contextmanager
 def counted(endpoint: str) -> Iterator[CountingProxy]:
-    """A proxy for the time of the block."""
+    """A proxy that is closed at the end of the block."""
     proxy = CountingProxy(endpoint)
     try:
         yield proxy
@@ -105,15 +105,15 @@ DEVICE = "RPC0"
 """The worker, as llama.cpp's placements name it."""
 
 TOLERANCE = 0.01
-"""How far apart the two may be, of what the larger takes."""
+"""The largest difference of the two, relative to the larger."""
 
 _MOST_EXTRA = 4
-"""Tensors of one layer that may fill what whole layers leave."""
+"""The most single tensors that fill the memory that whole layers leave."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A placement, the single tensors that it puts on the device too, and what it takes there."""
+    """A placement, further single tensors on the device, and the bytes of both there."""
 
     name: str
     base: Placement
@@ -127,15 +127,15 @@ class Way:
 
 
 def with_extra(base: Placement, extra: Iterable[str]) -> Placement:
-    """A placement with single tensors on the device, wherever it has them itself."""
-    moved = tuple((f"^{re.escape(name)}$", DEVICE) for name in extra)
-    return replace(base, overrides=(*moved, *base.overrides))
+    """A placement with single tensors moved to the device."""
+    overrides = tuple((f"^{re.escape(name)}$", DEVICE) for name in extra)
+    return replace(base, overrides=(*overrides, *base.overrides))
 
 
 def main() -> None:
     """Find the placements of equal memory, then measure each."""
-    arguments = parsed()
-    drawn = blueprint(
+    arguments = parse_arguments()
+    design = blueprint(
         arguments.model, recipe=arguments.recipe, layers=arguments.layers, synthetic=True
     )
     settings = EngineSettings(
@@ -144,9 +144,9 @@ def main() -> None:
     )  # fmt: skip
     with local_workers(1, n_threads=arguments.threads) as (endpoint,):
         with TemporaryDirectory() as directory:
-            header = drawn.write_header(Path(directory) / "header.gguf")
+            header = design.write_header(Path(directory) / "header.gguf")
             everything = device_bytes(header, settings, endpoint)
-            ways = equal_ways(header, drawn, settings, endpoint)
+            ways = equal_ways(header, design, settings, endpoint)
             read = [cpu_bytes_a_token(header, settings, way) for way in ways]
         print(f"everything on the device: {gib(everything)}")
         for way, count in zip(ways, read, strict=True):
@@ -155,17 +155,17 @@ def main() -> None:
                 f"{way.name}{extra}: {gib(way.device_bytes)} on the device, the CPU reads "
                 f"{count / 2**20:.0f} MiB of weights a token"
             )
-        say_how_equal("beforehand", [way.device_bytes for way in ways])
+        check_equal("beforehand", [way.device_bytes for way in ways])
         if arguments.dry_run:
             return
-        with synthetic_file(drawn, arguments.directory, keep=True) as path:
-            print(f"{path.name}, {gib(drawn.nbytes)}", flush=True)
+        with synthetic_file(design, arguments.directory, keep=True) as path:
+            print(f"{path.name}, {gib(design.nbytes)}", flush=True)
             allocated = [measured(path, settings, way, endpoint, arguments) for way in ways]
-        say_how_equal("allocated", allocated)
+        check_equal("allocated", allocated)
 
 
-def parsed() -> argparse.Namespace:
-    """What the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -181,27 +181,27 @@ def parsed() -> argparse.Namespace:
 
 
 def gib(count: int) -> str:
-    """Bytes, to a thousandth of a GiB."""
+    """Bytes in GiB, with three decimals."""
     return f"{count / 2**30:.3f} GiB"
 
 
-def say_how_equal(when: str, sizes: Sequence[int]) -> None:
-    """Print the memory of both ways and its ratio, and end where they are not equal."""
+def check_equal(when: str, sizes: Sequence[int]) -> None:
+    """Print the memory of both placements and their ratio; exit if they are not equal."""
     experts, layers = sizes
     print(f"device memory {when}: {experts:,} and {layers:,} bytes, ratio {experts / layers:.4f}")
-    if apart(experts, layers) > TOLERANCE:
-        sys.exit(f"the two differ by more than {TOLERANCE:.0%}: this compares nothing")
+    if relative_difference(experts, layers) > TOLERANCE:
+        sys.exit(f"the two differ by more than {TOLERANCE:.0%}: not comparable")
 
 
-def apart(one: int, other: int) -> float:
-    """The difference, as a part of the larger."""
-    return abs(one - other) / max(one, other)
+def relative_difference(a: int, b: int) -> float:
+    """The difference, relative to the larger."""
+    return abs(a - b) / max(a, b)
 
 
 def equal_ways(
-    header: Path, drawn: Blueprint, settings: EngineSettings, endpoint: str
+    header: Path, design: Blueprint, settings: EngineSettings, endpoint: str
 ) -> tuple[Way, Way]:
-    """The two placements of equal memory: of all such pairs, the one with the fewest experts."""
+    """The two placements of equal memory with the fewest experts on the device."""
 
     def way(name: str, base: Placement, extra: tuple[str, ...]) -> Way:
         placed = replace(settings, placement=with_extra(base, extra))
@@ -209,20 +209,20 @@ def equal_ways(
 
     whole = [
         way(f"layers on the CPU (-ngl {count})", Placement(n_gpu_layers=count), ())
-        for count in range(drawn.config.hparams.n_layer + 1)
+        for count in range(design.config.hparams.n_layer + 1)
     ]
     on_cpu = Placement(overrides=cpu_moe_overrides())
-    names = [tensor.name for tensor in drawn.tensors if tensor.role == "expert"]
+    names = [tensor.name for tensor in design.tensors if tensor.role == "expert"]
     nearest = 1.0
     for count in range(len(names)):
         experts = way("experts on the CPU", on_cpu, tuple(names[:count]))
-        fitting = [one for one in whole if one.device_bytes <= experts.device_bytes]
+        fitting = [placed for placed in whole if placed.device_bytes <= experts.device_bytes]
         if not fitting:
             continue
         most = fitting[-1]
-        extra = filling(drawn, most, experts.device_bytes)
+        extra = filling(design, most, experts.device_bytes)
         layers = way(most.name, most.base, extra)
-        off = apart(experts.device_bytes, layers.device_bytes)
+        off = relative_difference(experts.device_bytes, layers.device_bytes)
         nearest = min(nearest, off)
         if off <= TOLERANCE:
             return experts, layers
@@ -232,33 +232,35 @@ def equal_ways(
     )
 
 
-def filling(drawn: Blueprint, layers: Way, device_bytes: int) -> tuple[str, ...]:
-    """The fewest tensors of the first layer that is not on the device which fill up what is left
-    of so many bytes, to half of what may differ; if none do, those that come nearest."""
+def filling(design: Blueprint, layers: Way, device_bytes: int) -> tuple[str, ...]:
+    """The fewest tensors of the next layer that fill the device up to `device_bytes`.
+
+    They must fit within half of ``TOLERANCE``; otherwise the closest ones are returned.
+    """
     # The output matrix counts as a layer, and goes to the device first.
-    following = f"blk.{drawn.config.hparams.n_layer - layers.base.n_gpu_layers}."
-    tensors = [one for one in drawn.tensors if one.name.startswith(following)]
+    following = f"blk.{design.config.hparams.n_layer - layers.base.n_gpu_layers}."
+    tensors = [tensor for tensor in design.tensors if tensor.name.startswith(following)]
     left = device_bytes - layers.device_bytes
 
     def rank(choice: tuple[BlueprintTensor, ...]) -> tuple[bool, int, int]:
-        off = abs(left - sum(one.nbytes for one in choice))
+        off = abs(left - sum(tensor.nbytes for tensor in choice))
         near = off <= device_bytes * TOLERANCE / 2
         return not near, len(choice) if near else 0, off
 
     best = min(
         (some for n in range(_MOST_EXTRA + 1) for some in combinations(tensors, n)), key=rank
     )
-    return tuple(one.name for one in best)
+    return tuple(tensor.name for tensor in best)
 
 
 def device_bytes(path: Path, settings: EngineSettings, endpoint: str) -> int:
-    """What llama.cpp would allocate there."""
+    """The bytes that llama.cpp would allocate on the device."""
     with connect((endpoint,)) as workers:
         return measure(path, settings, workers.native_devices).on(DEVICE).total
 
 
 def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:
-    """Weights in main memory that a token reads; of the experts, those that it visits."""
+    """Bytes of weights in main memory that a token reads; of the experts only the active ones."""
     device = MachineDevice(DEVICE, DEVICE, "GPU", None, None, None, None)
     with opened(path) as geometry:
         placed = replace(settings, placement=way.placement)
@@ -268,7 +270,7 @@ def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:
 def measured(
     path: Path, settings: EngineSettings, way: Way, endpoint: str, arguments: argparse.Namespace
 ) -> int:
-    """Print what a way costs, and return the bytes that llama.cpp allocated on the device."""
+    """Print traffic and times, and return the bytes that llama.cpp allocated on the device."""
     placed = replace(settings, placement=way.placement)
     to_device, from_device = traffic(path, placed, endpoint, arguments)
     allocated, prompt, token = timed(path, placed, endpoint, arguments)
@@ -283,7 +285,7 @@ def measured(
 def traffic(
     path: Path, settings: EngineSettings, endpoint: str, arguments: argparse.Namespace
 ) -> tuple[float, float]:
-    """Bytes that travel for each token that is decoded: to the device, and from it."""
+    """Bytes to the device and from it, for each decoded token."""
     with (
         counted(endpoint) as proxy,
         BenchEngine(path, replace(settings, workers=(proxy.endpoint,))) as engine,
@@ -298,8 +300,7 @@ def traffic(
 def timed(
     path: Path, settings: EngineSettings, endpoint: str, arguments: argparse.Namespace
 ) -> tuple[int, float, float]:
-    """Bytes that llama.cpp allocated on the device, seconds that the prompt takes, and the median
-    of a token."""
+    """Bytes on the device, seconds of the prompt, and the median seconds of a token."""
     with BenchEngine(path, replace(settings, workers=(endpoint,))) as engine:
         prompt = [token * 37 % engine.n_vocab for token in range(arguments.prompt)]
         engine.extend(prompt)

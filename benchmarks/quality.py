@@ -1,12 +1,12 @@
-"""What quantization costs: our recipes beside llama.cpp's, on the trained model of demo/.
+"""The cost of quantization: our recipes compared with llama.cpp's, on demo/Llama-4-Tiny.
 
     python -m benchmarks.quality [--recipes int8,q8_0,int4,q4_k_m,q4_0]
 
-Converts demo/Llama-4-Tiny with each recipe (those of llama.cpp are what llama-quantize makes, to
-the byte) and asks all files the questions of its examination. Prints for each the bits a weight,
-the share of right answers, and over the tokens of the right answers the mean KL divergence from
-what the bf16 file predicts and how often the likeliest token is the same. A model of 6 million
-parameters has less to spare than one of 108 billion: these are no figures for Scout.
+Converts the model with each recipe (llama.cpp's recipes give the bytes of llama-quantize) and asks
+every file the questions of the examination. Prints for each recipe the bits a weight, the share of
+correct answers, and, over the tokens of the correct answers, the mean KL divergence from the bf16
+file's predictions and how often the likeliest token is the same. A model of 6 million parameters
+has less redundancy than one of 108 billion: the figures do not hold for Scout.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def main() -> None:
     questions = examination()
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     encoded = [encode(tokenizer, question) for question in questions]
-    table = Table("recipe", "bits a weight", "right answers", "mean KL", "same token")
+    table = Table("recipe", "bits a weight", "correct answers", "mean KL", "same token")
     reference: list[Predictions] = []
     for recipe in ("bf16", *arguments.recipes.split(",")):
         file = arguments.directory / f"llama-4-tiny-{recipe}.gguf"
         report = convert(MODEL, file, recipe=recipe, force=True)
-        made = predictions(file, encoded)
-        reference = reference or made
-        divergence, same = compared(made, reference)
+        current = predictions(file, encoded)
+        reference = reference or current
+        divergence, same = compare(current, reference)
         score = text_scores(file, questions, [])["text"]
         table.add_row(
             recipe,
@@ -62,18 +62,18 @@ def main() -> None:
 
 
 def predictions(file: Path, talks: list[Encoded]) -> list[Predictions]:
-    """The logarithms of the probabilities before each token of each answer."""
-    made = []
+    """For each answer the log-probabilities before each of its tokens, [tokens, vocabulary]."""
+    predictions = []
     with Model(file, n_ctx=2048, n_threads=1) as model:
         for talk in talks:
             before = np.flatnonzero(talk.answers) - 1
             logits = model.logits(talk.ids)[before].astype(np.float64)
-            made.append(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
-    return made
+            predictions.append(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+    return predictions
 
 
-def compared(ours: list[Predictions], reference: list[Predictions]) -> tuple[float, float]:
-    """The mean KL divergence from the reference, and the share of tokens on which both agree."""
+def compare(ours: list[Predictions], reference: list[Predictions]) -> tuple[float, float]:
+    """The mean KL divergence, and the share of tokens with the same likeliest token."""
     all_ours, all_theirs = np.concatenate(ours), np.concatenate(reference)
     divergence = (np.exp(all_theirs) * (all_theirs - all_ours)).sum(-1)
     return float(divergence.mean()), float((all_ours.argmax(-1) == all_theirs.argmax(-1)).mean())
