@@ -56,14 +56,17 @@ help:
 demo: $(RUN)
 	$(BIN)/python demo/run.py
 
+# All cores; tests that share a resource of the machine are of one group, which one process runs.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Measured on 2 cores, without set-up.
 ALL_MINUTES := 20
 test-all: $(VENV)/.test
 	@echo "the heavy tests too: about $(ALL_MINUTES) minutes on 2 cores"
-	$(BIN)/python -m pytest -m "heavy or not heavy"
+	$(PYTEST) -m "heavy or not heavy"
 
 # TORCH replaces PyTorch's newest release, a download of gigabytes.
 test-latest: $(VENV)/.test

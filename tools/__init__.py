@@ -1,4 +1,5 @@
-"""What `make` runs before and beside the package: installing, building llama.cpp, locking versions.
+"""What stands beside the package: installing, building llama.cpp, locking versions, drawing docs.
 
-Promises to need nothing but Python's standard library and pip. Knows nothing of the package.
+Promises that what runs before anything is installed (`install`, `build_llama`, `progress`) needs
+Python's standard library and pip alone.
 """

@@ -95,7 +95,8 @@ def main(wheel_directory: str, *overrides: str) -> int:
     ):
         print(title, flush=True)
         subprocess.run(command, cwd=ROOT, check=True)
-    tests = subprocess.run([str(python), "-m", "pytest"], cwd=ROOT)
+    pytest = [str(python), "-m", "pytest", "--numprocesses", "auto", "--dist", "loadgroup"]
+    tests = subprocess.run(pytest, cwd=ROOT)
     lines = differences(_installed(python), locked_versions(LOCK.read_text()))
     print("\nOther than locked:", *(lines or ["nothing"]), sep="\n  ")
     print("The tests pass with these." if tests.returncode == 0 else "The tests fail with these.")

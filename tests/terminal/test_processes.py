@@ -21,6 +21,9 @@ import pytest
 
 from llama4_edge import convert
 
+# They wait for another process to draw, one at a time.
+pytestmark = pytest.mark.xdist_group("terminal")
+
 # A terminal's Ctrl-C reaches the processes whose controlling terminal it is.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 LLAMA4 = "from llama4_edge.cli import main; main(prog_name='llama4')"

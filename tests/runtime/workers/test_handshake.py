@@ -13,6 +13,9 @@ from llama4_edge.runtime.settings import EngineSettings, split_endpoint
 from llama4_edge.runtime.workers.handshake import PROTOCOL, greet, resolve
 from llama4_edge.runtime.workers.worker import local_workers
 
+# They listen on ports of one machine, and free ones are asked for before they are taken.
+pytestmark = pytest.mark.xdist_group("workers")
+
 Listen = Callable[..., int]
 
 

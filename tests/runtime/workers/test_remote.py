@@ -346,6 +346,9 @@ def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(tiny_pat
     """It greets like one, and hangs up after that."""
     code = """
 import socket, struct, threading
+
+# They listen on ports of one machine, and free ones are asked for before they are taken.
+pytestmark = pytest.mark.xdist_group("workers")
 impostor = socket.create_server(("127.0.0.1", 0))
 def serve():
     while True:

@@ -18,6 +18,9 @@ from llama4_edge.runtime.workers.remote import connect
 from llama4_edge.runtime.workers.worker import local_workers, running_worker
 from llama4_edge.system.memory import host_memory
 
+# They listen on ports of one machine, and free ones are asked for before they are taken.
+pytestmark = pytest.mark.xdist_group("workers")
+
 LLAMA4 = [sys.executable, "-c", "from llama4_edge.cli import main; main(prog_name='llama4')"]
 
 
