@@ -171,18 +171,19 @@ def touches_c_api(edge: Import) -> bool:
     return room_of(edge.target) == "llama_cpp" or any((edge.target, n) in C_API for n in edge.names)
 
 
-def test_the_c_api_is_touched_only_where_the_table_says() -> None:
-    places = [
+def test_the_c_api_is_touched_where_the_table_says_and_nowhere_else() -> None:
+    places = {
         cells[0].strip("`").removesuffix(".py").rstrip("/").replace("/", ".")
         for cells in rows("C API in")
-    ]
-    elsewhere = [
-        edge
-        for edge in imports()
-        if touches_c_api(edge)
-        and not any(edge.module == place or edge.module.startswith(f"{place}.") for place in places)
-    ]
-    assert [str(edge) for edge in elsewhere] == []
+    }
+    touching = {edge.module for edge in imports() if touches_c_api(edge)}
+    # `quant.encode` finds libggml without importing the package around it.
+    touching |= {"quant.encode"}
+
+    def place_of(module: str) -> str:
+        return next((p for p in places if module == p or module.startswith(f"{p}.")), module)
+
+    assert {place_of(module) for module in touching} == places
 
 
 def exports(module: str) -> list[str]:
