@@ -1,8 +1,8 @@
-"""The GPUs that a plan can be made for by name: how much memory they have, how fast they read it.
+"""The GPUs that a plan can be made for by name: their memory, and the bandwidth of that memory.
 
-Memory is what the driver reports as the total (``nvidia-smi``, ``rocm-smi``), in MiB; bandwidth is
-the maker's data sheet's, in GB/s. Of memory that the processor shares, three quarters count: so
-much does macOS give its GPU unless told otherwise.
+Memory is the total that the driver reports (``nvidia-smi``, ``rocm-smi``), in MiB; bandwidth is
+that of the maker's data sheet, in GB/s. Of unified memory three quarters count: by default, macOS
+gives its GPU that much. Knows nothing of the machine at hand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import SettingError
+from ..errors import SettingError, did_you_mean
 
 _MIB = 2**20
 _GB = 10**9
@@ -18,7 +18,7 @@ _GB = 10**9
 
 @dataclass(frozen=True)
 class GPU:
-    """A model of GPU: bytes of memory, bytes read from it a second."""
+    """A model of GPU: ``memory`` in bytes, ``bandwidth`` in bytes read a second."""
 
     name: str
     memory: int
@@ -26,8 +26,7 @@ class GPU:
 
     @property
     def most_together(self) -> int:
-        """How many people put into one machine: cards for a desktop 4, for a server 8, and of
-        memory that is the processor's own there is only one."""
+        """How many go into one machine: 4 for desktops, 8 for servers, 1 of unified memory."""
         if self.name.startswith(("M1", "M2", "M3", "M4")):
             return 1
         return 4 if self.name.startswith(("RTX 30", "RTX 40", "RTX 50", "RX")) else 8
@@ -73,7 +72,7 @@ _TABLE: tuple[tuple[str, int, int], ...] = (
 GPUS: tuple[GPU, ...] = tuple(GPU(name, mib * _MIB, gb * _GB) for name, mib, gb in _TABLE)
 """All of them, roughly by size."""
 
-# What people say for what the table calls otherwise.
+# Other names for what is in the table.
 _ALIASES = {
     "h100sxm": "h100",
     "h10080gb": "h100",
@@ -97,10 +96,13 @@ _ALIASES = {
     "m1max": "m1max64gb",
     "m4pro": "m4pro64gb",
 }
-# A maker's name and its brands say nothing.
+# Names of makers and brands are ignored.
 _NOISE = re.compile(r"\b(nvidia|geforce|amd|radeon|instinct|apple|tesla)\b")
+# An x at the end of a word (rtx, rx, max) is no sign of a count.
 _COUNTED = re.compile(
-    r"(?P<name>.*\S)\s*[x*]\s*(?P<count>\d{1,3})|(?P<n>\d{1,3})\s*[x*]\s*(?P<of>\S.*)"
+    r"(?P<name>.*\S)\s*(?:(?<![a-z]{2})(?<!\b[a-z])x|\*)\s*(?P<count>\d{1,3})"
+    r"|(?P<n>\d{1,3})\s*[x*]\s*(?P<of>\S.*)",
+    re.IGNORECASE,
 )
 
 
@@ -114,7 +116,7 @@ _BY_KEY |= {key.removeprefix("rtx").removeprefix("rx"): gpu for key, gpu in _BY_
 
 
 def known_gpu(description: str) -> GPU | None:
-    """The GPU that a driver, or a person, calls so; None for one that is not in the table."""
+    """The GPU of the table that a driver or a person describes so, or None."""
     return _BY_KEY.get(_key(description))
 
 
@@ -122,9 +124,9 @@ def gpus_named(text: str) -> tuple[GPU, ...]:
     """The GPUs that ``"h100"``, ``"H100 x8"`` or ``"2x RTX 4090, 3090"`` name, in order.
 
     Raises:
-        SettingError: a name is not in the table, or the count is none.
+        SettingError: a name is not in the table, or a count is 0.
     """
-    found: list[GPU] = []
+    gpus: list[GPU] = []
     for part in text.split(","):
         counted = _COUNTED.fullmatch(part.strip())
         if counted and known_gpu(part) is None:
@@ -133,11 +135,19 @@ def gpus_named(text: str) -> tuple[GPU, ...]:
         else:
             name, count = part.strip(), 1
         gpu = known_gpu(name)
-        if gpu is None or count == 0:
+        if gpu is None:
+            names = [gpu.name for gpu in GPUS]
+            hints = [did_you_mean(name, names), "Give the memory of any other GPU as vram."]
             raise SettingError(
-                f"there is no GPU called {part.strip()!r} in the table",
-                expected=", ".join(one.name for one in GPUS),
-                hint="Give the memory of any other with --vram, as in --vram 24G.",
+                f"there is no GPU called {name!r} in the table",
+                expected=", ".join(names),
+                hint=" ".join(hint for hint in hints if hint),
             )
-        found += [gpu] * count
-    return tuple(found)
+        if count == 0:
+            raise SettingError(
+                "the number of GPUs is outside its range",
+                found=repr(part.strip()),
+                expected="1 or more",
+            )
+        gpus += [gpu] * count
+    return tuple(gpus)

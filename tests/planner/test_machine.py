@@ -59,16 +59,39 @@ def test_gpus_are_known_by_what_drivers_and_people_call_them(said: str, meant: s
         ("2x rtx 4090", ["RTX 4090"] * 2),
         ("h100*2, 4090", ["H100", "H100", "RTX 4090"]),
         ("A100 80GB", ["A100 80GB"]),
+        ("l40sx4", ["L40S"] * 4),
+        ("H100 NVL X2", ["H100 NVL"] * 2),
+        ("rx 7900 xtx*2", ["RX 7900 XTX"] * 2),
     ],
 )
 def test_several_gpus_are_counted(said: str, names: list[str]) -> None:
     assert [gpu.name for gpu in gpus_named(said)] == names
 
 
-@pytest.mark.parametrize("said", ["", "gtx 9000", "h100 x", "x8", "h100 x0", "h100,,4090"])
-def test_what_is_no_gpu_is_refused(said: str) -> None:
-    with pytest.raises(SettingError, match=r"Give the memory of any other with --vram"):
-        gpus_named(said)
+@pytest.mark.parametrize("name", ["", "gtx 9000", "h100 x", "x8", "h100,,4090"])
+def test_a_gpu_that_is_not_in_the_table_is_refused(name: str) -> None:
+    with pytest.raises(SettingError, match=r"Give the memory of any other GPU as vram\.$"):
+        gpus_named(name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("rtx4900", "RTX 4090, RTX 4080 or RTX 5090"),
+        ("2x mi300", "MI300X"),
+        ("rtx 507", "RTX 5090, RTX 5080 or RTX 5070 Ti"),
+        ("h100, m4 max 128", "M4 Max 128GB"),
+    ],
+)
+def test_the_gpu_that_was_meant_is_suggested(typed: str, meant: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        gpus_named(typed)
+    assert caught.value.hint == f"Did you mean {meant}? Give the memory of any other GPU as vram."
+
+
+def test_no_gpus_at_all_are_refused() -> None:
+    with pytest.raises(SettingError, match="number of GPUs is outside its range, found 'h100 x0'"):
+        gpus_named("h100 x0")
 
 
 def test_a_described_machine_has_what_was_described() -> None:
