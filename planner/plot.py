@@ -1,4 +1,4 @@
-"""A picture of the table: memory against context for each quantization, with the lines of GPUs.
+"""A plot of the table: memory against context for each quantization, with a line for each GPU.
 
 Promises that every point is a cell of the table. Draws, and computes nothing.
 """
@@ -17,7 +17,7 @@ from .table import Cell
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The GPUs whose memory is drawn as a line: enough to find one's own between them.
+# The GPUs whose memory is drawn as a line: enough to find others between them.
 _LINES = ("RTX 4090", "RTX 5090", "L40S", "H100", "H200", "B200")
 _SETS = (("H100", 4), ("H100", 8), ("B200", 8))
 # Told apart with any kind of colour vision (Okabe and Ito).
@@ -29,13 +29,19 @@ def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
     """Draw one panel for each model of the cells, and save it in the format of the name.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: matplotlib is not installed, or the file cannot be written.
     """
-    # Only here: it takes a second to import.
-    import matplotlib
+    try:
+        # Only here: it is an extra, and takes a second to import.
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise OutputError(
+            "a plot needs matplotlib, which is not installed",
+            hint="Install it with: pip install 'llama4-edge[plot]'",
+        ) from error
 
     models = list(dict.fromkeys(cell.model for cell in cells))
     across = min(len(models), 2)
@@ -51,7 +57,11 @@ def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
         figure.tight_layout()
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{os.fspath(path)} cannot be written", found=error) from error
+        raise OutputError(
+            f"{os.fspath(path)}: the plot cannot be written",
+            found=error,
+            hint="Give a .png, .svg or .pdf in a directory that exists.",
+        ) from error
     finally:
         pyplot.close(figure)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from llama4_edge.errors import OutputError
-from llama4_edge.planner.geometry import opened
+from llama4_edge.planner.geometry import open_geometry
 from llama4_edge.planner.gpus import GPUS
 from llama4_edge.planner.machine import KEPT_FREE
 from llama4_edge.planner.plot import plot
@@ -38,7 +39,7 @@ def test_a_cell_is_what_llama_cpp_counts_for_that_file_on_one_gpu(scout: tuple[C
     for cell in scout:
         placement = Placement(devices=("GPU",))
         settings = EngineSettings(n_ctx=cell.n_ctx, placement=placement, use_extra_bufts=False)
-        with opened("scout", cell.recipe) as geometry:
+        with open_geometry("scout", cell.recipe) as geometry:
             report = measure(geometry.path, settings, simulated_gpus(["GPU"]))
         # The rotary frequencies, 256 bytes, count as the output layer's in the table.
         assert cell.gpu_bytes == report.on("GPU").total
@@ -77,7 +78,7 @@ def test_what_no_eight_gpus_hold_has_no_holder() -> None:
 def test_a_gguf_has_its_own_quantization_alone(scout_int4: Path) -> None:
     cells = table([scout_int4])
     assert {cell.recipe for cell in cells} == {"as it is"}
-    with opened(scout_int4) as geometry:
+    with open_geometry(scout_int4) as geometry:
         assert cells[0].gpu_bytes > geometry.nbytes - 278_528  # without the token embedding
 
 
@@ -96,10 +97,23 @@ def test_the_picture_is_a_png_with_a_panel_for_each_model(
     assert len({tuple(pixel) for pixel in one.reshape(-1, one.shape[2])[::97]}) > 20
 
 
+def test_without_matplotlib_the_extra_is_named(
+    scout: tuple[Cell, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(OutputError) as caught:
+        plot(scout, tmp_path / "plot.png")
+    assert str(caught.value) == (
+        "a plot needs matplotlib, which is not installed. "
+        "Install it with: pip install 'llama4-edge[plot]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_picture_that_cannot_be_written_is_one_error(
     scout: tuple[Cell, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="the plot cannot be written"):
         plot(scout, tmp_path / "no" / "such.png")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="the plot cannot be written"):
         plot(scout, tmp_path / "picture.docx")
