@@ -25,9 +25,7 @@ from typing import Any
 from ...errors import EngineError, SettingError
 from ..bindings.devices import NativeDevice, native_device
 from ..bindings.library import build_command, library_info, native_function
-
-MAX_SIMULATED_GPUS = 15
-"""llama.cpp's scheduler takes 16 devices, of which main memory is one (GGML_SCHED_MAX_BACKENDS)."""
+from ..placement import MAX_DEVICES
 
 _STARTED_WITHIN = 20.0  # seconds
 # Fewer tokens than these at a time are computed where the weights are, more on the GPU, to which
@@ -56,11 +54,11 @@ def simulated_gpus(names: Sequence[str]) -> tuple[NativeDevice, ...]:
         SettingError: there are more names than llama.cpp takes devices.
         EngineError: the library was built without RPC, or the process does not start.
     """
-    if len(names) > MAX_SIMULATED_GPUS:
+    if len(names) > MAX_DEVICES:
         raise SettingError(
             "there are more GPUs than llama.cpp takes",
             found=str(len(names)),
-            expected=f"at most {MAX_SIMULATED_GPUS}",
+            expected=f"at most {MAX_DEVICES}",
         )
     if not names:
         return ()
@@ -82,7 +80,7 @@ def _handles() -> tuple[int, ...]:
         "ggml_backend_reg_dev_get", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
     )
     registry = add(endpoint.encode())
-    handles = tuple(get(registry, index) for index in range(MAX_SIMULATED_GPUS))
+    handles = tuple(get(registry, index) for index in range(MAX_DEVICES))
     buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
     for handle in handles:
         _set(handle, _OFFLOAD_OP, _OFFLOADS)
@@ -179,7 +177,7 @@ def _start() -> str:
     libraries = [_library(name) for name in ("libggml-base", "libggml-cpu", "libggml-rpc")]
     endpoint = f"127.0.0.1:{_free_port()}"
     child = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MAX_SIMULATED_GPUS)],
+        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MAX_DEVICES)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -17,11 +17,11 @@ from llama4_edge.runtime.bindings.devices import list_devices
 from llama4_edge.runtime.bindings.library import library_info
 from llama4_edge.runtime.bindings.memory import measure, measure_loaded
 from llama4_edge.runtime.files.gguf_file import read_gguf
-from llama4_edge.runtime.placement import Placement
+from llama4_edge.runtime.placement import MAX_DEVICES, Placement
 from llama4_edge.runtime.settings import EngineSettings, KVType
 from llama4_edge.runtime.workers import simulated_gpus as module
 from llama4_edge.runtime.workers.remote import connect
-from llama4_edge.runtime.workers.simulated_gpus import MAX_SIMULATED_GPUS, simulated_gpus
+from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 from llama4_edge.runtime.workers.worker import local_workers
 
 # They listen on ports of one machine, and free ones are asked for before they are taken.
@@ -89,13 +89,13 @@ def test_simulated_gpus_are_in_nobodys_list_of_devices() -> None:
 
 
 def test_there_are_only_as_many_simulated_gpus_as_llama_cpp_takes(tiny_path: Path) -> None:
-    names = [f"GPU {number}" for number in range(MAX_SIMULATED_GPUS)]
+    names = [f"GPU {number}" for number in range(MAX_DEVICES)]
     settings = EngineSettings(
         n_ctx=256, placement=Placement(devices=tuple(names), tensor_split=(1,) * len(names))
     )
     report = measure(tiny_path, settings, simulated_gpus(names))
     assert {*names, "CPU"} == {one.device for one in report.devices}
-    with pytest.raises(SettingError, match=f"expected at most {MAX_SIMULATED_GPUS}"):
+    with pytest.raises(SettingError, match=f"expected at most {MAX_DEVICES}"):
         simulated_gpus([*names, "one more"])
 
 
