@@ -46,7 +46,7 @@ class DevicePlan:
 
     @property
     def repacking_bytes(self) -> int:
-        """Bytes of weights beyond the file's: repacked for the CPU (AMX), or padded for a GPU."""
+        """Bytes that weights take beyond those in the file: repacked for the CPU, or padded."""
         return self.memory.weights - self.load.weights_bytes
 
     @property
