@@ -42,7 +42,7 @@ from benchmarks.peer import OUT
 from llama4_edge.convert.blueprint import Blueprint, BlueprintTensor, blueprint
 from llama4_edge.measure.speed_engine import BenchEngine
 from llama4_edge.measure.synthetic import synthetic_file
-from llama4_edge.planner.geometry import opened
+from llama4_edge.planner.geometry import open_geometry
 from llama4_edge.planner.layout import device_loads
 from llama4_edge.planner.machine import MachineDevice
 from llama4_edge.runtime.bindings.memory import measure
@@ -262,7 +262,7 @@ def device_bytes(path: Path, settings: EngineSettings, endpoint: str) -> int:
 def cpu_bytes_a_token(path: Path, settings: EngineSettings, way: Way) -> int:
     """Bytes of weights in main memory that a token reads; of the experts only the active ones."""
     device = MachineDevice(DEVICE, DEVICE, "GPU", None, None, None, None)
-    with opened(path) as geometry:
+    with open_geometry(path) as geometry:
         placed = replace(settings, placement=way.placement)
         return device_loads(geometry, placed, [device])[-1].read_bytes
 

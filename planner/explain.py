@@ -74,9 +74,10 @@ def _chunked_layers(search: Search, chosen: Candidate) -> str:
 
 def _fewer_layers(search: Search, chosen: Candidate) -> str:
     layers = chosen.settings.placement.n_gpu_layers
+    count = search.geometry.hparams.n_layer + 1
     return (
-        f"the GPU has room for the last {layers} of {search.geometry.n_layer + 1} layers with "
-        "their caches; the others are in main memory"
+        f"the GPU has room for the last {layers} of {count} layers with their caches; the others "
+        "are in main memory"
     )
 
 

@@ -1,8 +1,8 @@
 """What a model weighs, tensor by tensor, and what its KV cache takes, cell by cell.
 
-Promises the bytes of the file at hand, or of the file that a model would become. The formula of the
-KV cache is llama.cpp's (llama-kv-cache-iswa.cpp with ``swa_full`` off), and tests hold it against
-what llama.cpp reports. Knows nothing of devices.
+Promises the bytes of the file at hand, or of the file that a model would be converted to. The
+formula of the KV cache is llama.cpp's (llama-kv-cache-iswa.cpp with ``swa_full`` off), and tests
+compare it with what llama.cpp reports. Knows nothing of devices.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..architecture import ATTENTION_CHUNK, FULL_ATTENTION_EVERY
+from ..architecture import ATTENTION_CHUNK, Hyperparameters
 from ..errors import RecipeError
-from ..quant import role_of
 from ..quant.recipes import DEFAULT_RECIPE
+from ..quant.roles import role_of
+from ..quant.types import F16, Q4_0, Q8_0, TensorType
+from ..runtime.files.gguf_file import MAGIC
 from ..runtime.files.model_file import check_model_file
 from ..runtime.settings import EngineSettings, KVType
 
@@ -29,10 +31,7 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # llama.cpp rounds the cells of a cache up to these (GGML_PAD in llama-context.cpp).
 _CELLS = 256
-# Bytes of a block of 32 numbers: 32 halves; a half and 32 bytes; a half and 16 bytes.
-_KV_BLOCK_BYTES: dict[KVType, int] = {"f16": 64, "q8_0": 34, "q4_0": 18}
-_KV_BLOCK = 32
-_GGUF_MAGIC = b"GGUF"
+_KV_TYPES: dict[KVType, TensorType] = {"f16": F16, "q8_0": Q8_0, "q4_0": Q4_0}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Weight:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model as far as memory and speed go; counts are counts, sizes are bytes.
+    """A model as far as memory and speed go.
 
-    ``source`` is what was asked for, ``path`` what llama.cpp can read the header of. ``weights``
+    ``source`` is what was asked for, ``path`` a file whose header llama.cpp can read. ``weights``
     are those of the text model; ``vision`` is what no such file holds, None where there is nothing,
     or where a GGUF does not say.
     """
@@ -58,13 +57,7 @@ class Geometry:
     source: str
     path: Path
     recipe: str | None
-    n_layer: int
-    n_expert: int
-    n_expert_used: int
-    n_head_kv: int
-    head_dim: int
-    n_vocab: int
-    n_ctx_train: int
+    hparams: Hyperparameters
     weights: tuple[Weight, ...]
     note: str | None = None
     vision: VisionWeights | None = None
@@ -79,30 +72,27 @@ class Geometry:
         """Whether the token embedding is the output matrix too; llama.cpp then holds it twice."""
         return all(weight.role != "output" for weight in self.weights)
 
-    def is_full(self, layer: int) -> bool:
-        """Whether a layer attends to everything, rather than inside its chunk."""
-        return (layer + 1) % FULL_ATTENTION_EVERY == 0
-
     def read_per_token(self, weight: Weight) -> int:
         """Bytes of a tensor that decoding one token reads: one row of the embedding, the experts
         that are used, all of everything else."""
         if weight.role == "expert":
-            return weight.nbytes * self.n_expert_used // self.n_expert
+            return weight.nbytes * self.hparams.n_expert_used // self.hparams.n_expert
         if weight.role == "embedding":
-            return weight.nbytes // self.n_vocab
+            return weight.nbytes // self.hparams.n_vocab
         return weight.nbytes
 
     def kv_bytes(self, layer: int, settings: EngineSettings) -> int:
         """Bytes of one layer's keys and values."""
-        return self._cell_bytes(settings.kv_type) * kv_cells(self.is_full(layer), settings)
+        cells = kv_cells(self.hparams.is_full(layer), settings)
+        return self._cell_bytes(settings.kv_type) * cells
 
     def kv_read_per_token(self, layer: int, kv_type: KVType, depth: int) -> int:
         """Bytes of one layer's cache that decoding the token after `depth` others reads."""
-        seen = depth if self.is_full(layer) else min(depth, ATTENTION_CHUNK)
-        return self._cell_bytes(kv_type) * seen
+        cells = depth if self.hparams.is_full(layer) else min(depth, ATTENTION_CHUNK)
+        return self._cell_bytes(kv_type) * cells
 
     def _cell_bytes(self, kv_type: KVType) -> int:
-        return 2 * self.n_head_kv * self.head_dim // _KV_BLOCK * _KV_BLOCK_BYTES[kv_type]
+        return 2 * _KV_TYPES[kv_type].row_bytes(self.hparams.n_head_kv * self.hparams.head_dim)
 
 
 def kv_cells(full: bool, settings: EngineSettings) -> int:
@@ -119,17 +109,17 @@ def _padded(cells: int) -> int:
 
 
 @contextmanager
-def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator[Geometry]:
-    """The geometry of a model; its ``path`` is what llama.cpp can measure while this is open.
+def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator[Geometry]:
+    """The geometry of a model; its ``path`` exists while this is open.
 
     Args:
-        model: a GGUF; or anything that ``convert.blueprint`` draws one of: a preset, a config.json,
-            a checkpoint directory, a repository on the hub.
-        recipe: what such a model would be converted with, int4 by default. A GGUF has its types.
+        model: a GGUF; or what `convert.blueprint` takes: a preset, a config.json, a checkpoint
+            directory, a repository on the hub.
+        recipe: what such a model would be converted with; None is `DEFAULT_RECIPE`.
 
     Raises:
-        Llama4EdgeError: there is no such model, or llama.cpp could not run it.
-        RecipeError: a recipe for a GGUF.
+        RecipeError: a recipe for a GGUF, whose types are given, or an unknown one.
+        Llama4EdgeError: there is no such model, or llama.cpp cannot run it.
     """
     if is_gguf(model):
         if recipe is not None:
@@ -140,27 +130,20 @@ def opened(model: str | os.PathLike[str], recipe: str | None = None) -> Iterator
             )
         yield _of_gguf(Path(model))
         return
-    # Here, because it loads the converter, which a GGUF does without.
+    # Only here, because planning for a GGUF needs nothing of the converter.
     from ..convert.blueprint import blueprint
 
-    drawn = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
-    config = drawn.config
+    drawing = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
     with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
         yield Geometry(
-            name=drawn.name,
+            name=drawing.name,
             source=os.fspath(model),
-            path=drawn.write_header(Path(directory) / "header.gguf"),
-            recipe=drawn.recipe,
-            n_layer=config.hparams.n_layer,
-            n_expert=config.hparams.n_expert,
-            n_expert_used=config.hparams.n_expert_used,
-            n_head_kv=config.hparams.n_head_kv,
-            head_dim=config.hparams.head_dim,
-            n_vocab=config.hparams.n_vocab,
-            n_ctx_train=config.hparams.n_ctx_train,
-            weights=_weights((one.name, one.nbytes) for one in drawn.tensors),
-            note=drawn.note,
-            vision=drawn.vision,
+            path=drawing.write_header(Path(directory) / "header.gguf"),
+            recipe=drawing.recipe,
+            hparams=drawing.config.hparams,
+            weights=_weights((tensor.name, tensor.nbytes) for tensor in drawing.tensors),
+            note=drawing.note,
+            vision=drawing.vision,
         )
 
 
@@ -172,7 +155,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(4) == _GGUF_MAGIC
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _of_gguf(path: Path) -> Geometry:
@@ -182,20 +165,14 @@ def _of_gguf(path: Path) -> Geometry:
         source=str(path),
         path=path,
         recipe=None,
-        n_layer=info.hparams.n_layer,
-        n_expert=info.hparams.n_expert,
-        n_expert_used=info.hparams.n_expert_used,
-        n_head_kv=info.hparams.n_head_kv,
-        head_dim=info.hparams.head_dim,
-        n_vocab=info.hparams.n_vocab,
-        n_ctx_train=info.hparams.n_ctx_train,
-        weights=_weights((one.name, one.nbytes) for one in info.tensors),
+        hparams=info.hparams,
+        weights=_weights((tensor.name, tensor.nbytes) for tensor in info.tensors),
     )
 
 
 def _weights(tensors: Iterable[tuple[str, int]]) -> tuple[Weight, ...]:
-    found = []
+    weights = []
     for name, nbytes in tensors:
         layer = _LAYER.match(name)
-        found.append(Weight(name, nbytes, role_of(name), int(layer[1]) if layer else None))
-    return tuple(found)
+        weights.append(Weight(name, nbytes, role_of(name), int(layer[1]) if layer else None))
+    return tuple(weights)

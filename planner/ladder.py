@@ -120,7 +120,7 @@ class Ladder:
             for weight in reversed(self._geometry.weights)
             if weight.layer is not None
             and weight.role != "expert"
-            and not self._geometry.is_full(weight.layer)
+            and not self._geometry.hparams.is_full(weight.layer)
         ]
         return self._first_that_fits(
             Strategy.CHUNKED_LAYERS,
@@ -130,7 +130,7 @@ class Ladder:
 
     def fewer_layers(self, n_ctx: int, kv_type: KVType) -> Candidate | None:
         """As many whole layers on the GPUs as there is room for, their experts where there is."""
-        low, high = 0, self._geometry.n_layer + 1
+        low, high = 0, self._geometry.hparams.n_layer + 1
         best = None
         while low + 1 < high:
             middle = (low + high) // 2
@@ -212,7 +212,7 @@ class Ladder:
 
     def _experts(self, layers: int) -> list[str]:
         """Names of the experts' tensors on the GPUs, those of the last layers first."""
-        first = 0 if layers < 0 else self._geometry.n_layer + 1 - layers
+        first = 0 if layers < 0 else self._geometry.hparams.n_layer + 1 - layers
         return [
             weight.name
             for weight in reversed(self._geometry.weights)

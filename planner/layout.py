@@ -81,7 +81,7 @@ def device_loads(
 ) -> tuple[DeviceLoad, ...]:
     """What each GPU holds, and last main memory."""
     placement = settings.placement
-    of_layer = layer_devices(geometry.n_layer, placement, gpus)
+    of_layer = layer_devices(geometry.hparams.n_layer, placement, gpus)
     weights = {name: Counter[str]() for name in [*(gpu.name for gpu in gpus), CPU]}
     read: Counter[str] = Counter()
     for weight in geometry.weights:
@@ -96,9 +96,9 @@ def device_loads(
             if device != CPU:
                 weights[device]["output"] += weight.nbytes
     full, chunked, kv_read = Counter[str](), Counter[str](), Counter[str]()
-    for layer in range(geometry.n_layer):
+    for layer in range(geometry.hparams.n_layer):
         device = of_layer[layer] if placement.offload_kqv else CPU
-        cache = full if geometry.is_full(layer) else chunked
+        cache = full if geometry.hparams.is_full(layer) else chunked
         cache[device] += geometry.kv_bytes(layer, settings)
         kv_read[device] += geometry.kv_read_per_token(layer, settings.kv_type, settings.n_ctx)
     return tuple(
@@ -122,7 +122,7 @@ def layer_sizes(
     Args:
         moved: names of tensors in main memory, which are not counted.
     """
-    sizes = [0] * (geometry.n_layer + 1)
+    sizes = [0] * (geometry.hparams.n_layer + 1)
     for weight in geometry.weights:
         if weight.name in moved:
             continue
@@ -131,7 +131,7 @@ def layer_sizes(
         elif weight.role != "embedding" or geometry.tied:
             sizes[-1] += weight.nbytes
     if settings.placement.offload_kqv:
-        for layer in range(geometry.n_layer):
+        for layer in range(geometry.hparams.n_layer):
             sizes[layer] += geometry.kv_bytes(layer, settings)
     return sizes
 

@@ -19,7 +19,7 @@ from ..runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, 
 from ..runtime.workers.remote import connect
 from ..units import bytes_text
 from .explain import explain, placement_clause
-from .geometry import Geometry, opened
+from .geometry import Geometry, open_geometry
 from .gpus import gpus_named
 from .ladder import Candidate, Ladder, Strategy
 from .machine import Machine, MachineDevice, described_machine, this_machine
@@ -88,7 +88,7 @@ def plan(
         workers=tuple(workers),
         placement=Placement(devices=None if devices is None else tuple(devices)),
     )
-    with opened(model, recipe) as geometry, connect(base.workers) as connected:
+    with open_geometry(model, recipe) as geometry, connect(base.workers) as connected:
         if placement is not None:
             check_overrides(placement.overrides, [weight.name for weight in geometry.weights])
             devices = placement.devices
@@ -124,7 +124,7 @@ def fallback(plan: Plan) -> Plan | None:
     settings = plan.settings
     machine = Machine(tuple(map(_with_less, plan.gpus)), plan.host.device)
     base = replace(settings, placement=Placement(devices=settings.placement.devices))
-    with opened(plan.path, plan.recipe) as geometry, connect(base.workers) as connected:
+    with open_geometry(plan.path, plan.recipe) as geometry, connect(base.workers) as connected:
         search = Search(geometry, machine, base, connected)
         result = _plan(search, settings.n_ctx, settings.kv_type, None)
     return result.with_notes(f"after llama.cpp could not allocate: {plan}")
@@ -150,7 +150,7 @@ def _plan(
     else:
         candidate = ladder.best(start, kv_type)
     if n_ctx == "max" and search.least_left(candidate.count) >= 0:
-        candidate = ladder.longest(candidate, geometry.n_ctx_train)
+        candidate = ladder.longest(candidate, geometry.hparams.n_ctx_train)
     candidate = ladder.without_repacking_if_short(candidate)
     alternatives: list[Alternative] = []
     if n_ctx is None and placement is None:
@@ -169,22 +169,22 @@ def _plan(
 def _first_context(n_ctx: int | Literal["max"] | None, geometry: Geometry) -> int:
     """The context to begin with, in tokens; `EngineSettings` checks that it is a number."""
     if n_ctx is None:
-        return min(DEFAULT_CONTEXT, geometry.n_ctx_train)
+        return min(DEFAULT_CONTEXT, geometry.hparams.n_ctx_train)
     if n_ctx == "max":
         # With one chunk, the chunked layers have their whole cache already.
-        return min(ATTENTION_CHUNK, geometry.n_ctx_train)
-    if isinstance(n_ctx, int) and n_ctx > geometry.n_ctx_train:
+        return min(ATTENTION_CHUNK, geometry.hparams.n_ctx_train)
+    if isinstance(n_ctx, int) and n_ctx > geometry.hparams.n_ctx_train:
         raise SettingError(
             f"n_ctx is more than {geometry.name} was trained for",
             found=f"{n_ctx:,} tokens",
-            expected=f"at most {geometry.n_ctx_train:,}",
+            expected=f"at most {geometry.hparams.n_ctx_train:,}",
         )
     return n_ctx
 
 
 def _longer_contexts(ladder: Ladder, chosen: Candidate) -> list[Alternative]:
     """What longer contexts would cost."""
-    trained, settings = ladder.search.geometry.n_ctx_train, chosen.settings
+    trained, settings = ladder.search.geometry.hparams.n_ctx_train, chosen.settings
     return [
         _alternative(ladder, chosen, f"{n_ctx:,} tokens", n_ctx, settings.kv_type)
         for n_ctx in LONGER_CONTEXTS
@@ -232,8 +232,8 @@ def _as_plan(search: Search, candidate: Candidate, alternatives: tuple[Alternati
         model=geometry.name,
         path=geometry.source,
         recipe=geometry.recipe,
-        n_layer=geometry.n_layer,
-        n_ctx_train=geometry.n_ctx_train,
+        n_layer=geometry.hparams.n_layer,
+        n_ctx_train=geometry.hparams.n_ctx_train,
         settings=count.settings,
         described=search.machine.described,
         devices=tuple(

@@ -86,7 +86,7 @@ class Search:
             settings=settings,
             report=self.report(settings),
             loads=device_loads(self.geometry, settings, self.machine.gpus),
-            output_bytes=_FLOAT * self.geometry.n_vocab * settings.n_parallel,
+            output_bytes=_FLOAT * self.geometry.hparams.n_vocab * settings.n_parallel,
         )
 
     def fits_gpus(self, report: MemoryReport) -> bool:

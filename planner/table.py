@@ -18,7 +18,7 @@ from ..runtime.bindings.memory import measure
 from ..runtime.placement import CPU, Placement
 from ..runtime.settings import EngineSettings, KVType
 from ..runtime.workers.simulated_gpus import simulated_gpus
-from .geometry import Geometry, is_gguf, opened
+from .geometry import Geometry, is_gguf, open_geometry
 from .gpus import GPU, GPUS
 from .layout import distribute, layer_sizes, split_for
 from .machine import KEPT_FREE
@@ -80,10 +80,10 @@ def _cells_of_model(
 ) -> list[Cell]:
     names: Sequence[str | None] = [None] if is_gguf(model) else recipes
     cells = []
-    with opened(model, names[0]) as first:
+    with open_geometry(model, names[0]) as first:
         buffers = _Buffers(first)
         for name in names:
-            with opened(model, name) as geometry:
+            with open_geometry(model, name) as geometry:
                 cells += [
                     _cell(geometry, name or "as it is", settings, buffers)
                     for settings in _settings(geometry, kv_type, n_ubatch)
@@ -92,9 +92,9 @@ def _cells_of_model(
 
 
 def _settings(geometry: Geometry, kv_type: KVType, n_ubatch: int) -> list[EngineSettings]:
-    contexts = [one for one in CONTEXTS if one <= geometry.n_ctx_train]
-    if geometry.n_ctx_train not in contexts:
-        contexts.append(geometry.n_ctx_train)
+    contexts = [one for one in CONTEXTS if one <= geometry.hparams.n_ctx_train]
+    if geometry.hparams.n_ctx_train not in contexts:
+        contexts.append(geometry.hparams.n_ctx_train)
     return [
         EngineSettings(n_ctx=one, kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
         for one in contexts
@@ -110,7 +110,7 @@ class _Buffers:
 
     def _of(self, settings: EngineSettings, count: int) -> tuple[int, ...]:
         names = [f"GPU {number}" for number in range(count)]
-        layers = self._geometry.n_layer + 1
+        layers = self._geometry.hparams.n_layer + 1
         counts = [layers * (one + 1) // count - layers * one // count for one in range(count)]
         placement = Placement(devices=tuple(names), tensor_split=split_for(counts))
         placed = EngineSettings(
@@ -134,7 +134,7 @@ def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _B
         recipe=recipe,
         n_ctx=settings.n_ctx,
         gpu_bytes=sum(sizes) + gpu,
-        host_bytes=beside + host + 4 * geometry.n_vocab,
+        host_bytes=beside + host + 4 * geometry.hparams.n_vocab,
         holder=None if holder is None else _set_name(*holder),
         holder_bytes=None if holder is None else holder[0].memory * holder[1],
     )

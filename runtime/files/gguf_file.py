@@ -26,7 +26,8 @@ HEADER_LIMIT = 512 * 2**20
 """Bytes of a file that ggml's parser is shown. The header of Llama 4 takes about 12 MiB; a damaged
 count could otherwise make the parser allocate four times the size of the file."""
 
-_MAGIC = b"GGUF"
+MAGIC = b"GGUF"
+"""The first bytes of every GGUF."""
 _VERSIONS = (2, 3)
 
 # enum gguf_type (gguf.h): the number's name, and its C type where it has one.
@@ -144,11 +145,11 @@ def _check_prefix(path: Path, prefix: bytes, size: int) -> None:
     """Magic and version, with clearer words than the parser's."""
     if size == 0:
         raise ModelFileError(f"{path} is empty", expected="a GGUF file", hint=_AGAIN)
-    if prefix[:4] != _MAGIC:
+    if prefix[:4] != MAGIC:
         raise ModelFileError(
             f"{path} is not a GGUF file",
             found=f"the first bytes {prefix[:4]!r}",
-            expected=repr(_MAGIC),
+            expected=repr(MAGIC),
             hint="Turn a checkpoint of safetensors into one with: llama4 convert",
         )
     if len(prefix) < 8:

@@ -9,7 +9,7 @@ import pytest
 
 from llama4_edge import convert
 from llama4_edge.errors import CheckpointError, ModelFileError, RecipeError
-from llama4_edge.planner.geometry import kv_cells, opened
+from llama4_edge.planner.geometry import kv_cells, open_geometry
 from llama4_edge.planner.gpus import gpus_named
 from llama4_edge.planner.machine import described_machine
 from llama4_edge.quant.roles import ROLES
@@ -22,7 +22,7 @@ KIB, GIB = 2**10, 2**30
 
 
 def test_scout_in_int4_weighs_what_its_file_does(tmp_path: Path) -> None:
-    with opened("scout") as scout:
+    with open_geometry("scout") as scout:
         # 61.65 GiB, as llama4 inspect says of the converted file.
         assert scout.nbytes == 66_200_105_216
         assert {weight.role for weight in scout.weights} <= set(ROLES)
@@ -31,11 +31,11 @@ def test_scout_in_int4_weighs_what_its_file_does(tmp_path: Path) -> None:
 
 
 def test_scouts_cache_takes_48_kib_a_token_on_the_full_layers() -> None:
-    with opened("scout") as scout:
+    with open_geometry("scout") as scout:
         one, more = (EngineSettings(n_ctx=tokens) for tokens in (32_768, 65_536))
-        layers = range(scout.n_layer)
-        full = [layer for layer in layers if scout.is_full(layer)]
-        chunked = [layer for layer in layers if not scout.is_full(layer)]
+        layers = range(scout.hparams.n_layer)
+        full = [layer for layer in layers if scout.hparams.is_full(layer)]
+        chunked = [layer for layer in layers if not scout.hparams.is_full(layer)]
         assert (len(full), len(chunked)) == (12, 36)
         grown = sum(scout.kv_bytes(i, more) - scout.kv_bytes(i, one) for i in layers)
         assert grown == 32_768 * 48 * KIB
@@ -66,9 +66,10 @@ def test_the_formula_of_the_cache_is_llama_cpps(
         kv_type=kv_type,  # type: ignore[arg-type]
         use_extra_bufts=False,  # repacked for AMX, weights take more than they do in the file
     )
-    with opened(model) as geometry:
+    with open_geometry(model) as geometry:
         reported = measure(geometry.path, settings).on("CPU")
-        assert sum(geometry.kv_bytes(i, settings) for i in range(geometry.n_layer)) == reported.kv
+        layers = range(geometry.hparams.n_layer)
+        assert sum(geometry.kv_bytes(layer, settings) for layer in layers) == reported.kv
         assert geometry.nbytes == reported.weights
 
 
@@ -82,7 +83,7 @@ def test_a_gguf_weighs_the_same_whole_and_in_parts(scout_checkpoint: Path, tmp_p
     convert(scout_checkpoint, tmp_path / "whole.gguf")
     convert(scout_checkpoint, tmp_path / "parts.gguf", split_size=3_000_000)
     first = next(tmp_path.glob("parts-00001-of-*.gguf"))
-    with opened(tmp_path / "whole.gguf") as whole, opened(first) as parts:
+    with open_geometry(tmp_path / "whole.gguf") as whole, open_geometry(first) as parts:
         assert sorted(parts.weights, key=str) == sorted(whole.weights, key=str)
         # llama.cpp finds the other parts itself.
         report = measure(parts.path, EngineSettings(n_ctx=256, use_extra_bufts=False))
@@ -92,10 +93,9 @@ def test_a_gguf_weighs_the_same_whole_and_in_parts(scout_checkpoint: Path, tmp_p
 def test_a_checkpoint_is_drawn_as_it_would_be_converted(
     scout_checkpoint: Path, scout_int4: Path
 ) -> None:
-    with opened(scout_checkpoint, "int4") as drawn, opened(scout_int4) as made:
+    with open_geometry(scout_checkpoint, "int4") as drawn, open_geometry(scout_int4) as made:
         assert sorted(drawn.weights, key=str) == sorted(made.weights, key=str)
-        for name in ("n_layer", "n_expert", "n_expert_used", "n_head_kv", "head_dim", "n_vocab"):
-            assert getattr(drawn, name) == getattr(made, name)
+        assert drawn.hparams == made.hparams
 
 
 def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(
@@ -104,7 +104,7 @@ def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(
     from llama4_edge.planner.layout import device_loads
 
     settings = EngineSettings(n_ctx=256, use_extra_bufts=False)
-    with opened(make_gguf(tied_checkpoint, "int4")) as tied:
+    with open_geometry(make_gguf(tied_checkpoint, "int4")) as tied:
         assert tied.tied
         (host,) = device_loads(tied, settings, [])
         # In main memory llama.cpp uses one tensor for both, and a token reads all of it.
@@ -123,21 +123,21 @@ def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(
 def test_a_gguf_takes_no_recipe(scout_int4: Path) -> None:
     with (
         pytest.raises(RecipeError, match="whose types are given, found the recipe int8"),
-        opened(scout_int4, "int8"),
+        open_geometry(scout_int4, "int8"),
     ):
         pass
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nonsense is not a model"), opened("nonsense"):
+    with pytest.raises(CheckpointError, match="nonsense is not a model"), open_geometry("nonsense"):
         pass
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelFileError, match="is truncated"), opened(tmp_path / "x.gguf"):
+    with pytest.raises(ModelFileError, match="is truncated"), open_geometry(tmp_path / "x.gguf"):
         pass
 
 
 def test_a_token_reads_one_expert_and_one_row_of_the_embedding() -> None:
-    with opened("maverick") as maverick:
+    with open_geometry("maverick") as maverick:
         by_role = {one.role: one for one in maverick.weights}
         expert, embedding, output = (by_role[role] for role in ("expert", "embedding", "output"))
         assert maverick.read_per_token(expert) == expert.nbytes // 128

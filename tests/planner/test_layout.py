@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from llama4_edge.planner.geometry import opened
+from llama4_edge.planner.geometry import open_geometry
 from llama4_edge.planner.gpus import gpus_named
 from llama4_edge.planner.layout import device_loads, distribute, layer_devices, split_for
 from llama4_edge.planner.machine import described_machine
@@ -45,7 +45,7 @@ def test_every_byte_lies_where_llama_cpp_puts_it(model: str, placed: str) -> Non
         offload_kqv=placement.offload_kqv,
     )
     settings = EngineSettings(n_ctx=40_000, placement=named, use_extra_bufts=False)
-    with opened(model) as geometry:
+    with open_geometry(model) as geometry:
         report = measure(geometry.path, settings, simulated_gpus(names))
         loads = device_loads(geometry, settings, gpus)
         for device, load in zip((*names, "CPU"), loads, strict=True):

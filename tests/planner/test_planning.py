@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,9 +11,11 @@ import pytest
 
 from demo.checkpoint import Geometry
 from llama4_edge.errors import CheckpointError, SettingError
-from llama4_edge.planner import Images, Plan, fallback, plan
-from llama4_edge.planner.geometry import opened
+from llama4_edge.planner import Images, Plan, fallback, machine, plan, planning
+from llama4_edge.planner.geometry import open_geometry
 from llama4_edge.planner.machine import KEPT_FREE
+from llama4_edge.runtime.bindings.amx import use_extra_bufts
+from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
 
@@ -79,7 +80,7 @@ def test_as_few_experts_as_needed_leave_the_gpu_and_the_last_layers_first() -> N
     gpu, host = found.devices
     assert found.fits
     assert {role for role, _ in host.load.weights} == {"embedding", "expert"}
-    with opened("scout") as scout:
+    with open_geometry("scout") as scout:
         experts = [one for one in scout.weights if one.role == "expert"]
     moved = _moved(found, [one.name for one in experts])
     # Those of the last layers: whole layers, and perhaps part of the one before.
@@ -128,6 +129,46 @@ def test_a_gpu_too_small_for_anything_is_left_alone() -> None:
     assert found.host.memory.weights == 66_200_105_216
 
 
+@pytest.fixture(params=["repacked as this CPU likes it", "never repacked"])
+def repacking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether weights may be repacked; with AMX they then take 2% more than in the file."""
+    allowed = request.param != "never repacked" and use_extra_bufts()
+    monkeypatch.setattr(planning, "use_extra_bufts", lambda: allowed)
+    return allowed
+
+
+def test_on_the_cpu_alone_weights_are_counted_as_llama_cpp_holds_them(repacking: bool) -> None:
+    found = plan("scout", ram=96 * GIB)
+    assert found.settings.use_extra_bufts == repacking
+    with open_geometry("scout") as scout:
+        reported = measure(scout.path, found.settings).on("CPU")
+        in_file = scout.nbytes
+    host = found.host
+    assert host.memory == reported
+    assert host.load.weights_bytes == in_file == 66_200_105_216
+    assert host.repacking_bytes == reported.weights - in_file
+    assert host.repacking_bytes >= 0 if repacking else host.repacking_bytes == 0
+    record = host.as_dict()
+    assert sum(record["weights"].values()) + record["repacking_bytes"] == reported.weights
+    more = any("weights repacked for this CPU take" in note for note in found.notes)
+    assert more == (host.repacking_bytes > 0)
+
+
+def test_repacking_is_given_up_where_its_bytes_do_not_fit(repacking: bool) -> None:
+    roomy = plan("scout", ram=96 * GIB)
+    exact = plan("scout", ram=roomy.host.used_bytes)
+    assert exact.fits
+    assert exact.settings.use_extra_bufts == repacking
+    assert exact.settings == roomy.settings
+    assert exact.host.left_bytes == 0
+    # Mapped from the file instead, which needs no more than the file has.
+    short = plan("scout", ram=roomy.host.used_bytes - 1)
+    assert not short.settings.use_extra_bufts
+    assert short.host.memory.weights == 66_200_105_216
+    assert short.host.repacking_bytes == 0
+    assert short.fits == (roomy.host.repacking_bytes > 0)
+
+
 def test_several_gpus_share_the_layers_evenly() -> None:
     found = plan("maverick", gpus=["h100 x4"], ram=16 * GIB)
     used = [gpu.used_bytes for gpu in found.gpus]
@@ -141,7 +182,7 @@ def test_several_gpus_share_the_layers_evenly() -> None:
 
 
 def _bytes_of(model: str) -> int:
-    with opened(model) as geometry:
+    with open_geometry(model) as geometry:
         return geometry.nbytes
 
 
@@ -200,22 +241,6 @@ def test_flags_are_followed_and_priced() -> None:
     assert (gpu.memory.kv, host.memory.kv) == (0, 32_768 * 48 * 2**10 + 36 * 8704 * 4096)
 
 
-def test_a_plan_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    found = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB, n_parallel=2, n_ubatch=256)
-    assert Plan.from_dict(json.loads(json.dumps(found.as_dict()))) == found
-    text_only = replace(found, images=None)
-    assert Plan.from_dict(json.loads(json.dumps(text_only.as_dict()))) == text_only
-    found.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == found
-    (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(SettingError, match="not a plan, found no format"):
-        Plan.load(tmp_path / "plan.json")
-    damaged = found.as_dict()
-    del damaged["placement"]["overrides"]
-    with pytest.raises(SettingError, match="the plan is damaged: it has no overrides"):
-        Plan.from_dict(damaged)
-
-
 def test_the_json_has_what_scripts_ask_for() -> None:
     record = plan("scout", gpus=["h100"], ram=16 * GIB).as_dict()
     asked = {"fits", "n_ctx", "kv_type", "n_ubatch", "placement", "bytes_per_token_read"}
@@ -264,7 +289,7 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
     ("wrong", "message"),
     [
         ({"gpus": ["gtx 9000"]}, "no GPU called 'gtx 9000'"),
-        ({"gpus": ["h100 x0"]}, "no GPU called 'h100 x0'"),
+        ({"gpus": ["h100 x0"]}, "number of GPUs is outside its range, found 'h100 x0'"),
         ({"gpus": ["h100 x16"]}, "more GPUs than llama.cpp takes"),
         ({"vram": [0]}, "no such memory"),
         ({"ram": -1}, "no such memory"),
@@ -301,8 +326,6 @@ def test_without_flash_attention_the_cache_stays_as_it_is() -> None:
 def test_a_gpu_that_is_full_is_left_alone(
     scout_int4: Path, two_workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama4_edge.planner import machine, planning
-
     def first_is_full(*arguments: object) -> machine.Machine:
         found = machine.this_machine(*arguments)  # type: ignore[arg-type]
         return replace(found, gpus=(replace(found.gpus[0], free_bytes=0), *found.gpus[1:]))
