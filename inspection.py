@@ -34,13 +34,13 @@ class Inspection:
     @property
     def damaged(self) -> bool:
         """Whether a damage was found that is certain."""
-        return any(one.certain for one in self.damage or ())
+        return any(fault.certain for fault in self.damage or ())
 
     def as_dict(self) -> dict[str, Any]:
         """The summary's fields, and ``damage`` where it was looked for; ready for JSON."""
         record = self.summary.as_dict()
         if self.damage is not None:
-            record["damage"] = [one.as_dict() for one in self.damage]
+            record["damage"] = [fault.as_dict() for fault in self.damage]
         return record
 
 
@@ -94,7 +94,9 @@ def _gguf_summary(file: Path, *, whole: bool) -> FileSummary:
     if gguf.metadata.get("general.architecture") != "clip" and not gguf.metadata.get("split.no"):
         check_architecture(gguf)
     # ggml names the contiguous axis first; a summary, like a checkpoint, names it last.
-    tensors = ((one.name, one.shape[::-1], one.type, one.nbytes) for one in gguf.tensors)
+    tensors = (
+        (tensor.name, tensor.shape[::-1], tensor.type, tensor.nbytes) for tensor in gguf.tensors
+    )
     return summarize(str(file), "gguf", gguf.metadata, tensors)
 
 
@@ -112,7 +114,10 @@ def _damage(file: Path, progress: Callable[[Progress], None] | None) -> tuple[Da
                 raise
             damage.append(Damage(None, str(part), 0, str(error)))
             continue
-        tensors += [(one.name, one.type, part, one.offset, one.nbytes) for one in header.tensors]
+        tensors += [
+            (tensor.name, tensor.type, part, tensor.offset, tensor.nbytes)
+            for tensor in header.tensors
+        ]
     return (*damage, *find_damage(tensors, progress=progress))
 
 

@@ -213,7 +213,7 @@ def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeight
 
 def _stored(checkpoint: Checkpoint) -> VisionWeights | None:
     """What the vision tower weighs that a checkpoint holds."""
-    return vision_weights({one.name: one.shape for one in checkpoint.tensors.values()})
+    return vision_weights({tensor.name: tensor.shape for tensor in checkpoint.tensors.values()})
 
 
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:

@@ -143,8 +143,8 @@ def published_name(text: str) -> str:
 
     Scout Instruct's where it speaks of none.
     """
-    found = re.findall(r"Llama-4-[A-Z][a-z]+-17B-\d+E(?:-Instruct(?:-FP8)?)?", text)
-    return f"meta-llama/{found[-1] if found else 'Llama-4-Scout-17B-16E-Instruct'}"
+    names = re.findall(r"Llama-4-[A-Z][a-z]+-17B-\d+E(?:-Instruct(?:-FP8)?)?", text)
+    return f"meta-llama/{names[-1] if names else 'Llama-4-Scout-17B-16E-Instruct'}"
 
 
 def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
@@ -161,11 +161,11 @@ def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
         return _read_indexed(path, _read_index(path / INDEX_NAME), shards)
     if shards.size(path / SINGLE_NAME) is not None:
         return {tensor.name: tensor for tensor in read_shard(path / SINGLE_NAME, shards)}
-    found = sorted(path.glob("*.safetensors"))
-    if found:
+    shards_here = sorted(path.glob("*.safetensors"))
+    if shards_here:
         raise CheckpointError(
             f"{path} has shards but no index",
-            found=f"{len(found)} .safetensors files",
+            found=f"{len(shards_here)} .safetensors files",
             expected=INDEX_NAME,
             hint="Download the index from the same repository.",
         )

@@ -115,8 +115,8 @@ class _Fields:
         if value != expected:
             self.fault(name, value, repr(expected))
 
-    def fault(self, name: str, found: object, expected: str) -> None:
-        shown = "nothing" if found is None else repr(found)
+    def fault(self, name: str, value: object, expected: str) -> None:
+        shown = "nothing" if value is None else repr(value)
         self.faults.append(f"{name}: {shown[:80]} (llama.cpp: {expected})")
 
     def unknown(self) -> list[str]:

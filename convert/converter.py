@@ -154,9 +154,11 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     config = parse_config(checkpoint.config)
     mapped = plan_tensors(config, checkpoint.tensors)
     nbytes: Counter[str] = Counter()
-    for one in mapped:
-        nbytes.update({to.name: one.nbytes // len(one.targets) for to in one.targets})
-    stored_as = {to.name: (to.shape, one.stored.dtype) for one in mapped for to in one.targets}
+    for tensor in mapped:
+        nbytes.update({to.name: tensor.nbytes // len(tensor.targets) for to in tensor.targets})
+    stored_as = {
+        to.name: (to.shape, tensor.stored.dtype) for tensor in mapped for to in tensor.targets
+    }
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
     left_out = (checkpoint.tensors[name] for name in left_out_tensors(config, checkpoint.tensors))
     tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in left_out]
@@ -212,8 +214,8 @@ def _identity(
 
     The header holds all that recipe, overrides, config and tokenizer decide.
     """
-    stored = {one for tensor in mapped for one in (tensor.stored, tensor.scale) if one}
-    shards = sorted({one.file for one in stored})
+    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
+    shards = sorted({tensor.file for tensor in stored})
     return {
         "llama4-edge": __version__,
         "ggml": encoder_version(),

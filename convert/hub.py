@@ -187,11 +187,11 @@ class HubShards:
 
     def _read_remote(self, path: Path, offset: int, length: int) -> bytes:
         head = self._heads.get(path.name) or self._fetch_head(path.name)
-        found = head[offset : offset + length]
-        missing = min(offset + length, self._remote.files[path.name].size) - offset - len(found)
+        data = head[offset : offset + length]
+        missing = min(offset + length, self._remote.files[path.name].size) - offset - len(data)
         if missing > 0:
-            found += self._remote.read(path.name, offset + len(found), missing)
-        return found
+            data += self._remote.read(path.name, offset + len(data), missing)
+        return data
 
     def fetch_heads(self, names: Iterable[str]) -> None:
         """Fetch the first bytes of several shards at a time."""

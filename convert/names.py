@@ -256,16 +256,16 @@ def _sizes(config: ModelConfig) -> Sizes:
     }
 
 
-def _check_names(expected: Iterable[str], found: set[str]) -> None:
+def _check_names(expected: Iterable[str], present: set[str]) -> None:
     wanted = list(expected)
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in present]
     if missing:
         raise CheckpointError(
             f"tensor {missing[0]} is missing",
-            found=f"{len(missing)} of {len(wanted)} missing, {len(found)} present",
+            found=f"{len(missing)} of {len(wanted)} missing, {len(present)} present",
             hint="The shards and config.json must be of the same model, and all of it.",
         )
-    extra = sorted(found.difference(wanted))
+    extra = sorted(present.difference(wanted))
     if extra:
         raise CheckpointError(
             f"tensor {extra[0]} is not part of a Llama 4 model with this config.json",

@@ -176,18 +176,18 @@ class PartialOutput:
         journal = _read_journal(self._journal)
         if journal is None:
             return 0
-        found, done, _ = journal
+        identity, done, _ = journal
         sizes = [os.fstat(descriptor).st_size for descriptor in self._descriptors]
-        if found == self._identity and sizes == [part.nbytes for part in self._parts]:
+        if identity == self._identity and sizes == [part.nbytes for part in self._parts]:
             return done
         if force:
             return 0
-        names = self._identity.keys() | found.keys()
-        changed = sorted(name for name in names if found.get(name) != self._identity.get(name))
+        names = self._identity.keys() | identity.keys()
+        changed = sorted(name for name in names if identity.get(name) != self._identity.get(name))
         since = f"changed since: {', '.join(changed) or 'the size of its parts'}"
         raise OutputError(
             f"{self._journal} belongs to another conversion",
-            found=since if found else "nothing that can be read",
+            found=since if identity else "nothing that can be read",
             hint="Give --force to start over, or repeat the command that was interrupted.",
         )
 

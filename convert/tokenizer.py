@@ -110,8 +110,8 @@ def _byte_level_bpe(tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
         or model.get("type", "BPE") != "BPE"
         or not isinstance(model.get("vocab"), Mapping)
     ):
-        found = model.get("type") if isinstance(model, Mapping) else None
-        raise VocabularyError("tokenizer.json is not a BPE model", found=found, expected="BPE")
+        kind = model.get("type") if isinstance(model, Mapping) else None
+        raise VocabularyError("tokenizer.json is not a BPE model", found=kind, expected="BPE")
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise VocabularyError(

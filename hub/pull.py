@@ -157,16 +157,16 @@ def _fitting(models: list[_Model], choice: str) -> list[_Model]:
         lambda model: model.is_of_type(choice),
     )
     for test in tests:
-        found = [model for model in models if test(model)]
-        if found:
-            return found
+        matches = [model for model in models if test(model)]
+        if matches:
+            return matches
     return []
 
 
 def _models(remote: Repository) -> list[_Model]:
     """Every GGUF of the repository, projectors apart, with the parts of each that are there."""
     groups: dict[str, list[RemoteFile]] = {}
-    for file in sorted(remote.files.values(), key=lambda one: one.name):
+    for file in sorted(remote.files.values(), key=lambda file: file.name):
         if file.name.endswith(".gguf") and not _is_projector(file):
             path = PurePosixPath(file.name)
             part = part_named(path.name)
@@ -203,7 +203,7 @@ def _check_parts(remote: Repository, model: _Model) -> None:
 def _projector(remote: Repository, model: _Model) -> RemoteFile | None:
     """The projector beside the model, or at the top of the repository."""
     for folder in (PurePosixPath(model.stem).parent, PurePosixPath()):
-        found = sorted(
+        projectors = sorted(
             (
                 file
                 for file in remote.files.values()
@@ -211,8 +211,8 @@ def _projector(remote: Repository, model: _Model) -> RemoteFile | None:
             ),
             key=_preference,
         )
-        if found:
-            return found[0]
+        if projectors:
+            return projectors[0]
     return None
 
 
@@ -242,9 +242,11 @@ def _check_architecture(remote: Repository, file: RemoteFile) -> None:
     # A key is followed by the type of its value, 8 for a string, and a string by its length.
     _, key, value = head.partition(_ARCHITECTURE)
     length = int.from_bytes(value[4:12], "little")
-    found = value[12 : 12 + min(length, 64)].decode("utf-8", "replace") if key else "none named"
-    if found != "llama4":
-        raise HubError(f"{file.name} of {remote.id} is not Llama 4", found=found, expected="llama4")
+    name = value[12 : 12 + min(length, 64)]
+    architecture = name.decode("utf-8", "replace") if key else "none named"
+    if architecture != "llama4":
+        problem = f"{file.name} of {remote.id} is not Llama 4"
+        raise HubError(problem, found=architecture, expected="llama4")
 
 
 # Bringing ----------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class Repository:
             follow_redirects=True,
         ) as response:
             hf_raise_for_status(response)
-            answers = [one.headers for one in (*response.history, response)]
+            answers = [answer.headers for answer in (*response.history, response)]
             self._check_same(file, answers, partial=response.status_code == 206)
             skip = 0 if response.status_code == 206 else start
             yield _window(response.iter_raw(), skip, end - start)
@@ -266,7 +266,7 @@ def find_repository(
             raise _no_hub(f"{type(error).__name__}: {error}") from error
         if info.sha is None or not _COMMIT.fullmatch(info.sha):
             raise _no_hub(f"commit {info.sha}")
-        files = {one.rfilename: _remote_file(one) for one in info.siblings or []}
+        files = {sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or []}
         return Repository(repository, info.sha, files, token, stop)
 
     return patiently(repository, repository, attempt, lambda: 0, stop, token, revision=revision)

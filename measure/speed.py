@@ -278,7 +278,7 @@ def bench(
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())
     cases = list(replace(grid, base=base).cases())
     for case in cases:
-        check_overrides(case.settings.placement.overrides, [one.name for one in info.tensors])
+        check_overrides(case.settings.placement.overrides, [tensor.name for tensor in info.tensors])
     machine = _machine(grid.base)
     tokens = _RandomTokens(info.hparams.n_vocab)
     depth = _Depth()
@@ -346,8 +346,8 @@ class _RandomTokens:
 
     def generated(self, count: int) -> list[int]:
         """Tokens in place of those that would be sampled; llama-bench draws one more."""
-        drawn = [self._next(index) for index in range(count + 1)] if count else []
-        return drawn[:count]
+        tokens = [self._next(index) for index in range(count + 1)] if count else []
+        return tokens[:count]
 
     def _next(self, index: int) -> int:
         if index == 0 and self.first is not None:
@@ -402,7 +402,7 @@ def _machine(base: EngineSettings) -> dict[str, Any]:
         "build_number": 0,
         "backends": ",".join(used) or "CPU",
         **{
-            field: ", ".join(one.description for one in devices if one.type in types)
+            field: ", ".join(device.description for device in devices if device.type in types)
             for field, types in kinds.items()
         },
     }

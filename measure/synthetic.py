@@ -74,7 +74,7 @@ def default_directory() -> Path:
 
 @contextmanager
 def synthetic_file(
-    drawn: Blueprint,
+    blueprint: Blueprint,
     directory: str | os.PathLike[str] | None = None,
     *,
     keep: bool = False,
@@ -84,7 +84,7 @@ def synthetic_file(
     """A file for the time of the block: made on entering, removed on leaving, however it is left.
 
     Args:
-        drawn: the model, a blueprint with ``synthetic=True``.
+        blueprint: of the model, with ``synthetic=True``.
         directory: where the file lies; by default `default_directory`. Made if it is absent.
         keep: leave the file there, and take the one that an earlier call left.
         threads: tasks that write at the same time; by default one for each core.
@@ -94,21 +94,21 @@ def synthetic_file(
         OutputError: the directory cannot be used, has too little room, or writing failed.
     """
     place = Path(directory) if directory is not None else default_directory()
-    kept = place / _file_name(drawn)
-    if _is_whole(kept, drawn):
+    kept = place / _file_name(blueprint)
+    if _is_whole(kept, blueprint):
         yield kept
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
         _sweep(place)
-        shortage = disk_shortage(place, drawn.nbytes, kept.name)
+        shortage = disk_shortage(place, blueprint.nbytes, kept.name)
         if shortage is not None:
             raise shortage
         descriptor, scratch = _scratch_file(place, kept.name)
     except OSError as error:
         raise OutputError(f"{place} cannot be written to", found=error.strerror) from error
     try:
-        write_synthetic(drawn, descriptor, scratch, threads=threads, progress=progress)
+        write_synthetic(blueprint, descriptor, scratch, threads=threads, progress=progress)
         if keep:
             scratch = scratch.replace(kept)
         yield scratch
@@ -119,7 +119,7 @@ def synthetic_file(
 
 
 def write_synthetic(
-    drawn: Blueprint,
+    blueprint: Blueprint,
     descriptor: int,
     path: Path,
     *,
@@ -133,13 +133,13 @@ def write_synthetic(
         OutputError: the disk is full, or otherwise at fault.
     """
     workers = threads or logical_cores()
-    tiles = _Tiles(drawn, seed)
-    chunks = [chunk for tensor in drawn.tensors for chunk in _chunks(tensor)]
+    tiles = _Tiles(blueprint, seed)
+    chunks = [chunk for tensor in blueprint.tensors for chunk in _chunks(tensor)]
     done, total = 0, sum(chunk.nbytes for chunk in chunks)
     pool = ThreadPoolExecutor(workers, "synthetic")
     try:
-        os.ftruncate(descriptor, drawn.nbytes)
-        write_all(descriptor, 0, memoryview(drawn.header))
+        os.ftruncate(descriptor, blueprint.nbytes)
+        write_all(descriptor, 0, memoryview(blueprint.header))
         for chunk in _in_flight(
             pool, chunks, lambda chunk: tiles.write(descriptor, chunk), ahead=2 * workers
         ):
@@ -159,19 +159,19 @@ def write_synthetic(
         end(pool)
 
 
-def _file_name(drawn: Blueprint) -> str:
+def _file_name(blueprint: Blueprint) -> str:
     """Tells models, recipes and types apart; the number is of all that the header says."""
-    model = re.sub(r"[^a-z0-9]+", "-", drawn.name.lower()).strip("-")
-    digest = zlib.crc32(drawn.header)
-    return f"{model}-{drawn.recipe}-{drawn.config.hparams.n_layer}-layers-{digest:08x}.gguf"
+    model = re.sub(r"[^a-z0-9]+", "-", blueprint.name.lower()).strip("-")
+    digest = zlib.crc32(blueprint.header)
+    return f"{model}-{blueprint.recipe}-{blueprint.config.hparams.n_layer}-layers-{digest:08x}.gguf"
 
 
-def _is_whole(path: Path, drawn: Blueprint) -> bool:
+def _is_whole(path: Path, blueprint: Blueprint) -> bool:
     """Whether an earlier call left this very model."""
-    if not path.is_file() or path.stat().st_size != drawn.nbytes:
+    if not path.is_file() or path.stat().st_size != blueprint.nbytes:
         return False
     with path.open("rb") as file:
-        return file.read(len(drawn.header)) == drawn.header
+        return file.read(len(blueprint.header)) == blueprint.header
 
 
 def _scratch_file(directory: Path, name: str) -> tuple[int, Path]:
@@ -226,8 +226,8 @@ def _in_flight(
 class _Tiles:
     """What each tensor is laid out of; tiles are encoded when first needed."""
 
-    def __init__(self, drawn: Blueprint, seed: int) -> None:
-        self._config, self._seed = drawn.config, seed
+    def __init__(self, blueprint: Blueprint, seed: int) -> None:
+        self._config, self._seed = blueprint.config, seed
         self._tiles: dict[tuple[TensorType, float], _Tile] = {}
         self._lock = threading.Lock()
 

@@ -134,15 +134,15 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         RecipeError: there is none.
     """
-    found = RECIPES.get(name.lower())
-    if found is None:
+    recipe = RECIPES.get(name.lower())
+    if recipe is None:
         raise RecipeError(
             "unknown recipe",
             found=repr(name),
             expected=f"one of {', '.join(RECIPES)}",
             hint=did_you_mean(name, RECIPES),
         )
-    return found
+    return recipe
 
 
 def llama_cpp_order(spec: TensorSpec) -> tuple[int, str]:

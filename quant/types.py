@@ -82,12 +82,12 @@ def type_named(name: str) -> TensorType:
     Raises:
         RecipeError: no such type, or one that llama.cpp writes only with an importance matrix.
     """
-    found = TYPES.get(name.upper())
-    if found is None:
+    tensor_type = TYPES.get(name.upper())
+    if tensor_type is None:
         raise RecipeError(
             "unknown tensor type",
             found=repr(name),
             expected="one of " + ", ".join(known.lower() for known in TYPES),
             hint=did_you_mean(name, [known.lower() for known in TYPES]),
         )
-    return found
+    return tensor_type

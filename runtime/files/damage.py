@@ -125,7 +125,7 @@ def find_damage(
     """
     workers = threads or logical_cores()
     with _Files() as files, ThreadPoolExecutor(workers, "check") as pool:
-        checks = [_Check(_known(*one), files) for one in tensors]
+        checks = [_Check(_known(*tensor), files) for tensor in tensors]
         total = sum(check.available for check in checks)
         done = 0
         for check, piece, finding in _in_order(pool, checks, ahead=2 * workers):
@@ -331,10 +331,10 @@ def _count_bad(data: Bytes, tensor: _Tensor) -> tuple[int, int]:
         words: npt.NDArray[Any] = np.ndarray(
             (data.size // step,), word, buffer=data, offset=at, strides=(step,)
         )
-        found = np.flatnonzero((words & words.dtype.type(mask)) == mask)
-        if found.size:
-            bad += int(found.size)
-            places.append(int(found[0]) * step + at)
+        indices = np.flatnonzero((words & words.dtype.type(mask)) == mask)
+        if indices.size:
+            bad += int(indices.size)
+            places.append(int(indices[0]) * step + at)
     return bad, min(places, default=0)
 
 

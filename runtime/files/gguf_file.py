@@ -195,10 +195,10 @@ def _parsed(path: Path, descriptor: int, size: int) -> Iterator[int]:
             del start  # a mapping with a view into it cannot be closed
     if not context:
         # the parser's last line only says which part failed; the one before says why
-        said = [line.partition(": ")[2] or line for line in log.errors]
+        reasons = [line.partition(": ")[2] or line for line in log.errors]
         raise ModelFileError(
             f"{path} has a damaged header",
-            found="; ".join(said) or "no reason given by ggml",
+            found="; ".join(reasons) or "no reason given by ggml",
             hint=_AGAIN,
         )
     try:
@@ -314,7 +314,7 @@ def _check_places(gguf: GGUFFile) -> None:
 
 def _check_length(gguf: GGUFFile) -> None:
     """Every tensor ends inside the file."""
-    end = max((one.offset + one.nbytes for one in gguf.tensors), default=0)
+    end = max((tensor.offset + tensor.nbytes for tensor in gguf.tensors), default=0)
     beyond = [tensor for tensor in gguf.tensors if tensor.offset + tensor.nbytes > gguf.size]
     if beyond:
         raise ModelFileError(

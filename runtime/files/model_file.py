@@ -105,21 +105,21 @@ def check_architecture(gguf: GGUFFile) -> None:
     Raises:
         ModelFileError: it says otherwise, or nothing.
     """
-    found = gguf.metadata.get("general.architecture")
-    if found == "llama4":
+    architecture = gguf.metadata.get("general.architecture")
+    if architecture == "llama4":
         return
-    if found == "clip":
+    if architecture == "clip":
         raise ModelFileError(
             f"{gguf.path} is the vision part of a model",
             found="architecture clip",
             expected="llama4",
             hint="Give the GGUF of the text model.",
         )
-    if found is None and gguf.metadata.get("split.no"):
+    if architecture is None and gguf.metadata.get("split.no"):
         raise _not_first(gguf)  # llama.cpp's gguf-split names the architecture in the first only
     raise ModelFileError(
         f"{gguf.path} is not a Llama 4 model",
-        found="no general.architecture" if found is None else f"architecture {found}",
+        found="no general.architecture" if architecture is None else f"architecture {architecture}",
         expected="llama4",
     )
 
@@ -175,9 +175,9 @@ _KEY_TYPES: Mapping[str, tuple[str, ...]] = {
 
 def _check_key_types(gguf: GGUFFile) -> None:
     for key, expected in _KEY_TYPES.items():
-        found = gguf.types.get(key)
-        if found is not None and found not in expected:
-            raise _bad_key(gguf, key, f"type {found}", "type " + " or ".join(expected))
+        kind = gguf.types.get(key)
+        if kind is not None and kind not in expected:
+            raise _bad_key(gguf, key, f"type {kind}", "type " + " or ".join(expected))
 
 
 def _bad_key(gguf: GGUFFile, key: str, found: object, expected: object) -> ModelFileError:
@@ -244,16 +244,16 @@ def _number(
             raise _bad_key(gguf, key, f"a list of {len(value)}", f"one number for {layers} layers")
         value = value[0]
     if not isinstance(value, int) or not least <= value <= most:
-        found = "no such key" if value is None else value
-        raise _bad_key(gguf, key, found, f"a number between {least} and {most}")
+        shown = "no such key" if value is None else value
+        raise _bad_key(gguf, key, shown, f"a number between {least} and {most}")
     return value
 
 
 def _positive(gguf: GGUFFile, key: str, *, default: float | None = None) -> float:
     value = gguf.metadata.get(key, default)
     if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-        found = "no such key" if value is None else value
-        raise _bad_key(gguf, key, found, "a positive number")
+        shown = "no such key" if value is None else value
+        raise _bad_key(gguf, key, shown, "a positive number")
     return value
 
 
@@ -279,7 +279,7 @@ def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
     for key, expected in _computable(info).items():
         value = gguf.metadata.get(f"llama4.{key}", expected[0])
         if value not in expected:
-            words = " or ".join(str(one) for one in expected)
+            words = " or ".join(str(value) for value in expected)
             raise _bad_key(gguf, f"llama4.{key}", value, words)
 
 
@@ -360,22 +360,22 @@ def _optional_tensors(info: ModelInfo) -> dict[str, tuple[int, ...]]:
 
 def _check_tensors(info: ModelInfo) -> None:
     """Every tensor of the layout once, in its shape, of a type ggml computes with; no other."""
-    found: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorInfo] = {}
     for tensor in info.tensors:
-        if tensor.name in found:
+        if tensor.name in tensors:
             raise _bad_tensor(info, f"has the tensor {tensor.name} twice")
-        found[tensor.name] = tensor
+        tensors[tensor.name] = tensor
     required = dict(_expected_tensors(info))
-    missing = [name for name in required if name not in found]
+    missing = [name for name in required if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _bad_tensor(info, f"has no tensor {missing[0]}{more}")
     layout = required | _optional_tensors(info)
-    unknown = [name for name in found if name not in layout]
+    unknown = [name for name in tensors if name not in layout]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise _bad_tensor(info, f"has a tensor that Llama 4 does not: {unknown[0]}{more}")
-    for tensor in found.values():
+    for tensor in tensors.values():
         shape = layout[tensor.name]
         if tensor.shape != _without_trailing_ones(shape):
             raise _bad_tensor(
@@ -453,7 +453,7 @@ def _read_part(path: Path, index: int) -> GGUFFile:
 
 
 def _check_part_tensors(gguf: GGUFFile, parts: list[GGUFFile]) -> None:
-    found = sum(len(part.tensors) for part in parts)
-    said = gguf.metadata.get("split.tensors.count")
-    if said != found:
-        raise _bad_key(gguf, "split.tensors.count", said, f"{found}, as the parts hold")
+    count = sum(len(part.tensors) for part in parts)
+    stated = gguf.metadata.get("split.tensors.count")
+    if stated != count:
+        raise _bad_key(gguf, "split.tensors.count", stated, f"{count}, as the parts hold")

@@ -99,7 +99,7 @@ def check_vocabulary(gguf: GGUFFile) -> FileVocabulary:
         size=len(tokens),
         bos_id=bos_id,
         eos_id=eos_id,
-        eog_ids=tuple(sorted(one for one in ending if one is not None)),
+        eog_ids=tuple(sorted(token for token in ending if token is not None)),
     )
 
 
