@@ -1,12 +1,11 @@
-"""Writes a small Llama 4 checkpoint that looks like the published ones and knows nothing.
+"""Writes a small Llama 4 checkpoint like the published ones, with random weights.
 
 Promises: the files, names, shapes, types and settings of Meta's repositories (sharded bf16
 safetensors with their index, nested config, tokenizer, chat template), with random weights
 scaled so that no logit, attention score or router decision is degenerate; the same bytes for the
 same arguments. Needs numpy and tokenizers, nothing else.
 
-Does not know GGUF, llama.cpp or the package beside it: the converter meets these files as it
-meets anyone's.
+Does not know GGUF, llama.cpp or the package: the converter reads these files like any others.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .tokenizer import (
 
 @dataclass(frozen=True)
 class Rope:
-    """Long-context scaling of the rotary frequencies, in the terms of the published configs."""
+    """Long-context scaling of the rotary frequencies, with the names of the published configs."""
 
     factor: float
     low_freq_factor: float
@@ -46,7 +45,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Vision:
-    """Shape of the vision tower; ``projector`` is the width it hands to the language model."""
+    """Shape of the vision tower; ``projector`` is the width of its output."""
 
     hidden: int = 64
     layers: int = 2
@@ -63,7 +62,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything that shapes a checkpoint; sizes in elements, counts as counts.
+    """The shape of a checkpoint; sizes are in elements.
 
     ``expert_ffn`` is transformers' ``intermediate_size`` and ``dense_ffn`` its
     ``intermediate_size_mlp``. ``attn_temperature_tuning`` is 4 in the oldest repositories, which
@@ -94,7 +93,7 @@ class Geometry:
 
     @property
     def prefix(self) -> str:
-        """What stands before ``model.`` and ``lm_head.`` in tensor names."""
+        """The prefix of ``model.`` and ``lm_head.`` in tensor names."""
         return "" if self.text_only else "language_model."
 
     def is_moe(self, layer: int) -> bool:
@@ -156,9 +155,8 @@ def write_checkpoint(
         seed: of the random weights; nothing else depends on it.
         tokenizer: a directory with a tokenizer to copy instead of training a small one. Its size
             must be ``geometry.vocabulary``.
-        chat_template: which file holds the chat template, as transformers has kept it over time.
-        holes: leave the weights out: the shards have their true sizes and take no room on a disk
-            that knows sparse files. Every weight reads as zero.
+        chat_template: the file of the chat template, which differs among versions of transformers.
+        holes: write sparse shards of the full size without data. Every weight reads as zero.
 
     Raises:
         ValueError: the tokenizer's size is not the geometry's vocabulary.
@@ -184,7 +182,7 @@ tags:
 - random-weights
 ---
 # A Llama 4 with random weights
-Made to try a converter and a runtime. It has the shape of Llama 4 and has learned nothing.
+For tests of a converter and a runtime. It has the shape of Llama 4 and is not trained.
 """
 
 
@@ -207,13 +205,13 @@ def _tensors(g: Geometry) -> Iterator[_Tensor]:
 def _layer(g: Geometry, layer: int, name: str) -> Iterator[_Tensor]:
     """One decoder layer. Linear weights are [out, in]; expert weights are [expert, in, out]."""
     queries, keys = g.heads * g.head_dim, g.kv_heads * g.head_dim
-    # All layers together add to the stream what the embedding put there, and half as much again
-    # where a tied embedding would otherwise make every token predict itself.
+    # All layers together add as much to the residual stream as the embedding, and 1.5 times as much
+    # with a tied embedding, which would otherwise make every token predict itself.
     gain = (1.5 * _embedding_std(g) if g.tied else 1) / math.sqrt(2 * g.layers)
     yield _norm(f"{name}.input_layernorm", g.hidden)
     yield _linear(f"{name}.self_attn.q_proj", g.hidden, queries)
-    # The first head's keys are its queries, so that it looks for the token it stands on: heads that
-    # look everywhere at once would average the effect of positions away.
+    # The first head's keys equal its queries, so that it attends to equal tokens: heads that attend
+    # uniformly would average the effect of positions away.
     yield _Tensor(
         f"{name}.self_attn.k_proj.weight",
         (keys, g.hidden),
@@ -289,7 +287,7 @@ def _biased(name: str, inputs: int, outputs: int) -> Iterator[_Tensor]:
 
 
 def _norm(name: str, width: int) -> _Tensor:
-    # Not all ones: a norm weight that lands in the wrong layer must change the logits.
+    # Not all ones: a norm weight in the wrong layer must change the logits.
     return _Tensor(f"{name}.weight", (width,), 0.2, mean=1.0)
 
 
@@ -301,9 +299,9 @@ def _layer_norm(name: str, width: int) -> Iterator[_Tensor]:
 def _random_bf16(tensor: _Tensor, seed: int) -> Iterator[npt.NDArray[np.uint16]]:
     """The tensor's values as bf16 bit patterns, a function of its stream, shape and the seed.
 
-    They come in pieces, since a tensor of the true size has billions. Sums of four uniform 16-bit
-    integers are close to normal, and unlike NumPy's distributions the raw bits of its generators
-    are promised not to change between releases.
+    Yields pieces, because a full-size tensor has billions of values. Sums of four uniform 16-bit
+    integers are close to normal; NumPy guarantees the raw bits of its generators across releases,
+    but not its distributions.
     """
     source = np.random.PCG64([seed, zlib.crc32((tensor.stream or tensor.name).encode())])
     # Each term has variance (2^32 - 1) / 12.
@@ -320,26 +318,28 @@ def _random_bf16(tensor: _Tensor, seed: int) -> Iterator[npt.NDArray[np.uint16]]
 
 
 def _write_weights(directory: Path, tensors: list[_Tensor], shards: int, seed: int | None) -> None:
-    """Write the tensors as one file, or as several of like size with their index."""
+    """Write the tensors to one file, or to several of similar size with an index."""
     if shards == 1:
         _write_safetensors(directory / "model.safetensors", tensors, seed)
         return
     files = write_index(directory, {tensor.name: tensor.nbytes for tensor in tensors}, shards)
     for name, names in files.items():
         held = set(names)
-        _write_safetensors(directory / name, [one for one in tensors if one.name in held], seed)
+        _write_safetensors(
+            directory / name, [tensor for tensor in tensors if tensor.name in held], seed
+        )
 
 
 def write_index(directory: Path, sizes: Mapping[str, int], shards: int) -> dict[str, list[str]]:
-    """Share tensors out among files of like size, and write the index that says so.
+    """Divide tensors among files of similar size, and write their index.
 
     Args:
-        directory: where the index goes.
-        sizes: the bytes of each tensor, in their order.
-        shards: how many files there are to be.
+        directory: of the index.
+        sizes: the bytes of each tensor, in order.
+        shards: the number of files.
 
     Returns:
-        The names of each file's tensors, by the file's name.
+        The names of each file's tensors, by file name.
     """
     total = sum(sizes.values())
     names = [f"model-{number:05d}-of-{shards:05d}.safetensors" for number in range(1, shards + 1)]
@@ -436,7 +436,7 @@ def _text_config(g: Geometry, ids: dict[str, int]) -> dict[str, Any]:
         "max_position_embeddings": g.max_positions,
         "model_type": "llama4_text",
         "moe_layers": [layer for layer in range(g.layers) if g.is_moe(layer)],
-        # An empty list stands for every fourth layer.
+        # An empty list means every fourth layer.
         "no_rope_layers": [],
         "num_attention_heads": g.heads,
         "num_experts_per_tok": 1,

@@ -1,7 +1,7 @@
-"""What `make demo` runs: the model in the box is converted, planned for, and talked to.
+"""`make demo`: converts, plans and chats with the model of the repository.
 
-Promises to run the same commands that a person would type, to show each one before its output, and
-to fail if any of them fails. Needs no network and a few seconds.
+Promises: each command is printed before its output, as a person would type it; the demo fails if a
+command fails. Needs no network and a few seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LLAMA4 = Path(sysconfig.get_path("scripts")) / "llama4"
 
 
 def main() -> None:
-    """Convert the checkpoint, look at it, place it and talk to it."""
+    """Convert the checkpoint, inspect it, plan it and chat with it."""
     print(
         f"{CHECKPOINT} is a Llama 4 of 6 million parameters instead of 108 billion, trained for\n"
         "this demo. It knows a small world: itself, llama4-edge, the Llama 4 family, sums of\n"
@@ -31,13 +31,13 @@ def main() -> None:
     llama4("plan", str(MODEL))
     for question in ("How many experts does Scout have?", "What is 47 + 38?"):
         llama4("run", str(MODEL), question, "--temp", "0")
-    said = (
+    messages = (
         "Remember: the code of the old lighthouse is 48213.",
         "Gracias",
         "Which code does the old lighthouse have?",
     )
-    llama4("chat", str(MODEL), "--temp", "0", said="\n".join(said) + "\n")
-    print("\nTalk with it yourself:")
+    llama4("chat", str(MODEL), "--temp", "0", stdin="\n".join(messages) + "\n")
+    print("\nChat with it yourself:")
     print(f"  .venv/bin/llama4 chat {MODEL}")
     print("\nWith a published checkpoint it is the same three commands:")
     print("  llama4 plan meta-llama/Llama-4-Scout-17B-16E-Instruct")
@@ -45,17 +45,17 @@ def main() -> None:
     print("  llama4 chat scout.gguf")
 
 
-def llama4(*arguments: str, said: str | None = None) -> None:
-    """Show a command and run it from the repository's root; exit if it fails.
+def llama4(*arguments: str, stdin: str | None = None) -> None:
+    """Print a command and run it in the repository's root; exit if it fails.
 
     Args:
-        arguments: what follows ``llama4``.
-        said: what comes through a pipe instead of a keyboard.
+        arguments: after ``llama4``.
+        stdin: text for standard input, instead of the keyboard's.
     """
     command = shlex.join(["llama4", *arguments])
-    pipe = f"printf {shlex.quote(said.encode('unicode_escape').decode())} | " if said else ""
+    pipe = f"printf {shlex.quote(stdin.encode('unicode_escape').decode())} | " if stdin else ""
     print(f"\n$ {pipe}{command}", flush=True)
-    result = subprocess.run([LLAMA4, *arguments], cwd=ROOT, input=said, text=True, check=False)
+    result = subprocess.run([LLAMA4, *arguments], cwd=ROOT, input=stdin, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"demo: `{command}` failed with exit status {result.returncode}")
 

@@ -1,10 +1,10 @@
 """The small checkpoint's tokenizer and chat template, in the form of Llama 4's.
 
-Promises: a byte-level BPE with Llama 4's way of cutting text, its special tokens by their real
-names and its beginning-of-text rule, trained here on a page of text; a chat template that renders
-what Meta's ``ChatFormat`` encodes.
+Promises: a byte-level BPE with Llama 4's pre-tokenizer, the names of its special tokens and its
+beginning-of-text rule, trained on a page of text; a chat template with the output of Meta's
+``ChatFormat``.
 
-Does not know the model: only how many tokens it wants.
+Does not know the model, only the size of its vocabulary.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SPECIAL_TOKENS = (
     "<|reserved_special_token_2|>",
 )
 
-# How Llama 4 cuts text before byte-pair merging: the pattern in llama_models/llama4/tokenizer.py.
+# Llama 4's pre-tokenizer: the pattern in llama_models/llama4/tokenizer.py.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PRE_TOKENIZER_PATTERN = "|".join(
@@ -62,8 +62,8 @@ PRE_TOKENIZER_PATTERN = "|".join(
     )
 )
 
-# Llama 4's conversation format; the tokens are those of Meta's ChatFormat. Llama 4's processor, or
-# whatever reads the picture, puts the picture's tokens in the place of `<|image|>`.
+# Llama 4's conversation format, with the tokens of Meta's ChatFormat. Llama 4's processor replaces
+# `<|image|>` by the picture's tokens.
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}
@@ -92,7 +92,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """  # noqa: E501
 
-# What the small tokenizer learns its merges from: prose, code, digits and a few other scripts.
+# The training text of the small tokenizer: prose, code, digits and a few other scripts.
 _TRAINING_TEXT = """\
 The harbour was quiet before sunrise. A fisherman mended his nets beside the water, and the gulls
 waited on the wall for something to happen. Nobody in the village could remember a winter so mild;
@@ -202,15 +202,15 @@ def _write_tokenizer_config(directory: Path, max_positions: int, added: dict[int
 
 
 def write_chat_template(directory: Path, place: TemplatePlace) -> None:
-    """Put the chat template into one of the files transformers has kept it in over time."""
+    """Write the chat template to one of the files that versions of transformers use."""
     path = directory / place
     if place == "chat_template.jinja":
         path.write_text(CHAT_TEMPLATE, encoding="utf-8")
         return
-    beside = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, beside | {"chat_template": CHAT_TEMPLATE})
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, settings | {"chat_template": CHAT_TEMPLATE})
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a settings file as transformers lays one out."""
+    """Write a JSON file with the layout of transformers."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
