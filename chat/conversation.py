@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import SessionError, SettingError
 from ..runtime.sampling import Sampling
+from ..system.files import write_atomically
 
 FORMAT = "llama4-edge conversation"
 VERSION = 1
@@ -49,7 +49,7 @@ class Conversation:
         # "backslashreplace" spells it the way JSON does, so that it comes back when read.
         data = text.encode("utf-8", "backslashreplace")
         try:
-            _write_in_one_step(target, data)
+            write_atomically(target, data, private=True)
         except OSError as error:
             raise SessionError(
                 f"{target}: the conversation cannot be saved",
@@ -103,19 +103,6 @@ class Conversation:
             model=data["model"],
             sampling=_sampling(source, data["sampling"]),
         )
-
-
-def _write_in_one_step(target: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _messages(source: Path, data: object) -> tuple[Message, ...]:

@@ -29,7 +29,7 @@ from ..quant import (
 )
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
-from ..system.cores import logical_cores
+from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .layout import lay_out
@@ -107,7 +107,7 @@ def run(
         check_target(job.parts, force=force, sources=checkpoint.shards.disk_need(job.shards))
         spent = StageSeconds()
         with PartialOutput(job.parts, job.identity, force=force) as partial:
-            before = _write_tensors(job, partial, threads or logical_cores(), spent, progress)
+            before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
     finally:
         checkpoint.shards.close()
     return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)

@@ -8,7 +8,6 @@ so that the same command goes on where an interrupted one stopped.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -29,6 +28,8 @@ from gguf.gguf_writer import WriterState
 from ..errors import DamagedTensorError, OutputError
 from ..parts import PartName
 from ..quant import Assignment
+from ..system.files import write_atomically
+from ..system.locks import lock
 from ..system.page_cache import forget_cached, start_writing
 from ..system.threads import end
 from .gguf_writer import GGUFWriter
@@ -275,11 +276,7 @@ class PartialOutput:
             "finishing": finishing,
         }
         fresh = self._journal.with_name(self._journal.name + ".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._journal)
+        write_atomically(self._journal, json.dumps(state), temporary=fresh)
 
     def __exit__(
         self,
@@ -428,7 +425,8 @@ def _open_locked(partial: Path, flags: int = 0) -> int:
     """A descriptor that no other conversion has until it is closed."""
     descriptor = os.open(partial, os.O_RDWR | flags, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock(descriptor, partial):
+            raise BlockingIOError
         # Another one may have given the file its final name since it was opened.
         if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
             raise BlockingIOError

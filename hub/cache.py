@@ -6,7 +6,6 @@ told by the name of its blob, in a later run too.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import HubError
+from ..system.locks import lock
 from .repository import RemoteFile, Repository, cache_directory, cached_commit, partial_path
 
 # Ends the name of a blob that will be dropped. Blobs of huggingface_hub have no ending.
@@ -111,15 +111,16 @@ class RepositoryCache:
             place.parent.mkdir(parents=True, exist_ok=True)
             file = place.open("ab")
             try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                locked = lock(file.fileno(), place)
+            except OSError:
                 file.close()
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise HubError(
-                    f"another conversion is fetching {self._remote.id}",
-                    hint="Wait for it, or convert with --keep-source first.",
-                ) from None
+                raise
+        if not locked:
+            file.close()
+            raise HubError(
+                f"another conversion is fetching {self._remote.id}",
+                hint="Wait for it, or convert with --keep-source first.",
+            )
         return file
 
 

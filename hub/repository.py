@@ -11,7 +11,6 @@ Does not know what the files mean.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -35,6 +34,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import HubError
+from ..system.locks import lock
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -131,7 +131,11 @@ class Repository:
         partial = partial_path(target, file)
         try:
             with partial.open("a+b") as sink:
-                _lock(sink, f"another process is fetching {target.name}")
+                if not lock(sink.fileno(), partial):
+                    raise HubError(
+                        f"another process is fetching {target.name}",
+                        hint="Wait for it, or stop it.",
+                    )
                 self._fill(file, sink, on_bytes or (lambda _: None))
                 sink.flush()
                 os.fsync(sink.fileno())
@@ -327,13 +331,6 @@ def _window(chunks: Iterator[bytes], skip: int, length: int) -> Iterator[bytes]:
             yield part
         if length == 0:
             return
-
-
-def _lock(file: BinaryIO, problem: str) -> None:
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise HubError(problem, hint="Wait for it, or stop it.") from None
 
 
 def patiently(

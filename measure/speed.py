@@ -27,7 +27,7 @@ from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
-from ..system.cores import logical_cores, physical_cores
+from ..system.cores import decoding_threads
 from .speed_engine import BenchEngine
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -118,7 +118,7 @@ class BenchGrid:
 
     def cases(self) -> Iterator[BenchCase]:
         """Each test with its settings, those that load the model anew changing least often."""
-        threads = physical_cores() or logical_cores()
+        threads = decoding_threads()
         for (
             n_gpu_layers,
             n_cpu_moe,

@@ -12,7 +12,6 @@ The same blueprint and seed give the same bytes. The file has learned nothing, a
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import re
@@ -36,7 +35,8 @@ from ..errors import OutputError
 from ..progress import Progress
 from ..quant import TensorType
 from ..quant.encode import encode_rows
-from ..system.cores import logical_cores
+from ..system.cores import usable_threads
+from ..system.locks import lock, try_lock
 from ..system.threads import end
 from ..units import bytes_text
 
@@ -132,7 +132,7 @@ def write_synthetic(
     Raises:
         OutputError: the disk is full, or otherwise at fault.
     """
-    workers = threads or logical_cores()
+    workers = threads or usable_threads()
     tiles = _Tiles(blueprint, seed)
     chunks = [chunk for tensor in blueprint.tensors for chunk in _chunks(tensor)]
     done, total = 0, sum(chunk.nbytes for chunk in chunks)
@@ -178,9 +178,8 @@ def _scratch_file(directory: Path, name: str) -> tuple[int, Path]:
     """A new file, locked for as long as it is open: what nobody holds, another call sweeps away."""
     while True:
         descriptor, path = tempfile.mkstemp(f"-{name}", _SCRATCH_PREFIX, directory)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Another call may have swept in between.
-        if os.fstat(descriptor).st_nlink:
+        if lock(descriptor, path) and os.fstat(descriptor).st_nlink:
             return descriptor, Path(path)
         os.close(descriptor)
 
@@ -189,8 +188,8 @@ def _sweep(directory: Path) -> None:
     """Remove what calls that were killed have left."""
     for scratch in directory.glob(f"{_SCRATCH_PREFIX}*"):
         with suppress(OSError), scratch.open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            scratch.unlink()
+            if try_lock(file.fileno()):
+                scratch.unlink()
 
 
 def _chunks(tensor: BlueprintTensor) -> Iterator[_Chunk]:

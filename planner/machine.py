@@ -22,8 +22,8 @@ from ..runtime.bindings.devices import (
     offload_devices,
 )
 from ..runtime.workers.remote import Workers
-from ..system.cores import logical_cores
-from ..system.memory import HostMemory, host_memory
+from ..system.cores import usable_threads
+from ..system.memory import host_memory
 from .gpus import GPU, known_gpu
 
 KEPT_FREE = 2**30
@@ -164,13 +164,13 @@ def described_machine(
 
 
 def _this_host() -> MachineDevice:
-    memory = host_memory() or HostMemory(0, 0, "nobody")
+    memory = host_memory()
     return MachineDevice(
         name="CPU",
         description="main memory",
         type="cpu",
-        total_bytes=memory.total or None,
-        free_bytes=memory.free or None,
+        total_bytes=memory.total,
+        free_bytes=memory.free,
         bandwidth=ram_bandwidth(),
         bandwidth_source="measured on this machine",
     )
@@ -188,7 +188,7 @@ def ram_bandwidth() -> int:
 
     The best of several short passes over more than any cache holds, in less than half a second.
     """
-    threads = min(logical_cores(), 32)
+    threads = min(usable_threads(), 32)
     pieces = [np.ones(_PIECE // 8, dtype=np.uint64) for _ in range(max(threads, 8))]
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError
+from ..errors import OutputError, SettingError
 from ..runtime.bindings.memory import DeviceMemory
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings
@@ -353,7 +353,14 @@ class Plan:
             OutputError: the file cannot be written.
         """
         text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2)
-        write_atomically(path, text + "\n")
+        try:
+            write_atomically(path, text + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{os.fspath(path)}: the plan cannot be written",
+                found=error.strerror or error,
+                hint="Give a file in a directory that exists and that you may write to.",
+            ) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -63,8 +63,6 @@ def settings_that_fit(
         AllocationError: the KV cache and the compute buffers alone are more than is free.
     """
     memory = memory or host_memory()
-    if memory is None:
-        return settings
     context = need.kv + need.compute
     if context > memory.free:
         raise AllocationError(

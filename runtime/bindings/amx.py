@@ -18,11 +18,11 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...system.files import write_atomically
 from .library import build_command, library_info, system_info
 
 PROBE = (sys.executable, "-m", "llama4_edge.runtime.bindings.amx_probe")
@@ -179,8 +179,6 @@ def _write_cache(path: Path, identity: Mapping[str, object], state: AMXState) ->
     kept = {"identity": identity, "survived": state.survived, "reason": state.reason}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(kept, file)
-        Path(file.name).replace(path)
+        write_atomically(path, json.dumps(kept))
     except OSError as error:
         logger.debug("cannot keep the answer about AMX in %s: %s", path, error)

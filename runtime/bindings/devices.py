@@ -119,8 +119,8 @@ def describe(handle: int) -> Device:
     registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
     device_type = _type_of(handle)
     total, free, source = _reported_memory(handle)
-    host = host_memory() if device_type == "cpu" else None
-    if host is not None:
+    if device_type == "cpu":
+        host = host_memory()
         total, free, source = host.total, host.free, host.source
     return Device(
         name=_name_of(handle),

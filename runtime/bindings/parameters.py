@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import SettingError
-from ...system.cores import MAX_THREADS, logical_cores, physical_cores
+from ...system.cores import decoding_threads, usable_threads
 from ..placement import CPU, check_count, check_split
 from ..settings import EngineSettings
 from .devices import NativeDevice, cpu_buffer_type, offload_devices
@@ -97,10 +97,8 @@ def context_params(settings: EngineSettings) -> Any:
     params.n_batch = settings.n_batch
     params.n_ubatch = settings.n_ubatch
     params.n_outputs_max = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
-    logical = min(logical_cores(), MAX_THREADS)
-    physical = min(physical_cores() or logical, MAX_THREADS)
-    params.n_threads = settings.n_threads or physical
-    params.n_threads_batch = settings.n_threads_batch or settings.n_threads or logical
+    params.n_threads = settings.n_threads or decoding_threads()
+    params.n_threads_batch = settings.n_threads_batch or settings.n_threads or usable_threads()
     params.type_k = params.type_v = _GGML_TYPES[settings.kv_type]
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.offload_kqv = settings.placement.offload_kqv

@@ -27,7 +27,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ...errors import ModelFileError
 from ...progress import Progress
-from ...system.cores import logical_cores
+from ...system.cores import usable_threads
 from ...system.page_cache import forget_cached
 
 Bytes = npt.NDArray[np.uint8]
@@ -123,7 +123,7 @@ def find_damage(
     Raises:
         ModelFileError: a tensor is of a type whose blocks are not known here.
     """
-    workers = threads or logical_cores()
+    workers = threads or usable_threads()
     with _Files() as files, ThreadPoolExecutor(workers, "check") as pool:
         checks = [_Check(_known(*tensor), files) for tensor in tensors]
         total = sum(check.available for check in checks)

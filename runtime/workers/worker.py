@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from ...errors import SettingError, WorkerError
-from ...system.cores import MAX_THREADS, logical_cores, physical_cores
+from ...system.cores import MAX_THREADS, decoding_threads
 from ..bindings.devices import Device
 from ..bindings.library import build_command, llama
 from .handshake import DEFAULT_PORT, greet, resolve
@@ -83,7 +83,7 @@ def running_worker(
     """
     _check_range("port", port, 65535)
     if n_threads is None:
-        n_threads = min(physical_cores() or logical_cores(), MAX_THREADS)
+        n_threads = decoding_threads()
     _check_range("n_threads", n_threads, MAX_THREADS)
     check_rpc()
     address = resolve(host)

@@ -297,14 +297,29 @@ def test_a_directory_that_cannot_be_made_safe_is_no_failure(
 # Another conversion, or the same one elsewhere ----------------------------------------------------
 
 
-def test_a_disk_without_locks_is_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_without_locks_is_written_to_with_a_warning(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OutputError, match=r"cannot be locked, found No locks.*a local disk"):
+    convert(checkpoint, tmp_path / "o.gguf")
+    assert "o.gguf.partial cannot be locked (No locks available)" in caplog.text
+    assert sorted(path.name for path in tmp_path.glob("o.*")) == ["o.gguf"]
+
+
+def test_a_disk_that_fails_to_lock_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, how: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OutputError, match=r"cannot be locked, found Input/output.*a local disk"):
         convert(checkpoint, tmp_path / "o.gguf")
 
 

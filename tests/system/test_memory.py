@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
 
 from llama4_edge.system.memory import HostMemory, host_memory
 
 _GIB = 2**30
 
 
+@pytest.fixture(autouse=True)
+def _sixty_four_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 64 GiB of memory, 48 of them available."""
+    memory = SimpleNamespace(total=64 * _GIB, available=48 * _GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
 def _machine(root: Path, *, cgroup: str = "", files: dict[str, object] | None = None) -> Path:
-    """A root directory: 64 GiB of memory, 48 of them available, and these control groups."""
+    """A root directory with these control groups."""
     (root / "proc/self").mkdir(parents=True)
-    kib = _GIB // 1024
-    (root / "proc/meminfo").write_text(
-        f"MemTotal:       {64 * kib} kB\nMemFree:  {kib} kB\nMemAvailable:   {48 * kib} kB\n"
-    )
     (root / "proc/self/cgroup").write_text(cgroup)
     for name, content in (files or {}).items():
         path = root / "sys/fs/cgroup" / name
@@ -22,13 +29,13 @@ def _machine(root: Path, *, cgroup: str = "", files: dict[str, object] | None = 
     return root
 
 
-def test_without_control_groups_the_kernel_is_believed(tmp_path: Path) -> None:
+def test_without_a_limit_the_operating_system_is_believed(tmp_path: Path) -> None:
     root = _machine(tmp_path, cgroup="0::/\n")
-    assert host_memory(root) == HostMemory(64 * _GIB, 48 * _GIB, "/proc/meminfo")
+    assert host_memory(root) == HostMemory(64 * _GIB, 48 * _GIB, "operating system")
 
 
-def test_a_machine_without_proc_has_no_answer(tmp_path: Path) -> None:
-    assert host_memory(tmp_path) is None
+def test_a_machine_without_control_groups_has_no_limit(tmp_path: Path) -> None:
+    assert host_memory(tmp_path) == HostMemory(64 * _GIB, 48 * _GIB, "operating system")
 
 
 def test_a_limit_of_version_2_counts_and_page_cache_does_not(tmp_path: Path) -> None:
@@ -79,12 +86,17 @@ def test_a_limit_above_what_is_available_leaves_the_kernels_number(tmp_path: Pat
         cgroup="0::/\n",
         files={"memory.max": 60 * _GIB, "memory.current": _GIB},
     )
-    assert host_memory(root) == HostMemory(60 * _GIB, 48 * _GIB, "/proc/meminfo")
+    assert host_memory(root) == HostMemory(60 * _GIB, 48 * _GIB, "operating system")
 
 
 def test_a_group_that_is_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
     root = _machine(
         tmp_path, cgroup="0::/\n", files={"memory.max": _GIB, "memory.current": 2 * _GIB}
     )
-    found = host_memory(root)
-    assert found is not None and found.free == 0
+    assert host_memory(root).free == 0
+
+
+def test_this_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    memory = host_memory()
+    assert 0 < memory.free <= memory.total <= psutil.virtual_memory().total
