@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from .chat.answer import Completion, Stream
 from .chat.conversation import Message
 from .chat.template import ChatTemplate
 from .chat.vocabulary import Vocabulary
-from .errors import AllocationError, SettingError
+from .errors import AllocationError, EngineError, SettingError
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
@@ -126,6 +126,9 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError("an open model cannot be copied", hint="Open the file again.")
 
     def close(self) -> None:
         """Free the model, after ending what it is answering; closing twice is harmless."""

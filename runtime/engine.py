@@ -182,7 +182,8 @@ class Engine:
             EngineError: one is not the id of a token, or llama.cpp failed.
         """
         self._check()
-        prompt = self._checked_prompt(tokens) if len(tokens) else []
+        prompt = self._checked(tokens)
+        self._check_room(prompt)
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
@@ -224,13 +225,21 @@ class Engine:
         prompt = self._checked(tokens)
         if not prompt:
             raise EngineError("there are no tokens to decode", expected="at least one")
+        self._check_room(prompt)
+        return prompt
+
+    def _check_room(self, prompt: Sequence[int]) -> None:
         if len(prompt) > self.settings.n_ctx:
             raise _full(len(prompt), self.settings.n_ctx)
-        return prompt
 
     def _checked(self, tokens: Iterable[int]) -> list[int]:
         """The same as Python's numbers, if each is the id of a token."""
-        checked: list[Any] = list(tokens)
+        try:
+            checked: list[Any] = list(tokens)
+        except TypeError:
+            raise EngineError(
+                "the tokens are not a list of token ids", found=repr(tokens)
+            ) from None
         for index, token in enumerate(checked):
             if type(token) is not int:
                 if not isinstance(token, np.integer):

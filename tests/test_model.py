@@ -16,7 +16,7 @@ from llama4_edge.errors import (
     TemplateError,
 )
 from tests.gguf_maker import BOOL, N_VOCAB, U32, Value
-from tests.tiny_model import with_chat_tokens
+from tests.tiny_model import never_ending, with_chat_tokens
 
 BEGIN, END, EOT = N_VOCAB - 4, N_VOCAB - 3, N_VOCAB - 1
 HEADER_START, HEADER_END = 257, 258
@@ -44,21 +44,11 @@ def changed(path: Path, **keys: Value | None) -> Path:
     return tiny.write(path)
 
 
-def never_ending(tmp_path: Path) -> Path:
-    """A model that gives the end tokens logits far below all others."""
-    tiny = with_chat_tokens()
-    output = tiny.tensors["output.weight"]
-    embedding = tiny.tensors["token_embd.weight"]
-    # A direction that every embedding has, and that only the end tokens' rows point against.
-    embedding[:, 0] = 5.0
-    output[:, 0] = 0.0
-    output[END:, 0] = -50.0
-    return tiny.write(tmp_path / "never-ending.gguf")
-
-
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    with Model(never_ending(tmp_path_factory.mktemp("endless")), n_ctx=256, n_threads=1) as loaded:
+    with Model(
+        never_ending().write(tmp_path_factory.mktemp("endless") / "m.gguf"), n_ctx=256, n_threads=1
+    ) as loaded:
         yield loaded
 
 

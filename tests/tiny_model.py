@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.gguf_maker import STR, TinyModel, Value, tiny_model
+from tests.gguf_maker import N_VOCAB, STR, TinyModel, Value, tiny_model
 
 # The shape of Llama 4's own template, for text.
 TEMPLATE = (
@@ -34,4 +34,14 @@ def with_chat_tokens() -> TinyModel:
         if "_exps" in name:
             data[:] = data[0]
     model.keys["tokenizer.chat_template"] = Value(TEMPLATE, STR)
+    return model
+
+
+def never_ending() -> TinyModel:
+    """The same, with logits of the end tokens that are far below all others."""
+    model = with_chat_tokens()
+    # A direction that every embedding has, and that only the end tokens' rows point against.
+    model.tensors["token_embd.weight"][:, 0] = 5.0
+    model.tensors["output.weight"][:, 0] = 0.0
+    model.tensors["output.weight"][N_VOCAB - 3 :, 0] = -50.0
     return model

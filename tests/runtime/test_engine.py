@@ -232,6 +232,32 @@ def test_a_token_that_does_not_exist_is_refused(engine, token):
     assert engine.tokens == (1, 2)
 
 
+@pytest.mark.parametrize("token", [1.5, 2.0, True, "a", None, np.float32(1), np.bool_(True)])
+def test_a_token_that_is_no_whole_number_is_refused(engine, token):
+    engine.prefill([1, 2])
+    for refused in (engine.prefill, engine.logits, lambda tokens: engine.append(tokens[-1])):
+        with pytest.raises(EngineError, match="a token id is not a whole number, found"):
+            refused([1, token])
+    with engine.sampler(GREEDY) as sampler, pytest.raises(EngineError, match="whole number"):
+        sampler.after(token)
+    with pytest.raises(EngineError, match="not a list of token ids, found 5"):
+        engine.prefill(5)
+    assert engine.tokens == (1, 2)
+
+
+def test_a_token_is_appended_and_the_next_chosen_in_one_call_or_in_two(engine):
+    prompt = random_tokens(20)
+    expected = generate(engine, prompt, GREEDY, 10)
+    engine.prefill(prompt)
+    with engine.sampler(GREEDY) as sampler:
+        answer = [sampler()]
+        while len(answer) < 10:
+            answer.append(sampler.after(answer[-1]))
+    assert answer == expected
+    with pytest.raises(EngineError, match="used after its block had ended"):
+        sampler.after(1)
+
+
 def test_an_empty_prompt_is_refused(engine):
     with pytest.raises(EngineError, match="no tokens to decode, expected at least one"):
         engine.prefill([])
