@@ -1,35 +1,38 @@
 """A model that is asked in text and answers in text: the Python API.
 
-Joins the engine, the vocabulary, the chat template and the text stream, and adds nothing to what
-each of them promises. Knows nothing of terminals.
+Promises that it goes where the planner says unless it is placed by hand, that what is known not to
+fit is refused before it loads, and that threads which ask at the same time get their turns. Knows
+nothing of terminals.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .chat.answer import Completion, Stream
-from .chat.conversation import Message
-from .chat.template import ChatTemplate
-from .chat.vocabulary import Vocabulary
+from .chat.conversation import Conversation
+from .chat.options import AnswerOptions, AnswerSettings
+from .chat.prompt import Messages, Prompts
+from .chat.vocabulary import Vocabulary, whole_numbers
 from .errors import AllocationError, EngineError, SettingError
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus, host_need, settings_that_fit
 from .runtime.placement import Placement, check_overrides
-from .runtime.sampling import Sampling
 from .runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, KVType
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .chat.template import ChatTemplate
     from .planner import Plan
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,7 @@ class Model:
         check_overrides(wish.placement.overrides, [one.name for one in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
+        self._prompts = Prompts(self.vocabulary, self.info.chat_template)
         if placement is not None and n_ctx == "max":
             planned = _planned(path, wish, n_ctx, kv_type, placement)
             wish = replace(wish, n_ctx=planned.settings.n_ctx)
@@ -128,167 +132,129 @@ class Model:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise EngineError("an open model cannot be copied", hint="Open the file again.")
+        raise EngineError(
+            "a model can be neither copied nor pickled", hint="Open its file again instead."
+        )
 
     def close(self) -> None:
-        """Free the model, after ending what it is answering; closing twice is harmless."""
+        """End the answer that is being made, in any thread, and free the model.
+
+        Closing twice is harmless.
+        """
         self.engine.close()
 
-    @cached_property
+    @property
     def template(self) -> ChatTemplate:
         """The model's chat template; TemplateError if it has none."""
-        bos, eos = self.vocabulary.bos_id, self.vocabulary.eos_id
-        return ChatTemplate(
-            self.info.chat_template,
-            control_tokens=self.vocabulary.control_tokens,
-            bos_token="" if bos is None else self.vocabulary.token_text(bos),
-            eos_token="" if eos is None else self.vocabulary.token_text(eos),
-        )
+        return self._prompts.template
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
         """The token ids of a text; see ``Vocabulary.encode`` for ``special``."""
         return self.vocabulary.encode(text, special=special, add_bos=add_bos)
 
-    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+    def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of token ids; control tokens show their names only if ``special``."""
         return self.vocabulary.decode(tokens, special=special)
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
+        ids = whole_numbers(tokens)
         with self.engine.turn():
-            return self.engine.logits(tokens)
+            return self.engine.logits(ids)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any] | Message]) -> list[int]:
-        """The token ids with which a model is asked to answer these messages.
-
-        Only the template writes control tokens: their names in a message are plain text.
-
-        Raises:
-            TemplateError: the model has no template, or it does not render these messages, or one
-                of them has an image.
-        """
-        plain = [asdict(one) if isinstance(one, Message) else one for one in messages]
-        tokens: list[int] = []
-        for piece in self.template.render(plain):
-            if piece.control:
-                tokens.append(self.vocabulary.control_tokens[piece.text])
-            else:
-                tokens.extend(self.vocabulary.encode(piece.text))
-        bos = self.vocabulary.bos_id
-        if self.vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-        return tokens
+    def chat_prompt(self, messages: Messages) -> list[int]:
+        """The token ids with which a model is asked to answer messages; see `chat`."""
+        return self._prompts.of_messages(messages)
 
     @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         *,
-        max_tokens: int | None = ...,
-        sampling: Sampling = ...,
-        stop: Sequence[str] = ...,
         stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         *,
-        max_tokens: int | None = ...,
-        sampling: Sampling = ...,
-        stop: Sequence[str] = ...,
         stream: Literal[True],
+        **options: Unpack[AnswerOptions],
     ) -> Stream: ...
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         *,
-        max_tokens: int | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-        stop: Sequence[str] = (),
         stream: bool = False,
+        **options: Unpack[AnswerOptions],
     ) -> Completion | Stream:
         """Continue a text or token ids, without a chat template.
 
         Args:
             prompt: text, tokenized without control tokens and after BOS if the model asks for it;
                 or token ids, taken as they are.
-            max_tokens: of the answer; None is until the model ends it or the context is full.
-            stop: strings that end the answer, which stops before the first of them.
             stream: whether to get the text piece by piece; the prompt has then been read.
+            temperature, top_k, top_p, min_p, seed: how tokens are chosen; see ``Sampling``.
+            sampling: all of these at once. Those that are given beside it win.
+            max_tokens: of the answer; None is until the model ends it or the context is full.
+            stop: strings that end the answer, which stops before the first of them; a string is
+                one.
 
         Raises:
             ContextFullError: the prompt alone does not fit into the context.
             EngineError: the prompt is empty, or llama.cpp failed.
-            SettingError: a setting outside its range.
+            SettingError: a setting outside its range, or of the wrong type.
         """
-        if isinstance(prompt, str):
-            prompt = self.tokenize(prompt, add_bos=self.vocabulary.add_bos)
-        return self._answer(prompt, max_tokens, sampling, stop, stream)
+        settings = AnswerSettings.of(options)
+        ids = self._prompts.of_text(prompt) if isinstance(prompt, str) else whole_numbers(prompt)
+        return self._answer(ids, settings, stream=stream)
 
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any] | Message],
+        messages: Messages,
         *,
-        max_tokens: int | None = ...,
-        sampling: Sampling = ...,
-        stop: Sequence[str] = ...,
         stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
     ) -> Completion: ...
 
     @overload
     def chat(
-        self,
-        messages: Sequence[Mapping[str, Any] | Message],
-        *,
-        max_tokens: int | None = ...,
-        sampling: Sampling = ...,
-        stop: Sequence[str] = ...,
-        stream: Literal[True],
+        self, messages: Messages, *, stream: Literal[True], **options: Unpack[AnswerOptions]
     ) -> Stream: ...
 
     def chat(
-        self,
-        messages: Sequence[Mapping[str, Any] | Message],
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-        stop: Sequence[str] = (),
-        stream: bool = False,
+        self, messages: Messages, *, stream: bool = False, **options: Unpack[AnswerOptions]
     ) -> Completion | Stream:
-        """Answer the last of some messages; see ``generate`` for the other arguments.
+        """Answer the last of some messages; see `generate` for the other arguments.
 
         What these messages share with the last request is not decoded again.
 
+        Args:
+            messages: mappings with "role" and "content", or `Message` values, oldest first; a
+                string is one message of the user. A `Conversation` brings its sampling with it.
+
         Raises:
-            TemplateError: the model has no chat template, or it does not render these messages.
+            TemplateError: the model has no chat template, or it does not render these messages, or
+                one of them has an image.
             ContextFullError: the messages alone do not fit into the context.
+            SettingError: a setting outside its range, or of the wrong type.
         """
-        return self._answer(self.chat_prompt(messages), max_tokens, sampling, stop, stream)
+        usual = messages.sampling if isinstance(messages, Conversation) else None
+        settings = AnswerSettings.of(options, usual)
+        return self._answer(self._prompts.of_messages(messages), settings, stream=stream)
 
     def _answer(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int | None,
-        sampling: Sampling,
-        stop: Sequence[str],
-        stream: bool,
+        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool
     ) -> Completion | Stream:
-        answer = Stream(
-            self.engine,
-            self.vocabulary,
-            prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
-        )
+        answer = Stream(self.engine, self.vocabulary, prompt, settings)
         if stream:
             return answer
         with answer:
-            for _ in answer:
+            for _piece in answer:
                 pass
         return answer.completion
 

@@ -1,25 +1,27 @@
 """An answer: while it is being made, and whole.
 
+Promises that the pieces of a stream together are the text of its completion, however it ended.
 Knows nothing of templates, of plans, or of what a model is loaded from.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import EngineError, SettingError
+from ..errors import EngineError
 from ..runtime.engine import Engine
-from ..runtime.sampling import Sampling
+from .options import AnswerSettings
 from .streaming import TextStream
 from .vocabulary import Vocabulary
 
-FinishReason = Literal["stop", "stop_string", "length", "closed"]
-"""Why an answer ended: the model ended it, a stop string came, ``max_tokens`` or the context was
-full, or the caller closed the stream."""
+FinishReason = Literal["stop", "length"]
+"""Why an answer ended, in OpenAI's words: the model or a stop string ended it, or ``max_tokens`` or
+the context was full."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Completion:
     """An answer, and what it took.
 
     ``tokens`` are the generated ids, without the one that ended the answer but with those of a stop
-    string. ``prompt_tokens`` counts the whole prompt, ``reused_tokens`` the part of it that was
-    still in the cache. ``seed`` is the one that was used.
+    string. ``finish_reason`` is None for an answer that its reader closed before it ended, and
+    ``stop_string`` the stop string that ended it, None where there was none. ``prompt_tokens``
+    counts the whole prompt, ``reused_tokens`` the part of it that was still in the cache. ``seed``
+    is the one that was used.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     stop_string: str | None
     prompt_tokens: int
     reused_tokens: int
@@ -55,9 +59,15 @@ class Completion:
 class Stream(Iterator[str]):
     """An answer while it is being made: iterate over it for pieces of text.
 
-    The pieces together are the text of the completion, also of one that was closed. Closing it,
-    leaving its ``with`` block or asking the model something else ends it; leaving a ``for`` loop
-    early does no harm.
+    Closing it, leaving its ``with`` block or asking the model something else in the same thread
+    ends it; leaving a ``for`` loop early does no harm. Other threads wait for its end.
+
+    Args:
+        prompt: checked token ids. They are decoded before this returns.
+
+    Raises:
+        ContextFullError: the prompt does not fit into the context.
+        EngineError: the prompt is empty, or llama.cpp failed.
     """
 
     def __init__(
@@ -65,27 +75,21 @@ class Stream(Iterator[str]):
         engine: Engine,
         vocabulary: Vocabulary,
         prompt: Sequence[int],
-        *,
-        max_tokens: int | None,
-        sampling: Sampling,
-        stop: Sequence[str],
+        settings: AnswerSettings,
     ) -> None:
-        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 0):
-            raise SettingError(
-                "max_tokens is outside its range",
-                found=repr(max_tokens),
-                expected="None or a whole number from 0 up",
-            )
         self._engine = engine
         self._vocabulary = vocabulary
-        self._text = TextStream(stop)
-        self._max_tokens = max_tokens
-        self._sampling = sampling.with_seed()
+        self._text = TextStream(settings.stop)
+        self._max_tokens = settings.max_tokens
+        self._sampling = settings.sampling.with_seed()
         self._pieces: list[str] = []
         self._tokens: list[int] = []
         self._finish_reason: FinishReason | None = None
+        self._ended = False
         self._decode_seconds = 0.0
         self._prompt_tokens = len(prompt)
+        # One step at a time; reentrant for signal handlers.
+        self._stepping = threading.RLock()
         with ExitStack() as resources:
             self._turn = resources.enter_context(engine.turn())
             started = time.perf_counter()
@@ -107,10 +111,14 @@ class Stream(Iterator[str]):
             StopIteration: the answer is complete, or the stream was closed.
             EngineError: the model was asked something else meanwhile, or was closed.
         """
+        with self._stepping:
+            return self._next()
+
+    def _next(self) -> str:
         if self._turn.superseded:
             self.close()
             self._turn.check()
-        while self._finish_reason is None:
+        while not self._ended:
             started = time.perf_counter()
             try:
                 piece = self._step()
@@ -127,8 +135,9 @@ class Stream(Iterator[str]):
 
     def close(self) -> None:
         """End the answer here; closing a complete one changes nothing."""
-        if self._finish_reason is None:
-            self._end("closed")
+        with self._stepping:
+            if not self._ended:
+                self._end(None)
 
     @property
     def completion(self) -> Completion:
@@ -139,7 +148,7 @@ class Stream(Iterator[str]):
         """
         if not self._turn.usable:
             self.close()
-        if self._finish_reason is None:
+        if not self._ended:
             raise EngineError(
                 "the answer is not complete yet", hint="Read the stream to its end, or close it."
             )
@@ -170,11 +179,12 @@ class Stream(Iterator[str]):
         self._tokens.append(token)
         text = self._text.push(self._vocabulary.token_bytes(token))
         if self._text.matched is not None:
-            self._end("stop_string")
+            self._end("stop")
         return text
 
-    def _end(self, reason: FinishReason) -> str:
+    def _end(self, reason: FinishReason | None) -> str:
         """Finish; the text that was held back, which belongs to the answer."""
+        self._ended = True
         self._finish_reason = reason
         self._resources.close()
         return self._text.finish()

@@ -1,41 +1,89 @@
 """Conversations as values, and the files they are saved in.
 
-Promises that a saved file is whole or not there, and that a damaged one is one SessionError. Knows
-nothing of models, templates or terminals.
+Promises that a saved file is either complete or absent, and that a damaged one raises one
+SessionError. Knows nothing of models, templates or terminals.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SessionError, SettingError
 from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
 
+if TYPE_CHECKING:
+    from .answer import Completion
+
 FORMAT = "llama4-edge conversation"
 VERSION = 1
+
+MAX_BYTES = 1 << 30
+"""The largest file that is read: ten million tokens of text are about 40 MB."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message: who speaks (``system``, ``user``, ``assistant``, …) and the text."""
+    """One message: who speaks (``system``, ``user``, ``assistant``, …) and the text.
+
+    Raises:
+        SettingError: one of them is not a string.
+    """
 
     role: str
     content: str
 
+    def __post_init__(self) -> None:
+        for name in ("role", "content"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise SettingError(
+                    f"the {name} of a message is not a string", found=repr(value), expected="text"
+                )
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, to which model (its name), and how its answers were sampled."""
+    """What was said, to which model (its name), and how its answers were sampled.
+
+        >>> talk = Conversation().user("What is the capital of France?")
+        >>> talk = talk.assistant(model.chat(talk))
+        >>> talk.save("talk.json")
+
+    Args:
+        messages: oldest first; mappings with "role" and "content" are taken too.
+
+    Raises:
+        SettingError: the messages are of the wrong type.
+    """
 
     messages: tuple[Message, ...] = ()
     model: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", _as_messages(self.messages))
+
+    def system(self, text: str) -> Conversation:
+        """The same conversation with this system message, in place of the one it begins with."""
+        begins = bool(self.messages) and self.messages[0].role == "system"
+        rest = self.messages[1:] if begins else self.messages
+        return replace(self, messages=(Message("system", text), *rest))
+
+    def user(self, text: str) -> Conversation:
+        """The conversation with a message of the user at its end."""
+        return replace(self, messages=(*self.messages, Message("user", text)))
+
+    def assistant(self, answer: str | Completion) -> Conversation:
+        """The conversation with an answer at its end."""
+        text = answer if isinstance(answer, str) else answer.text
+        return replace(self, messages=(*self.messages, Message("assistant", text)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation as JSON, replacing the file in one step.
@@ -43,18 +91,17 @@ class Conversation:
         Raises:
             SessionError: the file cannot be written; what was there before is still there.
         """
-        target = Path(path)
         text = json.dumps(self._as_dict(), ensure_ascii=False, indent=2) + "\n"
         # A lone surrogate (a byte that was not UTF-8 on the terminal) cannot be written as UTF-8;
         # "backslashreplace" spells it the way JSON does, so that it comes back when read.
         data = text.encode("utf-8", "backslashreplace")
         try:
-            write_atomically(target, data, private=True)
-        except OSError as error:
+            write_atomically(path, data, private=True)
+        except (OSError, ValueError) as error:
             raise SessionError(
-                f"{target}: the conversation cannot be saved",
-                found=error.strerror or str(error),
-                hint="Choose a folder that exists and that you may write to.",
+                f"{path}: the conversation cannot be saved",
+                found=getattr(error, "strerror", None) or str(error),
+                hint="Choose a directory that exists and that you may write to.",
             ) from error
 
     @classmethod
@@ -66,11 +113,14 @@ class Conversation:
         """
         source = Path(path)
         try:
-            data = json.loads(source.read_bytes())
-        except OSError as error:
+            text = _read(source)
+        except (OSError, ValueError) as error:
             raise SessionError(
-                f"{source}: the conversation cannot be read", found=error.strerror or str(error)
+                f"{source}: the conversation cannot be read",
+                found=getattr(error, "strerror", None) or str(error),
             ) from error
+        try:
+            data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise _damaged(source, f"{error}", "JSON") from error
         return cls._from_dict(source, data)
@@ -90,12 +140,13 @@ class Conversation:
             raise _damaged(source, "something else", f'an object with "format": "{FORMAT}"')
         if data.get("version") != VERSION:
             raise SessionError(
-                f"{source}: the conversation has a version that this program does not read",
+                f"{source}: the conversation is of a version that this release does not read",
                 found=repr(data.get("version")),
                 expected=str(VERSION),
                 hint="Open it with the release that saved it.",
             )
-        _expect_keys(source, "the conversation", data, (*cls().__dict__, "format", "version"))
+        names = [one.name for one in fields(cls)]
+        _expect_keys(source, "the conversation", data, [*names, "format", "version"])
         if not isinstance(data["model"], str):
             raise _damaged(source, f'"model": {data["model"]!r}', "a string")
         return cls(
@@ -103,6 +154,43 @@ class Conversation:
             model=data["model"],
             sampling=_sampling(source, data["sampling"]),
         )
+
+
+def _as_messages(messages: object) -> tuple[Message, ...]:
+    if isinstance(messages, str | Mapping | Message) or not isinstance(messages, Iterable):
+        raise SettingError(
+            "messages are of the wrong type",
+            found=repr(messages),
+            expected="a sequence of Message values",
+        )
+    return tuple(one if isinstance(one, Message) else _as_message(one) for one in messages)
+
+
+def _as_message(message: object) -> Message:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise SettingError(
+            "a message is of the wrong type",
+            found=repr(message),
+            expected='a Message, or {"role": "user", "content": "..."}',
+        )
+    return Message(**message)
+
+
+def _read(source: Path) -> bytes:
+    """The bytes of a regular file that is not too large for a conversation.
+
+    Raises:
+        OSError: it is neither, or cannot be read.
+    """
+    # A FIFO would be waited for here otherwise.
+    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise OSError(f"it is larger than {MAX_BYTES} bytes")
+        return file.read()
 
 
 def _messages(source: Path, data: object) -> tuple[Message, ...]:

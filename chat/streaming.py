@@ -9,8 +9,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from ..errors import SettingError
-
 
 class TextStream:
     """Turns the bytes of an answer into text, and ends it at the first stop string.
@@ -21,23 +19,10 @@ class TextStream:
     text ends before it.
 
     Args:
-        stop: the stop strings; empty means none.
-
-    Raises:
-        SettingError: a stop string is empty, or ``stop`` is one string instead of several.
+        stop: the stop strings, none of them empty.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        if isinstance(stop, str):
-            raise SettingError(
-                "stop is one string", found=repr(stop), expected="a sequence of strings"
-            )
-        if not all(isinstance(text, str) and text for text in stop):
-            raise SettingError(
-                "stop holds something that can end no text",
-                found=repr(stop),
-                expected="strings of at least one character",
-            )
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

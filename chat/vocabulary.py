@@ -12,10 +12,11 @@ where Meta's tokenizer has 11.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar, cast
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
@@ -23,7 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN, byte_alphabet
-from ..errors import VocabularyError
+from ..errors import SettingError, VocabularyError
 
 _T = TypeVar("_T")
 
@@ -103,6 +104,7 @@ class Vocabulary:
 
         Raises:
             VocabularyError: there is no such token.
+            SettingError: it is no whole number.
         """
         self.check([token])
         text, kind = self._tokens[token], self._types[token]
@@ -126,8 +128,13 @@ class Vocabulary:
         return data.decode("utf-8", "replace")
 
     def check(self, tokens: Iterable[int]) -> None:
-        """Raise VocabularyError for the first id that is not one of this vocabulary's."""
-        for token in tokens:
+        """Whether these are token ids of this vocabulary.
+
+        Raises:
+            VocabularyError: one is outside its range.
+            SettingError: one is no whole number.
+        """
+        for token in whole_numbers(tokens):
             if not 0 <= token < len(self._tokens):
                 raise VocabularyError(
                     "a token id is not in the vocabulary",
@@ -166,6 +173,30 @@ class Vocabulary:
                 f"{key} is not a token id", found=repr(token), expected=f"below {len(self._tokens)}"
             )
         return token
+
+
+def whole_numbers(tokens: Iterable[object]) -> list[int]:
+    """Token ids as a list, whatever kind of sequence and of integer they came in.
+
+    Raises:
+        SettingError: they are no sequence, or one of them is no whole number.
+    """
+    if isinstance(tokens, (str, bytes, Mapping)) or not isinstance(tokens, Iterable):
+        raise SettingError(
+            "token ids are of the wrong type",
+            found=type(tokens).__name__,
+            expected="a sequence of whole numbers",
+        )
+    return [token if type(token) is int else _whole_number(token) for token in tokens]
+
+
+def _whole_number(token: object) -> int:
+    if not isinstance(token, bool):
+        try:
+            return operator.index(cast("SupportsIndex", token))  # NumPy's integers too
+        except TypeError:
+            pass
+    raise SettingError("a token id is not a whole number", found=repr(token))
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

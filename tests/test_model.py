@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llama4_edge import Completion, Message, Model, Sampling
+from llama4_edge import Completion, Conversation, Message, Model, Sampling
 from llama4_edge.errors import (
     ContextFullError,
     EngineError,
@@ -115,7 +118,7 @@ def test_a_stop_string_ends_the_text_exactly_before_it(endless):
         stop = whole[start : start + 3]
         stopped = endless.generate("Hello", max_tokens=60, sampling=WILD, stop=[stop])
         assert stopped.text == whole[: whole.index(stop)]
-        assert (stopped.finish_reason, stopped.stop_string) == ("stop_string", stop)
+        assert (stopped.finish_reason, stopped.stop_string) == ("stop", stop)
         stream = endless.generate("Hello", max_tokens=60, sampling=WILD, stop=[stop], stream=True)
         assert "".join(stream) == stopped.text
 
@@ -164,10 +167,12 @@ def test_wrong_settings_are_refused_before_anything_is_decoded(endless, stream):
     for number in (-1, 1.5):
         with pytest.raises(SettingError, match=f"max_tokens is outside its range, found {number}"):
             endless.generate("Hello", max_tokens=number, stream=stream)
-    with pytest.raises(SettingError, match="expected strings of at least one character"):
+    with pytest.raises(SettingError, match="expected a string of at least one character"):
         endless.generate("Hello", stop=[""], stream=stream)
-    with pytest.raises(SettingError, match="stop is one string, found 'END'"):
-        endless.generate("Hello", stop="END", stream=stream)
+    with pytest.raises(SettingError, match="temperature is outside its range, found -1"):
+        endless.chat(MESSAGES, temperature=-1, stream=stream)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_token'"):
+        endless.generate("Hello", max_token=1, stream=stream)
 
 
 def test_an_empty_prompt_is_refused(endless):
@@ -243,7 +248,7 @@ def test_a_closed_stream_has_a_completion_of_what_was_there(endless):
             _ = stream.completion
     stream.close()
     completion = stream.completion
-    assert completion.finish_reason == "closed"
+    assert completion.finish_reason is None
     assert completion.text == "".join(pieces)
     assert list(stream) == []
 
@@ -254,7 +259,7 @@ def test_a_later_request_ends_an_open_stream_and_says_so(endless):
     second = endless.generate("Other", max_tokens=5, sampling=WILD, stream=True)
     with pytest.raises(EngineError, match="ended by a later request to the same model"):
         next(first)
-    assert first.completion.finish_reason == "closed"
+    assert first.completion.finish_reason is None
     assert "".join(second) == endless.generate("Other", max_tokens=5, sampling=WILD).text
 
 
@@ -278,7 +283,7 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(endless, monkeypatc
         patch.setattr(endless.engine, "_append", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
-    assert stream.completion.finish_reason == "closed"
+    assert stream.completion.finish_reason is None
     assert stream.completion.text == piece
     assert endless.generate("Hello", max_tokens=20, sampling=WILD).text == expected
 
@@ -289,6 +294,120 @@ def test_logits_end_a_stream_and_are_the_engines(endless):
     assert (logits.shape, logits.dtype) == ((3, N_VOCAB), np.float32)
     with pytest.raises(EngineError, match="ended by a later request"):
         next(stream)
+
+
+def test_sampling_fields_given_flat_are_those_of_sampling(endless):
+    whole = endless.generate("Hello", max_tokens=30, sampling=WILD)
+    flat = endless.generate("Hello", max_tokens=30, temperature=3.0, top_k=0, top_p=1.0, seed=11)
+    assert flat.tokens == whole.tokens
+    mixed = endless.chat(MESSAGES, max_tokens=30, sampling=WILD, temperature=0)
+    assert mixed.tokens == endless.chat(MESSAGES, max_tokens=30, sampling=GREEDY).tokens
+    assert (mixed.seed, whole.seed) == (11, 11)
+
+
+def test_a_string_is_a_stop_string(endless):
+    whole = endless.generate("Hello", max_tokens=60, sampling=WILD).text
+    stopped = endless.generate("Hello", max_tokens=60, sampling=WILD, stop=whole[5:8])
+    assert stopped.text == whole[: whole.index(whole[5:8])]
+    assert (stopped.finish_reason, stopped.stop_string) == ("stop", whole[5:8])
+
+
+def test_a_text_is_one_message_of_the_user(endless):
+    asked = [{"role": "user", "content": "Hello"}]
+    assert endless.chat_prompt("Hello") == endless.chat_prompt(asked)
+    text = endless.chat("Hello", max_tokens=10, temperature=0)
+    assert text.tokens == endless.chat(asked, max_tokens=10, temperature=0).tokens
+
+
+def test_a_conversation_goes_on_where_it_was_saved(endless, tmp_path):
+    talk = Conversation(model="Tiny", sampling=WILD).system("Be brief.").user("Hello")
+    talk = talk.assistant(endless.chat(talk, max_tokens=10))
+    talk.save(tmp_path / "talk.json")
+    loaded = Conversation.load(tmp_path / "talk.json").user("Why?")
+    assert loaded == talk.user("Why?")
+    answer = endless.chat(loaded, max_tokens=10)
+    # With the sampling of the conversation, unless another is asked for.
+    assert (
+        answer.tokens
+        == endless.chat(loaded.messages, max_tokens=10, sampling=loaded.sampling).tokens
+    )
+    assert answer.reused_tokens > 0
+    assert endless.chat(loaded, max_tokens=10, seed=1).seed == 1
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"Hello", {"role": "user"}])
+def test_a_prompt_of_the_wrong_type_is_refused(endless, prompt):
+    with pytest.raises(SettingError, match="token ids are of the wrong type, found"):
+        endless.generate(prompt)
+
+
+def test_token_ids_that_are_no_whole_numbers_are_refused(endless):
+    for use in (endless.generate, endless.logits, endless.detokenize):
+        for wrong in (1.5, True, "1", None):
+            with pytest.raises(SettingError, match=f"not a whole number, found {wrong!r}"):
+                use([1, wrong])
+    numpy = endless.generate(np.array([5, 6]), max_tokens=3, temperature=0)
+    assert numpy.tokens == endless.generate([5, 6], max_tokens=3, temperature=0).tokens
+
+
+@pytest.mark.parametrize("messages", [None, 5, {"role": "user", "content": "Hello"}])
+def test_messages_of_the_wrong_type_are_refused(endless, messages):
+    with pytest.raises(SettingError, match="messages are of the wrong type"):
+        endless.chat(messages)
+
+
+def test_threads_that_ask_at_the_same_time_each_get_their_answer(endless):
+    expected = {
+        seed: endless.generate("Hello", max_tokens=30, sampling=replace(WILD, seed=seed)).text
+        for seed in range(4)
+    }
+
+    def ask(seed: int) -> list[str]:
+        sampling = replace(WILD, seed=seed)
+        streamed = endless.generate("Hello", max_tokens=30, sampling=sampling, stream=True)
+        whole = "".join(streamed)
+        return [whole, endless.generate("Hello", max_tokens=30, sampling=sampling).text]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = dict(zip(range(4), pool.map(ask, range(4)), strict=True))
+    assert answers == {seed: [text, text] for seed, text in expected.items()}
+
+
+def test_another_thread_waits_for_an_open_stream_and_does_not_end_it(endless):
+    expected = endless.generate("Hello", max_tokens=20, sampling=WILD).text
+    stream = endless.generate("Hello", max_tokens=20, sampling=WILD, stream=True)
+    pieces = [next(stream)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(endless.generate, "Other", max_tokens=5, temperature=0)
+        pieces += stream
+        answer = waiting.result(60)
+    assert "".join(pieces) == expected
+    assert answer.tokens == endless.generate("Other", max_tokens=5, temperature=0).tokens
+
+
+def test_a_stream_that_was_forgotten_keeps_nobody_waiting(endless):
+    for _ in endless.generate("Hello", sampling=WILD, stream=True):
+        break
+    gc.collect()
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(endless.generate, "x", max_tokens=3).result(60).tokens) == 3
+
+
+def test_closing_lets_a_thread_go_that_waits_for_its_turn(tiny_path):
+    model = Model(tiny_path, n_ctx=256, n_threads=1)
+    stream = model.generate("Hello", sampling=WILD, stream=True)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(model.generate, "Other")
+        model.close()
+        with pytest.raises(EngineError, match="the model was closed"):
+            waiting.result(60)
+    assert stream.completion.finish_reason is None
+
+
+@pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_model_is_neither_copied_nor_pickled(model, use):
+    with pytest.raises(EngineError, match="a model can be neither copied nor pickled"):
+        use(model)
 
 
 def test_rates_are_tokens_over_seconds():
@@ -310,7 +429,7 @@ def test_a_closed_model_refuses_everything(tiny_path):
     stream = model.generate("Hello", stream=True)
     model.close()
     model.close()
-    assert stream.completion.finish_reason == "closed"
+    assert stream.completion.finish_reason is None
     for use in (
         lambda: model.generate("x"),
         lambda: model.chat(MESSAGES),

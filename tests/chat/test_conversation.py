@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from llama4_edge.chat import conversation as module
+from llama4_edge.chat.answer import Completion
 from llama4_edge.chat.conversation import Conversation, Message
-from llama4_edge.errors import SessionError
+from llama4_edge.errors import SessionError, SettingError
 from llama4_edge.runtime.sampling import Sampling
 
 CONVERSATION = Conversation(
@@ -96,7 +99,7 @@ def damaged(path: Path, **changes: object) -> Path:
     ("changes", "message"),
     [
         ({"format": "other"}, "found something else, expected an object"),
-        ({"version": 2}, "a version that this program does not read, found 2, expected 1"),
+        ({"version": 2}, "a version that this release does not read, found 2, expected 1"),
         ({"messages": None}, "expected format, messages, model, sampling, version"),
         ({"extra": 1}, "the conversation with extra, format"),
         ({"model": 3}, '"model": 3, expected a string'),
@@ -128,3 +131,81 @@ def test_a_file_that_is_something_else_is_refused(tmp_path, data):
     (tmp_path / "talk.json").write_bytes(data)
     with pytest.raises(SessionError, match=r"talk\.json: this is not a saved conversation"):
         Conversation.load(tmp_path / "talk.json")
+
+
+def test_a_conversation_grows_by_what_is_said():
+    talk = Conversation(model="Scout").user("Hello").system("Be brief.")
+    answer = Completion("Hi!", (1, 2), "stop", None, 10, 0, 0, 0.1, 0.1)
+    grown = talk.assistant(answer).user("Bye").assistant("Goodbye!")
+    assert grown.messages == (
+        Message("system", "Be brief."),
+        Message("user", "Hello"),
+        Message("assistant", "Hi!"),
+        Message("user", "Bye"),
+        Message("assistant", "Goodbye!"),
+    )
+    assert grown.model == "Scout"
+    assert grown.system("Be long.").messages[:2] == (
+        Message("system", "Be long."),
+        Message("user", "Hello"),
+    )
+    # The earlier ones are values of their own.
+    assert len(talk.messages) == 2
+
+
+def test_messages_are_taken_as_mappings_and_in_any_sequence():
+    mappings = [{"role": "user", "content": "Hello"}, Message("assistant", "Hi!")]
+    assert Conversation(mappings).messages == (
+        Message("user", "Hello"),
+        Message("assistant", "Hi!"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ("Hello", "messages are of the wrong type, found 'Hello'"),
+        (None, "messages are of the wrong type, found None"),
+        ({"role": "user", "content": "x"}, "messages are of the wrong type, found {"),
+        (["Hello"], "a message is of the wrong type, found 'Hello', expected a Message"),
+        ([{"role": "user"}], "a message is of the wrong type, found {'role': 'user'}"),
+        ([{"role": "user", "content": 5}], "the content of a message is not a string, found 5"),
+        ([{"role": None, "content": "x"}], "the role of a message is not a string, found None"),
+    ],
+)
+def test_what_is_no_message_is_refused(messages, found):
+    with pytest.raises(SettingError) as caught:
+        Conversation(messages)
+    assert str(caught.value).startswith(found)
+
+
+def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "talk.json")
+    CONVERSATION.save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert Conversation.load(tmp_path / "talk.json") == CONVERSATION
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/zero")):
+        with pytest.raises(SessionError, match=r"not a regular file|Is a directory"):
+            Conversation.load(path)
+        with pytest.raises(SessionError, match="cannot be saved, found Not a regular file"):
+            CONVERSATION.save(path)
+    assert fifo.is_fifo()
+
+
+def test_a_file_too_large_for_a_conversation_is_not_read(tmp_path, monkeypatch):
+    CONVERSATION.save(tmp_path / "talk.json")
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    with pytest.raises(SessionError, match="found it is larger than 100 bytes"):
+        Conversation.load(tmp_path / "talk.json")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_name_that_no_file_can_have_is_one_error(tmp_path, name):
+    for use in (CONVERSATION.save, Conversation.load):
+        with pytest.raises(SessionError):
+            use(tmp_path / name)

@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 
 from llama4_edge.chat.streaming import TextStream
-from llama4_edge.errors import SettingError
 
 TEXT = "Ça va? 日本語 नमस्ते 👩‍👩‍👧 <|eot|> done\n\nUser: ENDEN END"
 
@@ -94,14 +93,3 @@ def test_nothing_follows_a_stop_string():
     assert stream.push(b"one. two") == "one"
     assert stream.push(b" three") == ""
     assert stream.finish() == ""
-
-
-@pytest.mark.parametrize("stop", [[""], ["a", ""], [1]])
-def test_an_empty_stop_string_is_refused(stop):
-    with pytest.raises(SettingError, match="expected strings of at least one character"):
-        TextStream(stop)
-
-
-def test_one_string_instead_of_several_is_refused():
-    with pytest.raises(SettingError, match="found 'END', expected a sequence of strings"):
-        TextStream("END")

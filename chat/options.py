@@ -1,0 +1,96 @@
+"""What an answer is asked for with: how tokens are chosen, how many, and what ends it.
+
+Promises that settings which exist can be carried out, and that each is declared once. Knows nothing
+of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict, cast
+
+from ..errors import SettingError, did_you_mean
+from ..runtime.sampling import Sampling
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The keywords of ``Model.chat`` and ``Model.generate``.
+
+    The fields of ``Sampling`` can be given one by one; they win over those of ``sampling``.
+    """
+
+    sampling: Sampling
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    max_tokens: int | None
+    stop: str | Iterable[str]
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How one answer is made.
+
+    Args:
+        sampling: how each token is chosen.
+        max_tokens: of the answer; None is until the model ends it or the context is full.
+        stop: strings that end the answer, which stops before the first of them; a string is one.
+
+    Raises:
+        SettingError: a value outside its range, or of the wrong type.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise SettingError(
+                "sampling is of the wrong type", found=repr(self.sampling), expected="a Sampling"
+            )
+        count = self.max_tokens
+        if count is not None and (
+            not isinstance(count, int) or isinstance(count, bool) or count < 0
+        ):
+            raise SettingError(
+                "max_tokens is outside its range",
+                found=repr(count),
+                expected="None or a whole number from 0 up",
+            )
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:
+        """The settings that keywords ask for.
+
+        Args:
+            options: `AnswerOptions`.
+            sampling: what holds where ``options`` has no ``sampling``.
+
+        Raises:
+            TypeError: a keyword is unknown.
+            SettingError: a value outside its range, or of the wrong type.
+        """
+        for name in options:
+            if name not in AnswerOptions.__annotations__:
+                hint = did_you_mean(name, AnswerOptions.__annotations__)
+                raise TypeError(f"unexpected keyword argument {name!r}. {hint or ''}".rstrip())
+        given = dict(options)
+        flat = {one.name: given.pop(one.name) for one in fields(Sampling) if one.name in given}
+        settings = cls(**{"sampling": sampling or Sampling(), **given})
+        return replace(settings, sampling=replace(settings.sampling, **flat))
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in strings):
+        raise SettingError(
+            "stop cannot end a text",
+            found=repr(stop),
+            expected="a string of at least one character, or several",
+        )
+    return cast("tuple[str, ...]", strings)
