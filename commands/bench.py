@@ -1,228 +1,216 @@
-"""The options and the table of `llama4 bench`.
-
-Promises llama-bench's names for what it measures. Does not measure anything.
-"""
+"""`llama4 bench`: llama-bench's options and names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import Llama4EdgeError
-from ..terminal.console import console, note, printable, show
-from ..terminal.progress import conversion_progress
-from ..units import bytes_text, count_text
-from .options import (
-    JSON,
-    LARGEST,
-    MODEL,
-    PLACEMENT,
-    Command,
-    Gathered,
+from ..terminal.bench_view import bench_progress, bench_view
+from ..terminal.console import note, show, show_log
+from ..terminal.progress import byte_progress
+from . import values
+from .declare import (
+    argument,
+    command,
+    flag,
+    given,
+    group,
+    json_flag,
     option,
-    placement_of,
-    placing_options,
-    recipe_name,
-    type_override,
-    whole_number_from,
+    usage_error,
+    usage_errors,
+    verbose_flag,
 )
+from .options import (
+    DeviceOptions,
+    LayerOptions,
+    given_workers,
+    one_kv_type,
+    placed,
+    recipe_option,
+    type_option,
+)
+from .output import give
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from ..measure.speed import BenchGrid, BenchResult, BenchTest
-
-BENCH, SYNTHETIC = "llama4_edge.bench", "llama4_edge.synthetic"
-# Options that say where layers, tensors or the cache go. (Those that only choose GPUs do not.)
-_PLACED_BY = {"n_gpu_layers", "n_cpu_moe", "overrides", "tensor_split", "offload_kqv"}
-
-
-def _numbers(least: int, largest: int = LARGEST) -> Callable[[str], tuple[int, ...]]:
-    """The type of an option that is several whole numbers with commas between them."""
-    one = whole_number_from(least, largest)
-    return lambda value: tuple(one(part) for part in value.split(","))
-
-
-def _words(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    def words(value: str) -> tuple[str, ...]:
-        given = tuple(value.split(","))
-        for word in given:
-            if word not in choices:
-                raise click.BadParameter(f"{word!r} is not one of {', '.join(choices)}")
-        return given
-
-    return words
-
-
-def _pair(value: str) -> tuple[int, int]:
-    numbers = _numbers(0)(value)
-    if len(numbers) != 2:
-        raise click.BadParameter(f"{value!r} is not two numbers, as in 512,128")
-    return numbers[0], numbers[1]
-
-
-class _BenchOption(Gathered):
-    group: ClassVar[str] = BENCH
-
-    @staticmethod
-    def declared() -> dict[str, Any]:
-        """What `BenchGrid` says."""
-        from dataclasses import fields
-
-        from ..measure.speed import BenchGrid
-
-        shown = {"n_prompt", "n_gen", "n_depth", "n_batch", "n_ubatch", "kv_type"}
-        shown |= {"flash_attention", "n_gpu_layers", "n_cpu_moe"}
-        defaults: dict[str, Any] = {one.name: one.default for one in fields(BenchGrid)}
-        lists = {name: ",".join(str(value) for value in defaults[name]) for name in shown}
-        return {**lists, "repetitions": defaults["repetitions"]}
-
-
-class _SyntheticOption(Gathered):
-    group: ClassVar[str] = SYNTHETIC
-
-    @staticmethod
-    def declared() -> dict[str, Any]:
-        """What `blueprint` and `synthetic_file` say."""
-        from ..measure.synthetic import default_directory
-
-        return {"recipe": "int4", "directory": default_directory()}
-
+    from ..measure.speed import BenchGrid, BenchResult
 
 _NUMBERS = "N,N,…"
-# Named as in llama-bench, in the order of the help.
-_OPTIONS = (
-    option(
-        _BenchOption, "-p", "--n-prompt", "n_prompt", kind=_numbers(0), metavar=_NUMBERS,
+_LENGTHS, _COUNTS = (values.several(values.whole_number(least)) for least in (0, 1))
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What is measured: every combination of these, named as in llama-bench."""
+
+    n_prompt: tuple[int, ...] | None = option(
+        "-p", "--n-prompt", kind=_LENGTHS, metavar=_NUMBERS,
         help="Tokens of the prompts to read; 0 for none.",
-    ),
-    option(
-        _BenchOption, "-n", "--n-gen", "n_gen", kind=_numbers(0), metavar=_NUMBERS,
+    )  # fmt: skip
+    n_gen: tuple[int, ...] | None = option(
+        "-n", "--n-gen", kind=_LENGTHS, metavar=_NUMBERS,
         help="Tokens to decode one by one; 0 for none.",
-    ),
-    option(
-        _BenchOption, "-pg", "pairs", kind=_pair, metavar="N,N", multiple=True,
-        help="Read so many and then decode so many; may be given several times.",
-    ),
-    option(
-        _BenchOption, "-d", "--n-depth", "n_depth", kind=_numbers(0), metavar=_NUMBERS,
+    )  # fmt: skip
+    pairs: tuple[tuple[int, int], ...] = option(
+        "-pg", kind=values.pair, metavar="N,N", multiple=True,
+        help="Read the first number of tokens and then decode the second; may be given again.",
+    )  # fmt: skip
+    n_depth: tuple[int, ...] | None = option(
+        "-d", "--n-depth", kind=_LENGTHS, metavar=_NUMBERS,
         help="Tokens that the context holds before.",
-    ),
-    option(
-        _BenchOption, "-r", "--repetitions", "repetitions", kind=whole_number_from(1, LARGEST),
-        help="How often each test is measured.",
-    ),
-    option(
-        _BenchOption, "-t", "--threads", "n_threads", kind=_numbers(1), metavar=_NUMBERS,
+    )  # fmt: skip
+    repetitions: int | None = option(
+        "-r", "--repetitions", kind=values.whole_number(1), help="How often each test is measured."
+    )
+    n_threads: tuple[int, ...] | None = option(
+        "-t", "--threads", kind=_COUNTS, metavar=_NUMBERS,
         help="CPU threads.  [default: one for each core]",
-    ),
-    option(
-        _BenchOption, "-b", "--batch-size", "n_batch", kind=_numbers(1), metavar=_NUMBERS,
-        help="Tokens of a prompt handed over at once.",
-    ),
-    option(
-        _BenchOption, "-ub", "--ubatch-size", "n_ubatch", kind=_numbers(1), metavar=_NUMBERS,
+    )  # fmt: skip
+    n_batch: tuple[int, ...] | None = option(
+        "-b", "--batch-size", kind=_COUNTS, metavar=_NUMBERS,
+        help="Tokens of a prompt given to llama.cpp in one call.",
+    )  # fmt: skip
+    n_ubatch: tuple[int, ...] | None = option(
+        "-ub", "--ubatch-size", kind=_COUNTS, metavar=_NUMBERS,
         help="Tokens of a prompt computed at once.",
-    ),
-    option(
-        _BenchOption, "-ctk", "--cache-type-k", "--kv", "kv_type",
-        kind=_words("f16", "q8_0", "q4_0"), metavar="TYPE,…",
-        help="What the KV cache, keys and values, is kept as: f16, q8_0 or q4_0.",
-    ),
-    option(
-        _BenchOption, "-fa", "--flash-attn", "flash_attention", kind=_words("on", "off", "auto"),
-        metavar="on|off|auto,…", help="Flash attention.",
-    ),
-    option(
-        _BenchOption, "-ngl", "--n-gpu-layers", "n_gpu_layers", kind=_numbers(-1),
-        metavar=_NUMBERS, help="Layers put on GPUs, from the last one on; -1 is all.",
-    ),
-    option(
-        _BenchOption, "-ncmoe", "--n-cpu-moe", "n_cpu_moe", kind=_numbers(0, 1024),
+    )  # fmt: skip
+    kv_type: tuple[str, ...] | None = option(
+        "-ctk", "--kv", "--cache-type-k", kind=values.several(values.kv_type), metavar="TYPE,…",
+        help="Type of the KV cache, keys and values alike: f16, q8_0 or q4_0.",
+    )  # fmt: skip
+    kv_type_v: tuple[str, ...] | None = option(
+        "-ctv", "--cache-type-v", kind=values.several(values.kv_type), metavar="TYPE,…",
+        help="The same as -ctk.",
+    )  # fmt: skip
+    flash_attention: tuple[str, ...] | None = option(
+        "-fa", "--flash-attn", kind=values.several(values.switch), metavar="on|off|auto,…",
+        help="Flash attention; -fa alone is on.",
+    )  # fmt: skip
+    n_gpu_layers: tuple[int, ...] | None = option(
+        "-ngl", "--n-gpu-layers", "--gpu-layers", kind=values.several(values.layers),
+        metavar=_NUMBERS, help="Layers on GPUs, counted from the last one.",
+    )  # fmt: skip
+    n_cpu_moe: tuple[int, ...] | None = option(
+        "-ncmoe", "--n-cpu-moe", kind=values.several(values.whole_number(0, 1024)),
         metavar=_NUMBERS, help="Keep the experts of the first N layers on the CPU.",
-    ),
-    placing_options,
-    option(
-        _SyntheticOption, "--synthetic", "synthetic", kind=str, metavar="MODEL",
-        help="Measure a model of random weights that is made on the spot: scout, scout-base, "
-        "maverick, behemoth, a config.json, a checkpoint or a repository.",
-    ),
-    option(
-        _SyntheticOption, "--recipe", kind=recipe_name, metavar="NAME",
-        help="The recipe of the synthetic model, as in `llama4 convert`.",
-    ),
-    option(
-        _SyntheticOption, "--type", "types", kind=type_override, metavar="'REGEX=TYPE'",
-        multiple=True, help="A type for the tensors whose name REGEX finds.",
-    ),
-    option(
-        _SyntheticOption, "--layers", "layers", kind=whole_number_from(4),
+    )  # fmt: skip
+
+    @staticmethod
+    def defaults() -> dict[str, object]:
+        """What `BenchGrid` declares."""
+        from ..measure.speed import BenchGrid
+
+        declared = {one.name: one.default for one in fields(BenchGrid)}
+        lists = {name: ",".join(map(str, value)) for name, value in declared.items()
+                 if isinstance(value, tuple) and value and name != "n_threads"}  # fmt: skip
+        return {**lists, "repetitions": declared["repetitions"]}
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """A model of random weights, made for the measurement."""
+
+    synthetic: str | None = option(
+        "--synthetic", kind=str, metavar="MODEL",
+        help="Measure a model of random weights made on the spot: scout, scout-base, maverick, "
+        "behemoth, a config.json, a checkpoint or a repository.",
+    )  # fmt: skip
+    recipe: str | None = recipe_option("Recipe of the synthetic model, as in `llama4 convert`.")
+    types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
+    layers: int | None = option(
+        "--layers",
+        kind=values.whole_number(4),
         help="Only the first N layers, at least 4.  [default: all]",
-    ),
-    option(
-        _SyntheticOption, "--dir", "directory", kind=Path, metavar="DIR",
-        help="Where the synthetic file lies while it is measured.",
-    ),
-)  # fmt: skip
+    )
+    directory: Path | None = option(
+        "--dir", kind=Path, metavar="DIR", help="Where the synthetic file is while it is measured."
+    )
+    keep: bool = flag("--keep", help="Keep the synthetic model for the next time.")
+
+    @staticmethod
+    def defaults() -> dict[str, object]:
+        """What `blueprint` and `synthetic_file` declare."""
+        from ..measure.synthetic import default_directory
+        from ..quant.recipes import DEFAULT_RECIPE
+
+        return {"recipe": DEFAULT_RECIPE, "directory": default_directory()}
 
 
-def bench_options(command: Command) -> Command:
-    """All options that say what is measured."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `llama4 bench` may be asked."""
+
+    model: Path | None = argument(kind=click.Path(path_type=Path), required=False)
+    grid: GridOptions = group(GridOptions)
+    where: DeviceOptions = group(DeviceOptions)
+    synthetic: SyntheticOptions = group(SyntheticOptions)
+    no_warmup: bool = flag("--no-warmup", help="Measure the first run of each test too.")
+    as_json: bool = json_flag()
+    verbose: bool = verbose_flag()
 
 
-def measure(
-    ctx: click.Context, model: Path | None, *, keep: bool, warmup: bool
-) -> list[BenchResult]:
-    """Do what `llama4 bench` was asked for.
+@command(BenchOptions)
+def bench(options: BenchOptions) -> None:
+    """Measure how fast a model reads and answers.
 
-    What was measured before an error or Ctrl-C is shown: it took minutes, and stands.
+    The same tests, tokens and field names as llama-bench, so that results compare. Without options
+    that place it, the model goes where `llama4 plan` says. With --synthetic nothing is downloaded:
+    the file has a model's geometry and types, random weights and no tokenizer, and is removed
+    afterwards.
 
-    Raises:
-        click.UsageError: options that do not go together.
-        Llama4EdgeError: the model cannot be made, loaded or run.
+    \b
+    llama4 bench scout.gguf
+    llama4 bench scout.gguf -p 512 -n 128 -d 0,4096,32768 --json
+    llama4 bench --synthetic scout --recipe int4 --layers 4
     """
-    from ..measure.speed import bench
+    from ..measure.speed import bench as run_bench
 
-    grid = grid_of(ctx, warmup=warmup)
+    show_log(verbose=options.verbose)
+    grid = _grid(options)
     results: list[BenchResult] = []
     try:
-        with measured_file(ctx, model, keep=keep) as path, bench_progress(grid) as on_test:
-            for result in bench(path, as_planned(ctx, grid, path), on_test=on_test):
+        with _measured_file(options) as path, bench_progress(grid) as on_test:
+            for result in run_bench(path, _as_planned(options, grid, path), on_test=on_test):
                 results.append(result)  # noqa: PERF402 (those before an error stay)
     except (KeyboardInterrupt, Llama4EdgeError):
-        if results and not ctx.meta[JSON]:
+        # What was measured took minutes, and stands.
+        if results and not options.as_json:
             show(bench_view(results))
         raise
-    return results
+    give(
+        [result.as_dict() for result in results],
+        lambda: bench_view(results),
+        as_json=options.as_json,
+    )
 
 
-def grid_of(ctx: click.Context, *, warmup: bool) -> BenchGrid:
+def _grid(options: BenchOptions) -> BenchGrid:
     """What is to be measured.
 
     Raises:
         click.UsageError: a value outside its range, or nothing to measure.
     """
-    from ..errors import SettingError
     from ..measure.speed import BenchGrid
+    from ..runtime.placement import Placement
     from ..runtime.settings import EngineSettings
 
-    try:
-        base = EngineSettings(placement=placement_of(ctx), **ctx.meta.get(MODEL, {}))
-        return BenchGrid(base=base, warmup=warmup, **ctx.meta.get(BENCH, {}))
-    except SettingError as error:
-        raise click.UsageError(str(error), ctx) from error
+    where = placed(options.where, LayerOptions())
+    placement = where.get("placement") or Placement(devices=where.get("devices"))
+    with usage_errors():
+        base = EngineSettings(placement=placement, **given_workers(options.where))
+        return BenchGrid(
+            base=base, warmup=not options.no_warmup, **one_kv_type(given(options.grid))
+        )
 
 
-def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
-    """The grid with the model placed where `llama4 plan` says, unless flags place it.
+def _as_planned(options: BenchOptions, grid: BenchGrid, path: Path) -> BenchGrid:
+    """The grid with the model placed where `llama4 plan` says, unless options place it.
 
     The plan is for the longest of the tests, so that all are measured in one place. Without a GPU
     there is nothing to choose.
@@ -230,9 +218,10 @@ def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
     from ..planner import plan
     from ..runtime.main_memory import has_gpus
 
-    given = ctx.meta.get(PLACEMENT, {}).keys() | ctx.meta.get(BENCH, {}).keys()
+    by_hand = "placement" in placed(options.where, LayerOptions())
+    by_hand |= bool({"n_gpu_layers", "n_cpu_moe"} & given(options.grid).keys())
     placement, workers = grid.base.placement, grid.base.workers
-    if given & _PLACED_BY or not has_gpus(placement.devices, workers):
+    if by_hand or not has_gpus(placement.devices, workers):
         return grid
     found = plan(
         path,
@@ -249,102 +238,32 @@ def as_planned(ctx: click.Context, grid: BenchGrid, path: Path) -> BenchGrid:
 
 
 @contextmanager
-def measured_file(ctx: click.Context, model: Path | None, *, keep: bool) -> Iterator[Path]:
+def _measured_file(options: BenchOptions) -> Iterator[Path]:
     """The file to measure: the one that was named, or a synthetic one for as long as it takes.
 
     Raises:
         click.UsageError: neither was asked for, or both.
         Llama4EdgeError: the synthetic file cannot be made.
     """
-    wanted = dict(ctx.meta.get(SYNTHETIC, {}))
+    wanted: dict[str, Any] = given(options.synthetic)
     name = wanted.pop("synthetic", None)
-    if (model is None) == (name is None):
-        raise click.UsageError("give either a MODEL or --synthetic MODEL", ctx)
-    if model is not None:
-        if wanted or keep:
-            raise click.UsageError(
-                "--recipe, --type, --layers, --dir and --keep are of --synthetic", ctx
-            )
-        yield model
+    if (options.model is None) == (name is None):
+        raise usage_error("give either a MODEL or --synthetic MODEL")
+    if options.model is not None:
+        if wanted:
+            raise usage_error("--recipe, --type, --layers, --dir and --keep are of --synthetic")
+        yield options.model
         return
     from ..convert.blueprint import blueprint
     from ..measure.synthetic import synthetic_file
 
-    directory = wanted.pop("directory", None)
-    drawn = blueprint(name, synthetic=True, **wanted)
+    directory, keep = wanted.pop("directory", None), wanted.pop("keep", False)
+    drawn = blueprint(
+        name, synthetic=True, **{**wanted, "types": values.flattened(options.synthetic.types)}
+    )
     with ExitStack() as stack:
         # The bar ends where the file is whole; the file stays.
-        with conversion_progress() as progress:
-            made = synthetic_file(drawn, directory, keep=keep, progress=progress)
-            path = stack.enter_context(made)
+        with byte_progress() as progress:
+            file = synthetic_file(drawn, directory, keep=keep, progress=progress)
+            path = stack.enter_context(file)
         yield path
-
-
-@contextmanager
-def bench_progress(grid: BenchGrid) -> Iterator[Callable[[BenchTest], None] | None]:
-    """Say on stderr which test is running; yields what to hand to ``bench(on_test=…)`` or None."""
-    err = console(stderr=True)
-    if not err.file.isatty() or err.is_dumb_terminal:
-        yield None
-        return
-    from rich.text import Text
-
-    with err.status("loading") as status:
-        done, total = 0, len(list(grid.cases()))
-
-        def show(test: BenchTest) -> None:
-            nonlocal done
-            done += 1
-            status.update(Text(f"{test.name} ({done} of {total})"))
-
-        yield show
-
-
-# Columns that are shown only where their values differ: field, heading.
-_VARYING = (
-    ("n_gpu_layers", "ngl"),
-    ("n_cpu_moe", "ncmoe"),
-    ("n_threads", "threads"),
-    ("n_batch", "n_batch"),
-    ("n_ubatch", "n_ubatch"),
-    ("type_k", "kv"),
-    ("flash_attn", "fa"),
-)
-
-
-def bench_view(results: Sequence[BenchResult]) -> RenderableType:
-    """What was measured, a line a test."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    records = [result.as_dict() for result in results]
-    varying = [
-        (field, heading)
-        for field, heading in _VARYING
-        if len({record[field] for record in records}) > 1
-    ]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for _, heading in varying:
-        table.add_column(heading, justify="right")
-    table.add_column("test")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("±", justify="right")
-    for result, record in zip(results, records, strict=True):
-        table.add_row(
-            *(str(record[field]) for field, _ in varying),
-            result.case.test.name,
-            f"{result.avg_ts:.2f}",
-            f"{result.stddev_ts:.2f}",
-        )
-    first = records[0]
-    title = Text(printable(first["model_filename"]), style="bold")
-    facts = [
-        first["model_type"],
-        bytes_text(first["model_size"]),
-        f"{count_text(first['model_n_params'])} parameters",
-        first["backends"],
-    ]
-    if "threads" not in dict(varying).values():
-        facts.append(f"{first['n_threads']} threads")
-    return Group(title, printable(", ".join(facts)), "", table)

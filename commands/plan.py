@@ -1,193 +1,176 @@
-"""The options of `llama4 plan`, and what it does with them.
-
-Promises that nothing is loaded before it is needed. Does not know how an answer looks.
-"""
+"""`llama4 plan`."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..terminal.console import note
+from ..terminal.console import note, show_log
 from ..terminal.progress import loading_progress
-from .options import (
-    LARGEST,
-    MODEL,
-    PLACEMENT,
-    Command,
-    Gathered,
+from . import values
+from .declare import (
+    argument,
+    command,
     flag,
+    given,
+    group,
+    json_flag,
     option,
-    placement_of,
-    placement_options,
-    recipe_name,
-    whole_number_from,
+    usage_error,
+    verbose_flag,
 )
+from .options import CacheOptions, PlacementOptions, default_context, recipe_option
+from .output import give
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-PLAN = "llama4_edge.plan"
-
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
-_TOKENS = re.compile(r"(\d+)\s*([KM]?)", re.IGNORECASE)
-
-
-def _memory(value: str) -> int:
-    """``24G``, ``24GiB`` or ``1.5T``: memory comes in powers of two."""
-    found = _SIZE.fullmatch(value.strip())
-    if found is None or not float(found[1]):
-        raise click.BadParameter(f"{value!r} is not a size of memory, such as 24G")
-    return int(float(found[1]) * 1024 ** _UNITS[found[2].upper()])
-
-
-def _context(value: str) -> int | str:
-    """``max``, ``32768``, ``128k`` or ``10M`` tokens."""
-    if value == "max":
-        return value
-    found = _TOKENS.fullmatch(value.strip())
-    count = 0 if found is None else int(found[1]) * int(1024 ** _UNITS[found[2].upper()])
-    if count == 0:
-        raise click.BadParameter(f"{value!r} is not max, or tokens such as 32768 or 128k")
-    if count > LARGEST:
-        raise click.BadParameter(f"{value!r} is more than llama.cpp can count")
-    return count
-
-
-class _PlanOption(Gathered):
-    group = PLAN
-
-    @staticmethod
-    def declared() -> dict[str, Any]:
-        """What `plan` says."""
-        from ..runtime.settings import EngineSettings
-
-        return {
-            name: getattr(EngineSettings(), name) for name in ("n_ctx", "n_ubatch", "n_parallel")
-        }
-
-
-_OPTIONS = (
-    option(
-        _PlanOption, "--recipe", kind=recipe_name, metavar="NAME",
-        help="What a model that is no GGUF would be converted with.  [default: int4]",
-    ),
-    option(
-        _PlanOption, "-c", "--ctx", "--ctx-size", "n_ctx", kind=_context, metavar="N|max",
-        help="Tokens of context; max is the most for which nothing more has to leave the GPU.",
-    ),
-    option(
-        _PlanOption, "--kv", "kv_type", kind=click.Choice(["f16", "q8_0", "q4_0"]), metavar="TYPE",
-        help="What the KV cache is kept as: f16, q8_0 or q4_0.  [default: f16, or q8_0 before "
-        "attention has to leave the GPU]",
-    ),
-    option(
-        _PlanOption, "--gpu", "gpus", kind=str, metavar="NAME", multiple=True,
-        help="Plan for this GPU instead of those here: h100, 'rtx4090 x2'; may be given again.",
-    ),
-    option(
-        _PlanOption, "--vram", kind=_memory, metavar="SIZE", multiple=True,
-        help="Plan for a GPU with so much memory, as in 24G; may be given again.",
-    ),
-    option(
-        _PlanOption, "--ram", kind=_memory, metavar="SIZE",
-        help="Plan for so much main memory.  [default: what this machine has free]",
-    ),
-    option(
-        _PlanOption, "-ub", "--ubatch", "--ubatch-size", "n_ubatch",
-        kind=whole_number_from(1, LARGEST), help="Tokens computed at once.",
-    ),
-    option(
-        _PlanOption, "-np", "--parallel", "n_parallel", kind=whole_number_from(1, 256),
-        help="Conversations at the same time, each with the whole context.",
-    ),
-    option(
-        _PlanOption, "-fa", "--flash-attn", "flash_attention",
-        kind=click.Choice(["on", "off", "auto"]), metavar="on|off|auto", help="Flash attention.",
-    ),
-    flag(
-        _PlanOption, "--table", value=True, help="Memory for each quantization and each context."
-    ),
-    option(
-        _PlanOption, "--plot", kind=click.Path(path_type=Path), metavar="FILE.png",
-        help="The table as a picture too.",
-    ),
-    flag(
-        _PlanOption, "--check", value=True,
-        help="Load the model so, and compare what llama.cpp allocates.",
-    ),
-)  # fmt: skip
-
-
-def plan_options(command: Command) -> Command:
-    """The options of `llama4 plan` that say what to plan for, and where it shall go."""
-    command = placement_options(command)
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
+    from ..planner import Plan
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command has to say: as JSON, as a view, and whether it is good news."""
+class _Counted:
+    """What is counted."""
 
-    record: object
-    view: RenderableType
-    good: bool
+    recipe: str | None = recipe_option(
+        "Recipe that a model which is not a GGUF would be converted with."
+    )
+    n_ctx: int | Literal["max"] | None = option(
+        "-c", "--ctx-size", "--ctx", kind=values.tokens, metavar="N|max",
+        help="Tokens of context, as in 32768, 128k or 10M; max (or 0) is the longest for which "
+        "nothing more has to leave the GPU.",
+    )  # fmt: skip
+    n_ubatch: int | None = option(
+        "-ub", "--ubatch-size", "--ubatch", kind=values.whole_number(1),
+        help="Tokens of a prompt computed at once.",
+    )  # fmt: skip
+    n_parallel: int | None = option(
+        "-np", "--parallel", kind=values.whole_number(1, 256),
+        help="Conversations at the same time, each with the whole context.",
+    )  # fmt: skip
+
+    @staticmethod
+    def defaults() -> dict[str, object]:
+        """What `plan` and the engine's settings declare."""
+        from ..quant.recipes import DEFAULT_RECIPE
+        from ..runtime.settings import EngineSettings
+
+        return {
+            "recipe": DEFAULT_RECIPE,
+            "n_ctx": default_context(),
+            "n_ubatch": EngineSettings.n_ubatch,
+            "n_parallel": EngineSettings.n_parallel,
+        }
 
 
-def answer(ctx: click.Context, model: str | None) -> Answer:
-    """Do what `llama4 plan` was asked for.
+@dataclass(frozen=True)
+class _Machine:
+    """The machine it is counted for, where it is not this one."""
 
-    Raises:
-        click.UsageError: options that do not go together.
+    gpus: tuple[str, ...] = option(
+        "--gpu", kind=str, metavar="NAME", multiple=True,
+        help="Plan for this GPU instead of those here: h100, 'rtx4090 x2'; may be given again.",
+    )  # fmt: skip
+    vram: tuple[int, ...] = option(
+        "--vram", kind=values.memory, metavar="SIZE", multiple=True,
+        help="Plan for a GPU with this much memory, as in 24G; may be given again.",
+    )  # fmt: skip
+    ram: int | None = option(
+        "--ram", kind=values.memory, metavar="SIZE",
+        help="Plan for this much main memory.  [default: what this machine has free]",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What `llama4 plan` may be asked."""
+
+    model: str | None = argument(required=False)
+    counted: _Counted = group(_Counted)
+    cache: CacheOptions = group(CacheOptions)
+    machine: _Machine = group(_Machine)
+    placement: PlacementOptions = group(PlacementOptions)
+    table: bool = flag("--table", help="Memory for each quantization and each context.")
+    plot: Path | None = option(
+        "--plot", kind=click.Path(path_type=Path), metavar="FILE.png",
+        help="The table as a picture too.",
+    )  # fmt: skip
+    check: bool = flag("--check", help="Load the model so, and compare what llama.cpp allocates.")
+    as_json: bool = json_flag()
+    verbose: bool = verbose_flag()
+
+
+@command(PlanOptions, recipes=True)
+def plan(options: PlanOptions) -> int:
+    """Show what fits where, before anything is loaded or downloaded.
+
+    MODEL is a GGUF, a checkpoint directory, a config.json, a repository on the Hugging Face Hub, or
+    one of scout, scout-base, maverick, behemoth. Without options that place it, the best placement
+    is searched for, and counted by llama.cpp itself. Exits with 1 when it does not fit. The vision
+    tower and its projector are counted too, but on no device: nothing loads them yet.
+
+    \b
+    llama4 plan scout --gpu rtx4090 --ram 64G -c max
+    llama4 plan maverick --gpu 'h100 x4' --recipe int8 --json | jq .devices
+    llama4 plan --table
+    llama4 plan scout.gguf --check
     """
-    asked = dict(ctx.meta.get(PLAN, {}))
-    table, plot, check = (asked.pop(name, None) for name in ("table", "plot", "check"))
-    if table or plot is not None:
-        if check:
-            raise click.UsageError("--check loads one plan; --table and --plot show many")
-        return _table_answer(model, asked, plot)
-    if model is None:
-        raise click.UsageError("give a MODEL, or --table for all presets")
-    from ..planner import plan
-    from ..terminal.plan_view import check_view, plan_view
+    show_log(verbose=options.verbose)
+    if options.table or options.plot is not None:
+        return _show_table(options)
+    from ..planner import plan as find_plan
+    from ..terminal.plan_view import plan_view
 
-    placement = ctx.meta.get(PLACEMENT, {})
-    if placement.keys() <= {"devices"}:
-        asked |= placement
-    else:
-        asked["placement"] = placement_of(ctx)
-    found = plan(model, workers=ctx.meta.get(MODEL, {}).get("workers", ()), **asked)
-    if not check:
-        return Answer(found.as_dict(), plan_view(found), found.fits)
+    if options.model is None:
+        raise usage_error("give a MODEL, or --table for all presets")
+    found = find_plan(options.model, **_settings(options))
+    if options.check:
+        return _show_check(options, found)
+    give(found.as_dict(), lambda: plan_view(found), as_json=options.as_json)
+    return 0 if found.fits else 1
+
+
+def _show_check(options: PlanOptions, plan: Plan) -> int:
+    """Load what was planned, and show what llama.cpp allocated for it."""
     from ..planner.check import check as check_plan
+    from ..terminal.plan_view import check_view
 
-    with loading_progress(Path(model).name) as progress:
-        rows = check_plan(found, on_progress=progress)
-    record = {"plan": found.as_dict(), "check": [row.as_dict() for row in rows]}
-    good = all(row.agrees for row in rows)
-    return Answer(record, check_view(found, rows), good)
+    with loading_progress(Path(plan.path).name) as progress:
+        rows = check_plan(plan, on_progress=progress)
+    record = {"plan": plan.as_dict(), "check": [row.as_dict() for row in rows]}
+    give(record, lambda: check_view(plan, rows), as_json=options.as_json)
+    return 0 if all(row.agrees for row in rows) else 1
 
 
-def _table_answer(model: str | None, asked: dict[str, Any], plot: Path | None) -> Answer:
+def _show_table(options: PlanOptions) -> int:
+    """Show the memory of many plans, and draw it where that was asked for."""
     from ..planner.table import table
     from ..terminal.plan_view import table_view
 
-    unused = asked.keys() - {"recipe", "kv_type", "n_ubatch"}
-    if unused:
-        raise click.UsageError("--table and --plot take only --recipe, --kv and --ubatch")
-    if "recipe" in asked:
-        asked["recipes"] = (asked.pop("recipe"),)
-    cells = table([model], **asked) if model is not None else table(**asked)
-    if plot is not None:
+    if options.check:
+        raise usage_error("--check loads one plan; --table and --plot show many")
+    settings = _settings(options)
+    if settings.keys() - {"recipe", "kv_type", "n_ubatch"}:
+        raise usage_error("--table and --plot take only --recipe, --kv and --ubatch-size")
+    if "recipe" in settings:
+        settings["recipes"] = (settings.pop("recipe"),)
+    if options.model is not None:
+        settings["models"] = [options.model]
+    cells = table(**settings)
+    if options.plot is not None:
         from ..planner.plot import plot as draw
 
-        draw(cells, plot)
-        note(f"drawn: {plot}")
-    return Answer([cell.as_dict() for cell in cells], table_view(cells), True)
+        draw(cells, options.plot)
+        note(f"drawn: {options.plot}")
+    give([cell.as_dict() for cell in cells], lambda: table_view(cells), as_json=options.as_json)
+    return 0
+
+
+def _settings(options: PlanOptions) -> dict[str, Any]:
+    return {
+        **given(options.counted),
+        **options.cache.settings(),
+        **given(options.machine),
+        **options.placement.settings(),
+    }

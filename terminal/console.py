@@ -81,6 +81,14 @@ def console(*, stderr: bool = False) -> Console:
     )
 
 
+def screen() -> Console | None:
+    """The terminal on stderr, or None where nothing can be redrawn (a pipe, ``TERM=dumb``)."""
+    if not sys.stderr.isatty():
+        return None
+    err = console(stderr=True)
+    return None if err.is_dumb_terminal else err
+
+
 def show(view: RenderableType) -> None:
     """Print a result on stdout; a pipe gets no padding at the ends of lines."""
     out = console()

@@ -6,61 +6,27 @@ stays. Does not know what is converted or loaded.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..units import bytes_text
-from .console import console, printable
+from .console import printable, screen
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..progress import Progress
-
+    from ..progress import Progress as Bytes
 
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100
 
 
 @contextmanager
-def conversion_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """Draw a bar while the block runs; yields what to hand to ``convert(progress=…)``.
+def byte_progress() -> Iterator[Callable[[Bytes], None] | None]:
+    """Draw a bar with its rate while the block runs; yields what takes a `Progress`.
 
     Yields None when stderr is not a terminal, or one that cannot redraw (``TERM=dumb``).
     """
-    with _byte_bar() as show:
-        if show is None:
-            yield None
-            return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, at.bytes_before)
-
-
-@contextmanager
-def check_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """The same bar while a model file is checked; yields ``find_damage(progress=…)`` or None."""
-    with _byte_bar() as show:
-        if show is None:
-            yield None
-            return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, 0)
-
-
-@contextmanager
-def pull_progress() -> Iterator[Callable[[Progress], None] | None]:
-    """The same bar while files are fetched; yields ``pull(progress=…)`` or None."""
-    with _byte_bar() as show:
-        if show is None:
-            yield None
-            return
-        yield lambda at: show(at.bytes_done, at.bytes_total, at.item, at.bytes_before)
-
-
-@contextmanager
-def _byte_bar() -> Iterator[Callable[[int, int, str, int], None] | None]:
-    """A bar with its rate; yields what takes bytes done, in all, what is at work, done before."""
-    err = _screen()
+    err = screen()
     if err is None:
         yield None
         return
@@ -92,21 +58,21 @@ def _byte_bar() -> Iterator[Callable[[int, int, str, int], None] | None]:
     ]
     if err.width >= _WIDE:
         columns.insert(2, DownloadColumn(binary_units=True))
-        columns.append(TextColumn("{task.fields[tensor]}", markup=False))
+        columns.append(TextColumn("{task.fields[item]}", markup=False))
 
     # Transient: the report that follows says how it went, and an error stands alone.
     with Progress(*columns, console=err, transient=True, expand=True) as bar:
-        task = bar.add_task("", total=None, tensor="")
-
+        task = bar.add_task("", total=None, item="")
         begun = False
 
-        def show(done: int, total: int, tensor: str, before: int) -> None:
+        def show(at: Bytes) -> None:
             nonlocal begun
             if not begun:
                 # What an interrupted conversion had done says nothing about the rate of this one.
-                bar.reset(task, total=total, completed=before)
+                bar.reset(task, total=at.bytes_total, completed=at.bytes_before)
                 begun = True
-            bar.update(task, completed=done, total=total, tensor=printable(tensor))
+            item = printable(at.item)
+            bar.update(task, completed=at.bytes_done, total=at.bytes_total, item=item)
 
         yield show
 
@@ -114,7 +80,7 @@ def _byte_bar() -> Iterator[Callable[[int, int, str, int], None] | None]:
 @contextmanager
 def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
     """Draw how much of the model `name` is loaded; yields ``Model(on_load_progress=…)`` or None."""
-    err = _screen()
+    err = screen()
     if err is None:
         yield None
         return
@@ -129,11 +95,3 @@ def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
             bar.update(task, completed=fraction)
 
         yield show
-
-
-def _screen() -> Console | None:
-    """The terminal on stderr, or None where nothing can be redrawn."""
-    if not sys.stderr.isatty():
-        return None
-    err = console(stderr=True)
-    return None if err.is_dumb_terminal else err

@@ -100,25 +100,6 @@ def history_file() -> Path:
     return path
 
 
-def read_prompt(argument: str | None) -> str:
-    """The prompt of a single answer: the argument, what is piped in, or one after the other.
-
-    ``-`` reads stdin even from a terminal. One newline at the end of stdin is left out, because
-    editors and ``echo`` write it. Empty when there is neither.
-
-    Raises:
-        Llama4EdgeError: stdin, or the argument, is not UTF-8.
-    """
-    parts = []
-    if argument is not None and argument != "-":
-        # The interpreter hands over bytes that are not UTF-8 as lone surrogates.
-        parts.append(decode(os.fsencode(argument), "the prompt"))
-    # None when the process was started with stdin closed.
-    if sys.stdin is not None and (argument == "-" or not sys.stdin.isatty()):
-        parts.append(decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n"))
-    return "\n\n".join(part for part in parts if part)
-
-
 def decode(data: bytes, what: str) -> str:
     """`data` as text.
 

@@ -20,6 +20,7 @@ from .console import printable
 if TYPE_CHECKING:
     from ..convert.report import Report
     from ..hub.pull import Pulled
+    from ..inspection import Inspection
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
     from ..runtime.bindings.devices import Device
     from ..runtime.doctor import Diagnosis
@@ -61,6 +62,14 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
     if tensors:
         parts += [_tensors_table(summary.tensors), ""]
     return Group(*parts, roles_table(summary.roles), "", _facts(_totals(summary)))
+
+
+def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
+    """What `inspect` shows: what is there and, where it was checked, what is wrong with it."""
+    summary = summary_view(inspection.summary, tensors=tensors)
+    if inspection.damage is None:
+        return summary
+    return Group(summary, "", damage_view(inspection.damage))
 
 
 def _fallback_lines(report: Report) -> Iterator[str]:

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from llama4_edge.cli import main
 from llama4_edge.planner import Plan
 from llama4_edge.runtime.workers.worker import local_workers
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def llama4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Command]:
-    monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("llama4_edge")
-    level, handlers = logger.level, logger.handlers
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(
-            main, [str(one) for one in arguments], input="", catch_exceptions=False
-        )
-
-    yield run
-    logger.setLevel(level)
-    logger.handlers = handlers
+from tests.command_line import Command
 
 
 def test_a_plan_shows_what_goes_where_and_why(llama4: Command) -> None:
@@ -136,9 +115,12 @@ def test_the_table_and_its_picture(llama4: Command, tmp_path: Path) -> None:
     [
         ([], "give a MODEL, or --table for all presets"),
         (["scout", "--table", "--check"], "--check loads one plan"),
-        (["--table", "--gpu", "h100"], "--table and --plot take only --recipe, --kv and --ubatch"),
+        (
+            ["--table", "--gpu", "h100"],
+            "--table and --plot take only --recipe, --kv and",
+        ),
         (["scout", "-c", "many"], "'many' is not max, or tokens such as 32768 or 128k"),
-        (["scout", "-c", "0"], "'0' is not max, or tokens"),
+        (["scout", "-c", "-1"], "'-1' is not max, or tokens"),
         (["scout", "-c", "4096M"], "more than llama.cpp can count"),
         (["scout", "--vram", "24"], "'24' is not a size of memory, such as 24G"),
         (["scout", "--ram", "0G"], "'0G' is not a size of memory"),
@@ -156,7 +138,7 @@ def test_nonsense_is_a_usage_error(llama4: Command, arguments: list[str], messag
     ("arguments", "message"),
     [
         (["scout", "--gpu", "gtx9000"], "no GPU called 'gtx9000'"),
-        (["scout", "-c", "11M"], "n_ctx is more than"),
+        (["scout", "-c", "11M"], "n_ctx (-c) is more than"),
         (["nothing"], "nothing is not a model"),
         (["scout", "--check"], "only a GGUF on this machine can be loaded"),
         (["scout", "--gpu", "h100", "-dev", "CUDA0"], "neither workers nor devices"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llama4_edge.errors import Llama4EdgeError, SessionError
-from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file, read_prompt
+from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file
 
 COMMANDS = ("/help", "/save", "/system")
 ALT_ENTER, ENTER, CTRL_C, CTRL_D = "\x1b\r", "\r", "\x03", "\x04"
@@ -130,50 +129,11 @@ def test_a_line_that_is_not_utf8_is_an_error_and_the_next_one_is_read(
     assert lines.read() == "fine"
 
 
-@pytest.mark.parametrize(
-    ("argument", "stdin", "prompt"),
-    [
-        ("question", b"", "question"),
-        (None, b"piped\n", "piped"),
-        (None, b"two\nlines\n\n", "two\nlines\n"),
-        ("-", b"piped", "piped"),
-        ("question:", b"document\n", "question:\n\ndocument"),
-        ("question", b"\n", "question"),
-        (None, b"", ""),
-        (None, "né🦙".encode(), "né🦙"),
-    ],
-)
-def test_a_prompt_is_the_argument_then_what_is_piped(
-    monkeypatch: pytest.MonkeyPatch, argument: str | None, stdin: bytes, prompt: str
-) -> None:
-    monkeypatch.setattr(sys, "stdin", piped(stdin))
-    assert read_prompt(argument) == prompt
-
-
-def test_a_terminal_is_read_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", piped(b"typed\n", Terminal))
-    assert read_prompt("question") == "question"
-    assert read_prompt(None) == ""
-    assert read_prompt("-") == "typed"
-
-
-def test_a_closed_stdin_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    assert read_prompt("question") == "question"
-    assert read_prompt(None) == ""
-
-
 def test_bytes_that_are_not_utf8_are_refused_with_their_place() -> None:
     with pytest.raises(Llama4EdgeError) as caught:
         decode(b"abc\xc3(", "standard input")
     assert caught.value.problem == "standard input is not UTF-8"
     assert caught.value.found == "byte 0xc3 at offset 3"
-
-
-def test_an_argument_that_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(Llama4EdgeError, match="the prompt is not UTF-8"):
-        read_prompt(os.fsdecode(b"caf\xe9"))
 
 
 def test_the_history_is_for_its_owner_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

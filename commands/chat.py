@@ -1,0 +1,69 @@
+"""`llama4 chat`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..terminal.console import at_terminal, note
+from .declare import argument, command, given, group, option, verbose_flag
+from .loading import opened_model
+from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What `llama4 chat` may be asked."""
+
+    model: Path = argument(kind=click.Path(path_type=Path))
+    system: str | None = option(
+        "-sys", "--system", "--system-prompt", kind=str, metavar="TEXT",
+        help="A system message before the chat.",
+    )  # fmt: skip
+    answer: AnswerOptions = group(AnswerOptions)
+    sampling: SamplingOptions = group(SamplingOptions)
+    engine: EngineOptions = group(EngineOptions)
+    placement: PlacementOptions = group(PlacementOptions)
+    verbose: bool = verbose_flag()
+
+
+@command(ChatOptions)
+def chat(options: ChatOptions) -> int:
+    """Talk with a model.
+
+    Enter sends; Alt-Enter, or a backslash at the end of a line, begins a new one. Ctrl-C stops an
+    answer, Ctrl-D leaves, /help lists the commands. From a pipe, each line is a message.
+
+    \b
+    llama4 chat scout.gguf
+    llama4 chat scout.gguf --system 'Answer in one sentence.' -c 128k
+    llama4 chat scout.gguf < questions.txt
+    """
+    from ..chat.conversation import Conversation
+    from ..terminal.chat import Chat, opening, terminal_source
+    from ..terminal.prompt import Lines
+
+    sampling = options.sampling.sampling()
+    answering = given(options.answer)
+    first = opening(options.system)
+    interactive = at_terminal()
+    source = terminal_source() if interactive else Lines()
+    with opened_model(
+        options.model, options.engine, options.placement, verbose=options.verbose
+    ) as model:
+        # A model without a chat template is refused here, and not at each message.
+        _ = model.template
+        talk = Chat(
+            lambda messages: model.chat(messages, stream=True, sampling=sampling, **answering),
+            source,
+            Conversation(first, model=model.info.name, sampling=sampling),
+            interactive=interactive,
+            max_tokens=options.answer.max_tokens,
+        )
+        if interactive:
+            note(f"{model.info.name}, {model.engine.settings.n_ctx:,} tokens of context. /help")
+        talk.run()
+    # Somebody at a terminal has seen the errors; a script asks for the exit code.
+    return 1 if talk.failures and not interactive else 0

@@ -1,0 +1,89 @@
+"""`llama4 convert`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..terminal.console import note
+from ..terminal.progress import byte_progress
+from . import values
+from .declare import argument, command, flag, given, json_flag, option
+from .options import recipe_option, revision_option, type_option
+from .output import give
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `llama4 convert` may be asked."""
+
+    source: Path = argument(kind=click.Path(path_type=Path))
+    output: Path | None = option(
+        "-o", "--output", kind=click.Path(path_type=Path), metavar="OUT.gguf",
+        help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
+    )  # fmt: skip
+    recipe: str | None = recipe_option("Which type each tensor gets; see below.")
+    types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
+    threads: int | None = option(
+        "-t",
+        "--threads",
+        kind=values.whole_number(1),
+        help="Threads that encode.  [default: all cores]",
+    )
+    dry_run: bool = flag("--dry-run", help="Check everything and report, but write nothing.")
+    revision: str | None = revision_option()
+    keep_source: bool = flag(
+        "--keep-source",
+        help="Leave a repository's shards in the hub's cache, instead of deleting each once "
+        "encoded.",
+    )
+    split_size: int | None = option(
+        "--split-size", kind=values.file_size, metavar="N(M|G)",
+        help="Write parts with at most this many bytes of tensors; llama.cpp loads them together.",
+    )  # fmt: skip
+    force: bool = flag(
+        "--force",
+        help="Replace the output if it exists, and the partial output of another conversion.",
+    )
+    as_json: bool = json_flag()
+
+    @staticmethod
+    def defaults() -> dict[str, object]:
+        """What `convert` declares."""
+        from ..quant.recipes import DEFAULT_RECIPE
+
+        return {"recipe": DEFAULT_RECIPE}
+
+
+@command(ConvertOptions, recipes=True)
+def convert(options: ConvertOptions) -> None:
+    """Convert a checkpoint to a GGUF file, in one pass.
+
+    SOURCE is a directory with config.json, tokenizer.json and safetensors, as published; or a
+    repository on the Hugging Face Hub. Of a repository one shard is fetched while another is
+    encoded, so that the disk holds the output and two shards at most.
+
+    Everything is checked before anything is written, and the file gets its name when it is whole.
+    An interrupted conversion resumes when the same command is given again.
+
+    \b
+    llama4 convert Llama-4-Scout-17B-16E-Instruct
+    llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
+    llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
+    """
+    from ..convert import convert as run_conversion
+    from ..terminal.tables import report_view
+
+    settings = given(options)
+    source, output = settings.pop("source"), settings.pop("output", None)
+    settings["types"] = values.flattened(options.types)
+    settings.pop("as_json", None)
+    try:
+        with byte_progress() as progress:
+            report = run_conversion(source, output, progress=progress, **settings)
+    except KeyboardInterrupt:
+        note("The same command goes on where this one stopped.")
+        raise
+    give(report.as_dict(), lambda: report_view(report), as_json=options.as_json)

@@ -1,0 +1,237 @@
+"""Typed options: a frozen dataclass a command, each of its fields one argument or option.
+
+Promises that the fields of a command's dataclass are all that it can be asked, that a field which
+was not given is None (or an empty tuple, or False), so that every default is the library's own, and
+that help shows those defaults without loading the library for anything else. Does not know what the
+options mean.
+
+    @dataclass(frozen=True)
+    class GreetOptions:
+        name: str = argument()
+        loud: bool = flag("--loud", help="Shout.")
+        engine: EngineOptions = group(EngineOptions)
+
+    @command(GreetOptions)
+    def greet(options: GreetOptions) -> None:
+        \"\"\"Greet somebody.\"\"\"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import field, fields
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import SettingError
+from .flags import with_flags
+from .llama_cpp import normalized
+
+T = TypeVar("T")
+# Keys of click's context.meta: what the group, and the line that an error becomes, must know.
+JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
+
+_PARAMETER, _GROUP = "llama4_edge.parameter", "llama4_edge.group"
+_MakeParameter = Callable[[str], click.Parameter]
+
+
+def argument(
+    *, kind: Any = str, metavar: str | None = None, required: bool = True, nargs: int = 1
+) -> Any:
+    """A field that is an argument."""
+
+    def make(name: str) -> click.Parameter:
+        return click.Argument([name], type=kind, metavar=metavar, required=required, nargs=nargs)
+
+    return field(default=None, metadata={_PARAMETER: make})
+
+
+def option(
+    *flags: str, kind: Any, help: str, metavar: str = "N", multiple: bool = False, **more: Any
+) -> Any:
+    """A field that is an option with a value; None, or (), where it was not given.
+
+    Args:
+        flags: its names, the first of which is shown in errors.
+        kind: a type of click, or a function from the word to the value.
+        multiple: it may be given several times; the field is a tuple.
+        more: what else ``click.Option`` takes.
+    """
+
+    def make(name: str) -> click.Parameter:
+        return DefaultShown(
+            [*flags, name], type=kind, help=help, metavar=metavar, multiple=multiple, **more
+        )
+
+    return field(default=() if multiple else None, metadata={_PARAMETER: make})
+
+
+def flag(*flags: str, help: str, **more: Any) -> Any:
+    """A field that is True where the option was given, and False where it was not."""
+
+    def make(name: str) -> click.Parameter:
+        return click.Option([*flags, name], is_flag=True, help=help, **more)
+
+    return field(default=False, metadata={_PARAMETER: make})
+
+
+def group(cls: type[T]) -> T:
+    """A field that is a dataclass of options, which several commands share."""
+    shared: T = field(default_factory=cls, metadata={_GROUP: cls})
+    return shared
+
+
+def json_flag() -> Any:
+    """``--json``, which is remembered for the errors too."""
+    return flag(
+        "--json",
+        help="A JSON document on stdout, errors too.",
+        is_eager=True,
+        callback=remember(JSON),
+    )
+
+
+def verbose_flag() -> Any:
+    """``-v``, before or after the name of the command."""
+    return flag(
+        "-v", "--verbose", help="llama.cpp's log and timings on stderr.", callback=remember(VERBOSE)
+    )
+
+
+def remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
+    """A callback that keeps a flag in the context, and gives what was given to the group."""
+
+    def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+        ctx.meta[key] = value or ctx.meta.get(key, False)
+        return bool(ctx.meta[key])
+
+    return callback
+
+
+def given(options: object) -> dict[str, Any]:
+    """The fields of `options` that were given, without groups, as arguments for the library."""
+    values = {
+        one.name: getattr(options, one.name)
+        for one in fields(options)  # type: ignore[arg-type]
+        if _GROUP not in one.metadata
+    }
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value != ()
+    }
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """A setting outside its range in this block is a command line that makes no sense.
+
+    Raises:
+        click.UsageError: instead of a SettingError.
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise usage_error(with_flags(str(error))) from error
+
+
+def usage_error(problem: str) -> click.UsageError:
+    """The error of a command line that makes no sense, with how the command is used."""
+    return click.UsageError(problem, click.get_current_context(silent=True))
+
+
+class DefaultShown(click.Option):
+    """An option whose help ends with the default that the library declares."""
+
+    defaults: Callable[[], Mapping[str, object]] | None = None
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's names and help."""
+        record = super().get_help_record(ctx)
+        default = self.defaults().get(self.name or "") if self.defaults else None
+        if record is None or default in (None, ()):
+            return record
+        if isinstance(default, Path) and default.is_relative_to(Path.home()):
+            default = f"~/{default.relative_to(Path.home())}"
+        return record[0], f"{record[1]}  [default: {default}]"
+
+
+class OptionsCommand(click.Command):
+    """A command that hands its dataclass of options to a function, and exits with what that says.
+
+    Args:
+        name: the command's name.
+        options: the dataclass.
+        run: what is done; an exit code, or None for 0.
+        recipes: whether the help ends with the recipes, a line each.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: type[T],
+        run: Callable[[T], int | None],
+        *,
+        recipes: bool = False,
+    ) -> None:
+        super().__init__(name, params=list(_parameters(options)), help=cleandoc(run.__doc__ or ""))
+        self._options = options
+        self._run = run
+        self._recipes = recipes
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, with llama.cpp's flags translated or refused first."""
+        if not ctx.resilient_parsing:
+            args = list(normalized(ctx, self, args))
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run, and exit."""
+        ctx.exit(self._run(_value(self._options, ctx.params)) or 0)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, then the recipes."""
+        super().format_options(ctx, formatter)
+        if self._recipes:
+            from ..quant.recipes import RECIPES
+
+            with formatter.section("Recipes"):
+                formatter.write_dl([(recipe.name, recipe.summary) for recipe in RECIPES.values()])
+
+
+def command(
+    options: type[T], *, recipes: bool = False
+) -> Callable[[Callable[[T], int | None]], OptionsCommand]:
+    """Make a command of a function of its options; its docstring is the help."""
+
+    def decorate(run: Callable[[T], int | None]) -> OptionsCommand:
+        return OptionsCommand(run.__name__, options, run, recipes=recipes)
+
+    return decorate
+
+
+def _parameters(options: type[Any]) -> Iterator[click.Parameter]:
+    """A parameter for each field, in their order, groups in their place."""
+    for one in fields(options):
+        if _GROUP in one.metadata:
+            yield from _parameters(one.metadata[_GROUP])
+            continue
+        make: _MakeParameter = one.metadata[_PARAMETER]
+        parameter = make(one.name)
+        if isinstance(parameter, DefaultShown):
+            parameter.defaults = getattr(options, "defaults", None)
+        yield parameter
+
+
+def _value(options: type[T], values: Mapping[str, Any]) -> T:
+    arguments = {
+        one.name: (
+            _value(one.metadata[_GROUP], values) if _GROUP in one.metadata else values[one.name]
+        )
+        for one in fields(options)  # type: ignore[arg-type]
+    }
+    return options(**arguments)

@@ -1,0 +1,70 @@
+"""Which flag sets which setting, for errors: the library names settings, a person gives flags."""
+
+from __future__ import annotations
+
+import re
+
+# The settings of the library, by the flag of the command line.
+FLAG_OF = {
+    "cpu_moe": "-cmoe",
+    "dry_run": "--dry-run",
+    "flash_attention": "-fa",
+    "keep_source": "--keep-source",
+    "kv_type": "-ctk",
+    "max_tokens": "-n",
+    "min_p": "--min-p",
+    "n_batch": "-b",
+    "n_cpu_moe": "-ncmoe",
+    "n_ctx": "-c",
+    "n_depth": "-d",
+    "n_gen": "-n",
+    "n_gpu_layers": "-ngl",
+    "n_parallel": "-np",
+    "n_prompt": "-p",
+    "n_threads": "-t",
+    "n_ubatch": "-ub",
+    "offload_kqv": "-nkvo",
+    "split_size": "--split-size",
+    "temperature": "--temp",
+    "tensor_split": "-ts",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+}
+# These are words of English too: settings where a value follows, as in ``force=True``.
+_FLAG_OF_ASSIGNED = {
+    "check": "--check",
+    "devices": "-dev",
+    "directory": "--dir",
+    "force": "--force",
+    "gpus": "--gpu",
+    "layers": "--layers",
+    "overrides": "-ot",
+    "ram": "--ram",
+    "recipe": "--recipe",
+    "revision": "--revision",
+    "seed": "--seed",
+    "stop": "--stop",
+    "threads": "-t",
+    "types": "--type",
+    "vram": "--vram",
+    "workers": "--workers",
+}
+_ANY = "|".join(FLAG_OF)
+_ASSIGNED = "|".join(_FLAG_OF_ASSIGNED)
+_SETTING = re.compile(
+    rf"(?<![\w.`])(?:({_ANY})(?:=([\w.-]+))?|({_ASSIGNED})=([\w.-]+))"
+    r"(?![\w=]| \(-)"  # the flag is there already
+)
+
+
+def with_flags(text: str) -> str:
+    """`text` with the flag behind each setting: ``n_ctx (-c)``, ``force=True (--force)``."""
+    return _SETTING.sub(_with_flag, text)
+
+
+def _with_flag(match: re.Match[str]) -> str:
+    setting, value = match[1] or match[3], match[2] or match[4]
+    flag = FLAG_OF.get(setting) or _FLAG_OF_ASSIGNED[setting]
+    if value is None or value in ("True", "False"):
+        return f"{match[0]} ({flag})"
+    return f"{match[0]} ({flag} {value})"

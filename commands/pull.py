@@ -1,0 +1,62 @@
+"""`llama4 pull`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..terminal.console import note
+from ..terminal.progress import byte_progress
+from .declare import argument, command, json_flag, option, usage_error
+from .options import revision_option
+from .output import give
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """What `llama4 pull` may be asked."""
+
+    repository: str = argument()
+    choice: str | None = argument(required=False)
+    directory: Path | None = option(
+        "-o", "--output", kind=click.Path(path_type=Path), metavar="DIR",
+        help="Where the files go.  [default: this directory]",
+    )  # fmt: skip
+    revision: str | None = revision_option()
+    as_json: bool = json_flag()
+
+
+@command(PullOptions)
+def pull(options: PullOptions) -> None:
+    """Fetch a GGUF from the Hugging Face Hub.
+
+    REPOSITORY is org/name, CHOICE one of its files or a quantization such as Q4_K_M; without CHOICE
+    the repository must hold one model. All parts of the model are fetched, and the projector for
+    images. Each file is checked against the hub's digest, and an interrupted pull resumes.
+
+    \b
+    llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M
+    llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M -o models --json | jq -r .model
+    """
+    from ..hub.names import parse_repository
+    from ..hub.pull import pull as run_pull
+    from ..terminal.tables import pulled_view
+
+    name = parse_repository(options.repository)
+    if name is None:
+        raise usage_error(f"{options.repository!r} is not org/name")
+    try:
+        with byte_progress() as progress:
+            pulled = run_pull(
+                name,
+                options.choice,
+                directory=options.directory or Path(),
+                revision=options.revision,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note("The same command goes on where this one stopped.")
+        raise
+    give(pulled.as_dict(), lambda: pulled_view(pulled), as_json=options.as_json)

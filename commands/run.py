@@ -1,0 +1,89 @@
+"""`llama4 run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..errors import ContextFullError, Llama4EdgeError
+from ..terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
+from ..terminal.console import note
+from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
+from .loading import opened_model
+from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .stdin import read_prompt, unread_pipe
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `llama4 run` may be asked."""
+
+    model: Path = argument(kind=click.Path(path_type=Path))
+    prompt: str | None = argument(required=False)
+    document: str | None = argument(required=False, metavar="[-]")
+    system: str | None = option(
+        "-sys", "--system", "--system-prompt", kind=str, metavar="TEXT",
+        help="A system message before the prompt.",
+    )  # fmt: skip
+    raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
+    answer: AnswerOptions = group(AnswerOptions)
+    sampling: SamplingOptions = group(SamplingOptions)
+    engine: EngineOptions = group(EngineOptions)
+    placement: PlacementOptions = group(PlacementOptions)
+    verbose: bool = verbose_flag()
+
+
+@command(RunOptions)
+def run(options: RunOptions) -> None:
+    """Answer one prompt, on stdout.
+
+    Without PROMPT, standard input is the prompt. With PROMPT, standard input is read only where it
+    is a file given with <, or where - follows PROMPT: it then comes after PROMPT, as a document
+    after a question. So a loop that reads lines keeps its lines. A newline at the end of standard
+    input is dropped. A PROMPT that begins with a dash goes after --.
+
+    \b
+    llama4 run scout.gguf 'Why is the sky blue?'
+    llama4 run scout.gguf 'Summarize this:' < report.txt
+    git diff | llama4 run scout.gguf 'Review this:' -
+    llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
+    """
+    from ..chat.conversation import Message
+    from ..terminal.chat import opening
+
+    if options.raw and options.system is not None:
+        raise usage_error("--raw has no place for --system")
+    if options.document not in (None, "-"):
+        raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
+    text = read_prompt(options.prompt, document=options.document is not None)
+    if not text.strip():
+        raise usage_error("the prompt is empty: give PROMPT, or pipe one in")
+    sampling = options.sampling.sampling()
+    answering = given(options.answer)
+    first = opening(options.system)
+    with opened_model(
+        options.model, options.engine, options.placement, verbose=options.verbose
+    ) as model:
+        writer = AnswerWriter()
+        try:
+            if options.raw:
+                stream = model.generate(text, stream=True, sampling=sampling, **answering)
+            else:
+                messages = (*first, Message("user", text))
+                stream = model.chat(messages, stream=True, sampling=sampling, **answering)
+            for piece in stream:
+                writer.write(piece)
+        except ContextFullError as error:
+            raise full_context(error, "Shorten the prompt, or give a larger -c.") from error
+        except (KeyboardInterrupt, Llama4EdgeError):
+            writer.break_off()
+            raise
+        writer.end()
+    if options.verbose:
+        note(timings_text(stream.completion))
+    if context_ran_out(stream.completion, options.answer.max_tokens):
+        note("The answer ends here because the context is full; a larger -c holds more.")
+    if unread_pipe(options.prompt, document=options.document is not None):
+        note("Standard input was not read: a - after the prompt adds it.")

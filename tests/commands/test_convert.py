@@ -1,0 +1,56 @@
+"""`llama4 convert`: what it reports and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.command_line import Command, the_error
+
+
+def test_convert_reports_each_role_and_writes_the_file(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = llama4("convert", scout_checkpoint, "-o", "scout.gguf", "--recipe", "INT8")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    experts = next(line for line in lines if line[:1] == ["expert"])
+    assert experts[-2:] == ["8.50", "Q8_0"]
+    assert lines[-1] == ["wrote", "scout.gguf"]
+    size = (tmp_path / "scout.gguf").stat().st_size
+    assert f"{size / 1024**2:.1f} MiB, from" in result.stdout
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = llama4("convert", scout_checkpoint, "--dry-run")
+    assert result.stdout.splitlines()[-1].split() == [
+        "would",
+        "write",
+        f"{scout_checkpoint.name}-int4.gguf",
+    ]
+    assert "MiB/s" not in result.stdout
+    assert list(tmp_path.glob("*.gguf")) == []
+
+
+def test_the_first_type_that_matches_decides(llama4: Command, scout_checkpoint: Path) -> None:
+    result = llama4(
+        "convert", scout_checkpoint, "--dry-run", "--json",
+        "--type", r"blk\.[01]\.ffn_down_exps=q6_k", "--type", "_exps=q4_0",
+    )  # fmt: skip
+    report = json.loads(result.stdout)
+    (expert,) = (role for role in report["roles"] if role["role"] == "expert")
+    assert expert["types"] == {"Q6_K": 2, "Q4_0": 10}
+    assert report["dry_run"] is True
+
+
+def test_an_existing_output_is_kept_without_force(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "kept.gguf"
+    target.write_text("mine")
+    assert "kept.gguf" in the_error(llama4("convert", scout_checkpoint, "-o", target))
+    assert target.read_text() == "mine"
+    assert llama4("convert", scout_checkpoint, "-o", target, "--force").exit_code == 0
+    assert target.read_bytes()[:4] == b"GGUF"

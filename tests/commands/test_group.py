@@ -1,0 +1,220 @@
+"""The `llama4` command as a whole: its help, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import Result
+
+from llama4_edge import Sampling, __version__
+from llama4_edge.cli import COMMANDS, main
+from llama4_edge.quant import RECIPES
+from tests.command_line import Command, the_error
+
+
+def command_named(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command
+
+
+def test_the_bare_command_shows_its_help(llama4: Command) -> None:
+    result = llama4()
+    assert result.exit_code == 0
+    assert result.stdout == llama4("--help").stdout
+    commands = result.stdout.split("Commands:\n")[1].split("\n")
+    assert [line.split()[0] for line in commands if line] == [
+        "convert",
+        "pull",
+        "inspect",
+        "plan",
+        "run",
+        "chat",
+        "bench",
+        "worker",
+        "doctor",
+    ]
+    assert "..." not in "".join(commands)
+
+
+def test_the_version_is_the_packages(llama4: Command) -> None:
+    assert llama4("--version").stdout == f"llama4, version {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_commands_help_holds_examples(llama4: Command, name: str) -> None:
+    result = llama4(name, "--help")
+    assert result.exit_code == 0
+    assert f"  llama4 {name} " in result.stdout or f"  llama4 {name}\n" in result.stdout
+
+
+@pytest.mark.parametrize(("name", "help"), COMMANDS.items())
+def test_the_list_of_commands_says_what_each_commands_help_begins_with(
+    name: str, help: str
+) -> None:
+    assert (command_named(name).help or "").startswith(f"{help}\n")
+
+
+def test_help_lists_every_recipe_with_what_it_is(llama4: Command) -> None:
+    lines = [" ".join(line.split()) for line in llama4("convert", "--help").stdout.splitlines()]
+    for recipe in RECIPES.values():
+        assert f"{recipe.name} {recipe.summary}" in lines
+
+
+@pytest.mark.parametrize("name", ["run", "chat"])
+def test_help_shows_the_defaults_that_the_runtime_declares(llama4: Command, name: str) -> None:
+    text = " ".join(llama4(name, "--help").stdout.split("Options:")[1].split())
+    defaults = Sampling()
+    for option, value in [
+        ("--temp", defaults.temperature),
+        ("--top-k", defaults.top_k),
+        ("--top-p", defaults.top_p),
+        ("--min-p", defaults.min_p),
+    ]:
+        help = re.search(rf" {option}[^[]*\[default: ([^]]*)\]", text)
+        assert help is not None
+        assert help[1] == str(value)
+
+
+def test_run_and_chat_take_the_same_options_as_llama_cpp(llama4: Command) -> None:
+    flags = {"-n", "--temp", "--top-k", "--top-p", "--min-p", "-s", "-sys", "-c", "-t", "-b", "-ub",
+             "-ngl", "--n-predict", "--seed", "--system", "--ctx-size", "--threads", "--batch-size",
+             "--ubatch-size", "--n-gpu-layers", "--stop", "-fa", "--flash-attn", "-dev", "--device",
+             "-ts", "--tensor-split", "-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe",
+             "--n-cpu-moe", "-nkvo", "--no-kv-offload"}  # fmt: skip
+    for name in ("run", "chat"):
+        command = command_named(name)
+        taken = {flag for param in command.params for flag in param.opts if flag.startswith("-")}
+        assert flags <= taken
+    assert isinstance(command_named("run").params[0], click.Argument)
+
+
+def test_help_does_not_load_llama_cpp() -> None:
+    code = (
+        "import sys\n"
+        "from llama4_edge.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "loaded = {'llama_cpp', 'rich', 'llama4_edge.commands.run'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["convert", "x", "--type", "ffn_down"], "'ffn_down' is not REGEX=TYPE"),
+        (["convert", "x", "--type", "=q4_k"], "'=q4_k' is not REGEX=TYPE"),
+        (["convert", "x", "--type", "ffn="], "'ffn=' is not REGEX=TYPE"),
+        (["convert", "x", "--recipe", "int3"], "'int3' is not one of int4, int8"),
+        (["convert", "x", "--threads", "0"], "'--threads'"),
+        (["convert"], "Missing argument 'SOURCE'"),
+        (["inspect"], "Missing argument 'FILE'"),
+        (["run", "x"], "the prompt is empty"),
+        (["run", "x", ""], "the prompt is empty"),
+        (["run", "x", "-"], "the prompt is empty"),
+        (["run", "x", " \n"], "the prompt is empty"),
+        (["run", "x", "hi", "--raw", "--system", "y"], "--raw has no place for --system"),
+        (["run", "x", "hi", "--temp", "-1"], "found -1.0, expected a number from 0.0 up"),
+        (["run", "x", "hi", "--top-p", "1.5"], "top_p (--top-p) is outside its range"),
+        (["run", "x", "hi", "--top-k", "-1"], "top_k (--top-k) is outside its range"),
+        (["run", "x", "hi", "--seed", "-2"], "'-2' is not a whole number from -1 up"),
+        (["run", "x", "hi", "--seed", "4294967295"], "seed is outside its range"),
+        (["run", "x", "hi", "-ub", "many"], "'many' is not a whole number"),
+        (["run", "x", "hi", "-ngl", "-2"], "'-2' is not a whole number from -1"),
+        (["run", "x", "hi", "-ot", "exps"], "'exps' is not REGEX=DEVICE"),
+        (["run", "x", "hi", "-ot", "(?i)exps=CPU"], "not one that llama.cpp reads as it is meant"),
+        (["run", "x", "hi", "-ts", "1,one"], "'1,one' is not a list of numbers"),
+        (["run", "x", "hi", "-ts", "0,0"], "tensor_split (-ts) leaves every device without layers"),
+        (["run", "x", "hi", "-dev", "CUDA0,CUDA0"], "a device is named twice, found CUDA0"),
+        (["run", "x", "hi", "--kv", "q2"], "'q2' is not one of"),
+        (["run", "x", "hi", "-ncmoe", "-1"], "'-1' is not a whole number from 0 to 1024"),
+        (["worker", "--port", "65536"], "'65536' is not a whole number from 1 to 65535"),
+        (["run", "x", "hi", "--stop", ""], "the empty text would end every answer"),
+        (["chat", "x", "--min-p", "1"], "min_p (--min-p) is outside its range"),
+        (["talk"], "No such command 'talk'"),
+        (["--jsn"], "No such option"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_a_usage_error(
+    llama4: Command, arguments: list[str], complaint: str
+) -> None:
+    result = llama4(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert complaint in result.stderr
+
+
+def test_with_json_an_error_is_json_too(llama4: Command) -> None:
+    for command in ("convert", "inspect"):
+        result = llama4(command, "absent", "--json")
+        assert (result.exit_code, result.stderr) == (1, "")
+        record = json.loads(result.stdout)
+        assert list(record) == ["error", "problem", "found", "expected", "hint"]
+        assert "absent" in record["problem"]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["run", "-n", "1", "--temp", "0"], ["chat"]])
+def test_a_truncated_gguf_is_one_line_of_error(
+    llama4: Command, model: Path, tmp_path: Path, command: list[str]
+) -> None:
+    short = tmp_path / "short.gguf"
+    short.write_bytes(model.read_bytes()[:-1000])
+    arguments = [*command, short, "hi"] if command[0] == "run" else [*command, short]
+    assert "short.gguf" in the_error(llama4(*arguments))
+
+
+def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> None:
+    """Converting logs nothing; what a backend says as it starts is for `doctor -v`."""
+    takes = {
+        name
+        for name in COMMANDS
+        if any("--verbose" in param.opts for param in command_named(name).params)
+    }
+    assert takes == {"plan", "run", "chat", "bench", "worker", "doctor"}
+    llama4("doctor", "-v")
+    assert logging.getLogger("llama4_edge").level == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory"),
+        (OSError(28, "No space", "out.gguf"), "cannot use out.gguf, found No space"),
+        (PermissionError(13, "Permission denied", b"a/b"), "cannot use a/b, found Permission den"),
+    ],
+)
+def test_memory_that_runs_out_and_files_that_cannot_be_used_are_one_line(
+    llama4: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    assert said in the_error(failing(llama4, monkeypatch, error))
+
+
+def test_a_name_that_is_too_long_is_one_line_of_error(llama4: Command) -> None:
+    for arguments in (["inspect"], ["inspect", "--check"], ["run", "-n", "1"], ["chat"]):
+        prompt = ["Hello"] if arguments[0] == "run" else []
+        assert "File name too long" in the_error(llama4(*arguments, "x" * 300, *prompt))
+
+
+def test_an_error_that_nobody_expected_is_not_swallowed(
+    llama4: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (KeyError("bug"), OSError(5, "Input/output error")):
+        with pytest.raises(type(error)):
+            failing(llama4, monkeypatch, error)
+
+
+def failing(llama4: Command, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Result:
+    from llama4_edge.runtime import doctor
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "doctor", fail)
+    return llama4("doctor")

@@ -1,0 +1,148 @@
+"""`llama4 inspect`: what it shows, and what it finds damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+
+from llama4_edge import convert
+from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.command_line import Command, the_error
+
+
+def test_inspect_shows_a_gguf_and_its_tensors(llama4: Command, model: Path) -> None:
+    text = llama4("inspect", model).stdout
+    assert text.startswith(f"{model}\n")
+    assert "blk.0" not in text
+    assert "tokenizer.ggml.tokens" in text
+    assert "1,024 values" in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    tensors = llama4("inspect", model, "--tensors").stdout.splitlines()
+    row = next(line.split() for line in tensors if line.startswith("blk.0.ffn_down_exps.weight"))
+    # hidden 256, 16 experts of 256: rows of the down projection are as wide as an expert.
+    assert row[1:3] == ["BF16", "16x256x256"]
+
+
+def test_a_gguf_and_its_checkpoint_hold_the_same_parameters(
+    llama4: Command, model: Path, scout_checkpoint: Path
+) -> None:
+    gguf, checkpoint = (
+        json.loads(llama4("inspect", path, "--json").stdout) for path in (model, scout_checkpoint)
+    )
+    assert (gguf["kind"], checkpoint["kind"]) == ("gguf", "checkpoint")
+    assert list(gguf) == list(checkpoint)
+    shapes = [
+        {one["name"]: one["shape"] for one in summary["tensors"] if one["role"] not in without}
+        for summary, without in ((gguf, {"rope"}), (checkpoint, {"other"}))
+    ]
+    assert shapes[0] == shapes[1]
+    assert gguf["expert_bits_per_weight"] == checkpoint["expert_bits_per_weight"] == 16.0
+
+
+def test_one_file_of_a_checkpoint_is_sent_to_its_directory(
+    llama4: Command, scout_checkpoint: Path
+) -> None:
+    shard = next(scout_checkpoint.glob("*.safetensors"))
+    assert f"llama4 inspect {scout_checkpoint}" in the_error(llama4("inspect", shard))
+
+
+def test_inspect_check_reads_all_of_a_sound_gguf(llama4: Command, model: Path) -> None:
+    result = llama4("inspect", model, "--check")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(llama4("inspect", model).stdout)
+    assert result.stdout.splitlines()[-1] == "ok      every tensor was read, and holds numbers"
+    assert json.loads(llama4("inspect", model, "--check", "--json").stdout)["damage"] == []
+
+
+def test_inspect_check_says_a_line_for_each_damage(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    tensors = read_gguf(model).tensors
+    keys, norm = (
+        next(one for one in tensors if one.name == name)
+        for name in ("blk.0.attn_k.weight", "blk.1.attn_norm.weight")
+    )
+    last = max(tensors, key=lambda one: one.offset)
+    data = bytearray(model.read_bytes())
+    data[keys.offset + 10 : keys.offset + 12] = b"\xc0\x7f"
+    data[norm.offset : norm.offset + norm.nbytes] = bytes(norm.nbytes)
+    end = last.offset + last.nbytes - 100
+    damaged.write_bytes(data[:end])
+    result = llama4("inspect", damaged, "--check")
+    assert (result.exit_code, result.stderr) == (1, "")
+    lines = {
+        f"problem {keys.name} at byte {keys.offset + 10} of {damaged}: "
+        "1 number is infinite or no number",
+        f"note    {norm.name} at byte {norm.offset} of {damaged}: "
+        f"all {norm.nbytes:,} bytes are zero",
+        f"problem {last.name} at byte {end} of {damaged}: 100 of {last.nbytes:,} bytes are missing",
+    }
+    assert set(result.stdout.splitlines()[-3:]) == lines
+    record = json.loads(llama4("inspect", damaged, "--check", "--json").stdout)
+    assert {(one["tensor"], one["certain"]) for one in record["damage"]} == {
+        (keys.name, True),
+        (norm.name, False),
+        (last.name, True),
+    }
+
+
+def test_inspect_check_warns_of_zeros_and_still_succeeds(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    """A tensor may be zero; nothing of it is certainly wrong."""
+    norm = next(one for one in read_gguf(model).tensors if one.name == "output_norm.weight")
+    data = bytearray(model.read_bytes())
+    data[norm.offset : norm.offset + norm.nbytes] = bytes(norm.nbytes)
+    (tmp_path / "zero.gguf").write_bytes(data)
+    result = llama4("inspect", "zero.gguf", "--check")
+    assert result.exit_code == 0
+    assert "note    output_norm.weight at byte" in result.stdout
+
+
+def test_inspect_check_reads_every_part(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    report = convert(scout_checkpoint, tmp_path / "parts.gguf", split_size=4_000_000)
+    parts = [Path(name) for name in report.outputs]
+    assert len(parts) == 3
+    assert llama4("inspect", parts[1], "--check").exit_code == 0
+    parts[1].unlink()
+    os.truncate(parts[2], 5)
+    record = json.loads(llama4("inspect", parts[0], "--check", "--json").stdout)
+    assert [(one["tensor"], one["file"]) for one in record["damage"]] == [
+        (None, str(parts[1])),
+        (None, str(parts[2])),
+    ]
+    said = [one["what"] for one in record["damage"]]
+    assert "No such file" in said[0]
+    assert "is truncated" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "exit_code"), [("llama4", 0), ("clip", 0), ("qwen3", 1), ("", 1)]
+)
+def test_inspect_shows_llama_4_and_its_projector_and_nothing_else(
+    llama4: Command, tmp_path: Path, architecture: str, exit_code: int
+) -> None:
+    writer = GGUFWriter(tmp_path / "one.gguf", architecture)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for command in (["inspect"], ["inspect", "--check"]):
+        result = llama4(*command, "one.gguf")
+        assert result.exit_code == exit_code
+        assert ("is not a Llama 4 model" in result.stderr) is bool(exit_code)
+
+
+def test_inspect_check_is_for_a_gguf(llama4: Command, scout_checkpoint: Path) -> None:
+    result = llama4("inspect", scout_checkpoint, "--check")
+    assert result.exit_code == 2
+    assert "--check reads a GGUF" in result.stderr

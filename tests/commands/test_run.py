@@ -1,0 +1,82 @@
+"""`llama4 run`: the prompt, the answer, and what is said beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import RUN, Command, greedy, the_error
+
+
+def test_run_prints_the_answer_and_nothing_else(llama4: Command, model: Path) -> None:
+    result = llama4("run", model, "Hello", *RUN)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == greedy(model, "Hello", 8).rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "prompt"),
+    [
+        (["Hello"], b"\n", "Hello"),
+        ([], b"Hello\n", "Hello"),
+        (["-"], b"Hello", "Hello"),
+        (["Hello", "-"], b"a document\n", "Hello\n\na document"),
+        (["Hello"], b"the lines of a loop\n", "Hello"),
+    ],
+)
+def test_the_prompt_is_the_argument_and_what_is_piped(
+    llama4: Command, model: Path, arguments: list[str], stdin: bytes, prompt: str
+) -> None:
+    result = llama4("run", model, *arguments, *RUN, stdin=stdin)
+    assert result.stdout == greedy(model, prompt, 8).rstrip("\n") + "\n"
+
+
+def test_raw_continues_the_text_and_system_comes_first(llama4: Command, model: Path) -> None:
+    raw = llama4("run", model, "Once upon", "--raw", *RUN)
+    assert raw.stdout == greedy(model, "Once upon", 8, raw=True).rstrip("\n") + "\n"
+    system = llama4("run", model, "Hello", "-sys", "Be brief.", *RUN)
+    assert system.stdout == greedy(model, "Hello", 8, system="Be brief.").rstrip("\n") + "\n"
+
+
+def test_the_same_seed_says_the_same_and_another_does_not(llama4: Command, model: Path) -> None:
+    first, again, other = (
+        llama4("run", model, "Hello", "-n", 12, "-s", seed).stdout for seed in (7, 7, 8)
+    )
+    assert first == again != other
+
+
+def test_an_answer_ends_before_a_stop_string(llama4: Command, model: Path) -> None:
+    whole = greedy(model, "Hello", 8)
+    stop = whole[3:5]
+    result = llama4("run", model, "Hello", *RUN, "--stop", "never said", "--stop", stop)
+    assert result.stdout == whole[: whole.index(stop)].rstrip("\n") + "\n"
+
+
+def test_verbose_adds_the_log_and_timings_on_stderr_only(llama4: Command, model: Path) -> None:
+    quiet = llama4("run", model, "Hello", *RUN)
+    for arguments in (["run", model, "Hello", *RUN, "-v"], ["-v", "run", model, "Hello", *RUN]):
+        loud = llama4(*arguments)
+        assert loud.stdout == quiet.stdout
+        assert "llama_model_loader" in loud.stderr
+        assert loud.stderr.splitlines()[-1].endswith("tokens/s")
+
+
+def test_a_prompt_that_does_not_fit_names_the_option_that_helps(
+    llama4: Command, model: Path
+) -> None:
+    error = the_error(llama4("run", model, "Hello " * 50, "-c", 32))
+    assert "do not fit into the context" in error
+    assert "-c" in error
+
+
+def test_an_answer_that_the_context_cuts_off_says_so(llama4: Command, model: Path) -> None:
+    result = llama4("run", model, "Hello", "--temp", 0, "-c", 32)
+    assert result.exit_code == 0
+    assert result.stdout == greedy(model, "Hello", 100)[: len(result.stdout) - 1] + "\n"
+    assert "the context is full" in result.stderr
+
+
+def test_a_prompt_that_is_not_utf8_is_one_line_of_error(llama4: Command, model: Path) -> None:
+    error = the_error(llama4("run", model, stdin=b"caf\xe9"))
+    assert "standard input is not UTF-8, found byte 0xe9 at offset 3" in error
