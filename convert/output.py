@@ -257,8 +257,9 @@ class PartialOutput:
         try:
             if not self._lost:
                 self._lost = True
+                sync = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have the second
                 for descriptor in self._descriptors:
-                    os.fdatasync(descriptor)
+                    sync(descriptor)
                 self._lost = False
                 self._write_journal(slabs, finishing=False)
                 safe = True

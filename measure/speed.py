@@ -334,7 +334,7 @@ class _RandomTokens:
     """
 
     def __init__(self, n_vocab: int) -> None:
-        library = ctypes.CDLL(None)
+        library = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
         self._rand: Callable[[], int] = library.rand
         self._n_vocab = n_vocab
         self.first: int | None = None

@@ -1,13 +1,14 @@
 """The child process of ``amx``: one prompt through every AMX kernel, to live or to die of.
 
-Run as ``python -m llama4_edge.runtime.amx_probe``; ends with status 0 when llama.cpp came through.
+Run as ``python -m llama4_edge.runtime.bindings.amx_probe``; ends with status 0 when
+llama.cpp came through.
 """
 
 from __future__ import annotations
 
 import ctypes
-import resource
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import gguf
@@ -82,7 +83,10 @@ def decode(path: Path) -> None:
 
 def main() -> None:
     """Write the model into a directory that goes away, and decode."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
+    with suppress(ImportError):  # on Windows, which writes no core files
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
     with tempfile.TemporaryDirectory(prefix="llama4-edge-") as directory:
         path = Path(directory) / "trial.gguf"
         write_model(path)

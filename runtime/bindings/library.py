@@ -159,12 +159,20 @@ def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
         _receiver.receive(level, (text or b"").decode("utf-8", "replace"))
     except KeyboardInterrupt:
         # Ctrl-C arrived while llama.cpp was logging: raise it again once Python has control.
-        main = threading.main_thread().ident
-        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        again = threading.Timer(0.05, _interrupt_main)
         again.daemon = True
         again.start()
     except Exception:
         logger.debug("a log handler failed", exc_info=True)
+
+
+def _interrupt_main() -> None:
+    """Ctrl-C once more, which ends what the main thread waits for."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 # llama.cpp keeps only the address of the callback; this keeps the callback.

@@ -353,9 +353,10 @@ def _catch_aborts() -> None:
     callback = prototype(_on_abort)
     _referenced.append(callback)
     install(ctypes.cast(callback, ctypes.c_void_p))
-    # At the end, a C function that waits for ever takes its place.
-    pause = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p)
-    atexit.register(install, pause)
+    if os.name == "posix":
+        # At the end, a C function that waits for ever takes its place.
+        pause = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p)
+        atexit.register(install, pause)
 
 
 # ggml keeps only the address of the callback; this keeps the callback.
