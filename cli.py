@@ -69,8 +69,6 @@ class _Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Set the process up, and go."""
         fill_closed_streams()
-        # When ggml gives up it would start a debugger, if there is one, for a page of backtrace.
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         if sys.stdout is None:
             # Said before the work: a conversion takes hours.
             complain("standard output is closed; for no output, send it to /dev/null")

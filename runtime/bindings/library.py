@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import os
 import re
 import shlex
 import signal
@@ -182,6 +183,8 @@ _referenced: list[object] = []
 @functools.cache
 def _load() -> Any:
     """Import the bindings, take over the log, initialise the backends. Once a process."""
+    # When ggml gives up it would start a debugger, if there is one, for a page of backtrace.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
         bindings = importlib.import_module("llama_cpp.llama_cpp")
     except Exception as error:  # a missing .so raises FileNotFoundError, a broken one RuntimeError

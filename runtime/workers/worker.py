@@ -13,7 +13,6 @@ import errno
 import ipaddress
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -99,7 +98,6 @@ def running_worker(
         [sys.executable, "-m", f"{__package__}.worker_process", address, str(port), str(n_threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
     )
     try:
         devices = _reported_devices(process)
