@@ -28,6 +28,9 @@ from llama4_edge.runtime.workers.worker import Worker, local_workers, running_wo
 
 from .test_worker import LLAMA4, free_port
 
+# They listen on ports of one machine, and free ones are asked for before they are taken.
+pytestmark = pytest.mark.xdist_group("workers")
+
 SMALL = EngineSettings(n_ctx=2048, n_batch=512, n_ubatch=512, n_outputs=16, n_threads=1)
 PROMPT = [token % 256 for token in range(2000)]
 
@@ -345,9 +348,6 @@ def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(tiny_pat
     """It greets like one, and hangs up after that."""
     code = """
 import socket, struct, threading
-
-# They listen on ports of one machine, and free ones are asked for before they are taken.
-pytestmark = pytest.mark.xdist_group("workers")
 impostor = socket.create_server(("127.0.0.1", 0))
 def serve():
     while True:
