@@ -181,3 +181,27 @@ def test_of_what_is_said_of_short_memory_the_line_with_device_and_size_is_told()
     assert log.shortage == "alloc_tensor_range: failed to allocate CUDA0 buffer of size 9"
     assert CapturedLog(log.lines[1:]).shortage == log.lines[1].text
     assert CapturedLog(log.lines[2:]).shortage is None
+
+
+_SHOW_SPIN = """
+import os
+before = dict(os.environ)
+from llama4_edge.runtime.bindings.library import llama
+llama()
+changed = {key: value for key, value in os.environ.items() if before.get(key) != value}
+print(changed)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GCC's OpenMP is Linux's")
+@pytest.mark.parametrize(
+    ("chosen", "spin"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_waiting_threads_spin_as_the_person_chose_or_briefly(
+    chosen: dict[str, str], spin: str
+) -> None:
+    done = _in_child(_SHOW_SPIN, OMP_DISPLAY_ENV="verbose", **chosen)
+    assert f"GOMP_SPINCOUNT = '{spin}'" in done.stderr
+    # Programs that this one starts wait as they would.
+    assert done.stdout == "{'GGML_NO_BACKTRACE': '1'}\n"
