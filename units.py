@@ -1,7 +1,7 @@
-"""Bytes, counts and durations as text for people.
+"""Bytes, counts, durations and rates as text for people.
 
-Promises the same units everywhere: binary ones for bytes, powers of ten for counts. Does not know
-what the numbers measure.
+Promises the same units everywhere: binary ones for bytes and contexts, powers of ten for other
+counts. Does not know what the numbers measure.
 """
 
 from __future__ import annotations
@@ -31,6 +31,17 @@ def _scaled(count: int, step: int, units: Sequence[str], gap: str, digits: int) 
         value /= step
     number = f"{count:d}" if unit == units[0] else f"{value:.{digits}f}"
     return f"{number}{gap}{unit}"
+
+
+def context_text(n_ctx: int) -> str:
+    """A context in binary thousands or millions of tokens: ``32k``, ``10M``."""
+    return f"{n_ctx / 2**20:g}M" if n_ctx >= 2**20 else f"{n_ctx / 2**10:g}k"
+
+
+def rate_text(tokens_per_second: float) -> str:
+    """``9.3 tokens/s``, ``240 tokens/s``."""
+    digits = 1 if tokens_per_second < 100 else 0
+    return f"{tokens_per_second:.{digits}f} tokens/s"
 
 
 def seconds_text(seconds: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK
-from ..units import bytes_text
+from ..units import bytes_text, rate_text
 from .ladder import Candidate, Strategy
 from .machine import KEPT_FREE
 from .search import Search
@@ -112,13 +112,7 @@ def placement_clause(search: Search, candidate: Candidate) -> str:
     if candidate.strategy is Strategy.CACHE_ON_CPU:
         where += ", and the KV cache"
     seconds = search.seconds(candidate.count)
-    return where if seconds is None else f"{where}, up to {rate(1 / seconds)} when it is full"
-
-
-def rate(tokens_per_second: float) -> str:
-    """``9.3 tokens/s``, ``240 tokens/s``."""
-    digits = 1 if tokens_per_second < 100 else 0
-    return f"{tokens_per_second:.{digits}f} tokens/s"
+    return where if seconds is None else f"{where}, up to {rate_text(1 / seconds)} when it is full"
 
 
 def _notes(search: Search, plan: Plan) -> Iterator[str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # llama.cpp rounds the cells of a cache up to these (GGML_PAD in llama-context.cpp).
 _CELLS = 256
+_FLOAT = 4  # bytes of a logit
 _KV_TYPES: dict[KVType, TensorType] = {"f16": F16, "q8_0": Q8_0, "q4_0": Q4_0}
 
 
@@ -80,6 +81,10 @@ class Geometry:
         if weight.role == "embedding":
             return weight.nbytes // self.hparams.n_vocab
         return weight.nbytes
+
+    def output_bytes(self, settings: EngineSettings) -> int:
+        """Bytes of the logits that a context returns, a row for each sequence."""
+        return _FLOAT * self.hparams.n_vocab * settings.n_parallel
 
     def kv_bytes(self, layer: int, settings: EngineSettings) -> int:
         """Bytes of one layer's keys and values."""

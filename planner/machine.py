@@ -1,7 +1,7 @@
 """What a model can be placed on: this machine, or one that is described.
 
-Promises that what is here is measured, that what is described says that it is, and that a bandwidth
-which nobody knows is None. Knows nothing of models.
+Promises that what is here is measured, that what is described says so, and that an unknown
+bandwidth is None. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from ..runtime.bindings.devices import (
     Device,
     NativeDevice,
     list_devices,
+    no_device,
     offload_devices,
 )
+from ..runtime.placement import CPU
 from ..runtime.workers.remote import Workers
 from ..system.cores import usable_threads
 from ..system.memory import host_memory
 from .gpus import GPU, known_gpu
 
 KEPT_FREE = 2**30
-"""Bytes of a GPU that a plan leaves alone: what the driver takes on a GPU that is not here, and the
-scratch memory of kernels on any, are in nobody's count. llama.cpp's ``--fit`` leaves as much."""
+"""Bytes of each GPU that a plan leaves free for what llama.cpp does not count: the driver on a GPU
+that is not here, and the scratch memory of kernels. llama.cpp's ``--fit`` leaves as much."""
 
 ASSUMED_RAM_BANDWIDTH = 80 * 10**9
-"""Bytes a second of main memory that is not here: two channels of DDR5-5600, less a tenth."""
+"""Bytes a second of main memory that is described: two channels of DDR5-5600, less a tenth."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,19 @@ def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machi
         chosen: names of the GPUs to use, in this order; None is all.
 
     Raises:
-        SettingError: there is no GPU of a name.
+        SettingError: there is no GPU of a chosen name.
         EngineError: llama.cpp's library does not load, or a worker was lost.
     """
     here = {device.name: device for device in list_devices()}
-    lent = dict(zip(workers.native_devices, workers.devices() if workers else (), strict=True))
-    found = {native.name: _gpu(native, device) for native, device in lent.items()}
-    found |= {one.name: _gpu(one, here[one.name]) for one in offload_devices()}
+    remote = zip(workers.native_devices, workers.devices() if workers else (), strict=True)
+    gpus = {native.name: _gpu(native, device) for native, device in remote}
+    gpus |= {native.name: _gpu(native, here[native.name]) for native in offload_devices()}
     if chosen is not None:
-        unknown = [name for name in chosen if name not in found]
-        if unknown:
-            raise SettingError(
-                f"there is no device {unknown[0]} here",
-                expected=", ".join(found) or "none: llama.cpp finds no GPU",
-                hint="`llama4 doctor` lists the devices of this machine.",
-            )
-        found = {name: found[name] for name in chosen}
-    return Machine(tuple(found.values()), _this_host())
+        for name in chosen:
+            if name not in gpus:
+                raise no_device(f"there is no device {name} here", name, gpus)
+        gpus = {name: gpus[name] for name in chosen}
+    return Machine(tuple(gpus.values()), _this_host())
 
 
 def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
@@ -113,7 +111,7 @@ def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
         free_bytes=device.free_bytes,
         bandwidth=gpu.bandwidth if gpu else None,
         bandwidth_source="the maker's data sheet" if gpu else None,
-        # A worker's GPU is its own business; what it says is free, is.
+        # A worker reports what may be used of its GPU.
         kept_free_bytes=0 if native.endpoint else KEPT_FREE,
         endpoint=native.endpoint,
     )
@@ -122,18 +120,20 @@ def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
 def described_machine(
     gpus: Sequence[GPU] = (), vram: Sequence[int] = (), ram: int | None = None
 ) -> Machine:
-    """A machine with these GPUs; its main memory is this machine's unless `ram` says how much.
+    """A machine with these GPUs, and this machine's main memory unless `ram` is given.
 
     Args:
         gpus: models from the table, whose memory is taken as free.
-        vram: bytes of other GPUs, whose speed nobody knows.
+        vram: bytes of other GPUs, whose bandwidth is unknown.
 
     Raises:
-        SettingError: a size that is none.
+        SettingError: a size is not above 0.
     """
-    for size in (*vram, *([ram] if ram is not None else [])):
-        if size <= 0:
-            raise SettingError("a machine has no such memory", found=size, expected="bytes above 0")
+    for name, size in [*(("vram", size) for size in vram), ("ram", ram)]:
+        if size is not None and size <= 0:
+            raise SettingError(
+                f"{name} is outside its range", found=f"{size} bytes", expected="more than 0 bytes"
+            )
     known = [(gpu.name, gpu.memory, gpu.bandwidth) for gpu in gpus]
     unknown: list[tuple[str, int, int | None]] = [("GPU", size, None) for size in vram]
     all_gpus = [*known, *unknown]
@@ -166,7 +166,7 @@ def described_machine(
 def _this_host() -> MachineDevice:
     memory = host_memory()
     return MachineDevice(
-        name="CPU",
+        name=CPU,
         description="main memory",
         type="cpu",
         total_bytes=memory.total,
@@ -177,7 +177,7 @@ def _this_host() -> MachineDevice:
 
 
 _PIECE = 16 * 2**20
-# Whoever else computes at the moment makes some of them slow.
+# Other processes make some of them slow.
 _ROUNDS = 16
 _LONG_ENOUGH = 0.4  # seconds
 
@@ -197,7 +197,7 @@ def ram_bandwidth() -> int:
             if time.perf_counter() - begun > _LONG_ENOUGH:
                 break
             started = time.perf_counter()
-            # NumPy lets go of the interpreter while it adds up.
+            # NumPy releases the GIL here.
             list(pool.map(np.bitwise_or.reduce, pieces))
             best = max(best, len(pieces) * _PIECE / (time.perf_counter() - started))
     return int(best)

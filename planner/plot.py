@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
+from ..units import context_text
 from .gpus import GPUS
 from .machine import KEPT_FREE
 from .table import Cell
@@ -88,7 +89,7 @@ def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:
     axes.set_title(model, pad=26)
     # Room at the right for the names of the GPUs.
     axes.set_xlim(contexts[0] / 1.3, contexts[-1] * (contexts[-1] / contexts[0]) ** 0.16)
-    axes.set_xticks(contexts, [_tokens(one) for one in contexts])
+    axes.set_xticks(contexts, [context_text(n_ctx) for n_ctx in contexts])
     ticks = [
         size for size in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
                           3072, 4096) if low <= size <= high
@@ -125,10 +126,3 @@ def _gpu_lines(axes: Axes, low: float, high: float) -> None:
                 0.995, size * 1.012, name, transform=axes.get_yaxis_transform(),
                 ha="right", va="bottom", fontsize=8, color="0.35",
             )  # fmt: skip
-
-
-def _tokens(count: int) -> str:
-    """``32k``, ``10M``."""
-    if count >= 2**20:
-        return f"{count / 2**20:g}M"
-    return f"{count / 1024:g}k"

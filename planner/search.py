@@ -18,8 +18,6 @@ from .geometry import Geometry
 from .layout import DeviceLoad, device_loads, distribute, layer_sizes, split_for
 from .machine import Machine
 
-_FLOAT = 4  # bytes of a logit
-
 
 @dataclass(frozen=True)
 class Count:
@@ -86,7 +84,7 @@ class Search:
             settings=settings,
             report=self.report(settings),
             loads=device_loads(self.geometry, settings, self.machine.gpus),
-            output_bytes=_FLOAT * self.geometry.hparams.n_vocab * settings.n_parallel,
+            output_bytes=self.geometry.output_bytes(settings),
         )
 
     def fits_gpus(self, report: MemoryReport) -> bool:

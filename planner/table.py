@@ -1,15 +1,15 @@
 """What each quantization takes at each context, and the smallest GPUs that hold it all.
 
 Promises that every number is the sum of the tensors' bytes, the cache's formula and the compute
-buffers that llama.cpp counted for just as many GPUs at just that context. A compute buffer does not
-depend on the quantization, so it is counted once for each context.
+buffers that llama.cpp counted for that number of GPUs and that context. A compute buffer does not
+depend on the quantization, so it is counted once for each context. Knows nothing of this machine.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -27,7 +27,7 @@ CONTEXTS = (1024, 8192, 32_768, 131_072, 262_144, 1_048_576, 10_485_760)
 """1k to 10M."""
 
 _SETS = (1, 2, 4, 8)
-"""How many of one kind of GPU are thought of together, as far as they go into one machine."""
+"""Numbers of GPUs of one kind that are tried, as far as they go into one machine."""
 
 TABLE_RECIPES = ("q4_0", "q4_k_m", "int4", "int8", "bf16")
 """Those of different sizes: q8_0 is as large as int8, and f16 as bf16."""
@@ -37,9 +37,9 @@ TABLE_RECIPES = ("q4_0", "q4_k_m", "int4", "int8", "bf16")
 class Cell:
     """One quantization at one context.
 
-    ``gpu_bytes`` is all that lies on one GPU that holds everything, without what is kept free;
-    ``host_bytes`` what lies in main memory beside it. ``holder`` is the smallest known GPU, or set
-    of GPUs, with room for it, None where even eight of the largest have none.
+    ``gpu_bytes`` is what one GPU holds if it holds everything, without what is kept free;
+    ``host_bytes`` is what main memory holds beside it. ``holder`` is the smallest GPU of the table,
+    or set of GPUs, with room for it, None where eight of the largest have none.
     """
 
     model: str
@@ -80,8 +80,8 @@ def _cells_of_model(
 ) -> list[Cell]:
     names: Sequence[str | None] = [None] if is_gguf(model) else recipes
     cells = []
-    with open_geometry(model, names[0]) as first:
-        buffers = _Buffers(first)
+    with open_geometry(model, names[0]) as any_recipe:
+        buffers = _Buffers(any_recipe)
         for name in names:
             with open_geometry(model, name) as geometry:
                 cells += [
@@ -92,12 +92,13 @@ def _cells_of_model(
 
 
 def _settings(geometry: Geometry, kv_type: KVType, n_ubatch: int) -> list[EngineSettings]:
-    contexts = [one for one in CONTEXTS if one <= geometry.hparams.n_ctx_train]
-    if geometry.hparams.n_ctx_train not in contexts:
-        contexts.append(geometry.hparams.n_ctx_train)
+    trained = geometry.hparams.n_ctx_train
+    contexts = [n_ctx for n_ctx in CONTEXTS if n_ctx <= trained]
+    if trained not in contexts:
+        contexts.append(trained)
     return [
-        EngineSettings(n_ctx=one, kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
-        for one in contexts
+        EngineSettings(n_ctx=n_ctx, kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
+        for n_ctx in contexts
     ]
 
 
@@ -111,15 +112,9 @@ class _Buffers:
     def _of(self, settings: EngineSettings, count: int) -> tuple[int, ...]:
         names = [f"GPU {number}" for number in range(count)]
         layers = self._geometry.hparams.n_layer + 1
-        counts = [layers * (one + 1) // count - layers * one // count for one in range(count)]
+        counts = [layers * (gpu + 1) // count - layers * gpu // count for gpu in range(count)]
         placement = Placement(devices=tuple(names), tensor_split=split_for(counts))
-        placed = EngineSettings(
-            n_ctx=settings.n_ctx,
-            n_ubatch=settings.n_ubatch,
-            kv_type=settings.kv_type,
-            use_extra_bufts=False,
-            placement=placement,
-        )
+        placed = replace(settings, placement=placement)
         report = measure(self._geometry.path, placed, simulated_gpus(names))
         return tuple(report.on(name).compute for name in [*names, CPU])
 
@@ -128,13 +123,13 @@ def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _B
     sizes = layer_sizes(geometry, settings)
     gpu, host = buffers.of(settings, 1)
     holder = _holder(sizes, settings, buffers)
-    beside = sum(one.nbytes for one in geometry.weights if one.role == "embedding")
+    embedding = sum(weight.nbytes for weight in geometry.weights if weight.role == "embedding")
     return Cell(
         model=geometry.name,
         recipe=recipe,
         n_ctx=settings.n_ctx,
         gpu_bytes=sum(sizes) + gpu,
-        host_bytes=beside + host + 4 * geometry.hparams.n_vocab,
+        host_bytes=embedding + host + geometry.output_bytes(settings),
         holder=None if holder is None else _set_name(*holder),
         holder_bytes=None if holder is None else holder[0].memory * holder[1],
     )
@@ -145,13 +140,13 @@ def _holder(
 ) -> tuple[GPU, int] | None:
     """The set with least memory that holds everything; of equals, the one of fewest GPUs."""
     sets = [(gpu, count) for gpu in GPUS for count in _SETS if count <= gpu.most_together]
-    for gpu, count in sorted(sets, key=lambda one: (one[0].memory * one[1], one[1])):
-        room = gpu.memory - KEPT_FREE
-        # Most sets are out of the question before anything is asked of llama.cpp.
-        if room * count < sum(sizes):
+    for gpu, count in sorted(sets, key=lambda pair: (pair[0].memory * pair[1], pair[1])):
+        usable = gpu.memory - KEPT_FREE
+        # Most sets are too small even without compute buffers, which llama.cpp would count.
+        if usable * count < sum(sizes):
             continue
         compute = buffers.of(settings, count)[:count]
-        if distribute(sizes, [room] * count, compute)[1] <= 1.0:
+        if distribute(sizes, [usable] * count, compute)[1] <= 1.0:
             return gpu, count
     return None
 

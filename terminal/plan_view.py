@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..units import bytes_text
+from ..units import bytes_text, context_text, rate_text
 from .console import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..planner.check import Compared
     from ..planner.table import Cell
 
-# What fills a device, as a bar shows it: the sign, its colour, and what it stands for.
+# What fills a device, as a bar shows it: sign, colour, meaning.
 _PARTS = (
     ("█", "blue", "experts"),
     ("▓", "cyan", "other weights"),
@@ -53,10 +53,14 @@ def plan_view(plan: Plan) -> RenderableType:
         parts.append(_device_line(device, plan.n_layer))
         parts.append(_bar(device))
     parts += [_legend(), "", _bytes_table(devices), ""]
-    sections: list[tuple[str, Iterable[str]]] = [("why", plan.why), ("speed", _speed(plan))]
-    more = [f"{one.what}: {one.effect}" for one in plan.alternatives]
-    sections.append(("images", _images(plan)))
-    sections += [("instead", more), ("note", plan.notes), ("next", _next(plan))]
+    sections: tuple[tuple[str, Iterable[str]], ...] = (
+        ("why", plan.why),
+        ("speed", _speed(plan)),
+        ("images", _images(plan)),
+        ("instead", [f"{other.what}: {other.effect}" for other in plan.alternatives]),
+        ("note", plan.notes),
+        ("next", _next(plan)),
+    )
     for title, lines in sections:
         parts += _section(title, lines)
     return Group(*parts)
@@ -87,7 +91,7 @@ def _device_line(device: DevicePlan, n_layer: int) -> Text:
 
 
 def _bar(device: DevicePlan) -> Text:
-    """The device's memory as a bar; what is too small to see is still a sign wide."""
+    """The device's memory as a bar, in which each part is at least one sign wide."""
     experts = device.load.bytes_of("expert")
     sizes = (
         experts,
@@ -136,7 +140,7 @@ def _bytes_table(devices: Sequence[DevicePlan]) -> Table:
 
 
 def _rows() -> Iterator[tuple[str, Callable[[DevicePlan], int]]]:
-    """Each line's title, and what it says of a device."""
+    """Each line's title, and its bytes on a device."""
     for role, title in _ROLES.items():
         yield title, partial(_of_role, role)
     yield "repacking", lambda device: device.repacking_bytes
@@ -151,7 +155,7 @@ def _of_role(role: str, device: DevicePlan) -> int:
 
 
 def _layers(device: DevicePlan, n_layer: int) -> str:
-    """``layers 0-47 and the output``; they come one after the other."""
+    """``layers 0-47 and the output``; a device's layers are consecutive."""
     inside = [layer for layer in device.load.layers if layer < n_layer]
     words = []
     if len(inside) == 1:
@@ -164,15 +168,13 @@ def _layers(device: DevicePlan, n_layer: int) -> str:
 
 
 def _speed(plan: Plan) -> Iterator[str]:
-    from ..planner.explain import rate
-
     begin = plan.estimated_decode_tokens_per_second
     full = plan.estimated_decode_tokens_per_second_full
     if begin is None or full is None:
         return
     yield (
-        f"at most {rate(begin)} at the beginning, {rate(full)} when the context is full: an upper "
-        "bound, from reading memory alone"
+        f"at most {rate_text(begin)} at the beginning, {rate_text(full)} when the context is full: "
+        "an upper bound, from reading memory alone"
     )
     for devices in _alike(plan.devices):
         read = sum(device.load.read_bytes for device in devices)
@@ -188,16 +190,16 @@ def _speed(plan: Plan) -> Iterator[str]:
         )
 
 
-# One row of the embedding is read on every machine, and costs nothing.
+# A token reads one row of the embedding, which takes no time.
 _WORTH_SAYING = 2**20
 
 
 def _alike(devices: Sequence[DevicePlan]) -> list[list[DevicePlan]]:
-    """The devices that read equally fast, together."""
-    found: dict[tuple[str, int | None], list[DevicePlan]] = {}
+    """The devices, grouped by type and bandwidth."""
+    groups: dict[tuple[str, int | None], list[DevicePlan]] = {}
     for device in devices:
-        found.setdefault((device.device.type, device.device.bandwidth), []).append(device)
-    return list(found.values())
+        groups.setdefault((device.device.type, device.device.bandwidth), []).append(device)
+    return list(groups.values())
 
 
 def _images(plan: Plan) -> Iterator[str]:
@@ -218,11 +220,11 @@ def _next(plan: Plan) -> Iterator[str]:
         workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
         yield f"llama4 chat {plan.path} -c {settings.n_ctx}{workers}"
     flags = " ".join(llama_cpp_flags(plan))
-    yield f"as flags, which run and chat take too: {flags}"
+    yield f"as flags of run, chat and llama.cpp: {flags}"
 
 
 def llama_cpp_flags(plan: Plan) -> Iterator[str]:
-    """The placement as llama.cpp's own tools take it."""
+    """The placement as flags of llama.cpp's own tools."""
     settings, placement = plan.settings, plan.settings.placement
     yield f"-c {settings.n_ctx}"
     if settings.n_ubatch != 512:
@@ -292,7 +294,7 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("", no_wrap=True)
         for context in contexts:
-            table.add_column(_tokens(context), justify="right", no_wrap=True)
+            table.add_column(context_text(context), justify="right", no_wrap=True)
         for recipe in dict.fromkeys(cell.recipe for cell in own):
             line = {cell.n_ctx: cell for cell in own if cell.recipe == recipe}
             table.add_row(recipe, *(f"{line[one].gpu_bytes / 2**30:,.1f}" for one in contexts))
@@ -309,7 +311,3 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
         )
     )
     return Group(*parts)
-
-
-def _tokens(count: int) -> str:
-    return f"{count / 2**20:g}M" if count >= 2**20 else f"{count / 1024:g}k"

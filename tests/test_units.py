@@ -1,10 +1,10 @@
-"""Bytes, counts and durations as text for people."""
+"""Bytes, counts, durations and rates as text for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from llama4_edge.units import bytes_text, count_text, seconds_text
+from llama4_edge.units import bytes_text, context_text, count_text, rate_text, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,20 @@ def test_bytes_take_more_digits_where_they_are_compared() -> None:
 )
 def test_counts_are_in_thousands(count: int, text: str) -> None:
     assert count_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "text"), [(1024, "1k"), (4608, "4.5k"), (32_768, "32k"), (10_485_760, "10M")]
+)
+def test_contexts_are_in_binary_thousands(n_ctx: int, text: str) -> None:
+    assert context_text(n_ctx) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(9.31, "9.3 tokens/s"), (99.96, "100.0 tokens/s"), (240.4, "240 tokens/s")]
+)
+def test_rates_have_a_digit_after_the_point_below_100(rate: float, text: str) -> None:
+    assert rate_text(rate) == text
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ CPU, whose backend reports what the whole machine has, `system.memory` is asked 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import SettingError, did_you_mean
 from ...system.memory import host_memory
 from .library import native_function
 
@@ -68,6 +70,16 @@ def offload_devices() -> tuple[NativeDevice, ...]:
         if kind in by_type:
             by_type[kind].append(native_device(_name_of(handle), handle))
     return tuple(by_type["gpu"] or by_type["igpu"])
+
+
+def no_device(problem: str, name: str, names: Iterable[str]) -> SettingError:
+    """The error about the name of a device that is not among `names`."""
+    names = list(names)
+    return SettingError(
+        problem,
+        expected=", ".join(names) or "none: llama.cpp finds no GPU",
+        hint=did_you_mean(name, names) or "`llama4 doctor` lists the devices of this machine.",
+    )
 
 
 def native_device(name: str, handle: int, endpoint: str | None = None) -> NativeDevice:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import SettingError
 from ...system.cores import decoding_threads, usable_threads
 from ..placement import CPU, check_count, check_split
 from ..settings import EngineSettings
-from .devices import NativeDevice, cpu_buffer_type, offload_devices
+from .devices import NativeDevice, cpu_buffer_type, no_device, offload_devices
 from .library import llama
 from .thread import NativeThread
 
@@ -138,11 +137,7 @@ def _find(name: str, devices: Sequence[NativeDevice], problem: str) -> NativeDev
     for one in devices:
         if name == one.name:
             return one
-    raise SettingError(
-        problem,
-        expected=", ".join(one.name for one in devices) or "none: llama.cpp finds no GPU",
-        hint="`llama4 doctor` lists the devices of this machine.",
-    )
+    raise no_device(problem, name, [one.name for one in devices])
 
 
 def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[NativeDevice]) -> Any:

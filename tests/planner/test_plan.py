@@ -229,8 +229,8 @@ def test_a_file_without_permission_is_one_error(
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(SettingError, match=r"json: the plan cannot be read, found Permission"):
         Plan.load(tmp_path / "plan.json")
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OutputError, match=r"json: cannot be written, found Permission denied"):
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(OutputError, match="the plan cannot be written, found Permission"):
         scout.save(tmp_path / "plan.json")
 
 
