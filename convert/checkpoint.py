@@ -157,9 +157,18 @@ def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: a shard is damaged or missing, or not what the index says.
     """
+    single = shards.size(path / SINGLE_NAME) is not None
     if (path / INDEX_NAME).is_file():
-        return _read_indexed(path, _read_index(path / INDEX_NAME), shards)
-    if shards.size(path / SINGLE_NAME) is not None:
+        weight_map = _read_index(path / INDEX_NAME)
+        if single and SINGLE_NAME not in weight_map.values():
+            raise CheckpointError(
+                f"{path} holds two sets of weights",
+                found=f"{SINGLE_NAME}, and {INDEX_NAME} with its shards",
+                expected="one of them",
+                hint=f"Move one away; transformers would load {SINGLE_NAME}.",
+            )
+        return _read_indexed(path, weight_map, shards)
+    if single:
         return {tensor.name: tensor for tensor in read_shard(path / SINGLE_NAME, shards)}
     shards_here = sorted(path.glob("*.safetensors"))
     if shards_here:

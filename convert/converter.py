@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
-from ..errors import CheckpointError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, did_you_mean
 from ..hub.names import parse_repository
 from ..progress import Progress
 from ..quant import (
@@ -71,6 +71,11 @@ class _Job:
         return list(dict.fromkeys(slab.stored.file for slab in self.slabs))
 
     @property
+    def source_files(self) -> list[Path]:
+        """All files that numbers come from, those of scales included."""
+        return _source_files(self.mapped)
+
+    @property
     def source_bytes(self) -> int:
         """Bytes of the tensors that are converted, as stored."""
         return sum(tensor.stored.nbytes for tensor in self.mapped)
@@ -104,10 +109,16 @@ def run(
             return _report(job, notes=[str(shortage)] if shortage else [])
         if finish_interrupted(job.parts, job.identity, force=force):
             return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
-        check_target(job.parts, force=force, sources=checkpoint.shards.disk_need(job.shards))
+        check_target(
+            job.parts,
+            source=checkpoint.path,
+            force=force,
+            sources=checkpoint.shards.disk_need(job.shards),
+        )
         spent = StageSeconds()
         with PartialOutput(job.parts, job.identity, force=force) as partial:
             before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
+            _check_unchanged(job)
     finally:
         checkpoint.shards.close()
     return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
@@ -214,15 +225,36 @@ def _identity(
 
     The header holds all that recipe, overrides, config and tokenizer decide.
     """
-    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
-    shards = sorted({tensor.file for tensor in stored})
     return {
         "llama4-edge": __version__,
         "ggml": encoder_version(),
         "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
         "recipe, types, config or tokenizer": header_digest(parts),
-        **{shard.name: checkpoint.shards.identity(shard) for shard in shards},
+        **{file.name: checkpoint.shards.identity(file) for file in _source_files(mapped)},
     }
+
+
+def _source_files(mapped: Sequence[MappedTensor]) -> list[Path]:
+    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
+    return sorted({tensor.file for tensor in stored})
+
+
+def _check_unchanged(job: _Job) -> None:
+    """Whether the shards that were read are still those whose headers were.
+
+    Raises:
+        DamagedTensorError: one was replaced meanwhile, and what was written is of two checkpoints.
+    """
+    shards = job.checkpoint.shards
+    changed = [
+        path.name for path in job.source_files if shards.identity(path) != job.identity[path.name]
+    ]
+    if changed:
+        raise DamagedTensorError(
+            f"{job.checkpoint.path} changed while it was converted",
+            found=f"{len(changed)} shards of another size or time, first {changed[0]}",
+            hint="Wait until the download or the copy is complete, then convert it again.",
+        )
 
 
 def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
@@ -244,7 +276,9 @@ def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recip
     if output is None:
         return Path(name)
     target = Path(output)
-    return target / name if target.is_dir() else target
+    target = target / name if target.is_dir() else target
+    # A link is written through: what it points to is replaced, on the disk where that lies.
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
 def _write_tensors(

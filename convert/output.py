@@ -161,8 +161,12 @@ class PartialOutput:
         self._lost = False
         self.slabs_done = 0
         resumable = all(part.partial.exists() for part in parts)
+        _check_partials(parts, force=force)
         try:
             with _writing(parts[0]):
+                # Before any part: what lies there without a journal is somebody else's.
+                if not self._journal.exists():
+                    self._write_journal(0, finishing=False)
                 for part in parts:
                     self._descriptors.append(_open_locked(part.partial, os.O_CREAT))
                 self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
@@ -179,7 +183,8 @@ class PartialOutput:
             return 0
         identity, done, _ = journal
         sizes = [os.fstat(descriptor).st_size for descriptor in self._descriptors]
-        if identity == self._identity and sizes == [part.nbytes for part in self._parts]:
+        whole = sizes == [part.nbytes for part in self._parts]
+        if identity == self._identity and (whole or not done):
             return done
         if force:
             return 0
@@ -193,7 +198,7 @@ class PartialOutput:
         )
 
     def _begin(self) -> None:
-        self._journal.unlink(missing_ok=True)
+        self._write_journal(0, finishing=False)
         try:
             for part, descriptor in zip(self._parts, self._descriptors, strict=True):
                 os.ftruncate(descriptor, 0)
@@ -348,6 +353,29 @@ def finish_interrupted(parts: Sequence[Part], identity: Mapping[str, str], *, fo
     return True
 
 
+def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
+    """Refuse to write into a file that no conversion has left; with `force` it is removed.
+
+    Raises:
+        OutputError: a temporary name is taken by something that is not a part under way.
+    """
+    journal = _journal_of(parts)
+    for part in parts:
+        partial = part.partial
+        if not os.path.lexists(partial):
+            continue
+        ours = journal.is_file() and partial.is_file() and not partial.is_symlink()
+        if ours and partial.stat().st_nlink == 1:
+            continue
+        if partial.is_dir() or not force:
+            raise OutputError(
+                f"{partial} exists and is not an interrupted conversion's",
+                found="a directory" if partial.is_dir() else "no journal beside it, or a link",
+                hint="Move it away, or give another name.",
+            )
+        partial.unlink()
+
+
 def _is_whole(part: Part, path: Path) -> bool:
     """Whether the file is the part, as far as its size and its header say."""
     try:
@@ -424,7 +452,7 @@ def _as_output_error(error: OSError, part: Part) -> OutputError:
 
 def _open_locked(partial: Path, flags: int = 0) -> int:
     """A descriptor that no other conversion has until it is closed."""
-    descriptor = os.open(partial, os.O_RDWR | flags, 0o666)
+    descriptor = os.open(partial, os.O_RDWR | flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         if not lock(descriptor, partial):
             raise BlockingIOError

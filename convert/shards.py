@@ -76,7 +76,10 @@ class LocalShards:
 
         Copying and unpacking can give a file the first time of another; nothing gives the second.
         """
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
         return f"{status.st_size} bytes, changed at {status.st_mtime_ns}, {status.st_ctime_ns} ns"
 
     def expect(self, paths: list[Path]) -> None:

@@ -16,11 +16,14 @@ from .output import Part
 from .shards import DiskNeed
 
 
-def check_target(parts: Sequence[Part], *, force: bool, sources: DiskNeed | None) -> None:
+def check_target(
+    parts: Sequence[Part], *, source: Path, force: bool, sources: DiskNeed | None
+) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
 
     Args:
         parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
+        source: the directory of the checkpoint, none of whose files is replaced.
         force: existing files may be replaced.
         sources: further room that is needed while writing, for shards that are fetched.
 
@@ -30,6 +33,17 @@ def check_target(parts: Sequence[Part], *, force: bool, sources: DiskNeed | None
     for part in parts:
         if part.path.is_dir():
             raise OutputError(f"{part.path} is a directory", expected="a file to write")
+        if part.path.exists() and not part.path.is_file():
+            raise OutputError(
+                f"{part.path} is not a regular file",
+                found="a device, a pipe or a socket",
+                expected="a file to write",
+            )
+        if part.path.exists() and _is_source(part.path, source):
+            raise OutputError(
+                f"{part.path} is a file of the checkpoint that is converted",
+                hint="Give another name.",
+            )
         if part.path.exists() and not force:
             raise OutputError(
                 f"{part.path} exists", hint="Give --force to replace it, or another name."
@@ -42,6 +56,11 @@ def check_target(parts: Sequence[Part], *, force: bool, sources: DiskNeed | None
     shortage = room_shortage(parts, sources)
     if shortage is not None:
         raise shortage
+
+
+def _is_source(path: Path, source: Path) -> bool:
+    """Whether a file is one of the checkpoint's, under whatever name."""
+    return any(file.is_file() and path.samefile(file) for file in source.iterdir())
 
 
 def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputError | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -174,10 +176,11 @@ def assert_refused(
     match: str,
     recipe: str = "int4",
     types: tuple[tuple[str, str], ...] = (),
+    force: bool = False,
 ) -> None:
     before = sorted(output.parent.iterdir())
     with pytest.raises(error, match=match):
-        convert(source, output, recipe=recipe, types=types)
+        convert(source, output, recipe=recipe, types=types, force=force)
     assert sorted(output.parent.iterdir()) == before
 
 
@@ -272,26 +275,20 @@ def test_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Pa
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    parts = [Part(tmp_path / "o.gguf", b"", 1 << 60)]
     with pytest.raises(
         OutputError, match=r"too little free space.*found .* free, expected 1048576.0 TiB"
     ):
-        check_target([Part(tmp_path / "o.gguf", b"", 1 << 60)], force=False, sources=None)
+        check_target(parts, source=tmp_path, force=False, sources=None)
 
 
 def test_two_conversions_of_one_target_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:
-    partial = tmp_path / "o.gguf.partial"
-    with partial.open("w") as other:
+    (tmp_path / "o.gguf.partial.json").write_text("{}")
+    with (tmp_path / "o.gguf.partial").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert_refused(
             OutputError, checkpoint, tmp_path / "o.gguf", match="another conversion is writing"
         )
-
-
-def test_an_abandoned_partial_file_is_written_over(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "o.gguf.partial").write_bytes(b"x" * 20_000_000)
-    report = convert(checkpoint, tmp_path / "o.gguf")
-    assert (tmp_path / "o.gguf").stat().st_size == report.bytes
-    assert not (tmp_path / "o.gguf.partial").exists()
 
 
 def test_a_revision_of_a_directory_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -349,3 +346,60 @@ def test_unknown_recipes_and_types_are_answered_with_the_nearest() -> None:
         convert("anything", recipe="in4")
     with pytest.raises(RecipeError, match=r"Did you mean q4_k"):
         convert("anything", types=[("x", "q4k")])
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_not_a_regular_file_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, force: bool
+) -> None:
+    pipe = tmp_path / "o.gguf"
+    os.mkfifo(pipe)
+    assert_refused(OutputError, checkpoint, pipe, match="is not a regular file", force=force)
+    assert pipe.is_fifo()
+
+
+def test_a_file_of_the_checkpoint_is_not_replaced_under_any_name(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    shard, _ = shard_with(checkpoint, "q_proj.weight")
+    before = shard.read_bytes()
+    linked = tmp_path / "linked.gguf"
+    linked.symlink_to(shard)
+    for target in (shard, linked, checkpoint / "config.json"):
+        assert_refused(OutputError, checkpoint, target, match="file of the checkpoint", force=True)
+    assert shard.read_bytes() == before
+
+
+def test_a_link_is_written_through(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "o.gguf"
+    link.symlink_to(tmp_path / "disk/real.gguf")
+    report = convert(checkpoint, link)
+    assert link.is_symlink()
+    assert report.output == str(tmp_path / "disk/real.gguf")
+    assert link.stat().st_size == report.bytes
+
+
+def test_two_sets_of_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(shards_of(checkpoint)[0], checkpoint / "model.safetensors")
+    assert_refused(
+        CheckpointError, checkpoint, tmp_path / "o.gguf", match="holds two sets of weights"
+    )
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_leaves_no_file(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    shard = shards_of(checkpoint)[-1]
+    touched = False
+
+    def overwrite(_: Progress) -> None:
+        nonlocal touched
+        if not touched:
+            # The same numbers at another time, as a copy that is still running would write them.
+            shard.write_bytes(shard.read_bytes())
+            touched = True
+
+    with pytest.raises(CheckpointError, match="changed while it was converted"):
+        convert(checkpoint, tmp_path / "o.gguf", progress=overwrite)
+    assert list(tmp_path.glob("o.gguf*")) == []

@@ -478,3 +478,36 @@ def test_another_file_of_the_name_is_not_taken_for_the_output(
     with pytest.raises(OutputError, match=r"o\.gguf exists.*--force"):
         convert(checkpoint, target)
     assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["file", "symbolic link", "hard link"])
+def test_a_partial_that_is_somebody_elses_is_left_alone(
+    checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    partial = tmp_path / "o.gguf.partial"
+    if kind == "symbolic link":
+        partial.symlink_to(victim)
+    elif kind == "hard link":
+        partial.hardlink_to(victim)
+    else:
+        partial.write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists and is not an interrupted conversion's"):
+        convert(checkpoint, tmp_path / "o.gguf")
+    assert (partial.read_bytes(), victim.read_bytes()) == (b"precious", b"precious")
+    convert(checkpoint, tmp_path / "o.gguf", force=True)
+    assert victim.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.glob("[ov]*")) == ["o.gguf", "victim"]
+
+
+def test_a_linked_partial_beside_a_journal_does_not_lead_to_its_victim(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "o.gguf.partial").symlink_to(victim)
+    (tmp_path / "o.gguf.partial.json").write_text("{}")
+    with pytest.raises(OutputError, match="or a link"):
+        convert(checkpoint, tmp_path / "o.gguf")
+    assert victim.read_bytes() == b"precious"
