@@ -15,7 +15,7 @@ import llama4_edge
 def main(path: str, question: str) -> None:
     """Print the likeliest answer, and how fast it came."""
     with llama4_edge.Model(path) as model:
-        answer = model.chat([{"role": "user", "content": question}], temperature=0)
+        answer = model.chat(question, temperature=0)
     print(answer.text)
     print(
         f"{answer.finish_reason}, {answer.decode_tokens_per_second:.0f} tokens/s", file=sys.stderr

@@ -14,23 +14,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama4_edge import Conversation, Message, Model
+from llama4_edge import Conversation, Model, Sampling
 
 
 def main(path: str, file: str | None = None) -> None:
     """Answer line after line. What was read of the conversation is not read again."""
-    talk = Conversation()
+    talk = Conversation(model=path, sampling=Sampling(temperature=0))
     if file is not None and Path(file).exists():
         talk = Conversation.load(file)
-    messages = list(talk.messages)
     with Model(path) as model:
         for line in sys.stdin:
-            messages.append(Message("user", line.rstrip("\n")))
-            answer = model.chat(messages, temperature=0).text
-            messages.append(Message("assistant", answer))
-            print(answer, flush=True)
+            talk = talk.user(line.rstrip("\n"))
+            answer = model.chat(talk)
+            talk = talk.assistant(answer)
+            print(answer.text, flush=True)
     if file is not None:
-        Conversation(messages=tuple(messages), model=path).save(file)
+        talk.save(file)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main(path: str) -> None:
         sys.exit("it does not fit")
     with llama4_edge.Model(path, plan=plan) as model:
         assert model.plan == plan
-        print(model.chat([{"role": "user", "content": "Who are you?"}], temperature=0).text)
+        print(model.chat("Who are you?", temperature=0).text)
 
 
 if __name__ == "__main__":

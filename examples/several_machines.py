@@ -26,8 +26,7 @@ def main(path: str, *workers: str) -> None:
             print(
                 f"{device.name} at {device.device.endpoint or 'home'}: {device.used_bytes:,} bytes"
             )
-        answer = model.chat([{"role": "user", "content": "What is 20 + 30?"}], temperature=0)
-    print(answer.text)
+        print(model.chat("What is 20 + 30?", temperature=0).text)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import llama4_edge
 
 def main(path: str, question: str, at_most: str = "1000") -> None:
     """Print pieces of text as they come, up to so many characters."""
-    messages = [{"role": "user", "content": question}]
     characters = 0
     with (
         llama4_edge.Model(path) as model,
-        model.chat(messages, temperature=0, stream=True) as stream,
+        model.chat(question, temperature=0, stream=True) as stream,
     ):
         for piece in stream:
             print(piece, end="", flush=True)
