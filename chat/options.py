@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, cast
 
 from ..errors import SettingError, did_you_mean
+from ..runtime.ranges import check_whole
 from ..runtime.sampling import Sampling
 
 
@@ -52,15 +53,7 @@ class AnswerSettings:
             raise SettingError(
                 "sampling is of the wrong type", found=repr(self.sampling), expected="a Sampling"
             )
-        count = self.max_tokens
-        if count is not None and (
-            not isinstance(count, int) or isinstance(count, bool) or count < 0
-        ):
-            raise SettingError(
-                "max_tokens is outside its range",
-                found=repr(count),
-                expected="None or a whole number from 0 up",
-            )
+        check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
 
     @classmethod

@@ -26,6 +26,7 @@ from ..runtime.bindings.devices import list_devices
 from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
+from ..runtime.ranges import check_whole
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
 from ..system.cores import decoding_threads
 from .speed_engine import BenchEngine
@@ -92,8 +93,8 @@ class BenchGrid:
     def __post_init__(self) -> None:
         lengths = (*self.n_prompt, *self.n_gen, *self.n_depth, *itertools.chain(*self.pairs))
         for value in lengths:
-            _check_count("a number of tokens", value, 0)
-        _check_count("the number of repetitions", self.repetitions, 1)
+            check_whole("a number of tokens", value, 0)
+        check_whole("the number of repetitions", self.repetitions, 1)
         if not self.tests:
             raise SettingError(
                 "there is nothing to measure",
@@ -371,15 +372,6 @@ class _Depth:
         self._tokens = tokens.prompt(count)
         engine.extend(self._tokens)
         self._state = engine.state()
-
-
-def _check_count(what: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingError(
-            f"{what} is outside its range",
-            found=repr(value),
-            expected=f"a whole number from {least} up",
-        )
 
 
 def _model(info: ModelInfo, engine: BenchEngine) -> dict[str, Any]:

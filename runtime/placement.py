@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
+from .ranges import MAX_INT32, check_whole, is_number, outside
 
 CPU = "CPU"
 """The name of main memory, pinned or not, repacked or not: in overrides, reports and plans."""
@@ -20,8 +21,6 @@ CPU = "CPU"
 MAX_DEVICES = 15
 """How many devices a model can have: ggml's scheduler has 16 places (GGML_SCHED_MAX_BACKENDS), of
 which the CPU takes one, and aborts on more."""
-
-_MOST_LAYERS = 2**31 - 1  # what llama.cpp's int32_t can hold
 
 # llama.cpp hands patterns to std::regex (ECMAScript), Python's `re` reads another language. What
 # both read alike: plain characters, dots, groups, alternatives, sets, anchors and quantifiers.
@@ -64,13 +63,7 @@ class Placement:
     offload_kqv: bool = True
 
     def __post_init__(self) -> None:
-        count = self.n_gpu_layers
-        if not isinstance(count, int) or isinstance(count, bool) or not -1 <= count <= _MOST_LAYERS:
-            raise SettingError(
-                "n_gpu_layers is outside its range",
-                found=repr(count),
-                expected=f"a whole number from -1 to {_MOST_LAYERS}",
-            )
+        check_whole("n_gpu_layers", self.n_gpu_layers, -1, MAX_INT32)
         # Lists are taken too; a frozen value should not hold them.
         if self.devices is not None:
             object.__setattr__(self, "devices", _names(self.devices))
@@ -149,12 +142,7 @@ def cpu_moe_overrides(n_layers: int | None = None) -> tuple[tuple[str, str], ...
     """
     if n_layers is None:
         return ((r"\.ffn_(up|down|gate|gate_up)_exps", CPU),)
-    if not isinstance(n_layers, int) or isinstance(n_layers, bool) or not 0 <= n_layers <= 1024:
-        raise SettingError(
-            "the number of layers whose experts stay on the CPU is outside its range",
-            found=repr(n_layers),
-            expected="a whole number from 0 to 1024",
-        )
+    check_whole("the number of layers whose experts stay on the CPU", n_layers, 0, 1024)
     if n_layers == 0:
         return ()
     layers = "|".join(str(layer) for layer in range(n_layers))
@@ -181,16 +169,8 @@ def _names(devices: Iterable[str]) -> tuple[str, ...]:
 def _shares(tensor_split: Iterable[float]) -> tuple[float, ...]:
     shares = tuple(tensor_split)
     for share in shares:
-        if (
-            isinstance(share, bool)
-            or not isinstance(share, int | float)
-            or not (math.isfinite(share) and share >= 0)
-        ):
-            raise SettingError(
-                "a share of tensor_split is outside its range",
-                found=repr(share),
-                expected="a number from 0 up",
-            )
+        if not (is_number(share) and 0 <= share < math.inf):
+            raise outside("a share of tensor_split", share, "a number from 0 up")
     if shares and not any(shares):
         raise SettingError(
             "tensor_split leaves every device without layers",

@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
-from numbers import Real
 
-from ..errors import SettingError
+from .ranges import MAX_INT32, check_whole, is_number, outside
 
 MAX_SEED = 2**32 - 2
 """The largest seed: llama.cpp reads 2**32 - 1 as "choose one yourself" (LLAMA_DEFAULT_SEED)."""
-
-MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,48 +39,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        checks = (
-            (
-                "temperature",
-                _is_number(self.temperature) and 0.0 <= self.temperature < math.inf,
-                "a number from 0.0 up",
-            ),
-            ("top_k", _is_int(self.top_k, MAX_TOP_K), f"a whole number from 0 to {MAX_TOP_K}"),
-            (
-                "top_p",
-                _is_number(self.top_p) and 0.0 < self.top_p <= 1.0,
-                "a number above 0.0, at most 1.0",
-            ),
-            (
-                "min_p",
-                _is_number(self.min_p) and 0.0 <= self.min_p < 1.0,
-                "a number from 0.0 to below 1.0",
-            ),
-            (
-                "seed",
-                self.seed is None or _is_int(self.seed, MAX_SEED),
-                f"None or a whole number from 0 to {MAX_SEED}",
-            ),
-        )
-        # NaN fails every comparison above, so it is refused like any other value out of range.
-        for name, holds, expected in checks:
-            if not holds:
-                raise SettingError(
-                    f"{name} is outside its range",
-                    found=repr(getattr(self, name)),
-                    expected=expected,
-                )
+        check_whole("top_k", self.top_k, 0, MAX_INT32)
+        check_whole("seed", self.seed, 0, MAX_SEED, or_none=True)
+        if not (is_number(self.temperature) and 0.0 <= self.temperature < math.inf):
+            raise outside("temperature", self.temperature, "a number from 0.0 up")
+        if not (is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise outside("top_p", self.top_p, "a number above 0.0, at most 1.0")
+        if not (is_number(self.min_p) and 0.0 <= self.min_p < 1.0):
+            raise outside("min_p", self.min_p, "a number from 0.0 to below 1.0")
 
     def with_seed(self) -> Sampling:
         """The same settings with a seed that is known, drawn now if there was none."""
         return (
             self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED + 1))
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_int(value: object, largest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from ..errors import SettingError
 from ..system.cores import MAX_THREADS
 from .placement import Placement
+from .ranges import MAX_INT32, check_choice, check_whole
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 """What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""
@@ -22,14 +23,13 @@ FlashAttention = Literal["auto", "on", "off"]
 DEFAULT_CONTEXT = 32_768
 """Tokens that a context holds unless another number is asked for."""
 
-_MOST = 2**31 - 1  # what llama.cpp's int32_t can hold
 # What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
 # (GGML_MAX_N_THREADS in ggml.h).
 _RANGES = {
-    "n_ctx": (1, _MOST),
-    "n_batch": (1, _MOST),
-    "n_ubatch": (1, _MOST),
-    "n_outputs": (1, _MOST),
+    "n_ctx": (1, MAX_INT32),
+    "n_batch": (1, MAX_INT32),
+    "n_ubatch": (1, MAX_INT32),
+    "n_outputs": (1, MAX_INT32),
     "n_threads": (1, MAX_THREADS),
     "n_threads_batch": (1, MAX_THREADS),
     "n_parallel": (1, 256),  # llama_max_parallel_sequences
@@ -79,28 +79,21 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is None and "threads" in name:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise SettingError(
-                    f"{name} is outside its range",
-                    found=repr(value),
-                    expected=f"a whole number from {least} to {most}",
-                )
-        _check_choice("kv_type", self.kv_type, get_args(KVType))
-        _check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
+            if value is not None or "threads" not in name:
+                check_whole(name, value, least, most)
+        if not isinstance(self.placement, Placement):
+            raise SettingError(
+                "placement is of the wrong type", found=repr(self.placement), expected="a Placement"
+            )
+        check_choice("kv_type", self.kv_type, get_args(KVType))
+        check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
         if self.kv_type != "f16" and self.flash_attention == "off":
             raise SettingError(
                 f"a KV cache of {self.kv_type} needs flash attention",
                 found="flash_attention off",
-                hint="Turn it on (-fa on), or keep the cache in f16 (--kv f16).",
+                hint="Turn flash attention on, or keep the cache in f16.",
             )
         object.__setattr__(self, "workers", _endpoints(self.workers))
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingError(f"{name} is unknown", found=repr(value), expected=", ".join(choices))
 
 
 def _endpoints(workers: Iterable[str]) -> tuple[str, ...]:
@@ -116,14 +109,14 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     """``HOST:PORT`` taken apart.
 
     Raises:
-        SettingError: it is not that. (ggml knows no IPv6.)
+        SettingError: it has another form. (ggml knows no IPv6.)
     """
     host, _, port = endpoint.partition(":")
     if not (host and host.isprintable() and " " not in host) or not (
         port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
     ):
         raise SettingError(
-            "a worker's address is none",
+            "not a worker's address",
             found=repr(endpoint),
             expected="HOST:PORT, as in 192.168.0.7:50052",
         )

@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from ...errors import SettingError, WorkerError
+from ...errors import WorkerError
 from ...system.cores import MAX_THREADS, decoding_threads
 from ..bindings.devices import Device
 from ..bindings.library import build_command, llama
+from ..ranges import check_whole
 from .handshake import DEFAULT_PORT, greet, resolve
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ def running_worker(
             server is not built in.
         EngineError: llama.cpp's library does not load.
     """
-    _check_range("port", port, 65535)
+    check_whole("port", port, 1, 65535)
     if n_threads is None:
         n_threads = decoding_threads()
-    _check_range("n_threads", n_threads, MAX_THREADS)
+    check_whole("n_threads", n_threads, 1, MAX_THREADS)
     check_rpc()
     address = resolve(host)
     _check_free(address, port)
@@ -132,15 +133,6 @@ def check_rpc() -> None:
         raise WorkerError(
             "llama.cpp is built without RPC, so that this machine has no workers and is none",
             hint=f"Build it with: {build_command()}",
-        )
-
-
-def _check_range(name: str, value: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise SettingError(
-            f"{name} is outside its range",
-            found=repr(value),
-            expected=f"a whole number from 1 to {most}",
         )
 
 

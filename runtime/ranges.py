@@ -1,0 +1,51 @@
+"""What a setting may be: the checks that all settings share, and the words of their errors.
+
+Promises that NaN, booleans given as numbers and values of other types are refused like any other
+value outside the range. Knows no setting by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+from ..errors import SettingError, did_you_mean
+
+MAX_INT32 = 2**31 - 1
+"""The largest ``int32_t``, as which llama.cpp takes most counts."""
+
+
+def check_whole(
+    name: str, value: object, least: int, most: int | None = None, *, or_none: bool = False
+) -> None:
+    """Raise SettingError if ``value`` is not an int from ``least`` to ``most``.
+
+    Args:
+        most: None is no limit.
+        or_none: whether None is a value too.
+    """
+    if value is None and or_none:
+        return
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (is_whole and least <= value and (most is None or value <= most)):  # type: ignore[operator]
+        numbers = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise outside(name, value, f"{'None or ' if or_none else ''}a whole number {numbers}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, and neither a boolean nor NaN."""
+    return not isinstance(value, bool) and isinstance(value, Real) and value == value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise SettingError if ``value`` is none of the choices; a near one is suggested."""
+    if not isinstance(value, str) or value not in choices:
+        hint = did_you_mean(value, choices) if isinstance(value, str) else None
+        raise SettingError(
+            f"{name} is unknown", found=repr(value), expected=", ".join(choices), hint=hint
+        )
+
+
+def outside(name: str, value: object, expected: str) -> SettingError:
+    """The error for a value outside its range."""
+    return SettingError(f"{name} is outside its range", found=repr(value), expected=expected)
