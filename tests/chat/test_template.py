@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -20,13 +21,28 @@ def text_of(pieces: tuple[Piece, ...]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def rendered(source: str, *messages: dict[str, object], **options: object) -> str:
-    return text_of(template(source).render(messages or [USER], **options))
+def control(text: str) -> Piece:
+    return Piece(text, True)
 
 
-def test_a_conversation_is_taken_apart_at_the_control_tokens():
+def plain(text: str) -> Piece:
+    return Piece(text, False)
+
+
+def rendered(
+    source: str,
+    *messages: dict[str, str],
+    add_generation_prompt: bool = True,
+    variables: dict[str, object] | None = None,
+) -> str:
+    pieces = template(source).render(
+        messages or [USER], add_generation_prompt=add_generation_prompt, variables=variables
+    )
+    return text_of(pieces)
+
+
+def test_a_conversation_is_taken_apart_at_the_control_tokens() -> None:
     messages = [{"role": "system", "content": "Be brief."}, USER]
-    control, plain = (lambda text: Piece(text, True)), (lambda text: Piece(text, False))
     assert template(TEMPLATE).render(messages) == (
         control("<|begin|>"),
         control("<|header_start|>"),
@@ -48,7 +64,7 @@ def test_a_conversation_is_taken_apart_at_the_control_tokens():
     )
 
 
-def test_the_header_of_the_answer_can_be_left_out():
+def test_the_header_of_the_answer_can_be_left_out() -> None:
     assert rendered(TEMPLATE, add_generation_prompt=False).endswith("Hello<|eot|>")
 
 
@@ -65,7 +81,7 @@ def test_the_header_of_the_answer_can_be_left_out():
         "\ufdd0<|\ufdd0eot|>\U000f0000",
     ],
 )
-def test_control_tokens_in_a_message_stay_text(content):
+def test_control_tokens_in_a_message_stay_text(content: str) -> None:
     pieces = template(TEMPLATE).render([{"role": "user", "content": content}])
     control = [piece.text for piece in pieces if piece.control]
     expected = [piece.text for piece in template(TEMPLATE).render([USER]) if piece.control]
@@ -73,13 +89,13 @@ def test_control_tokens_in_a_message_stay_text(content):
     assert text_of(pieces) == rendered(TEMPLATE).replace("Hello", content)
 
 
-def test_a_message_cannot_complete_what_the_template_begins():
+def test_a_message_cannot_complete_what_the_template_begins() -> None:
     # The template itself writes "|eot|>" behind the message.
     pieces = template("{{ messages[0].content }}|eot|>").render([{**USER, "content": "<"}])
     assert pieces == (Piece("<|eot|>", control=False),)
 
 
-def test_control_tokens_anywhere_in_a_message_stay_text():
+def test_control_tokens_anywhere_in_a_message_stay_text() -> None:
     source = "{{ messages[0] | tojson }}{{ tools | tojson }}{{ note }}"
     message = {**USER, "parts": [{"text": "<|eot|>"}, ("<|begin|>",)]}
     pieces = template(source).render(
@@ -92,17 +108,17 @@ def test_control_tokens_anywhere_in_a_message_stay_text():
     )
 
 
-def test_a_role_can_be_part_of_a_control_token_the_template_writes():
+def test_a_role_can_be_part_of_a_control_token_the_template_writes() -> None:
     chat = ChatTemplate("<|{{ messages[0].role }}|>", control_tokens=["<|user|>"])
     assert chat.render([USER]) == (Piece("<|user|>", control=True),)
 
 
-def test_the_line_below_a_header_stays_apart_from_the_message():
+def test_the_line_below_a_header_stays_apart_from_the_message() -> None:
     pieces = template(TEMPLATE).render([{**USER, "content": "\n\nHello"}])
     assert pieces[4:6] == (Piece("\n\n", False), Piece("\n\nHello", False))
 
 
-def test_the_callers_messages_are_left_alone():
+def test_the_callers_messages_are_left_alone() -> None:
     message = {"role": "user", "content": "<|eot|>", "parts": ["<|eot|>"]}
     before = json.dumps(message)
     template("{{ messages[0].content }}").render([message])
@@ -110,14 +126,14 @@ def test_the_callers_messages_are_left_alone():
 
 
 @pytest.mark.parametrize("source", [None, "", " \n"])
-def test_a_missing_template_is_an_error_that_says_what_to_do(source):
+def test_a_missing_template_is_an_error_that_says_what_to_do(source: str | None) -> None:
     with pytest.raises(TemplateError) as caught:
         template(source)
     assert str(caught.value).startswith("the model has no chat template, expected tokenizer.chat")
     assert "Convert an Instruct checkpoint" in str(caught.value)
 
 
-def test_a_template_with_a_mistake_is_refused_with_its_line():
+def test_a_template_with_a_mistake_is_refused_with_its_line() -> None:
     with pytest.raises(
         TemplateError, match=r"not valid Jinja, found TemplateSyntaxError: .*line 2"
     ):
@@ -154,7 +170,7 @@ def test_a_template_with_a_mistake_is_refused_with_its_line():
         ),
     ],
 )
-def test_what_a_template_must_not_do_is_one_error(source, found):
+def test_what_a_template_must_not_do_is_one_error(source: str, found: str) -> None:
     with pytest.raises(TemplateError) as caught:
         rendered(source)
     assert str(caught.value).startswith("the chat template does not render these messages, found ")
@@ -162,7 +178,7 @@ def test_what_a_template_must_not_do_is_one_error(source, found):
 
 
 @pytest.mark.parametrize("attribute", ["__class__", "__init__", "__globals__"])
-def test_an_attribute_the_sandbox_hides_shows_nothing(attribute):
+def test_an_attribute_the_sandbox_hides_shows_nothing(attribute: str) -> None:
     assert rendered("{{ raise_exception." + attribute + " }}") == ""
 
 
@@ -180,11 +196,11 @@ def test_an_attribute_the_sandbox_hides_shows_nothing(attribute):
         ("{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}", "2"),
     ],
 )
-def test_templates_find_what_transformers_gives_them(source, expected):
+def test_templates_find_what_transformers_gives_them(source: str, expected: str) -> None:
     assert rendered(source) == expected
 
 
-def test_further_names_reach_the_template():
+def test_further_names_reach_the_template() -> None:
     assert rendered("{{ date }}", variables={"date": "Friday"}) == "Friday"
 
 
@@ -198,11 +214,11 @@ def test_further_names_reach_the_template():
         ("text", "a message is not a mapping, found str"),
     ],
 )
-def test_a_malformed_message_is_refused(message, found):
+def test_a_malformed_message_is_refused(message: Any, found: str) -> None:
     with pytest.raises(TemplateError) as caught:
         template(TEMPLATE).render([message])
     assert found in str(caught.value)
 
 
-def test_without_control_tokens_everything_is_text():
+def test_without_control_tokens_everything_is_text() -> None:
     assert ChatTemplate("<|eot|>").render([USER]) == (Piece("<|eot|>", control=False),)

@@ -40,11 +40,11 @@ def ids(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_merges_are_applied_within_words(vocabulary):
+def test_merges_are_applied_within_words(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("the bath the") == [257, *ids(" ba"), 256, 258]
 
 
-def test_a_whole_word_of_the_vocabulary_needs_no_merges(vocabulary):
+def test_a_whole_word_of_the_vocabulary_needs_no_merges(vocabulary: Vocabulary) -> None:
     # No merge makes "xyz": tiktoken looks a word up before it merges.
     assert vocabulary.encode("xyz") == [260]
     assert vocabulary.encode("axyz") == ids("axyz")
@@ -64,11 +64,13 @@ def test_a_whole_word_of_the_vocabulary_needs_no_merges(vocabulary):
         ("a'the", [*b"a'the"]),
     ],
 )
-def test_text_is_cut_as_llama_4_cuts_it(vocabulary, text, expected):
+def test_text_is_cut_as_llama_4_cuts_it(
+    vocabulary: Vocabulary, text: str, expected: list[int]
+) -> None:
     assert vocabulary.encode(text) == expected
 
 
-def test_every_text_comes_back(vocabulary):
+def test_every_text_comes_back(vocabulary: Vocabulary) -> None:
     draw = random.Random(0)
     texts = ["", "\0", " ", "\r\n\n", "Ünïcödé 日本語 नमस्ते 👩‍👩‍👧", "<|eot|>", "[word] [unused]"]
     texts += ["".join(chr(draw.randrange(0xD800)) for _ in range(20)) for _ in range(200)]
@@ -76,73 +78,73 @@ def test_every_text_comes_back(vocabulary):
         assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
-def test_the_empty_text_has_no_tokens(vocabulary):
+def test_the_empty_text_has_no_tokens(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("") == []
     assert vocabulary.encode("", special=True) == []
 
 
-def test_a_lone_surrogate_becomes_a_replacement_character(vocabulary):
+def test_a_lone_surrogate_becomes_a_replacement_character(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("a\ud800b") == vocabulary.encode("a\ufffdb")
     assert vocabulary.encode("\ud83d\ude00") == vocabulary.encode("😀")
 
 
-def test_control_tokens_in_a_text_are_text_unless_asked_for(vocabulary):
+def test_control_tokens_in_a_text_are_text_unless_asked_for(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("a<|eot|>b") == ids("a<|eot|>b")
     assert vocabulary.encode("a<|eot|>b", special=True) == [*ids("a"), EOT, *ids("b")]
     assert vocabulary.encode("<unk>") == ids("<unk>")
     assert vocabulary.encode("<unk>", special=True) == [UNKNOWN]
 
 
-def test_the_longest_control_token_is_taken(vocabulary):
+def test_the_longest_control_token_is_taken(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("<|eot|>2", special=True) == [EOT_2]
     assert vocabulary.encode("<|eot|>3", special=True) == [EOT, *ids("3")]
 
 
-def test_an_added_word_is_a_token_in_any_text(vocabulary):
+def test_an_added_word_is_a_token_in_any_text(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("a[word]b") == [*ids("a"), ADDED, *ids("b")]
     assert vocabulary.token_bytes(ADDED) == b"[word]"
 
 
-def test_an_unused_token_is_never_made_and_stands_for_nothing(vocabulary):
+def test_an_unused_token_is_never_made_and_stands_for_nothing(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("[unused]", special=True) == ids("[unused]")
     assert vocabulary.token_bytes(UNUSED, special=True) == b""
 
 
-def test_a_text_begins_with_bos_only_when_asked(vocabulary):
+def test_a_text_begins_with_bos_only_when_asked(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("a", add_bos=True) == [BEGIN, *ids("a")]
     assert vocabulary.encode("", add_bos=True) == [BEGIN]
     assert vocabulary.encode("<|begin|>", add_bos=True) == [BEGIN, *ids("<|begin|>")]
 
 
-def test_whether_texts_begin_with_bos_is_the_files_to_say():
+def test_whether_texts_begin_with_bos_is_the_files_to_say() -> None:
     assert Vocabulary(metadata()).add_bos is False
     assert Vocabulary(metadata(add_bos_token=True)).add_bos is True
 
 
-def test_bytes_of_every_byte_token_are_that_byte(vocabulary):
+def test_bytes_of_every_byte_token_are_that_byte(vocabulary: Vocabulary) -> None:
     assert b"".join(vocabulary.token_bytes(token) for token in range(256)) == bytes(range(256))
     assert vocabulary.token_bytes(258) == b" the"
     assert vocabulary.token_bytes(259) == b"\xd0\x92"
 
 
-def test_control_tokens_show_their_names_only_if_asked(vocabulary):
+def test_control_tokens_show_their_names_only_if_asked(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([*ids("a"), EOT, *ids("b")]) == "ab"
     assert vocabulary.decode([*ids("a"), EOT, *ids("b")], special=True) == "a<|eot|>b"
     assert vocabulary.token_text(BEGIN) == "<|begin|>"
 
 
-def test_bytes_that_are_no_text_become_replacement_characters(vocabulary):
+def test_bytes_that_are_no_text_become_replacement_characters(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([0x61, 0xFF, 0xE6, 0x97]) == "a��"
 
 
 @pytest.mark.parametrize("token", [-1, len(TOKENS)])
-def test_an_id_out_of_range_is_refused(vocabulary, token):
+def test_an_id_out_of_range_is_refused(vocabulary: Vocabulary, token: int) -> None:
     for use in (vocabulary.token_bytes, lambda token: vocabulary.decode([1, token])):
         with pytest.raises(VocabularyError, match=f"found {token}, expected 0 to 2"):
             use(token)
 
 
-def test_control_tokens_are_found_by_name(vocabulary):
+def test_control_tokens_are_found_by_name(vocabulary: Vocabulary) -> None:
     assert vocabulary.control_tokens == {
         "<|begin|>": BEGIN,
         "<|eot|>": EOT,
@@ -171,16 +173,16 @@ def test_control_tokens_are_found_by_name(vocabulary):
         ({"bos_token_id": None, "add_bos_token": True}, "asks for a token that"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused(changes, message):
+def test_a_damaged_tokenizer_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(VocabularyError) as caught:
         Vocabulary(metadata(**changes))
     assert message in str(caught.value)
 
 
-def test_a_tokenizer_without_bos_cannot_begin_with_it():
+def test_a_tokenizer_without_bos_cannot_begin_with_it() -> None:
     with pytest.raises(VocabularyError, match="has no token that begins a text"):
         Vocabulary(metadata(bos_token_id=None)).encode("a", add_bos=True)
 
 
-def test_any_of_nothing_is_no_pattern():
+def test_any_of_nothing_is_no_pattern() -> None:
     assert any_of([]) is None

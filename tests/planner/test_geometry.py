@@ -17,6 +17,7 @@ from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
 from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
+from tests.fixtures import MakeGGUF
 
 KIB, GIB = 2**10, 2**30
 
@@ -99,7 +100,7 @@ def test_a_checkpoint_is_drawn_as_it_would_be_converted(
 
 
 def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(
-    tied_checkpoint: Path, make_gguf
+    tied_checkpoint: Path, make_gguf: MakeGGUF
 ) -> None:
     from llama4_edge.planner.layout import device_loads
 

@@ -84,7 +84,9 @@ def test_layers_are_distributed_evenly() -> None:
     assert distribute([10] * 8, [100, 100], [0, 0])[0] == (4, 4)
     assert distribute([10] * 9, [100, 200], [0, 0])[0] == (3, 6)
     # A compute buffer as large as this leaves the first no room for its half.
-    assert distribute([10] * 8, [100, 100], [70, 0]) == ((1, 7), pytest.approx(0.8))
+    split, load = distribute([10] * 8, [100, 100], [70, 0])
+    assert split == (1, 7)
+    assert load == pytest.approx(0.8)
     # One that both need, and that fits, leaves neither without work.
     assert distribute([1] * 8, [100, 100], [50, 60])[0] == (4, 4)
     # What does not fit says how much too large it is.

@@ -34,6 +34,7 @@ def test_scout_in_int4_fits_on_one_h100() -> None:
     # 48 KiB a token, and one chunk and ubatch for 36 layers.
     assert gpu.load.kv_full_bytes == 32_768 * 48 * 2**10
     assert gpu.load.kv_chunked_bytes == 36 * 8704 * 4096
+    assert gpu.device.free_bytes is not None
     assert gpu.left_bytes == gpu.device.free_bytes - KEPT_FREE - gpu.used_bytes
     assert gpu.load.layers == tuple(range(49))
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
@@ -33,24 +36,24 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, 256, count)]
 
 
-def distance(one, other) -> float:
+def distance(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
     return float(np.abs(np.asarray(one) - np.asarray(other)).max())
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_path):
+def engine(tiny_path: Path) -> Iterator[Engine]:
     with Engine(tiny_path, SMALL) as loaded:
         yield loaded
 
 
 @pytest.fixture(autouse=True)
-def forgetful(request):
+def forgetful(request: pytest.FixtureRequest) -> None:
     """No test starts from what another one left in the shared engine's cache."""
     if "engine" in request.fixturenames:
         request.getfixturevalue("engine").clear()
 
 
-def test_logits_of_all_positions_equal_those_of_token_after_token(engine):
+def test_logits_of_all_positions_equal_those_of_token_after_token(engine: Engine) -> None:
     tokens = random_tokens(100)
     whole = engine.logits(tokens)
     assert whole.shape == (100, N_VOCAB)
@@ -66,7 +69,7 @@ def test_logits_of_all_positions_equal_those_of_token_after_token(engine):
     assert distance(whole[:-1], whole[1:]) > 1.0
 
 
-def test_the_last_row_of_logits_is_what_prefill_leaves(engine):
+def test_the_last_row_of_logits_is_what_prefill_leaves(engine: Engine) -> None:
     tokens = random_tokens(100)
     last = engine.logits(tokens)[-1]
     engine.clear()
@@ -74,7 +77,7 @@ def test_the_last_row_of_logits_is_what_prefill_leaves(engine):
     assert distance(engine.last_logits(), last) < CLOSE
 
 
-def test_logits_belong_to_the_caller(engine):
+def test_logits_belong_to_the_caller(engine: Engine) -> None:
     first = engine.logits(random_tokens(5))
     kept = first.copy()
     assert first.flags.owndata
@@ -82,18 +85,18 @@ def test_logits_belong_to_the_caller(engine):
     np.testing.assert_array_equal(first, kept)
 
 
-def test_no_tokens_have_no_logits(engine):
+def test_no_tokens_have_no_logits(engine: Engine) -> None:
     assert engine.logits([]).shape == (0, N_VOCAB)
 
 
-def test_numpy_token_ids_are_taken(engine):
+def test_numpy_token_ids_are_taken(engine: Engine) -> None:
     tokens = np.array([1, 2, 3], dtype=np.int32)
-    assert engine.prefill(tokens) == 0
+    assert engine.prefill(cast("Sequence[int]", tokens)) == 0
     assert engine.tokens == (1, 2, 3)
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 511, 512])
-def test_a_prompt_of_any_length_that_fits_is_decoded(engine, size):
+def test_a_prompt_of_any_length_that_fits_is_decoded(engine: Engine, size: int) -> None:
     tokens = random_tokens(size)
     assert engine.prefill(tokens) == 0
     assert engine.tokens == tuple(tokens)
@@ -101,7 +104,7 @@ def test_a_prompt_of_any_length_that_fits_is_decoded(engine, size):
     assert np.isfinite(engine.last_logits()).all()
 
 
-def test_a_shared_prefix_is_kept_and_answers_as_a_fresh_pass(engine):
+def test_a_shared_prefix_is_kept_and_answers_as_a_fresh_pass(engine: Engine) -> None:
     shared, one, other = random_tokens(90), random_tokens(40, seed=1), random_tokens(40, seed=2)
     engine.prefill(shared + one)
     assert engine.prefill(shared + other) == 90
@@ -111,13 +114,13 @@ def test_a_shared_prefix_is_kept_and_answers_as_a_fresh_pass(engine):
     assert distance(engine.last_logits(), reused) < CLOSE
 
 
-def test_a_prompt_that_grows_decodes_only_what_is_new(engine):
+def test_a_prompt_that_grows_decodes_only_what_is_new(engine: Engine) -> None:
     tokens = random_tokens(120)
     engine.prefill(tokens[:50])
     assert engine.prefill(tokens) == 50
 
 
-def test_the_same_prompt_again_decodes_its_last_token_only(engine):
+def test_the_same_prompt_again_decodes_its_last_token_only(engine: Engine) -> None:
     tokens = random_tokens(50)
     engine.prefill(tokens)
     first = engine.last_logits()
@@ -125,7 +128,7 @@ def test_the_same_prompt_again_decodes_its_last_token_only(engine):
     assert distance(engine.last_logits(), first) < CLOSE
 
 
-def test_a_prompt_that_is_a_beginning_of_the_cache_is_rewound_to(engine):
+def test_a_prompt_that_is_a_beginning_of_the_cache_is_rewound_to(engine: Engine) -> None:
     tokens = random_tokens(120)
     expected = engine.logits(tokens[:70])[-1]
     engine.prefill(tokens)
@@ -134,7 +137,7 @@ def test_a_prompt_that_is_a_beginning_of_the_cache_is_rewound_to(engine):
     assert engine.tokens == tuple(tokens[:70])
 
 
-def test_rewinding_twice_is_sound(engine):
+def test_rewinding_twice_is_sound(engine: Engine) -> None:
     base, tails = random_tokens(100), [random_tokens(30, seed=seed) for seed in (1, 2, 3)]
     engine.prefill(base + tails[0])
     assert engine.prefill(base[:60] + tails[1]) == 60
@@ -156,7 +159,9 @@ def test_rewinding_twice_is_sound(engine):
         ([1, 2, 3, 4], [1, 2], 3, 1),
     ],
 )
-def test_the_common_prefix_is_kept_but_for_the_last_token(cached, tokens, highest, kept):
+def test_the_common_prefix_is_kept_but_for_the_last_token(
+    cached: list[int], tokens: list[int], highest: int, kept: int
+) -> None:
     assert reusable_prefix(cached, tokens, highest) == kept
 
 
@@ -179,13 +184,13 @@ def test_the_common_prefix_is_kept_but_for_the_last_token(cached, tokens, highes
     ],
 )
 def test_tokens_are_dropped_only_within_the_chunk_of_the_highest_position(
-    common, cached, highest, kept
-):
+    common: int, cached: int, highest: int, kept: int
+) -> None:
     cache = [1] * common + [2] * (cached - common)
     assert reusable_prefix(cache, [1] * common + [3, 3], highest) == kept
 
 
-def test_a_rewind_within_a_later_chunk_answers_as_a_fresh_pass(tiny_path):
+def test_a_rewind_within_a_later_chunk_answers_as_a_fresh_pass(tiny_path: Path) -> None:
     # The chunked layers have 8192 + 512 cells: the last of these tokens overwrite the first.
     # (Every pass ends in a piece of 64 tokens or more, for which ggml on the CPU sums in f32.)
     settings = replace(SMALL, n_ctx=9472, n_batch=2048, n_ubatch=512, n_outputs=1)
@@ -200,7 +205,7 @@ def test_a_rewind_within_a_later_chunk_answers_as_a_fresh_pass(tiny_path):
         assert distance(engine.last_logits(), reused) < CLOSE
 
 
-def test_a_full_context_is_refused_before_anything_changes(engine):
+def test_a_full_context_is_refused_before_anything_changes(engine: Engine) -> None:
     tokens = random_tokens(512)
     engine.prefill(tokens)
     with pytest.raises(ContextFullError, match="found 513 tokens, expected at most 512"):
@@ -213,7 +218,7 @@ def test_a_full_context_is_refused_before_anything_changes(engine):
     assert engine.tokens_left == 0
 
 
-def test_the_context_holds_what_was_asked_for_and_no_more(tiny_path):
+def test_the_context_holds_what_was_asked_for_and_no_more(tiny_path: Path) -> None:
     # llama.cpp itself rounds a context up to 256 tokens.
     with Engine(tiny_path, replace(SMALL, n_ctx=40)) as engine:
         engine.prefill(random_tokens(40))
@@ -222,7 +227,7 @@ def test_the_context_holds_what_was_asked_for_and_no_more(tiny_path):
 
 
 @pytest.mark.parametrize("token", [-1, N_VOCAB, 2**40])
-def test_a_token_that_does_not_exist_is_refused(engine, token):
+def test_a_token_that_does_not_exist_is_refused(engine: Engine, token: int) -> None:
     engine.prefill([1, 2])
     for refused in (engine.prefill, engine.logits, lambda tokens: engine.append(tokens[-1])):
         with pytest.raises(EngineError, match=rf"found {token}, expected 0 to {N_VOCAB - 1}"):
@@ -233,7 +238,7 @@ def test_a_token_that_does_not_exist_is_refused(engine, token):
 
 
 @pytest.mark.parametrize("token", [1.5, 2.0, True, "a", None, np.float32(1), np.bool_(True)])
-def test_a_token_that_is_no_whole_number_is_refused(engine, token):
+def test_a_token_that_is_no_whole_number_is_refused(engine: Engine, token: Any) -> None:
     engine.prefill([1, 2])
     for refused in (engine.prefill, engine.logits, lambda tokens: engine.append(tokens[-1])):
         with pytest.raises(EngineError, match="a token id is not a whole number, found"):
@@ -241,11 +246,11 @@ def test_a_token_that_is_no_whole_number_is_refused(engine, token):
     with engine.sampler(GREEDY) as sampler, pytest.raises(EngineError, match="whole number"):
         sampler.after(token)
     with pytest.raises(EngineError, match="not a list of token ids, found 5"):
-        engine.prefill(5)
+        engine.prefill(5)  # type: ignore[arg-type]
     assert engine.tokens == (1, 2)
 
 
-def test_a_token_is_appended_and_the_next_chosen_in_one_call_or_in_two(engine):
+def test_a_token_is_appended_and_the_next_chosen_in_one_call_or_in_two(engine: Engine) -> None:
     prompt = random_tokens(20)
     expected = generate(engine, prompt, GREEDY, 10)
     engine.prefill(prompt)
@@ -258,12 +263,12 @@ def test_a_token_is_appended_and_the_next_chosen_in_one_call_or_in_two(engine):
         sampler.after(1)
 
 
-def test_an_empty_prompt_is_refused(engine):
+def test_an_empty_prompt_is_refused(engine: Engine) -> None:
     with pytest.raises(EngineError, match="no tokens to decode, expected at least one"):
         engine.prefill([])
 
 
-def test_nothing_can_be_sampled_before_something_was_decoded(engine):
+def test_nothing_can_be_sampled_before_something_was_decoded(engine: Engine) -> None:
     with engine.sampler(GREEDY) as sample, pytest.raises(EngineError, match="no logits"):
         sample()
     with pytest.raises(EngineError, match="no logits"):
@@ -280,20 +285,20 @@ def generate(engine: Engine, prompt: list[int], sampling: Sampling, count: int) 
     return answer
 
 
-def test_temperature_zero_takes_the_likeliest_token(engine):
+def test_temperature_zero_takes_the_likeliest_token(engine: Engine) -> None:
     prompt = random_tokens(20)
     answer = generate(engine, prompt, GREEDY, 20)
     for index, token in enumerate(answer):
         assert engine.logits(prompt + answer[:index])[-1].argmax() == token
 
 
-def test_top_k_of_one_is_greedy_whatever_the_temperature(engine):
+def test_top_k_of_one_is_greedy_whatever_the_temperature(engine: Engine) -> None:
     prompt = random_tokens(20)
     hot = Sampling(temperature=5.0, top_k=1, top_p=1.0, seed=1)
     assert generate(engine, prompt, hot, 20) == generate(engine, prompt, GREEDY, 20)
 
 
-def test_a_tiny_top_p_and_a_high_min_p_are_greedy(engine):
+def test_a_tiny_top_p_and_a_high_min_p_are_greedy(engine: Engine) -> None:
     prompt = random_tokens(20)
     greedy = generate(engine, prompt, GREEDY, 10)
     for sampling in (
@@ -303,7 +308,7 @@ def test_a_tiny_top_p_and_a_high_min_p_are_greedy(engine):
         assert generate(engine, prompt, sampling, 10) == greedy
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_one_others(engine):
+def test_the_same_seed_gives_the_same_tokens_and_another_one_others(engine: Engine) -> None:
     prompt, hot = random_tokens(20), Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)
     first = generate(engine, prompt, hot, 30)
     assert generate(engine, prompt, hot, 30) == first
@@ -312,13 +317,13 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others(engine):
     assert generate(engine, prompt, replace(hot, seed=4), 30) != first
 
 
-def test_threads_change_no_logits_beyond_rounding(engine, tiny_path):
+def test_threads_change_no_logits_beyond_rounding(engine: Engine, tiny_path: Path) -> None:
     tokens = random_tokens(60)
     with Engine(tiny_path, replace(SMALL, n_threads=2)) as other:
         assert distance(other.logits(tokens), engine.logits(tokens)) < CLOSE
 
 
-def test_the_end_tokens_are_llama_cpps(engine):
+def test_the_end_tokens_are_llama_cpps(engine: Engine) -> None:
     # <|begin_of_text|>, <|end_of_text|>, <|eom|>, <|eot|> are the last four
     ends = [token for token in range(N_VOCAB) if engine.is_end(token)]
     assert ends == [N_VOCAB - 3, N_VOCAB - 2, N_VOCAB - 1]
@@ -332,7 +337,7 @@ def interrupt_after(seconds: float) -> threading.Timer:
     return timer
 
 
-def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path):
+def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path: Path) -> None:
     # One call of 16384 tokens, which takes many seconds: it has to be stopped inside.
     settings = replace(SMALL, n_ctx=16384, n_batch=16384, n_ubatch=512)
     tokens = random_tokens(16384)
@@ -356,7 +361,9 @@ def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path
         assert distance(engine.last_logits(), expected) < CLOSE
 
 
-def test_an_interrupt_between_tokens_loses_no_account_of_the_cache(engine, monkeypatch):
+def test_an_interrupt_between_tokens_loses_no_account_of_the_cache(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = random_tokens(30)
     engine.prefill(prompt)
     llama = engine._handles.llama
@@ -377,7 +384,9 @@ def test_an_interrupt_between_tokens_loses_no_account_of_the_cache(engine, monke
     assert distance(resumed, engine.logits([*prompt, 9, 10])[-1]) < CLOSE
 
 
-def test_a_decode_that_llama_cpp_refuses_is_an_error_and_undone(engine, monkeypatch):
+def test_a_decode_that_llama_cpp_refuses_is_an_error_and_undone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = random_tokens(30)
     engine.prefill(prompt)
     with monkeypatch.context() as patch:
@@ -388,7 +397,7 @@ def test_a_decode_that_llama_cpp_refuses_is_an_error_and_undone(engine, monkeypa
     assert engine.prefill([*prompt, 9]) == 30
 
 
-def test_a_closed_engine_refuses_everything(tiny_path):
+def test_a_closed_engine_refuses_everything(tiny_path: Path) -> None:
     engine = Engine(tiny_path, SMALL)
     engine.prefill([1])
     with engine.sampler(GREEDY) as sample:
@@ -411,7 +420,7 @@ def test_a_closed_engine_refuses_everything(tiny_path):
                 use()
 
 
-def test_a_context_that_does_not_fit_into_memory_is_one_error(tiny_path):
+def test_a_context_that_does_not_fit_into_memory_is_one_error(tiny_path: Path) -> None:
     # Four million tokens take 512 MiB in the layer with full attention; 256 MiB may be had.
     settings = replace(SMALL, n_ctx=2**22)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
@@ -429,7 +438,7 @@ def test_a_context_that_does_not_fit_into_memory_is_one_error(tiny_path):
     assert "lower n_ctx" in str(caught.value)
 
 
-def test_a_file_that_llama_cpp_refuses_is_one_error_in_its_words(tmp_path):
+def test_a_file_that_llama_cpp_refuses_is_one_error_in_its_words(tmp_path: Path) -> None:
     model = tiny_model()
     del model.keys["llama4.embedding_length"]
     with pytest.raises(EngineError) as caught:
@@ -438,7 +447,7 @@ def test_a_file_that_llama_cpp_refuses_is_one_error_in_its_words(tmp_path):
     assert "key not found in model: llama4.embedding_length" in str(caught.value)
 
 
-def test_weights_that_are_not_numbers_are_refused_when_sampling(tmp_path):
+def test_weights_that_are_not_numbers_are_refused_when_sampling(tmp_path: Path) -> None:
     model = tiny_model()
     model.tensors["output_norm.weight"][:] = np.nan
     with Engine(model.write(tmp_path / "nan.gguf"), SMALL) as engine:
@@ -447,7 +456,7 @@ def test_weights_that_are_not_numbers_are_refused_when_sampling(tmp_path):
             sample()
 
 
-def test_loading_reports_its_progress_in_the_calling_thread(tiny_path):
+def test_loading_reports_its_progress_in_the_calling_thread(tiny_path: Path) -> None:
     seen: list[tuple[float, threading.Thread]] = []
     Engine(
         tiny_path, SMALL, on_progress=lambda part: seen.append((part, threading.current_thread()))
@@ -458,12 +467,12 @@ def test_loading_reports_its_progress_in_the_calling_thread(tiny_path):
     assert {thread for _, thread in seen} == {threading.current_thread()}
 
 
-def test_loading_is_cancelled_by_false(tiny_path):
+def test_loading_is_cancelled_by_false(tiny_path: Path) -> None:
     with pytest.raises(EngineError, match="loading was cancelled"):
         Engine(tiny_path, SMALL, on_progress=lambda _: False)
 
 
-def test_an_error_in_the_progress_function_reaches_the_caller(tiny_path):
+def test_an_error_in_the_progress_function_reaches_the_caller(tiny_path: Path) -> None:
     def fail(_: float) -> None:
         raise RuntimeError("no terminal")
 
@@ -471,7 +480,7 @@ def test_an_error_in_the_progress_function_reaches_the_caller(tiny_path):
         Engine(tiny_path, SMALL, on_progress=fail)
 
 
-def test_engines_open_and_close_without_growing(tiny_path):
+def test_engines_open_and_close_without_growing(tiny_path: Path) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
@@ -492,8 +501,13 @@ def test_engines_open_and_close_without_growing(tiny_path):
     ("layers", "devices", "expected"), [(4, None, 1), (-1, None, 0), (0, (), 0)]
 )
 def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
-    tiny_path, monkeypatch, caplog, layers, devices, expected
-):
+    tiny_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    layers: int,
+    devices: tuple[()] | None,
+    expected: int,
+) -> None:
     monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     placement = Placement(n_gpu_layers=layers, devices=devices)
     Engine(tiny_path, replace(SMALL, placement=placement)).close()

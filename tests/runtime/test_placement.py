@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llama4_edge import Model, Sampling
@@ -16,8 +18,11 @@ from llama4_edge.runtime.bindings.devices import NativeDevice
 from llama4_edge.runtime.bindings.parameters import context_params, model_params
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import CPU, Placement, check_overrides, cpu_moe_overrides
-from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.settings import EngineSettings, KVType
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.fixtures import MakeGGUF
+
+Logits = npt.NDArray[np.float32]
 
 NAMES = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight",
          "blk.1.ffn_up.weight", "blk.10.ffn_gate_exps.weight")  # fmt: skip
@@ -30,7 +35,7 @@ NAMES = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.0.ffn
     r"blk\.(0|1)\.ffn_(up|down|gate)_exps", "ffn_.*_exps", r"^blk\.[0-9]+\.attn", r"blk\.\d{1,2}\.",
     "(?:a|b)+c?", "[^.]+$", "attn_q", "x=y", r"a.*?b", "[a-z_]*", "a||b", "()",
 ])  # fmt: skip
-def test_a_pattern_that_python_and_llama_cpp_read_alike_is_taken(pattern):
+def test_a_pattern_that_python_and_llama_cpp_read_alike_is_taken(pattern: str) -> None:
     assert Placement(overrides=((pattern, CPU),)).overrides == ((pattern, CPU),)
 
 
@@ -39,7 +44,7 @@ def test_a_pattern_that_python_and_llama_cpp_read_alike_is_taken(pattern):
     "a}", "a]", "(a", "a)", "*a", "a**", "a*+", r"\Aa", r"a\b", r"(a)\1", "a\\", "[z-a]", "a{3,1}",
     "[a--b]", "ä", "a\n", r"\x41", "^*",
 ])  # fmt: skip
-def test_a_pattern_that_would_mean_something_else_there_is_refused(pattern):
+def test_a_pattern_that_would_mean_something_else_there_is_refused(pattern: str) -> None:
     with pytest.raises(SettingError, match="reads as it is meant"):
         Placement(overrides=((pattern, CPU),))
 
@@ -61,18 +66,23 @@ def test_a_pattern_that_would_mean_something_else_there_is_refused(pattern):
         ({"overrides": (("exps", ""),)}, "the override exps names no device"),
     ],
 )
-def test_a_placement_that_cannot_be_is_refused(given, complaint):
+def test_a_placement_that_cannot_be_is_refused(given: dict[str, Any], complaint: str) -> None:
     with pytest.raises(SettingError, match=re.escape(complaint)):
         Placement(**given)
 
 
-def test_lists_are_taken_and_held_as_tuples():
-    given = Placement(devices=["A", "B"], tensor_split=[3, 1], overrides=[["exps", CPU]])
+def test_lists_are_taken_and_held_as_tuples() -> None:
+    lists: dict[str, Any] = {
+        "devices": ["A", "B"],
+        "tensor_split": [3, 1],
+        "overrides": [["exps", CPU]],
+    }
+    given = Placement(**lists)
     assert given == Placement(devices=("A", "B"), tensor_split=(3, 1), overrides=(("exps", CPU),))
     assert hash(given)
 
 
-def test_experts_of_the_first_layers_stay_on_the_cpu():
+def test_experts_of_the_first_layers_stay_on_the_cpu() -> None:
     def found(n_layers: int | None) -> list[str]:
         overrides = cpu_moe_overrides(n_layers)
         assert all(target == CPU for _, target in overrides)
@@ -87,13 +97,13 @@ def test_experts_of_the_first_layers_stay_on_the_cpu():
         cpu_moe_overrides(-1)
 
 
-def test_an_override_has_to_find_a_tensor():
+def test_an_override_has_to_find_a_tensor() -> None:
     check_overrides((("exps", CPU), ("attn_q", "GPU0")), NAMES)
     with pytest.raises(SettingError, match="the override ffn_dwon=CPU fits no tensor of the model"):
         check_overrides((("exps", CPU), ("ffn_dwon", CPU)), NAMES)
 
 
-def test_the_token_embedding_stays_on_the_cpu():
+def test_the_token_embedding_stays_on_the_cpu() -> None:
     with pytest.raises(SettingError, match="takes the token embedding from the CPU"):
         check_overrides(((r"\.weight", "GPU0"),), NAMES)
     check_overrides((("token_embd", CPU), (r"\.weight", "GPU0")), NAMES)
@@ -109,7 +119,7 @@ def native_devices(*names: str) -> tuple[NativeDevice, ...]:
     )
 
 
-def settings(**placement: object) -> EngineSettings:
+def settings(**placement: Any) -> EngineSettings:
     return EngineSettings(placement=Placement(**placement))
 
 
@@ -117,7 +127,9 @@ def settings(**placement: object) -> EngineSettings:
     ("names", "chosen"),
     [(None, ["A", "B"]), (("B",), ["B"]), (("B", "A"), ["B", "A"]), ((), [])],
 )
-def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names, chosen):
+def test_layers_are_shared_among_the_devices_that_were_named(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...] | None, chosen: list[object] | list[str]
+) -> None:
     monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     params = model_params(settings(devices=names), native_devices("A", "B"))
     assert [one.name for one in params.devices] == chosen
@@ -133,13 +145,15 @@ def test_layers_are_shared_among_the_devices_that_were_named(monkeypatch, names,
         ({"devices": ("A",), "overrides": (("exps", "B"),)}, "does not use, expected A"),
     ],
 )  # fmt: skip
-def test_a_device_that_is_not_there_or_not_used_is_refused(monkeypatch, placement, complaint):
+def test_a_device_that_is_not_there_or_not_used_is_refused(
+    monkeypatch: pytest.MonkeyPatch, placement: dict[str, object], complaint: str
+) -> None:
     monkeypatch.setattr("llama4_edge.runtime.bindings.parameters.offload_devices", lambda: ())
     with pytest.raises(SettingError, match=re.escape(complaint)):
         model_params(settings(**placement), native_devices("A", "B"))
 
 
-def test_the_context_is_asked_for_as_it_was_set():
+def test_the_context_is_asked_for_as_it_was_set() -> None:
     params = context_params(
         EngineSettings(
             n_ctx=1000,
@@ -196,17 +210,22 @@ def workers() -> Iterator[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module", params=["scout-bf16", "scout-int4", "maverick-int4"])
-def gguf(request, make_gguf, scout_checkpoint, maverick_checkpoint) -> Path:
+def gguf(
+    request: pytest.FixtureRequest,
+    make_gguf: MakeGGUF,
+    scout_checkpoint: Path,
+    maverick_checkpoint: Path,
+) -> Path:
     name, recipe = request.param.split("-")
     return make_gguf(scout_checkpoint if name == "scout" else maverick_checkpoint, recipe)
 
 
 @pytest.fixture(scope="module")
-def on_the_cpu(gguf: Path) -> Callable[[EngineSettings], np.ndarray]:
+def on_the_cpu(gguf: Path) -> Callable[[EngineSettings], Logits]:
     """The logits of the same settings without any device, computed once for each KV type."""
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Logits] = {}
 
-    def logits(settings: EngineSettings) -> np.ndarray:
+    def logits(settings: EngineSettings) -> Logits:
         if settings.kv_type not in known:
             alone = replace(settings, placement=Placement(devices=()), workers=())
             with Engine(gguf, alone) as engine:
@@ -216,19 +235,24 @@ def on_the_cpu(gguf: Path) -> Callable[[EngineSettings], np.ndarray]:
     return logits
 
 
-def kl(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def kl(one: Logits, other: Logits) -> npt.NDArray[np.float64]:
     """KL(one || other) at each position, in nats."""
     p, q = (x.astype(np.float64) for x in (one, other))
     p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
     q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
-    return np.sum(np.exp(p) * (p - q), axis=1)
+    divergence: npt.NDArray[np.float64] = np.sum(np.exp(p) * (p - q), axis=1)
+    return divergence
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_every_placement_gives_the_logits_of_the_cpu_alone(
-    gguf, workers, on_the_cpu, name, kv_type
-):
+    gguf: Path,
+    workers: tuple[str, ...],
+    on_the_cpu: Callable[[EngineSettings], Logits],
+    name: str,
+    kv_type: KVType,
+) -> None:
     placement, count, weights, kv = PLACEMENTS[name]
     # Without repacking: a worker computes with plain weights, and so has to the CPU beside it.
     asked = replace(
@@ -249,7 +273,9 @@ def test_every_placement_gives_the_logits_of_the_cpu_alone(
     assert kl(on_the_cpu(asked), placed).max() <= 1e-6
 
 
-def test_a_model_answers_as_on_the_cpu_wherever_it_is(tiny_path, workers):
+def test_a_model_answers_as_on_the_cpu_wherever_it_is(
+    tiny_path: Path, workers: tuple[str, ...]
+) -> None:
     answers = []
     for placement, used in (
         (Placement(devices=()), ()),
@@ -262,11 +288,13 @@ def test_a_model_answers_as_on_the_cpu_wherever_it_is(tiny_path, workers):
     assert answers[0][0]
 
 
-def test_a_model_without_the_tensor_of_an_override_is_not_loaded(tiny_path):
+def test_a_model_without_the_tensor_of_an_override_is_not_loaded(tiny_path: Path) -> None:
     with pytest.raises(SettingError, match=r"the override blk\.9=CPU fits no tensor of the model"):
         Model(tiny_path, placement=Placement(overrides=((r"blk.9", CPU),)))
 
 
-def test_a_kv_type_that_the_heads_do_not_fit_is_an_error_in_llama_cpps_words(tiny_path):
+def test_a_kv_type_that_the_heads_do_not_fit_is_an_error_in_llama_cpps_words(
+    tiny_path: Path,
+) -> None:
     with pytest.raises(EngineError, match=r"q8_0 with block size 32 does not divide .*=16"):
         Model(tiny_path, n_ctx=256, kv_type="q8_0")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from llama4_edge.errors import SettingError
 from llama4_edge.runtime.sampling import MAX_SEED, Sampling
 
 
-def test_defaults_are_those_of_metas_generation_config():
+def test_defaults_are_those_of_metas_generation_config() -> None:
     assert Sampling() == Sampling(temperature=0.6, top_k=40, top_p=0.9, min_p=0.0, seed=None)
 
 
@@ -37,7 +38,9 @@ def test_defaults_are_those_of_metas_generation_config():
         ("seed", 1.0, f"None or a whole number from 0 to {MAX_SEED}"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name_and_range(name, value, range_):
+def test_a_value_out_of_range_is_refused_by_name_and_range(
+    name: str, value: Any, range_: str
+) -> None:
     with pytest.raises(SettingError) as caught:
         Sampling(**{name: value})
     expected = f"{name} is outside its range, found {value!r}, expected {range_}"
@@ -50,18 +53,19 @@ def test_a_value_out_of_range_is_refused_by_name_and_range(name, value, range_):
     ("name", "value"),
     [("temperature", 0.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("seed", MAX_SEED)],
 )
-def test_the_ends_of_each_range_belong_to_it(name, value):
+def test_the_ends_of_each_range_belong_to_it(name: str, value: Any) -> None:
     assert getattr(Sampling(**{name: value}), name) == value
 
 
-def test_settings_cannot_be_changed():
+def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        Sampling().top_k = 1
+        Sampling().top_k = 1  # type: ignore[misc]
 
 
-def test_a_missing_seed_is_drawn_and_a_given_one_kept():
+def test_a_missing_seed_is_drawn_and_a_given_one_kept() -> None:
     assert Sampling(seed=7).with_seed() == Sampling(seed=7)
     drawn = {Sampling(top_k=3).with_seed() for _ in range(20)}
-    assert all(one.top_k == 3 and 0 <= one.seed <= MAX_SEED for one in drawn)
+    assert {one.top_k for one in drawn} == {3}
+    assert all(one.seed is not None and 0 <= one.seed <= MAX_SEED for one in drawn)
     # Twenty equal draws out of 2**32 do not happen.
     assert len(drawn) > 1

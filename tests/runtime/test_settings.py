@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llama4_edge.errors import SettingError
@@ -22,7 +24,9 @@ from llama4_edge.runtime.settings import EngineSettings
         ("n_ctx", None, 1, 2**31 - 1),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(name, value, least, most):
+def test_a_setting_out_of_range_is_refused_by_name(
+    name: str, value: Any, least: int, most: int
+) -> None:
     with pytest.raises(SettingError) as caught:
         EngineSettings(**{name: value})
     assert str(caught.value) == (
@@ -39,10 +43,12 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value, least, most):
         ({"kv_type": "q8_0", "flash_attention": "off"}, "a KV cache of q8_0 needs flash attention"),
     ],
 )
-def test_what_does_not_exist_or_go_together_is_refused(given, complaint):
+def test_what_does_not_exist_or_go_together_is_refused(
+    given: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(SettingError, match=complaint):
         EngineSettings(**given)
 
 
-def test_a_quantized_kv_cache_leaves_flash_attention_to_llama_cpp():
+def test_a_quantized_kv_cache_leaves_flash_attention_to_llama_cpp() -> None:
     assert EngineSettings(kv_type="q4_0").flash_attention == "auto"

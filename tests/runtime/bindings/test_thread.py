@@ -338,7 +338,11 @@ def test_ending_gives_up_a_worker_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(thread_module, "PATIENCE", 0.1)
     thread = with_remote(remote)
-    thread.on_end = lambda: remote.answered.wait() and None
+
+    def wait_for_answer() -> None:
+        remote.answered.wait()
+
+    thread.on_end = wait_for_answer
     thread.end()
     assert remote.lost
 

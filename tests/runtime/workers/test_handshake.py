@@ -50,7 +50,7 @@ def answer(major: int, minor: int) -> bytes:
     return struct.pack("<QBBB25x", 28, major, minor, 0)
 
 
-def test_a_worker_of_the_pinned_llama_cpp_answers_with_the_version_that_is_expected():
+def test_a_worker_of_the_pinned_llama_cpp_answers_with_the_version_that_is_expected() -> None:
     with local_workers(1) as (endpoint,):
         host, port = split_endpoint(endpoint)
         with socket.create_connection((host, port)) as connection:
@@ -62,7 +62,7 @@ def test_a_worker_of_the_pinned_llama_cpp_answers_with_the_version_that_is_expec
         greet(host, port, endpoint, patience=5.0)
 
 
-def test_nobody_there_is_told_with_what_to_do():
+def test_nobody_there_is_told_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(WorkerError) as caught:
@@ -86,14 +86,16 @@ def test_nobody_there_is_told_with_what_to_do():
         (answer(PROTOCOL[0], PROTOCOL[1] + 1), True, f"found {PROTOCOL[0]}.{PROTOCOL[1] + 1}"),
     ],
 )  # fmt: skip
-def test_who_is_no_worker_of_this_version_is_refused_by_name(stranger, said, hangs_up, complaint):
+def test_who_is_no_worker_of_this_version_is_refused_by_name(
+    stranger: Listen, said: bytes, hangs_up: bool, complaint: str
+) -> None:
     port = stranger(said, hang_up=hangs_up)
     with pytest.raises(WorkerError, match=re.escape(complaint)) as caught:
         greet("127.0.0.1", port, "somewhere:5", patience=0.5)
     assert "somewhere:5" in caught.value.problem
 
 
-def test_a_host_without_an_address_is_refused_by_name():
+def test_a_host_without_an_address_is_refused_by_name() -> None:
     with pytest.raises(WorkerError, match=r"the host no\.such\.host\.invalid has no IPv4 address"):
         resolve("no.such.host.invalid")
     assert resolve("127.0.0.1") == "127.0.0.1"
@@ -102,12 +104,12 @@ def test_a_host_without_an_address_is_refused_by_name():
 @pytest.mark.parametrize(
     "endpoint", ["", "host", "host:", ":50052", "host:0", "host:65536", "host:a", "::1:5", "a b:5"]
 )
-def test_an_address_that_is_none_is_refused(endpoint):
+def test_an_address_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(SettingError, match="a worker's address is none") as caught:
         EngineSettings(workers=(endpoint,))
     assert caught.value.found == repr(endpoint)
 
 
-def test_a_worker_is_named_once():
+def test_a_worker_is_named_once() -> None:
     with pytest.raises(SettingError, match="a worker is named twice, found host:5"):
         EngineSettings(workers=("host:5", "host:05"))

@@ -68,7 +68,8 @@ def read_for_ever(engine: Engine) -> None:
         engine.prefill(PROMPT)
 
 
-USES = [answer_for_ever, read_for_ever]
+Use = Callable[[Engine], None]
+USES: list[Use] = [answer_for_ever, read_for_ever]
 
 
 def after(seconds: float, action: Callable[[], object]) -> None:
@@ -79,14 +80,16 @@ def after(seconds: float, action: Callable[[], object]) -> None:
 
 def usable(path: Path, settings: EngineSettings) -> bool:
     with Engine(path, settings) as engine:
-        return engine.logits(PROMPT[:5]).shape[0] == 5
+        return len(engine.logits(PROMPT[:5])) == 5
 
 
 # --- lost
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_worker_that_dies_in_the_middle_is_an_error_that_names_it(tiny_path, worker, use):
+def test_a_worker_that_dies_in_the_middle_is_an_error_that_names_it(
+    tiny_path: Path, worker: Worker, use: Use
+) -> None:
     engine = Engine(tiny_path, on(worker))
     after(0.5, worker.process.kill)
     with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
@@ -98,7 +101,9 @@ def test_a_worker_that_dies_in_the_middle_is_an_error_that_names_it(tiny_path, w
     engine.close()
 
 
-def test_the_process_goes_on_without_the_worker_and_with_it_once_it_is_back(tiny_path, worker):
+def test_the_process_goes_on_without_the_worker_and_with_it_once_it_is_back(
+    tiny_path: Path, worker: Worker
+) -> None:
     engine = Engine(tiny_path, on(worker))
     worker.process.kill()
     worker.process.wait()
@@ -113,7 +118,7 @@ def test_the_process_goes_on_without_the_worker_and_with_it_once_it_is_back(tiny
         assert usable(tiny_path, on(again))
 
 
-def test_one_of_two_that_dies_is_the_one_that_is_named(tiny_path, worker):
+def test_one_of_two_that_dies_is_the_one_that_is_named(tiny_path: Path, worker: Worker) -> None:
     with local_workers(1) as (other,):
         engine = Engine(tiny_path, replace(SMALL, workers=(other, worker.endpoint)))
         worker.process.kill()
@@ -124,7 +129,9 @@ def test_one_of_two_that_dies_is_the_one_that_is_named(tiny_path, worker):
         assert usable(tiny_path, replace(SMALL, workers=(other,)))
 
 
-def test_a_worker_that_dies_while_the_model_is_loaded_is_an_error(tiny_path, worker):
+def test_a_worker_that_dies_while_the_model_is_loaded_is_an_error(
+    tiny_path: Path, worker: Worker
+) -> None:
     def kill(fraction: float) -> bool:
         if fraction > 0.3:
             worker.process.kill()
@@ -136,7 +143,7 @@ def test_a_worker_that_dies_while_the_model_is_loaded_is_an_error(tiny_path, wor
     assert usable(tiny_path, SMALL)
 
 
-def test_closing_a_model_whose_worker_has_died_is_no_error(tiny_path, worker):
+def test_closing_a_model_whose_worker_has_died_is_no_error(tiny_path: Path, worker: Worker) -> None:
     engine = Engine(tiny_path, on(worker))
     worker.process.kill()
     worker.process.wait()
@@ -155,7 +162,9 @@ def drop_everything(connection: socket.socket) -> None:
 QUICK_KEEPALIVE = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 1))
 
 
-def test_a_worker_that_is_silent_for_long_is_not_given_up(tiny_path, worker, monkeypatch):
+def test_a_worker_that_is_silent_for_long_is_not_given_up(
+    tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stopped one looks like one that computes: its machine answers for it."""
     monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
     monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0)
@@ -167,18 +176,21 @@ def test_a_worker_that_is_silent_for_long_is_not_given_up(tiny_path, worker, mon
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
-def test_a_machine_that_vanished_is_an_error(tiny_path, worker, monkeypatch, acknowledged):
+def test_a_machine_that_vanished_is_an_error(
+    tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, acknowledged: bool
+) -> None:
     monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
     monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0)
     engine = Engine(tiny_path, on(worker))
     (connection,) = engine._handles.workers._connections
-    assert connection.socket is not None
+    link = connection.socket
+    assert link is not None
     if acknowledged:
         # It has heard all and computes; its answer does not arrive, and it is asked in vain.
         worker.process.send_signal(signal.SIGSTOP)
-        after(0.5, lambda: drop_everything(connection.socket))
+        after(0.5, lambda: drop_everything(link))
     else:
-        drop_everything(connection.socket)
+        drop_everything(link)
     with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
         engine.logits(PROMPT[:5])
 
@@ -187,7 +199,9 @@ def test_a_machine_that_vanished_is_an_error(tiny_path, worker, monkeypatch, ack
 
 
 @pytest.mark.parametrize("use", USES)
-def test_ctrl_c_gives_up_a_worker_that_does_not_answer(tiny_path, worker, monkeypatch, use):
+def test_ctrl_c_gives_up_a_worker_that_does_not_answer(
+    tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, use: Use
+) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 0.2)
     engine = Engine(tiny_path, on(worker))
     after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
@@ -200,7 +214,9 @@ def test_ctrl_c_gives_up_a_worker_that_does_not_answer(tiny_path, worker, monkey
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_second_ctrl_c_does_not_wait(tiny_path, worker, monkeypatch, use):
+def test_a_second_ctrl_c_does_not_wait(
+    tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, use: Use
+) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 1000.0)
     engine = Engine(tiny_path, on(worker))
     after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
@@ -212,7 +228,9 @@ def test_a_second_ctrl_c_does_not_wait(tiny_path, worker, monkeypatch, use):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_ctrl_c_leaves_a_living_worker_as_it_is(tiny_path, unharmed, use):
+def test_ctrl_c_leaves_a_living_worker_as_it_is(
+    tiny_path: Path, unharmed: Worker, use: Use
+) -> None:
     with Engine(tiny_path, on(unharmed)) as engine:
         expected = engine.logits(PROMPT[:20])
         after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -221,7 +239,9 @@ def test_ctrl_c_leaves_a_living_worker_as_it_is(tiny_path, unharmed, use):
         assert (engine.logits(PROMPT[:20]) == expected).all()
 
 
-def test_closing_does_not_wait_for_a_worker_that_does_not_answer(tiny_path, worker):
+def test_closing_does_not_wait_for_a_worker_that_does_not_answer(
+    tiny_path: Path, worker: Worker
+) -> None:
     engine = Engine(tiny_path, on(worker))
     worker.process.send_signal(signal.SIGSTOP)
     engine.close()
@@ -231,7 +251,9 @@ def test_closing_does_not_wait_for_a_worker_that_does_not_answer(tiny_path, work
 # --- shared
 
 
-def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(tiny_path, unharmed):
+def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(
+    tiny_path: Path, unharmed: Worker
+) -> None:
     host, port, name = unharmed.address, unharmed.port, unharmed.endpoint
     with Engine(tiny_path, on(unharmed)) as one:
         expected = one.logits(PROMPT[:20])
@@ -244,7 +266,9 @@ def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(ti
     greet(host, port, name, patience=5.0)
 
 
-def test_engines_on_a_worker_open_and_close_without_growing(tiny_path, unharmed):
+def test_engines_on_a_worker_open_and_close_without_growing(
+    tiny_path: Path, unharmed: Worker
+) -> None:
     def cycle() -> tuple[int, int]:
         usable(tiny_path, on(unharmed))
         return len(list(Path("/dev/fd").iterdir())), threading.active_count()
@@ -254,7 +278,7 @@ def test_engines_on_a_worker_open_and_close_without_growing(tiny_path, unharmed)
         assert cycle() == first
 
 
-def test_devices_of_workers_are_counted_in_their_order(unharmed):
+def test_devices_of_workers_are_counted_in_their_order(unharmed: Worker) -> None:
     with local_workers(1) as (other,), connect((unharmed.endpoint, other)) as workers:
         names = [(one.name, one.type, one.memory_source) for one in workers.devices()]
         assert names == [
@@ -265,7 +289,7 @@ def test_devices_of_workers_are_counted_in_their_order(unharmed):
         assert all((one.free_bytes or 0) > 0 for one in workers.devices())
 
 
-def test_the_same_worker_under_two_names_is_refused(unharmed):
+def test_the_same_worker_under_two_names_is_refused(unharmed: Worker) -> None:
     with pytest.raises(SettingError, match="a worker is named twice, found localhost"):
         connect((unharmed.endpoint, f"localhost:{unharmed.port}"))
     greet(unharmed.address, unharmed.port, unharmed.endpoint, patience=5.0)
@@ -311,13 +335,17 @@ except WorkerError:
 
 
 @pytest.mark.parametrize("fate", FATES)
-def test_a_process_ends_as_it_wants_to_whatever_became_of_its_worker(tiny_path, worker, fate):
+def test_a_process_ends_as_it_wants_to_whatever_became_of_its_worker(
+    tiny_path: Path, worker: Worker, fate: str
+) -> None:
     code = f"engine = Engine(path, settings)\nengine.logits([1, 2, 3])\n{FATES[fate]}\nsys.exit(7)"
     result = run(code, tiny_path, worker)
     assert (result.returncode, result.stdout, result.stderr) == (7, "", "")
 
 
-def test_run_ends_with_one_line_of_error_when_its_worker_dies(tiny_path, worker):
+def test_run_ends_with_one_line_of_error_when_its_worker_dies(
+    tiny_path: Path, worker: Worker
+) -> None:
     command = subprocess.Popen(
         [*LLAMA4, "run", tiny_path, "hi", "--raw", "-t", "1", "--workers", worker.endpoint],
         stdin=subprocess.DEVNULL,
@@ -333,7 +361,9 @@ def test_run_ends_with_one_line_of_error_when_its_worker_dies(tiny_path, worker)
     assert errors.count(b"\n") == 1
 
 
-def test_all_other_aborts_end_the_process_with_one_line_and_start_no_debugger(tiny_path, unharmed):
+def test_all_other_aborts_end_the_process_with_one_line_and_start_no_debugger(
+    tiny_path: Path, unharmed: Worker
+) -> None:
     code = """
 connect((endpoint,))
 abort = native_function("ggml_abort", None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p)
@@ -344,7 +374,9 @@ abort(b"somewhere.c", 5, b"nothing to be done")
     assert result.stderr == "somewhere.c:5: nothing to be done\n"
 
 
-def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(tiny_path, unharmed):
+def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(
+    tiny_path: Path, unharmed: Worker
+) -> None:
     """It greets like one, and hangs up after that."""
     code = """
 import socket, struct, threading

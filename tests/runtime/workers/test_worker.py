@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_worker_says_what_it_lends_and_ends_with_the_block():
+def test_a_worker_says_what_it_lends_and_ends_with_the_block() -> None:
     port = free_port()
     with running_worker(port=port, n_threads=1) as worker:
         (device,) = worker.devices
@@ -53,7 +54,7 @@ def test_a_worker_says_what_it_lends_and_ends_with_the_block():
         greet("127.0.0.1", port, "here", patience=5.0)
 
 
-def test_local_workers_are_as_many_as_were_asked_for():
+def test_local_workers_are_as_many_as_were_asked_for() -> None:
     with local_workers(2) as endpoints:
         assert len(set(endpoints)) == 2
         for endpoint in endpoints:
@@ -61,7 +62,9 @@ def test_local_workers_are_as_many_as_were_asked_for():
             greet(host, int(port), endpoint, patience=5.0)
 
 
-def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(caplog):
+def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     port = free_port()
     with running_worker("0.0.0.0", port, n_threads=1) as worker:
         assert worker.endpoint == f"0.0.0.0:{port}"
@@ -79,12 +82,12 @@ def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(caplo
         ({"n_threads": 513}, "n_threads is outside its range, found 513"),
     ],
 )
-def test_numbers_outside_their_range_are_refused(where, complaint):
+def test_numbers_outside_their_range_are_refused(where: dict[str, Any], complaint: str) -> None:
     with pytest.raises(SettingError, match=complaint), running_worker(**where):
         pass
 
 
-def test_a_port_that_is_taken_and_an_address_of_another_machine_are_refused():
+def test_a_port_that_is_taken_and_an_address_of_another_machine_are_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         taken = f"a worker cannot listen on 127.0.0.1:{port}, found Address already in use"
@@ -98,7 +101,7 @@ def test_a_port_that_is_taken_and_an_address_of_another_machine_are_refused():
         pass
 
 
-def test_a_server_that_ends_by_itself_is_an_error():
+def test_a_server_that_ends_by_itself_is_an_error() -> None:
     with running_worker(port=free_port(), n_threads=1) as worker:
         worker.process.kill()
         with pytest.raises(WorkerError, match=rf"the worker on {worker.endpoint} ended, found sig"):
@@ -135,7 +138,9 @@ def server_of(command: subprocess.Popen[str]) -> tuple[int, str]:
     ("end", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)],
 )
-def test_the_server_ends_with_the_command_whichever_way_that_ends(command, end, status):
+def test_the_server_ends_with_the_command_whichever_way_that_ends(
+    command: subprocess.Popen[str], end: signal.Signals, status: int
+) -> None:
     server, said = server_of(command)
     assert re.search(r"^CPU +cpu ", said, re.MULTILINE)
     assert re.search(r"use it with  llama4 run MODEL --workers 127\.0\.0\.1:\d+\n", said)
@@ -144,7 +149,7 @@ def test_the_server_ends_with_the_command_whichever_way_that_ends(command, end, 
     wait_until_gone(server)
 
 
-def test_a_command_whose_server_died_says_so_in_one_line(command):
+def test_a_command_whose_server_died_says_so_in_one_line(command: subprocess.Popen[str]) -> None:
     server, _ = server_of(command)
     os.kill(server, signal.SIGKILL)
     _, errors = command.communicate()
@@ -152,7 +157,9 @@ def test_a_command_whose_server_died_says_so_in_one_line(command):
     assert re.fullmatch(r"error: the worker on \S+ ended, found signal 9\. .*\n", errors)
 
 
-def test_a_library_without_rpc_says_how_it_is_built_with_it(monkeypatch):
+def test_a_library_without_rpc_says_how_it_is_built_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class WithoutRPC:
         def llama_supports_rpc(self) -> bool:
             return False
