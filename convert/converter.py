@@ -198,7 +198,7 @@ def _prepare(
         outputs=outputs,
         slabs=_slabs(mapped, outputs),
         identity=_identity(checkpoint, mapped, parts),
-        notes=(*config.notes, *_notes(mapped, vocabulary)),
+        notes=(*config.notes, *_notes(vocabulary)),
     )
 
 
@@ -257,15 +257,11 @@ def _check_unchanged(job: _Job) -> None:
         )
 
 
-def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
+def _notes(vocabulary: Vocabulary) -> list[str]:
     """What was decided without being asked for."""
-    notes = []
-    rounded = sorted({tensor.stored.dtype for tensor in mapped} - {"BF16"})
-    if rounded:
-        notes.append(f"weights stored as {', '.join(rounded)} are rounded to bf16 first")
-    if vocabulary.chat_template is None:
-        notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
-    return notes
+    if vocabulary.chat_template is not None:
+        return []
+    return ["the checkpoint has no chat template: a base model, which `chat` will refuse"]
 
 
 def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recipe: Recipe) -> Path:

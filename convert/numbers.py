@@ -36,8 +36,8 @@ VIEWS: dict[str, type] = {
 def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     """Encode `rows` [n, length] as stored into `place`.
 
-    Numbers stored as F16 or F32 pass through bf16 on their way to any type but F32, as they do on
-    llama.cpp's way through a bf16 file.
+    Numbers stored as F16 or F32 are rounded once, to the type itself, as llama-quantize does with a
+    file of that precision.
 
     Args:
         rows: a view is welcome whose columns lie side by side in memory.
@@ -60,15 +60,16 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     if tensor_type is F32 and rows.dtype != np.uint16:
         place.view(np.float32)[:] = rows.reshape(-1)
         return seconds
-    halves = rows if rows.dtype == np.uint16 else f32_to_bf16(rows.astype(np.float32))
     if tensor_type is BF16:
+        halves = rows if rows.dtype == np.uint16 else f32_to_bf16(rows.astype(np.float32))
         place.view(np.uint16)[:] = halves.reshape(-1)
-    elif tensor_type in NATIVE:
-        encode_bf16(halves, tensor_type, place)
+        return seconds
+    if rows.dtype == np.uint16:
+        floats = np.empty(rows.shape, np.float32)
+        bf16_to_f32(rows, floats)
     else:
-        floats = np.empty(halves.shape, np.float32)
-        bf16_to_f32(halves, floats)
-        encode_rows(floats, tensor_type, place)
+        floats = rows.astype(np.float32)
+    encode_rows(floats, tensor_type, place)
     return seconds
 
 
