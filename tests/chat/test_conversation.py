@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,12 @@ CONVERSATION = Conversation(
 )
 
 
-def test_what_was_saved_is_what_is_loaded(tmp_path):
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     CONVERSATION.save(tmp_path / "talk.json")
     assert Conversation.load(tmp_path / "talk.json") == CONVERSATION
 
 
-def test_the_file_can_be_read_by_people(tmp_path):
+def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
     CONVERSATION.save(tmp_path / "talk.json")
     data = json.loads((tmp_path / "talk.json").read_text())
     assert data == {
@@ -45,13 +46,13 @@ def test_the_file_can_be_read_by_people(tmp_path):
     assert "日本語" in (tmp_path / "talk.json").read_text()
 
 
-def test_bytes_that_were_no_text_come_back(tmp_path):
+def test_bytes_that_were_no_text_come_back(tmp_path: Path) -> None:
     conversation = Conversation((Message("user", "odd \udcff byte"),))
     conversation.save(tmp_path / "talk.json")
     assert Conversation.load(tmp_path / "talk.json") == conversation
 
 
-def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
+def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "talk.json"
     target.write_text("before")
     CONVERSATION.save(target)
@@ -59,7 +60,9 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "talk.json"
     target.write_text("before")
 
@@ -73,12 +76,12 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_saving_into_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_saving_into_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="found No such file or directory"):
         CONVERSATION.save(tmp_path / "absent" / "talk.json")
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="cannot be read, found No such file or directory"):
         Conversation.load(tmp_path / "absent.json")
 
@@ -119,7 +122,9 @@ def damaged(path: Path, **changes: object) -> Path:
         ),
     ],
 )
-def test_a_damaged_file_is_refused_with_what_was_found(tmp_path, changes, message):
+def test_a_damaged_file_is_refused_with_what_was_found(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(SessionError) as caught:
         Conversation.load(damaged(tmp_path / "talk.json", **changes))
     assert message in str(caught.value)
@@ -127,13 +132,13 @@ def test_a_damaged_file_is_refused_with_what_was_found(tmp_path, changes, messag
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"null"])
-def test_a_file_that_is_something_else_is_refused(tmp_path, data):
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "talk.json").write_bytes(data)
     with pytest.raises(SessionError, match=r"talk\.json: this is not a saved conversation"):
         Conversation.load(tmp_path / "talk.json")
 
 
-def test_a_conversation_grows_by_what_is_said():
+def test_a_conversation_grows_by_what_is_said() -> None:
     talk = Conversation(model="Scout").user("Hello").system("Be brief.")
     answer = Completion("Hi!", (1, 2), "stop", None, 10, 0, 0, 0.1, 0.1)
     grown = talk.assistant(answer).user("Bye").assistant("Goodbye!")
@@ -153,8 +158,8 @@ def test_a_conversation_grows_by_what_is_said():
     assert len(talk.messages) == 2
 
 
-def test_messages_are_taken_as_mappings_and_in_any_sequence():
-    mappings = [{"role": "user", "content": "Hello"}, Message("assistant", "Hi!")]
+def test_messages_are_taken_as_mappings_and_in_any_sequence() -> None:
+    mappings: Any = [{"role": "user", "content": "Hello"}, Message("assistant", "Hi!")]
     assert Conversation(mappings).messages == (
         Message("user", "Hello"),
         Message("assistant", "Hi!"),
@@ -173,20 +178,23 @@ def test_messages_are_taken_as_mappings_and_in_any_sequence():
         ([{"role": None, "content": "x"}], "the role of a message is not a string, found None"),
     ],
 )
-def test_what_is_no_message_is_refused(messages, found):
+def test_what_is_no_message_is_refused(
+    messages: Any,
+    found: str,
+) -> None:
     with pytest.raises(SettingError) as caught:
         Conversation(messages)
     assert str(caught.value).startswith(found)
 
 
-def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path):
+def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "talk.json")
     CONVERSATION.save(tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
     assert Conversation.load(tmp_path / "talk.json") == CONVERSATION
 
 
-def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path):
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path in (fifo, tmp_path, Path("/dev/zero")):
@@ -197,7 +205,9 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path):
     assert fifo.is_fifo()
 
 
-def test_a_file_too_large_for_a_conversation_is_not_read(tmp_path, monkeypatch):
+def test_a_file_too_large_for_a_conversation_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     CONVERSATION.save(tmp_path / "talk.json")
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     with pytest.raises(SessionError, match="found it is larger than 100 bytes"):
@@ -205,7 +215,7 @@ def test_a_file_too_large_for_a_conversation_is_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
-def test_a_name_that_no_file_can_have_is_one_error(tmp_path, name):
+def test_a_name_that_no_file_can_have_is_one_error(tmp_path: Path, name: str) -> None:
     for use in (CONVERSATION.save, Conversation.load):
         with pytest.raises(SessionError):
             use(tmp_path / name)
