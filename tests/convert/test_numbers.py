@@ -21,7 +21,9 @@ def encoded(rows: np.ndarray, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("name", ["f16", "q8_0", "q4_0", "q4_k", "q6_k"])
-def test_what_is_stored_in_f16_or_f32_is_rounded_once(name: str, dtype: type) -> None:
+def test_what_is_stored_in_f16_or_f32_is_rounded_once(
+    name: str, dtype: type[np.float16 | np.float32]
+) -> None:
     rows = np.random.default_rng(3).standard_normal(SHAPE).astype(dtype)
     expected = np.empty_like(encoded(rows, name))
     encode_rows(rows.astype(np.float32), type_named(name), expected)
