@@ -27,7 +27,7 @@ from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus, host_need, settings_that_fit
 from .runtime.placement import Placement, check_overrides
-from .runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, KVType
+from .runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from .planner import Plan
 
 logger = logging.getLogger(__name__)
-
-Context = int | Literal["max"] | None
-"""Tokens of a context: a number, the longest that fits, or None for the default."""
 
 
 class Model:
@@ -89,7 +86,7 @@ class Model:
         self.info: ModelInfo = check_model_file(path)
         _check_placement(placement, devices)
         wish = EngineSettings(
-            n_ctx=_context(self.info, n_ctx),
+            n_ctx=context_length(n_ctx, self.info.hparams.n_ctx_train, os.fspath(path)),
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
@@ -346,28 +343,3 @@ def _open(
             reason = str(error).rstrip(".")
             logger.warning("%s. Planned was: %s. Now trying: %s", reason, plan, following)
             plan = following
-
-
-def _context(info: ModelInfo, n_ctx: Context) -> int:
-    """The tokens that were asked for; for "max", which the planner decides, the default.
-
-    Raises:
-        SettingError: they are no number of tokens, or more than the model was trained for.
-    """
-    trained = info.hparams.n_ctx_train
-    if n_ctx is None or n_ctx == "max":
-        return min(DEFAULT_CONTEXT, trained)
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int):
-        raise SettingError(
-            "n_ctx is not a number of tokens",
-            found=repr(n_ctx),
-            expected=f'None, "max", or a whole number from 1 to {trained}',
-        )
-    if n_ctx > trained:
-        raise SettingError(
-            f"{info.path}: n_ctx is more than the model was trained for",
-            found=f"{n_ctx} tokens",
-            expected=f"at most {trained}",
-            hint="Lower n_ctx.",
-        )
-    return n_ctx

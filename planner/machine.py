@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import SettingError
 from ..runtime.bindings.devices import (
     Device,
     NativeDevice,
@@ -23,6 +22,7 @@ from ..runtime.bindings.devices import (
     offload_devices,
 )
 from ..runtime.placement import CPU
+from ..runtime.ranges import check_whole
 from ..runtime.workers.remote import Workers
 from ..system.cores import usable_threads
 from ..system.memory import host_memory
@@ -127,13 +127,11 @@ def described_machine(
         vram: bytes of other GPUs, whose bandwidth is unknown.
 
     Raises:
-        SettingError: a size is not above 0.
+        SettingError: a size is not a whole number above 0.
     """
-    for name, size in [*(("vram", size) for size in vram), ("ram", ram)]:
-        if size is not None and size <= 0:
-            raise SettingError(
-                f"{name} is outside its range", found=f"{size} bytes", expected="more than 0 bytes"
-            )
+    for size in vram:
+        check_whole("vram", size, 1)
+    check_whole("ram", ram, 1, or_none=True)
     known = [(gpu.name, gpu.memory, gpu.bandwidth) for gpu in gpus]
     unknown: list[tuple[str, int, int | None]] = [("GPU", size, None) for size in vram]
     all_gpus = [*known, *unknown]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import SettingError
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
-from ..runtime.settings import DEFAULT_CONTEXT, EngineSettings, FlashAttention, KVType
+from ..runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
 from ..runtime.workers.remote import connect
 from ..units import bytes_text
 from .explain import explain, placement_clause
@@ -37,9 +36,9 @@ def plan(
     model: str | os.PathLike[str],
     *,
     recipe: str | None = None,
-    n_ctx: int | Literal["max"] | None = None,
+    n_ctx: Context = None,
     kv_type: KVType | None = None,
-    gpus: Sequence[str] = (),
+    gpus: str | Sequence[str] = (),
     vram: Sequence[int] = (),
     ram: int | None = None,
     n_ubatch: int = EngineSettings.n_ubatch,
@@ -60,7 +59,7 @@ def plan(
             8192 tokens leave there.
         kv_type: the type of the KV cache. None is f16, or q8_0 where f16 would push more than
             experts from the GPUs.
-        gpus: names of GPUs (``"h100"``, ``"2x rtx4090"``) to plan for instead of those here.
+        gpus: GPUs to plan for instead of those here (``"2x rtx4090, h100"``), or several such.
         vram: bytes of GPUs that are not in the table.
         ram: bytes of main memory to plan for instead of this machine's.
         n_ubatch: tokens computed at once.
@@ -74,7 +73,8 @@ def plan(
         SettingError: a setting outside its range, or an unknown GPU.
         Llama4EdgeError: the model cannot be read, or llama.cpp cannot run it.
     """
-    named = tuple(gpu for text in gpus for gpu in gpus_named(text))
+    texts = [gpus] if isinstance(gpus, str) else gpus
+    named = tuple(gpu for text in texts for gpu in gpus_named(text))
     described = bool(named or vram or ram is not None)
     of_this_machine = devices is not None or (placement is not None and placement.devices)
     if described and (workers or of_this_machine):
@@ -139,7 +139,7 @@ def _with_less(gpu: DevicePlan) -> MachineDevice:
 
 def _plan(
     search: Search,
-    n_ctx: int | Literal["max"] | None,
+    n_ctx: Context,
     kv_type: KVType | None,
     placement: Placement | None,
 ) -> Plan:
@@ -166,20 +166,13 @@ def _plan(
     return result
 
 
-def _first_context(n_ctx: int | Literal["max"] | None, geometry: Geometry) -> int:
-    """The context to begin with, in tokens; `EngineSettings` checks that it is a number."""
-    if n_ctx is None:
-        return min(DEFAULT_CONTEXT, geometry.hparams.n_ctx_train)
+def _first_context(n_ctx: Context, geometry: Geometry) -> int:
+    """The context to begin with, in tokens."""
+    trained = geometry.hparams.n_ctx_train
     if n_ctx == "max":
         # With one chunk, the chunked layers have their whole cache already.
-        return min(ATTENTION_CHUNK, geometry.hparams.n_ctx_train)
-    if isinstance(n_ctx, int) and n_ctx > geometry.hparams.n_ctx_train:
-        raise SettingError(
-            f"n_ctx is more than {geometry.name} was trained for",
-            found=f"{n_ctx:,} tokens",
-            expected=f"at most {geometry.hparams.n_ctx_train:,}",
-        )
-    return n_ctx
+        return min(ATTENTION_CHUNK, trained)
+    return context_length(n_ctx, trained, geometry.name)
 
 
 def _longer_contexts(ladder: Ladder, chosen: Candidate) -> list[Alternative]:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from ..errors import SettingError
 from ..system.cores import MAX_THREADS
 from .placement import Placement
-from .ranges import MAX_INT32, check_choice, check_whole
+from .ranges import MAX_INT32, check_choice, check_whole, outside
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 """What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""
@@ -22,6 +22,9 @@ FlashAttention = Literal["auto", "on", "off"]
 
 DEFAULT_CONTEXT = 32_768
 """Tokens that a context holds unless another number is asked for."""
+
+Context = int | Literal["max"] | None
+"""Tokens of a context: a number, the longest that fits, or None for `DEFAULT_CONTEXT`."""
 
 # What each count of ``EngineSettings`` may be. ggml aborts on far more threads than it has room for
 # (GGML_MAX_N_THREADS in ggml.h).
@@ -94,6 +97,31 @@ class EngineSettings:
                 hint="Turn flash attention on, or keep the cache in f16.",
             )
         object.__setattr__(self, "workers", _endpoints(self.workers))
+
+
+def context_length(n_ctx: Context, n_ctx_train: int, model: str) -> int:
+    """The tokens of a model's context; for "max", of which the planner decides, the default.
+
+    Args:
+        n_ctx_train: tokens that the model was trained for.
+        model: its name or file, for errors.
+
+    Raises:
+        SettingError: it is not a number of tokens, or more than the model was trained for.
+    """
+    if n_ctx is None or n_ctx == "max":
+        return min(DEFAULT_CONTEXT, n_ctx_train)
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 1:
+        expected = f'None, "max", or a whole number from 1 to {n_ctx_train}'
+        raise outside("n_ctx", n_ctx, expected)
+    if n_ctx > n_ctx_train:
+        raise SettingError(
+            f"{model}: n_ctx is more than the model was trained for",
+            found=f"{n_ctx} tokens",
+            expected=f"at most {n_ctx_train}",
+            hint="Lower n_ctx.",
+        )
+    return n_ctx
 
 
 def _endpoints(workers: Iterable[str]) -> tuple[str, ...]:

@@ -22,6 +22,11 @@ from llama4_edge.runtime.settings import EngineSettings
 GIB = 2**30
 
 
+def test_gpus_are_one_text_or_several() -> None:
+    one, several = (plan("scout", gpus=gpus, ram=16 * GIB) for gpus in ("h100 x2", ["h100"] * 2))
+    assert one.devices == several.devices
+
+
 def test_scout_in_int4_fits_on_one_h100() -> None:
     found = plan("scout", gpus=["h100"], ram=16 * GIB)
     gpu, host = found.devices
@@ -292,10 +297,12 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"gpus": ["gtx 9000"]}, "no GPU called 'gtx 9000'"),
         ({"gpus": ["h100 x0"]}, "number of GPUs is outside its range, found 'h100 x0'"),
         ({"gpus": ["h100 x16"]}, "more GPUs than llama.cpp takes"),
-        ({"vram": [0]}, "vram is outside its range, found 0 bytes, expected more than 0"),
-        ({"ram": -1}, "ram is outside its range, found -1 bytes"),
-        ({"n_ctx": 0}, "n_ctx is outside its range"),
-        ({"n_ctx": 10_485_761}, "n_ctx is more than Llama 4 Scout .* was trained for"),
+        ({"vram": [0]}, "vram is outside its range, found 0, expected a whole number from 1 up"),
+        ({"ram": -1}, "ram is outside its range, found -1"),
+        ({"n_ctx": 0}, "n_ctx is outside its range, found 0"),
+        ({"n_ctx": "auto"}, "found 'auto', expected None, \"max\", or a whole number from 1 to"),
+        ({"n_ctx": 1.5}, "n_ctx is outside its range, found 1.5"),
+        ({"n_ctx": 10_485_761}, "Scout .*: n_ctx is more than the model was trained for"),
         ({"n_ubatch": 0}, "n_ubatch is outside its range"),
         ({"n_parallel": 0}, "n_parallel is outside its range"),
         ({"kv_type": "q5_0"}, "kv_type is unknown"),
