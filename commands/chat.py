@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +43,21 @@ def chat(options: ChatOptions) -> int:
     llama4 chat scout.gguf < questions.txt
     """
     from ..chat.conversation import Conversation
-    from ..terminal.chat import Chat, opening, terminal_source
+    from ..terminal.keyboard import silent_terminal
     from ..terminal.prompt import Lines
+    from .chat_loop import Chat, opening, terminal_source
 
     sampling = options.sampling.sampling()
     answering = given(options.answer)
     first = opening(options.system)
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
-    with opened_model(
-        options.model, options.engine, options.placement, verbose=options.verbose
-    ) as model:
+    with (
+        silent_terminal() if interactive else nullcontext(),
+        opened_model(
+            options.model, options.engine, options.placement, verbose=options.verbose
+        ) as model,
+    ):
         # A model without a chat template is refused here, and not at each message.
         _ = model.template
         talk = Chat(
@@ -61,6 +66,9 @@ def chat(options: ChatOptions) -> int:
             Conversation(first, model=model.info.name, sampling=sampling),
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
+            fullness=lambda messages: (
+                len(model.chat_prompt(messages)) / model.engine.settings.n_ctx
+            ),
         )
         if interactive:
             note(f"{model.info.name}, {model.engine.settings.n_ctx:,} tokens of context. /help")

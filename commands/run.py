@@ -51,7 +51,7 @@ def run(options: RunOptions) -> None:
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
     """
     from ..chat.conversation import Message
-    from ..terminal.chat import opening
+    from .chat_loop import opening
 
     if options.raw and options.system is not None:
         raise usage_error("--raw has no place for --system")

@@ -9,29 +9,50 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Llama4EdgeError, SessionError
+from .keyboard import Keyboard
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer
+    from prompt_toolkit.formatted_text import StyleAndTextTuples
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
+
+
+# Rows below the prompt that the completions get, where there are twice as many.
+_MENU_ROWS = 4
+
+# The fraction of the context from which on the prompt warns.
+_NEARLY_FULL = 0.9
 
 
 class Source(Protocol):
     """Gives one message after the other."""
 
-    def read(self) -> str:
-        """The next message; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
+    def read(self, fullness: float | None) -> str:
+        """The next message; EOFError at the end, KeyboardInterrupt at Ctrl-C.
+
+        Args:
+            fullness: the fraction of the context that the conversation takes, if that is known.
+        """
+
+    def listening(self) -> AbstractContextManager[None]:
+        """A block in which what is typed is kept for the next message."""
 
 
 class Lines:
     """Messages from stdin, one a line, for scripts."""
 
-    def read(self) -> str:
+    def listening(self) -> AbstractContextManager[None]:
+        """Nothing is typed: the lines wait in the pipe."""
+        return nullcontext()
+
+    def read(self, fullness: float | None = None) -> str:
         """The next line; one that ends in a backslash goes on in the next."""
         if sys.stdin is None:  # the process was started with stdin closed
             raise EOFError
@@ -62,19 +83,67 @@ class Prompt:
         from prompt_toolkit.history import FileHistory, InMemoryHistory
 
         past: History = InMemoryHistory() if history is None else FileHistory(str(history))
+        self._keyboard = Keyboard()
         self._session: PromptSession[str] = PromptSession(
-            "> ",
             multiline=True,
-            prompt_continuation="… ",
+            prompt_continuation=lambda width, _line, _wraps: "… ".rjust(width),
             history=past,
             key_bindings=_keys(),
             completer=_completer(commands, file_commands),
-            reserve_space_for_menu=4,
         )
+        self._session.app.before_render += self._fit
 
-    def read(self) -> str:
-        """What was typed before Enter."""
-        return self._session.prompt()
+    def listening(self) -> AbstractContextManager[None]:
+        """Keep what is typed in the block, to begin the next message with."""
+        return self._keyboard.listening()
+
+    def read(self, fullness: float | None = None) -> str:
+        """What was typed before Enter; how full the context is stands before it."""
+        text, left = _typed_text(self._keyboard.take())
+        if left and not text:
+            raise EOFError
+        return self._session.prompt(_prompt_text(fullness), default=text)
+
+    def _fit(self, _app: object) -> None:
+        """Leave room for completions only where the terminal has it now."""
+        rows = self._session.output.get_size().rows
+        self._session.reserve_space_for_menu = _MENU_ROWS if rows > 2 * _MENU_ROWS else 0
+
+
+def _prompt_text(fullness: float | None) -> StyleAndTextTuples:
+    """``12% > ``, which is red when little is left."""
+    if fullness is None:
+        return [("", "> ")]
+    style = "ansired" if fullness >= _NEARLY_FULL else "ansibrightblack"
+    return [(style, f"{min(fullness, 1.0):.0%}"), ("", " > ")]
+
+
+def _typed_text(keys: bytes) -> tuple[str, bool]:
+    """The text that keys stand for, and whether the last of them was Ctrl-D.
+
+    Enter is a newline, Backspace takes back a character, pastes are kept; other keys do nothing.
+    """
+    from prompt_toolkit.input.vt100_parser import Vt100Parser
+    from prompt_toolkit.key_binding import KeyPress
+    from prompt_toolkit.keys import Keys
+
+    pressed: list[KeyPress] = []
+    parser = Vt100Parser(pressed.append)
+    parser.feed(keys.decode("utf-8", "ignore"))
+    parser.flush()
+    text = ""
+    for press in pressed:
+        if press.key in (Keys.ControlM, Keys.ControlJ):
+            text += "\n"
+        elif press.key is Keys.ControlH:
+            text = text[:-1]
+        elif press.key is Keys.ControlU:
+            text = ""
+        elif press.key is Keys.BracketedPaste:
+            text += press.data.replace("\r\n", "\n").replace("\r", "\n")
+        elif not isinstance(press.key, Keys):
+            text += press.data
+    return text.strip("\n"), bool(pressed) and pressed[-1].key is Keys.ControlD
 
 
 def history_file() -> Path:

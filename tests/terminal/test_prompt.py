@@ -15,7 +15,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llama4_edge.errors import Llama4EdgeError, SessionError
-from llama4_edge.terminal.prompt import Lines, Prompt, decode, history_file
+from llama4_edge.terminal.prompt import Lines, Prompt, _typed_text, decode, history_file
 
 COMMANDS = ("/help", "/save", "/system")
 ALT_ENTER, ENTER, CTRL_C, CTRL_D = "\x1b\r", "\r", "\x03", "\x04"
@@ -69,6 +69,24 @@ def test_ctrl_c_at_an_empty_prompt_is_an_interrupt_and_ctrl_d_the_end(typed: Typ
         typed(CTRL_C)
     with pytest.raises(EOFError):
         typed(CTRL_D)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "left"),
+    [
+        (b"", "", False),
+        ("né🦙".encode(), "né🦙", False),
+        (b"one\rtwo\r", "one\ntwo", False),
+        (b"onee\x7f", "one", False),
+        (b"old\x15new", "new", False),
+        (b"a\x1b[Ab\x1b[1;5Dc\x01d", "abcd", False),
+        (b"\x1b[200~x\ry\x1b[201~", "x\ny", False),
+        (b"\x04", "", True),
+        (b"text\x04", "text", True),
+    ],
+)
+def test_keys_typed_ahead_become_text(keys: bytes, text: str, left: bool) -> None:
+    assert _typed_text(keys) == (text, left)
 
 
 def test_messages_are_kept_for_the_next_chat(typed: Typed, tmp_path: Path) -> None:

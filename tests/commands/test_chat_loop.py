@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llama4_edge.chat.answer import Completion
 from llama4_edge.chat.conversation import Conversation, Message
+from llama4_edge.commands.chat_loop import COMMANDS, STOPPED, Chat
 from llama4_edge.errors import ContextFullError, EngineError, SessionError
-from llama4_edge.model import Completion
 from llama4_edge.runtime.sampling import Sampling
-from llama4_edge.terminal.chat import COMMANDS, STOPPED, Chat
 
 Messages = tuple[Message, ...]
 
@@ -24,8 +25,13 @@ class Script:
 
     def __init__(self, *messages: str | BaseException) -> None:
         self._messages = iter(messages)
+        self.fullness: list[float | None] = []
 
-    def read(self) -> str:
+    def listening(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def read(self, fullness: float | None) -> str:
+        self.fullness.append(fullness)
         message = next(self._messages, None)
         if message is None:
             raise EOFError
@@ -82,6 +88,7 @@ def chat(
         conversation or Conversation(),
         interactive=interactive,
         max_tokens=max_tokens,
+        fullness=lambda messages: len(messages) / 8,
     )
     one.run()
     return one
@@ -112,6 +119,21 @@ def test_answers_go_to_stdout_and_build_the_conversation(
         ("user", "again"),
         ("assistant", "3:again"),
     ]
+
+
+def test_a_person_is_shown_how_full_the_context_is() -> None:
+    for interactive, fullness in ((True, [0.0, 0.25, 0.25, 0.0]), (False, [None] * 4)):
+        source = Script("hello", "", "/reset")
+        one = Chat(
+            Echo(),
+            source,
+            Conversation(),
+            interactive=interactive,
+            max_tokens=None,
+            fullness=lambda messages: len(messages) / 8,
+        )
+        one.run()
+        assert source.fullness == fullness
 
 
 def test_empty_messages_are_not_sent() -> None:
@@ -229,13 +251,15 @@ def test_an_answer_that_the_context_cut_off_says_so(
 
 
 def test_a_failed_retry_leaves_the_first_answer() -> None:
-    calls = iter([Echo(), breaking(EngineError("no"))])
+    calls: Iterator[Callable[[Messages], Any]] = iter([Echo(), breaking(EngineError("no"))])
     one = chat("question", "/retry", reply=lambda messages: next(calls)(messages))
     assert said(one) == [("user", "question"), ("assistant", "1:question")]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_it_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    calls = iter([breaking(KeyboardInterrupt(), "so ", "far"), Echo()])
+    calls: Iterator[Callable[[Messages], Any]] = iter(
+        [breaking(KeyboardInterrupt(), "so ", "far"), Echo()]
+    )
     one = chat("question", "next", reply=lambda messages: next(calls)(messages))
     out, err = capsys.readouterr()
     assert out == f"so far{STOPPED}\n3:next\n"
@@ -268,7 +292,7 @@ def test_a_full_context_says_what_to_do_and_leaves_the_conversation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     full = ContextFullError("the tokens do not fit into the context", hint="Open another model.")
-    calls = iter([Echo(), breaking(full, "partial"), Echo()])
+    calls: Iterator[Callable[[Messages], Any]] = iter([Echo(), breaking(full, "partial"), Echo()])
     one = chat("a", "b", "c", reply=lambda messages: next(calls)(messages))
     out, err = capsys.readouterr()
     assert out == "1:a\npartial\n3:c\n"
@@ -282,7 +306,7 @@ def test_a_full_context_says_what_to_do_and_leaves_the_conversation(
 def test_any_other_error_is_one_line_and_the_chat_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    calls = iter([breaking(EngineError("two\nlines")), Echo()])
+    calls: Iterator[Callable[[Messages], Any]] = iter([breaking(EngineError("two\nlines")), Echo()])
     one = chat("a", "b", reply=lambda messages: next(calls)(messages), interactive=False)
     out, err = capsys.readouterr()
     assert err == "error: two lines\n"

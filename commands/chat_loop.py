@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..chat.conversation import Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError
-from .answer import AnswerWriter, context_ran_out, full_context, speed_text
-from .console import complain, note, printable
-from .prompt import Prompt, Source, decode, history_file
+from ..terminal.answer import AnswerWriter, context_ran_out, full_context, speed_text
+from ..terminal.console import complain, note, printable
+from ..terminal.prompt import Prompt, Source, decode, history_file
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
@@ -79,6 +79,7 @@ class Chat:
         conversation: what was said before, or only a system message.
         interactive: whether a person is watching; asides are for them.
         max_tokens: tokens of an answer at most, if that was limited.
+        fullness: the fraction of the context that messages take.
     """
 
     def __init__(
@@ -89,11 +90,13 @@ class Chat:
         *,
         interactive: bool,
         max_tokens: int | None,
+        fullness: Callable[[Messages], float],
     ) -> None:
         self._reply = reply
         self._source = source
         self._interactive = interactive
         self._max_tokens = max_tokens
+        self._fullness_of = fullness
         self.conversation = conversation
         self.failures = 0
 
@@ -110,7 +113,7 @@ class Chat:
         """One message; False when it was the last."""
         message = None
         try:
-            message = self._source.read()
+            message = self._source.read(self._fullness())
             self.take(message)
         except EOFError:
             return False
@@ -156,10 +159,11 @@ class Chat:
         pieces: list[str] = []
         writer = AnswerWriter()
         try:
-            answer = self._reply(asked)
-            for piece in answer:
-                pieces.append(piece)
-                writer.write(piece)
+            with self._source.listening():
+                answer = self._reply(asked)
+                for piece in answer:
+                    pieces.append(piece)
+                    writer.write(piece)
         except KeyboardInterrupt:
             if pieces:
                 writer.write(STOPPED)
@@ -167,7 +171,7 @@ class Chat:
             if not self._interactive:
                 writer.break_off()
                 raise
-            writer.end()  # the terminal has put ^C on the line
+            writer.end()
             note(STOPPED_NOTES[bool(pieces)])
         except ContextFullError as error:
             writer.break_off()
@@ -179,6 +183,17 @@ class Chat:
             writer.end()
             self._keep((*asked, Message("assistant", "".join(pieces))))
             self._say_how_it_went(answer.completion)
+
+    def _fullness(self) -> float | None:
+        """The fraction of the context that the conversation takes, for a person to see."""
+        if not self._interactive:
+            return None
+        if not self.conversation.messages:
+            return 0.0
+        try:
+            return self._fullness_of(self.conversation.messages)
+        except Llama4EdgeError:  # the template refuses these messages; the next answer says so
+            return None
 
     def _say_how_it_went(self, completion: Completion) -> None:
         if self._interactive:

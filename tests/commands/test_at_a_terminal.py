@@ -1,0 +1,171 @@
+"""The command at a terminal: progress, the chat, and what is typed meanwhile."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama4_edge import convert
+from tests.pseudo_terminal import READY, TAKEN, OpenTerminal, Terminal
+
+# Fixed, because a random model may end any answer: this one goes on for thousands of tokens.
+LONG = ("--seed", 1)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
+    opened: list[Terminal] = []
+
+    def start(*arguments: object, term: str = "xterm", rows: int = 30) -> Terminal:
+        opened.append(Terminal(*arguments, term=term, state=tmp_path / "state", rows=rows))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_ctrl_c_leaves_a_conversion_to_be_gone_on_with(
+    terminal: OpenTerminal, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    one = terminal(
+        "convert", scout_checkpoint, "-o", out / "model.gguf", "--recipe", "q4_k_m", "-t", 1
+    )
+    one.wait_for("0%")
+    one.press("\x03")
+    exit_code, text = one.wait_for_end()
+    assert (exit_code, (out / "model.gguf").exists()) == (130, False)
+    assert text.splitlines()[-2:] == [
+        "The same command goes on where this one stopped.",
+        "interrupted",
+    ]
+    assert "Traceback" not in text
+    convert(scout_checkpoint, out / "model.gguf", recipe="q4_k_m")
+    assert [path.name for path in out.iterdir()] == ["model.gguf"]
+
+
+def test_a_chat_at_a_terminal(terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path) -> None:
+    chat = terminal("chat", scout_bf16, *LONG)
+    chat.wait_for("32,768 tokens of context")
+
+    # 1. Ctrl-C stops the answer, and the chat goes on.
+    chat.wait_for(READY)
+    chat.press("Hello\r")
+    chat.wait_for(TAKEN)
+    chat.wait_for(r"\w")
+    chat.press("\x03")
+    chat.wait_for("Stopped. What was said is kept")
+    chat.wait_for(READY)
+
+    # 2. The stopped answer is part of the conversation, with its mark.
+    chat.press(f"/save {tmp_path}/talk.json\r")
+    chat.wait_for("Saved 1 exchange")
+    assert " …" in (tmp_path / "talk.json").read_text()
+    chat.wait_for(READY)
+    chat.press("/undo\r")
+    chat.wait_for("Dropped: Hello")
+    chat.wait_for(READY)
+
+    # 3. At the empty prompt Ctrl-C says how to leave.
+    chat.press("\x03")
+    chat.wait_for("Ctrl-D or /quit leaves")
+    chat.wait_for(READY)
+
+    # 4. What is pasted keeps its lines and is not sent before Enter.
+    chat.press("\x1b[200~/system Be brief.\rBe kind.\x1b[201~\r")
+    chat.wait_for(TAKEN)
+    chat.wait_for(READY)
+    chat.press("/system\r")
+    chat.wait_for(TAKEN)
+    chat.wait_for(r"Be brief\.\r\n.*Be kind\.\r\n")
+    chat.wait_for(READY)
+
+    # 5. Ctrl-D leaves, and the history is there for the next time.
+    chat.press("\x04")
+    assert chat.wait_for_end()[0] == 0
+    history = tmp_path / "state" / "llama4-edge" / "history"
+    assert "+Hello\n" in history.read_text()
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_an_answer_is_followed_by_its_speed(
+    terminal: OpenTerminal, scout_bf16: Path, term: str
+) -> None:
+    chat = terminal("chat", scout_bf16, "-n", 3, "--temp", 0, term=term)
+    chat.wait_for("32,768 tokens of context")
+    chat.wait_for(">")
+    chat.press("Hello\r")
+    chat.wait_for(r"\n3 tokens, [\d.,]+ tokens/s")
+    chat.wait_for(">")
+    chat.press("/quit\r")
+    exit_code, text = chat.wait_for_end()
+    assert exit_code == 0
+    assert "Traceback" not in text
+
+
+def test_what_is_typed_during_an_answer_begins_the_next_message(
+    terminal: OpenTerminal, scout_bf16: Path
+) -> None:
+    chat = terminal("chat", scout_bf16, *LONG)
+    chat.wait_for(READY)
+    chat.press("Hello\r")
+    chat.wait_for(TAKEN)
+    chat.wait_for(r"\w")
+    chat.press("and thenn\x7f\x1b[A?\r")
+    chat.wait_for(r"\w")
+    chat.press("\x03")
+    answer = chat.wait_for("Stopped. What was said is kept")
+    assert "and then" not in answer
+    chat.wait_for("> and then[?]")
+    # Enter did not send it.
+    chat.press("\r")
+    chat.wait_for(TAKEN)
+    chat.wait_for(r"\w")
+    chat.press("\x03")
+    chat.wait_for("Stopped")
+    chat.wait_for(READY)
+    chat.press("/quit\r")
+    assert chat.wait_for_end()[0] == 0
+
+
+def test_the_prompt_shows_how_full_the_context_is(terminal: OpenTerminal, scout_bf16: Path) -> None:
+    chat = terminal("chat", scout_bf16, "-c", 64, "-n", 8, "--temp", 0)
+    chat.wait_for("0% >")
+    chat.press("Hello\r")
+    chat.wait_for("8 tokens, ")
+    chat.wait_for("<ready>[1-9][0-9]% >")
+    chat.press("/reset\r")
+    chat.wait_for("0% >")
+
+
+@pytest.mark.parametrize("end", ["/quit", "answer", "prompt", "loading"])
+def test_the_terminal_is_left_as_it_was(terminal: OpenTerminal, scout_bf16: Path, end: str) -> None:
+    model = scout_bf16.parent / "absent.gguf" if end == "loading" else scout_bf16
+    chat = terminal("chat", model, *LONG)
+    before = chat.modes
+    if end != "loading":
+        chat.wait_for(READY)
+        assert chat.modes != before
+        chat.press("/quit\r" if end == "/quit" else "Hello\r" if end == "answer" else "Hel")
+    if end == "answer":
+        chat.wait_for(TAKEN)
+        chat.wait_for(r"\w")
+        assert chat.modes != before
+    if end in ("answer", "prompt"):
+        chat.send_signal(signal.SIGTERM)
+    exit_code, _ = chat.wait_for_end()
+    expected = {"/quit": 0, "loading": 1}
+    assert exit_code == expected.get(end, -signal.SIGTERM)
+    assert chat.modes == before
+
+
+def test_three_rows_are_enough(terminal: OpenTerminal, scout_bf16: Path) -> None:
+    chat = terminal("chat", scout_bf16, *LONG, rows=3)
+    chat.wait_for(READY)
+    chat.press("/help\r")
+    assert "too small" not in chat.wait_for("list the commands")
