@@ -11,6 +11,8 @@ INSTALL := $(BIN)/python -m tools.install
 # llama.cpp comes from llama-cpp-python's source package. RPC makes other machines usable as devices.
 # For an NVIDIA GPU:
 #   make demo LLAMA_CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON"
+# or -DGGML_HIP=ON (AMD), -DGGML_SYCL=ON (Intel) or -DGGML_VULKAN=ON, after the setup that `llama4 doctor`
+# shows for each. On a Mac, Metal is built without asking.
 # A wheel that was built elsewhere, from a directory or an index:
 #   make demo LLAMA_WHEELS=<directory or URL>
 LLAMA_VERSION    := $(shell sed -n 's/^llama-cpp-python==//p' $(LOCK))

@@ -6,26 +6,33 @@ people ask. Changes nothing, prints nothing.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import EngineError
-from ..system.cores import logical_cores, physical_cores
-from .bindings.amx import AMXState, cpu_model, extra_buffers_are_safe, rebuild_command
-from .bindings.devices import Device, list_devices
-from .bindings.library import (
-    LLAMA_CPP_PYTHON,
-    LibraryInfo,
-    build_command,
-    library_info,
-    pip_command,
-    system_info,
+from ..system.cores import (
+    cpu_quota,
+    described_cpu,
+    logical_cores,
+    physical_cores,
+    usable_threads,
 )
+from .bindings.amx import AMXState, extra_buffers_are_safe, rebuild_command
+from .bindings.build import (
+    LLAMA_CPP_PYTHON,
+    Backend,
+    backends,
+    build_command,
+    pip_command,
+)
+from .bindings.devices import Device, list_devices
+from .bindings.library import LibraryInfo, library_info, system_info
+from .hardware import find_compiler, visible_gpus
 
 Level = Literal["ok", "note", "problem"]
 
@@ -44,11 +51,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class CPU:
-    """The processor; cores that this process may run on, and what ggml was built to use of it."""
+    """The processor: cores that this process may run on, threads that its CPU quota leaves, and
+    what ggml was built to use of it."""
 
     model: str
     physical_cores: int | None
     logical_cores: int
+    usable_threads: int
     features: dict[str, str]
 
 
@@ -97,15 +106,19 @@ def doctor() -> Diagnosis:
             _rpc_finding(library),
             _amx_finding(amx),
         )
-    backends = library.backends if library else ()
     return Diagnosis(
         versions=versions,
         library=library,
-        cpu=CPU(cpu_model(), physical_cores(), logical_cores(), features),
+        cpu=CPU(described_cpu(), physical_cores(), logical_cores(), usable_threads(), features),
         amx=amx,
         devices=devices,
         disk_free_bytes=_disk_free(),
-        findings=(*_package_findings(versions), *findings, *gpu_findings(backends, devices)),
+        findings=(
+            *_package_findings(versions),
+            *findings,
+            _threads_finding(),
+            *gpu_findings(library.backends if library else (), devices),
+        ),
     )
 
 
@@ -143,7 +156,7 @@ def _version_finding(library: LibraryInfo) -> Finding:
         "problem",
         f"llama-cpp-python is {library.llama_cpp_python}; its C structs are those of another "
         f"llama.cpp than this package was written for ({LLAMA_CPP_PYTHON})",
-        build_command(cuda="CUDA" in library.backends),
+        build_command(library.backends),
     )
 
 
@@ -153,7 +166,7 @@ def _rpc_finding(library: LibraryInfo) -> Finding:
     return Finding(
         "note",
         "RPC is not built in: a model cannot be spread over machines",
-        build_command(cuda="CUDA" in library.backends),
+        build_command(library.backends),
     )
 
 
@@ -167,53 +180,87 @@ def _amx_finding(amx: AMXState) -> Finding:
     )
 
 
-# --- GPU
+# --- CPU and GPUs
+
+
+def _threads_finding() -> Finding:
+    quota = cpu_quota()
+    if quota is None:
+        return Finding("ok", f"{usable_threads()} threads compute: one for each logical core")
+    cores, source = quota
+    return Finding(
+        "note",
+        f"a CPU quota leaves the time of {cores:g} cores ({source}); "
+        f"{usable_threads()} threads compute",
+    )
 
 
 def gpu_findings(
-    backends: tuple[str, ...], devices: tuple[Device, ...] = (), root: Path = Path("/")
+    registered: tuple[str, ...], devices: tuple[Device, ...] = (), root: Path = Path("/")
 ) -> tuple[Finding, ...]:
-    """Whether an NVIDIA GPU is here, whether llama.cpp can use it, and how it could.
+    """Which GPUs are here, whether llama.cpp can use them, and how it could.
 
     Args:
-        backends: names of the backends that the library has.
+        registered: ggml's names of the backends that the library has.
         devices: what these backends found.
-        root: where /proc and the usual home of CUDA are looked for.
+        root: where /proc, /dev and the usual home of CUDA are looked for.
     """
-    visible = (root / "proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
-    if "CUDA" in backends:
-        if any(device.backend == "CUDA" for device in devices):
-            return (Finding("ok", "CUDA is built in and finds a GPU"),)
-        if not visible:
-            return (Finding("note", "CUDA is built in, and no NVIDIA GPU is visible"),)
-        problem = (
-            "CUDA is built in and finds none of the NVIDIA GPUs here: they are hidden, or the "
-            "driver is older than this CUDA"
-        )
-        return (Finding("problem", problem, "unset CUDA_VISIBLE_DEVICES; nvidia-smi"),)
-    if not visible:
-        what = "no NVIDIA GPU is visible, and CUDA is not built in; with one, build it with"
-        return (Finding("note", what, build_command(cuda=True)),)
-    problem = "an NVIDIA GPU is here, and the library is built without CUDA"
-    findings = [Finding("problem", problem, build_command(cuda=True))]
-    if find_nvcc(root) is None:
-        findings.append(
-            Finding(
-                "problem",
-                "the CUDA build needs the CUDA toolkit, and there is no nvcc on PATH",
-                "sudo apt-get install nvidia-cuda-toolkit",
-            )
-        )
-    return tuple(findings)
+    gpus = visible_gpus(root)
+    if len(gpus) > 1:
+        # Whatever Vulkan sees has a backend of its vendor, which is faster.
+        gpus = {name: names for name, names in gpus.items() if name != "Vulkan"}
+    findings: list[Finding] = []
+    for backend in backends():
+        names = gpus.get(backend.name, ())
+        if backend.registered in registered:
+            findings.append(_built_in(backend, names, devices))
+        elif names:
+            findings += _missing(backend, names, registered, devices, root)
+    if findings:
+        return tuple(findings)
+    return (
+        Finding("note", "no GPU is visible, and llama.cpp is built for the CPU alone"),
+        *(
+            Finding("note", f"build {one.name}, for {one.gpus}", build_command([one.registered]))
+            for one in backends()
+        ),
+    )
 
 
-def find_nvcc(root: Path = Path("/")) -> str | None:
-    """CUDA's compiler, where CMake looks for it."""
-    configured = os.environ.get("CUDACXX")
-    if configured:
-        return shutil.which(configured)
-    usual = root / "usr/local/cuda/bin/nvcc"
-    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+def _built_in(backend: Backend, names: tuple[str, ...], devices: tuple[Device, ...]) -> Finding:
+    usable = [one.description for one in devices if one.backend == backend.registered]
+    if usable:
+        return Finding("ok", f"{backend.name} is built in and finds {', '.join(usable)}")
+    if not names:
+        return Finding("note", f"{backend.name} is built in, and no GPU for it is visible")
+    problem = (
+        f"{backend.name} is built in and does not find {', '.join(names)}: it is hidden, or its "
+        f"driver is older than this {backend.name}"
+    )
+    return Finding("problem", problem, backend.visible or None)
+
+
+def _missing(
+    backend: Backend,
+    names: tuple[str, ...],
+    registered: tuple[str, ...],
+    devices: tuple[Device, ...],
+    root: Path,
+) -> Iterator[Finding]:
+    """A GPU is here, and not the backend for it: a problem, unless another backend uses a GPU."""
+    is_used = any(one.type in ("gpu", "igpu") and one.backend != "RPC" for one in devices)
+    level: Level = "note" if is_used else "problem"
+    yield Finding(
+        level,
+        f"{', '.join(names)} is here, and llama.cpp is built without {backend.name}",
+        build_command([*registered, backend.registered]),
+    )
+    if backend.compiler is not None and find_compiler(backend.compiler, root) is None:
+        yield Finding(
+            level,
+            f"there is no {backend.compiler} on PATH: to build with {backend.name}, install "
+            f"{backend.toolkit} first",
+        )
 
 
 # --- disk

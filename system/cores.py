@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 from .cgroups import ControlGroup, control_groups
@@ -66,6 +67,30 @@ def usable_threads(root: Path = Path("/")) -> int:
 def decoding_threads(root: Path = Path("/")) -> int:
     """The same with one thread a core: decoding waits for memory, which siblings share."""
     return _within_quota(physical_cores() or logical_cores(), root)
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name as Linux knows it, elsewhere as Python does."""
+    return _linux_cpu_model(cpuinfo) or platform.processor() or platform.machine()
+
+
+def described_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name for people, which takes a second where Linux does not know it."""
+    name = _linux_cpu_model(cpuinfo)
+    if not name:
+        from cpuinfo import get_cpu_info
+
+        name = str(get_cpu_info().get("brand_raw", ""))
+    return name or cpu_model(cpuinfo)
+
+
+def _linux_cpu_model(cpuinfo: Path) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
 
 
 def _within_quota(threads: int, root: Path) -> int:

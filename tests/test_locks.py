@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from llama4_edge.runtime.bindings.library import LLAMA_CPP_PYTHON
+from llama4_edge.runtime.bindings.build import LLAMA_CPP_PYTHON
 from tools.install import LOCK
 from tools.latest import differences, locked_versions, newest_requirements, read_project
 from tools.lock import PLATFORMS, PYTHONS

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,8 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...system.cores import cpu_model
 from ...system.files import write_atomically
-from .library import build_command, library_info, system_info
+from .build import build_command
+from .library import library_info, system_info
 
 PROBE = (sys.executable, "-m", "llama4_edge.runtime.bindings.amx_probe")
 """The command that tries a prompt with AMX; it must end with status 0."""
@@ -81,8 +82,8 @@ def extra_buffers_are_safe() -> AMXState:
 
 
 def rebuild_command() -> str:
-    """The command that cures the library, with CUDA where it has CUDA now."""
-    return build_command(cuda="CUDA" in library_info().backends)
+    """The command that cures the library, with the backends that it has now."""
+    return build_command(library_info().backends)
 
 
 _state_of_this_process = functools.cache(extra_buffers_are_safe)
@@ -139,16 +140,6 @@ def _identity() -> dict[str, object]:
         "ggml_commit": info.ggml_commit,
         "cpu": cpu_model(),
     }
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's name as the kernel knows it."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _cache_path(identity: Mapping[str, object]) -> Path | None:

@@ -14,9 +14,7 @@ import importlib
 import logging
 import os
 import re
-import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError
-
-LLAMA_CPP_PYTHON = "0.3.36"
-"""The release whose ctypes structs this package was written against."""
+from .build import LLAMA_CPP_PYTHON, build_command
 
 logger = logging.getLogger("llama4_edge.llama_cpp")
 # llama.cpp writes a page for every model: without this, its warnings would reach stderr through
@@ -37,26 +33,6 @@ logger.addHandler(logging.NullHandler())
 # enum ggml_log_level (ggml.h); 5 continues the line before it.
 _LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUE = 5
-
-
-def pip_command() -> str:
-    """The shell's words for the pip of this very Python, which need not be the one on PATH."""
-    return f"{shlex.quote(sys.executable or 'python')} -m pip"
-
-
-def build_command(*, cuda: bool = False) -> str:
-    """The shell command that builds the native library here, with RPC and sound AMX code.
-
-    The two compiler flags keep GCC before 13.2.1 from dropping the stores that set up AMX tiles;
-    ``--no-cache-dir`` keeps pip from bringing back a wheel that was built without them.
-    """
-    options = "-DGGML_RPC=ON -DGGML_CUDA=ON" if cuda else "-DGGML_RPC=ON"
-    flags = "-fno-dse -fno-tree-dse"
-    return (
-        f'CMAKE_ARGS="{options}" CXXFLAGS="{flags}" '
-        f"{pip_command()} install --force-reinstall --no-deps --no-cache-dir "
-        f"--no-binary llama-cpp-python llama-cpp-python=={LLAMA_CPP_PYTHON}"
-    )
 
 
 # That memory is short, as llama.cpp, ggml, CUDA and C++ say it.

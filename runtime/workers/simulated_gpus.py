@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError, SettingError
+from ..bindings.build import build_command
 from ..bindings.devices import NativeDevice, native_device
-from ..bindings.library import build_command, library_info, native_function
+from ..bindings.library import library_info, native_function
 from ..placement import MAX_DEVICES
 
 _STARTED_WITHIN = 20.0  # seconds

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 from ...errors import WorkerError
 from ...system.cores import MAX_THREADS, decoding_threads
+from ..bindings.build import build_command
 from ..bindings.devices import Device
-from ..bindings.library import build_command, llama
+from ..bindings.library import llama
 from ..ranges import check_whole
 from .handshake import DEFAULT_PORT, greet, resolve
 

@@ -7,8 +7,10 @@ import pytest
 
 from llama4_edge.system.cores import (
     MAX_THREADS,
+    cpu_model,
     cpu_quota,
     decoding_threads,
+    described_cpu,
     logical_cores,
     physical_cores,
     usable_threads,
@@ -115,3 +117,19 @@ def test_no_more_threads_than_ggml_is_made_for(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(768)))
     assert usable_threads(tmp_path) == MAX_THREADS
+
+
+def test_the_cpu_is_named(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name\t: A Fine CPU @ 3 GHz\nmodel name\t: other\n")
+    assert cpu_model(cpuinfo) == described_cpu(cpuinfo) == "A Fine CPU @ 3 GHz"
+    assert cpu_model(tmp_path / "absent") != ""
+
+
+def test_where_linux_does_not_name_the_cpu_a_library_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cpuinfo.get_cpu_info", lambda: {"brand_raw": "Apple M4 Max"})
+    assert described_cpu(tmp_path / "absent") == "Apple M4 Max"
+    monkeypatch.setattr("cpuinfo.get_cpu_info", dict)
+    assert described_cpu(tmp_path / "absent") == cpu_model(tmp_path / "absent")

@@ -12,6 +12,7 @@ import pytest
 
 from llama4_edge.runtime.bindings import amx, amx_probe, library
 from llama4_edge.runtime.bindings.amx import AMXState, extra_buffers_are_safe, use_extra_bufts
+from llama4_edge.runtime.bindings.build import build_command
 
 _CRASHES = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
 _COUNTS = "import sys, pathlib; pathlib.Path(sys.argv[1]).open('a').write('x')"
@@ -157,7 +158,7 @@ def test_the_cure_is_said_once(
     assert [use_extra_bufts() for _ in range(3)] == [False] * 3
     (record,) = caplog.records
     assert "a trial prompt ended with SIGSEGV" in record.getMessage()
-    assert library.build_command() in record.getMessage()
+    assert build_command() in record.getMessage()
 
 
 def test_extra_buffers_are_used_where_they_are_safe() -> None:
@@ -183,10 +184,3 @@ def test_the_trial_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_cpu_is_named(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor : 0\nmodel name\t: A Fine CPU @ 3 GHz\nmodel name\t: other\n")
-    assert amx.cpu_model(cpuinfo) == "A Fine CPU @ 3 GHz"
-    assert amx.cpu_model(tmp_path / "absent") != ""

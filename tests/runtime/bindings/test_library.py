@@ -9,6 +9,7 @@ import pytest
 
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime.bindings import library
+from llama4_edge.runtime.bindings.build import build_command
 from llama4_edge.runtime.bindings.library import CapturedLog, LogLine
 
 _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
@@ -151,23 +152,10 @@ def test_a_library_that_does_not_load_is_an_engine_error_with_the_cure(tmp_path:
     )
     missing = _in_child(script, LLAMA_CPP_LIB_PATH=str(tmp_path))
     assert missing.stdout.startswith("the llama.cpp library cannot be loaded | FileNotFoundError")
-    assert library.build_command() in missing.stdout
+    assert build_command() in missing.stdout
     (tmp_path / "libllama.so").write_bytes(b"not a library")
     broken = _in_child(script, LLAMA_CPP_LIB_PATH=str(tmp_path))
     assert "Failed to load shared library" in broken.stdout
-
-
-def test_the_build_command_names_this_python_the_options_and_the_pinned_version(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/my home/bin/python3")
-    assert library.build_command(cuda=True) == (
-        'CMAKE_ARGS="-DGGML_RPC=ON -DGGML_CUDA=ON" '
-        "CXXFLAGS=\"-fno-dse -fno-tree-dse\" '/my home/bin/python3' -m pip install "
-        "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "
-        "llama-cpp-python==0.3.36"
-    )
-    assert "CUDA" not in library.build_command()
 
 
 def test_of_what_is_said_of_short_memory_the_line_with_device_and_size_is_told() -> None:
