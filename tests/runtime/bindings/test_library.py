@@ -9,7 +9,7 @@ import pytest
 
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime.bindings import library
-from llama4_edge.runtime.bindings.build import build_command
+from llama4_edge.runtime.bindings.build import LLAMA_CPP_PYTHON, build_command
 from llama4_edge.runtime.bindings.library import CapturedLog, LogLine
 
 _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
@@ -128,7 +128,7 @@ def test_system_info_is_taken_apart_by_backend() -> None:
 
 def test_the_loaded_library_says_what_it_is() -> None:
     info = library.library_info()
-    assert info.llama_cpp_python == library.LLAMA_CPP_PYTHON
+    assert info.llama_cpp_python == LLAMA_CPP_PYTHON
     assert "CPU" in info.backends and info.rpc is ("RPC" in info.backends)
     assert {"libllama", "libggml-base"} <= {Path(path).name.split(".")[0] for path in info.paths}
     assert all(Path(path).exists() for path in info.paths)
