@@ -84,42 +84,38 @@ class Model:
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.info: ModelInfo = check_model_file(path)
-        _check_placement(placement, devices)
         wish = EngineSettings(
             n_ctx=context_length(n_ctx, self.info.hparams.n_ctx_train, os.fspath(path)),
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts(),
-            placement=placement or Placement(devices=None if devices is None else tuple(devices)),
+            placement=_wished_placement(placement, devices),
             kv_type=kv_type or EngineSettings.kv_type,
             flash_attention=flash_attention,
-            workers=tuple(workers),
+            workers=_names(workers),
         )
         if plan is not None:
-            usual = EngineSettings()
             _check_nothing_beside_plan(
                 n_ctx=n_ctx is not None,
-                n_ubatch=n_ubatch != usual.n_ubatch,
+                n_ubatch=n_ubatch != EngineSettings.n_ubatch,
                 placement=placement is not None,
                 devices=devices is not None,
                 kv_type=kv_type is not None,
-                flash_attention=flash_attention != usual.flash_attention,
+                flash_attention=flash_attention != EngineSettings.flash_attention,
                 workers=bool(wish.workers),
             )
         check_overrides(wish.placement.overrides, [one.name for one in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
         self._prompts = Prompts(self.vocabulary, self.info.chat_template)
-        if placement is not None and n_ctx == "max":
-            planned = _planned(path, wish, n_ctx, kv_type, placement)
-            wish = replace(wish, n_ctx=planned.settings.n_ctx)
-        elif (
-            placement is None
-            and plan is None
-            and (n_ctx == "max" or has_gpus(devices, wish.workers))
+        if n_ctx == "max" or (
+            plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
-            plan = _planned(path, wish, n_ctx, kv_type, None)
+            plan = _planned(path, wish, n_ctx, kv_type, placement)
+        if plan is not None and placement is not None:
+            # Placed by hand: the planner has only found how long the context can be.
+            wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
         self.engine, self.plan = _open(path, wish, plan, on_load_progress)
 
     def __enter__(self) -> Model:
@@ -256,24 +252,26 @@ class Model:
         return answer.completion
 
 
-def _check_placement(placement: object, devices: Sequence[str] | None) -> None:
-    """Whether a model is placed either by hand or within some devices.
+def _wished_placement(placement: Placement | None, devices: Sequence[str] | None) -> Placement:
+    """The placement by hand; or one that leaves all but the devices open.
 
     Raises:
-        SettingError: it is not a ``Placement``, or devices are named beside it.
+        SettingError: devices are named beside it.
     """
     if placement is None:
-        return
-    if not isinstance(placement, Placement):
-        raise SettingError(
-            "placement is of the wrong type", found=repr(placement), expected="a Placement or None"
-        )
+        return Placement(devices=None if devices is None else _names(devices))
     if devices is not None:
         raise SettingError(
             "devices are named beside a placement",
-            found=", ".join(devices) or "()",
+            found=", ".join(_names(devices)) or "()",
             expected="Placement(devices=...)",
         )
+    return placement
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    """Several names; a string is one."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _check_nothing_beside_plan(**asked: bool) -> None:

@@ -36,6 +36,10 @@ class Count:
         return self.report.on(device).total + (self.output_bytes if device == CPU else 0)
 
 
+HOST_RESERVE = 32
+"""One part in so many of main memory is left where the longest context is sought."""
+
+
 class Search:
     """Counts for one model on one machine.
 
@@ -101,10 +105,14 @@ class Search:
         return self.machine.host.usable_bytes - count.used(CPU)
 
     def least_left(self, count: Count) -> int:
-        """Bytes left on the device that has fewest left; negative where one is short."""
+        """Bytes left on the device that has fewest left; negative where one is short.
+
+        A part of main memory is not counted: what is free there changes from moment to moment, and
+        a context that takes all of it ends with the process being killed.
+        """
         gpus = zip(self.machine.gpus, self.capacities, strict=True)
         left = [capacity - count.used(gpu.name) for gpu, capacity in gpus]
-        return min([*left, self.host_left(count)])
+        return min([*left, self.host_left(count) - self.machine.host.usable_bytes // HOST_RESERVE])
 
     def seconds(self, count: Count) -> float | None:
         """Seconds that a token's reading takes when the context is full; None where a bandwidth is

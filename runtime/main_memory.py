@@ -27,9 +27,9 @@ def has_gpus(devices: Sequence[str] | None, workers: Sequence[str]) -> bool:
     """Whether there is a GPU, here or at a worker, that layers could go to.
 
     Args:
-        devices: names of the devices to use; None is all, () is the CPU alone.
+        devices: names of the devices to use; None is all, none at all is the CPU alone.
     """
-    return devices != () and bool(workers or offload_devices())
+    return (devices is None or len(devices) > 0) and bool(workers or offload_devices())
 
 
 def host_need(path: str | os.PathLike[str], settings: EngineSettings) -> DeviceMemory:

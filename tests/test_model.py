@@ -474,7 +474,7 @@ def test_the_context_is_what_was_trained_for_if_that_is_less_than_the_default(
 
 
 def test_a_context_beyond_training_is_refused(tiny_path: Path) -> None:
-    with pytest.raises(SettingError, match="found 32,769 tokens, expected at most 32,768"):
+    with pytest.raises(SettingError, match="found 32769 tokens, expected at most 32768"):
         Model(tiny_path, n_ctx=32769)
 
 
