@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def full_shelf(shelf: Path, demo_gguf: Path) -> Path:
     """The same with the GGUFs of the pages."""
     for name in MODELS:
         (shelf / name).parent.mkdir(parents=True, exist_ok=True)
-        (shelf / name).symlink_to(demo_gguf)
+        shutil.copy(demo_gguf, shelf / name)  # a conversion writes through links
     return shelf
 
 
