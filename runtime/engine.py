@@ -107,8 +107,8 @@ class Engine:
     def is_end(self, token: int) -> bool:
         """Whether llama.cpp counts this token as the end of an answer (end of text, turn, …)."""
         self._check()
+        (token,) = self._checked([token])
         if token not in self._ends:
-            (token,) = self._checked([token])
             self._call(lambda: self._note_end(token))
         return self._ends[token]
 

@@ -53,7 +53,7 @@ class Placement:
             attention, on the CPU.
 
     Raises:
-        SettingError: a number outside its range, or a pattern that is none.
+        SettingError: a number outside its range, or a pattern outside the supported syntax.
     """
 
     n_gpu_layers: int = -1
@@ -74,17 +74,17 @@ class Placement:
 
 
 def check_count(devices: Sequence[str]) -> None:
-    """Whether llama.cpp has room for so many devices.
+    """Whether llama.cpp takes so many devices.
 
     Raises:
-        SettingError: it has not.
+        SettingError: there are more than ``MAX_DEVICES``.
     """
     if len(devices) > MAX_DEVICES:
         raise SettingError(
-            "there are more devices than llama.cpp has room for",
+            "a model cannot have so many devices",
             found=f"{len(devices)}: {', '.join(devices)}",
             expected=f"at most {MAX_DEVICES}",
-            hint="Name those to use (-dev).",
+            hint="Name those to use, as in devices=CUDA0,CUDA1.",
         )
 
 
@@ -96,7 +96,7 @@ def check_split(tensor_split: Sequence[float], devices: Sequence[str]) -> None:
     """
     if len(tensor_split) != len(devices):
         raise SettingError(
-            "tensor_split has not one share for each device",
+            "tensor_split needs one share for each device",
             found=f"{len(tensor_split)} for {', '.join(devices) or 'no device at all'}",
             expected=str(len(devices)),
         )
@@ -116,7 +116,7 @@ def check_overrides(overrides: Iterable[tuple[str, str]], tensors: Iterable[str]
     for pattern, target in overrides:
         if not any(re.search(pattern, name) for name in names):
             raise SettingError(
-                f"the override {pattern}={target} fits no tensor of the model",
+                f"the override {pattern}={target} matches no tensor of the model",
                 expected="a pattern such as ffn_down_exps",
                 hint="`llama4 inspect MODEL --tensors` lists their names.",
             )
@@ -127,7 +127,7 @@ def check_overrides(overrides: Iterable[tuple[str, str]], tensors: Iterable[str]
         if target != CPU and "token_embd.weight" in decided:
             raise SettingError(
                 f"the override {pattern}={target} takes the token embedding from the CPU",
-                expected="a pattern that does not fit token_embd.weight",
+                expected="a pattern that does not match token_embd.weight",
                 hint=f"Put token_embd={CPU} before it.",
             )
 
@@ -160,7 +160,7 @@ def _names(devices: Iterable[str]) -> tuple[str, ...]:
         raise SettingError(
             "layers cannot be shared with the CPU as a device",
             found=CPU,
-            hint="It takes the layers that n_gpu_layers (-ngl) leaves.",
+            hint="It takes the layers that n_gpu_layers leaves.",
         )
     check_count(names)
     return names
@@ -176,7 +176,7 @@ def _shares(tensor_split: Iterable[float]) -> tuple[float, ...]:
             "tensor_split leaves every device without layers",
             found=",".join(str(share) for share in shares),
             expected="a share above 0",
-            hint="n_gpu_layers=0 (-ngl 0) leaves all layers on the CPU.",
+            hint="n_gpu_layers=0 leaves all layers on the CPU.",
         )
     return shares
 
@@ -184,13 +184,15 @@ def _shares(tensor_split: Iterable[float]) -> tuple[float, ...]:
 def _override(override: Sequence[str]) -> tuple[str, str]:
     pattern, target = override
     if not isinstance(target, str) or not target:
-        raise SettingError(f"the override {pattern} names no device", found=repr(target))
+        raise SettingError(f"the override {pattern} has no device", found=repr(target))
     _check_pattern(pattern)
     return pattern, target
 
 
 def _check_pattern(pattern: str) -> None:
-    problem = f"the override pattern {pattern!r} is not one that llama.cpp reads as it is meant"
+    problem = (
+        f"the override pattern {pattern!r} is not in the syntax that llama.cpp and Python share"
+    )
     if not (pattern.isascii() and pattern.isprintable() and _COMMON_SYNTAX.fullmatch(pattern)):
         raise SettingError(problem, hint=_SYNTAX_HINT)
     try:

@@ -1,4 +1,4 @@
-"""Tokens as llama.cpp takes them: one batch of one sequence, filled again for each call.
+"""Tokens as llama.cpp takes them: one batch for one sequence, refilled for each call.
 
 Knows nothing of models.
 """

@@ -1,7 +1,7 @@
 """The greeting of ggml's RPC protocol, spoken before llama.cpp does.
 
-Promises that who answered it is a worker that llama.cpp can talk to, now: ggml ends the process
-when its own greeting fails. Knows nothing of llama.cpp.
+Promises that an endpoint which passed is a worker that llama.cpp can connect to now: ggml ends the
+process when its own greeting fails. Knows nothing of llama.cpp.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def resolve(host: str) -> str:
     """The IPv4 address of a host; ggml knows no other kind.
 
     Raises:
-        WorkerError: the name has none.
+        WorkerError: the name has no IPv4 address.
     """
     try:
-        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise WorkerError(
             f"the host {host} has no IPv4 address", found=getattr(error, "strerror", str(error))
         ) from error
-    return str(found[0][4][0])
+    return str(addresses[0][4][0])
 
 
 def greet(address: str, port: int, name: str, *, patience: float) -> None:
-    """Ask who is there, and leave again.
+    """Check that a worker answers, on a connection of its own.
 
     Args:
         address: IPv4.
@@ -61,11 +61,11 @@ def greet(address: str, port: int, name: str, *, patience: float) -> None:
             hint="Start `llama4 worker` there, and see that no firewall is between.",
         ) from error
     length, *version = _ANSWER.unpack(answer.ljust(_ANSWER.size, b"\0"))
-    # Another version says so, or ends the connection without a word.
+    # Another version answers so, or ends the connection without an answer.
     if len(answer) < _ANSWER.size or length != _ANSWER_BYTES:
         raise WorkerError(
-            f"{name} is no worker, or one of another llama.cpp",
-            found=repr(answer[:16]) if answer else "a connection that was closed without a word",
+            f"{name} is not a worker, or one of another llama.cpp",
+            found=repr(answer[:16]) if answer else "a connection that was closed without an answer",
             expected=f"version {_text(PROTOCOL)} of ggml's RPC protocol",
             hint="Run the same release of llama4-edge on both machines.",
         )
@@ -79,7 +79,7 @@ def greet(address: str, port: int, name: str, *, patience: float) -> None:
 
 
 def _ask(connection: socket.socket, name: str) -> bytes:
-    """The answer to the greeting, or what came of it before the end."""
+    """The answer to the greeting, or as much as came before the connection ended."""
     connection.sendall(_HELLO)
     answer = b""
     try:

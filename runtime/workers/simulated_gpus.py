@@ -1,10 +1,10 @@
-"""Devices of llama.cpp's type GPU for GPUs that are not here, to be measured on without loading.
+"""Devices of llama.cpp's type GPU for GPUs that this machine has not, to measure memory on.
 
-Promises devices on which llama.cpp places, counts and schedules as on a GPU in this machine, also
-what it copies there of weights that lie in main memory. They live in a process of their own, on the
-loopback interface, which ends with this one, and are in nobody's list of devices. Nothing is ever
-stored or computed on them: they are for ``memory.measure`` alone, and know nothing of how much
-memory a GPU has.
+Promises devices on which llama.cpp places, counts and schedules as on a GPU of this machine,
+including the weights that it copies there from main memory. They belong to a process on the
+loopback interface, which ends with this one, and appear in no list of devices. Nothing is stored
+or computed on them: they are for ``memory.measure`` alone. Knows nothing of how much memory a GPU
+has.
 """
 
 from __future__ import annotations

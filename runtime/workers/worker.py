@@ -1,10 +1,10 @@
-"""A worker: this machine's devices, lent to other machines by ggml's RPC server.
+"""A worker: ggml's RPC server, which lets other machines use the devices of this one.
 
-Promises that a worker which is here listens and answers, and that it ends with the block or the
-process that started it, whichever way that ends. The server runs in a process of its own, because
-it never returns, and because a client can make it end the process.
+Promises that a running worker listens and answers, and that it ends with the block or the process
+that started it, whichever way that ends. The server runs in a process of its own, because it never
+returns, and because a client can make it end the process.
 
-The protocol knows no password and no encryption: who reaches the port can use the machine.
+The protocol has neither authentication nor encryption: who reaches the port can use the machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENDS_WITHIN = 5.0
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that runs: where it listens, and which devices it lends."""
+    """A running worker: where it listens, and its devices."""
 
     address: str
     port: int
@@ -53,17 +53,17 @@ class Worker:
 
     @property
     def reached_at(self) -> str:
-        """The same with a name that other machines know, where it listens on all addresses."""
+        """The endpoint for other machines: this host's name where it listens on all addresses."""
         every = ipaddress.ip_address(self.address).is_unspecified
         return f"{socket.gethostname()}:{self.port}" if every else self.endpoint
 
     def wait(self) -> None:
-        """Return never, or raise: WorkerError when the server ended by itself."""
+        """Wait for ever; WorkerError if the server ends."""
         status = self.process.wait()
         raise WorkerError(
             f"the worker on {self.endpoint} ended",
             found=f"signal {-status}" if status < 0 else f"exit code {status}",
-            hint="A client of another version, or one that is none, can do that. Start it again.",
+            hint="A client of another version can cause that. Start the worker again.",
         )
 
 
@@ -91,8 +91,8 @@ def running_worker(
     _check_free(address, port)
     if not ipaddress.ip_address(address).is_loopback:
         logger.warning(
-            "the worker on %s:%d is open: whoever reaches it can use this machine, and read what "
-            "it is sent. Let only a network that you trust reach it.",
+            "the worker on %s:%d has no authentication: who reaches it can use this machine, and "
+            "read what it is sent. Let only a trusted network reach it.",
             address,
             port,
         )
@@ -125,29 +125,29 @@ def local_workers(count: int, *, n_threads: int = 1) -> Iterator[tuple[str, ...]
 
 
 def check_rpc() -> None:
-    """Whether the library has RPC built in.
+    """Check that the library was built with RPC.
 
     Raises:
-        WorkerError: it has not.
+        WorkerError: it was not.
     """
     if not llama().llama_supports_rpc():
         raise WorkerError(
-            "llama.cpp is built without RPC, so that this machine has no workers and is none",
+            "llama.cpp is built without RPC, and can neither be a worker nor use one",
             hint=f"Build it with: {build_command()}",
         )
 
 
 def _check_free(address: str, port: int) -> None:
-    """Whether ggml could listen here, which itself says nothing that a program could read."""
+    """Raise WorkerError if ggml could not listen here; ggml itself reports nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address, port))
         except OSError as error:
             hints = {
-                errno.EADDRINUSE: "Choose another --port, or end what listens there.",
-                errno.EADDRNOTAVAIL: "Give --host an address of this machine.",
-                errno.EACCES: "Choose a --port from 1024 up.",
+                errno.EADDRINUSE: "Choose another port, or end what listens there.",
+                errno.EADDRNOTAVAIL: "Listen on an address of this machine.",
+                errno.EACCES: "Choose a port from 1024 up.",
             }
             raise WorkerError(
                 f"a worker cannot listen on {address}:{port}",
@@ -194,7 +194,7 @@ def _did_not_start(process: subprocess.Popen[bytes]) -> WorkerError:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # ggml's server has nothing to tidy up
+    process.kill()  # ggml's server has no state to save
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None

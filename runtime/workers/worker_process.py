@@ -1,8 +1,7 @@
 """The child process of ``worker``: ggml's RPC server, until its standard input ends.
 
-Run as ``python -m llama4_edge.runtime.worker_process ADDRESS PORT THREADS``. The first line on
-stdout is a JSON list of the devices that it lends; it serves from then on, and ends with status 1
-if it cannot.
+Run as ``python -m llama4_edge.runtime.workers.worker_process ADDRESS PORT THREADS``. The first line
+on stdout is a JSON list of its devices. It serves from then on; status 1 says that it cannot.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from ..bindings.library import native_function
 
 
 def serve(address: str, port: int, n_threads: int) -> None:
-    """Say which devices there are, then serve; returns only when that is impossible."""
+    """Write the devices, then serve; returns only when serving is impossible."""
     # Ctrl-C at a terminal reaches the whole group of processes: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_input, daemon=True).start()
-    here = list_devices()
-    lent = [one for one in here if one.type in ("gpu", "igpu")] or [
-        one for one in here if one.type == "cpu"
+    devices = list_devices()
+    shared = [one for one in devices if one.type in ("gpu", "igpu")] or [
+        one for one in devices if one.type == "cpu"
     ]
-    sys.stdout.write(json.dumps([asdict(one) for one in lent]) + "\n")
+    sys.stdout.write(json.dumps([asdict(one) for one in shared]) + "\n")
     sys.stdout.flush()
     # The server prints a page; whoever started this one has no use for it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     by_name = native_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    handles = (ctypes.c_void_p * len(lent))(*(by_name(one.name.encode()) for one in lent))
+    handles = (ctypes.c_void_p * len(shared))(*(by_name(one.name.encode()) for one in shared))
     start = rpc_function(
         "ggml_backend_rpc_start_server",
         None,
@@ -43,7 +42,7 @@ def serve(address: str, port: int, n_threads: int) -> None:
         ctypes.c_size_t,
         ctypes.c_void_p,
     )
-    start(f"{address}:{port}".encode(), None, n_threads, len(lent), handles)
+    start(f"{address}:{port}".encode(), None, n_threads, len(shared), handles)
 
 
 def _end_with_input() -> None:

@@ -130,7 +130,10 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["run", "x", "hi", "-ub", "many"], "'many' is not a whole number"),
         (["run", "x", "hi", "-ngl", "-2"], "'-2' is not a whole number from -1"),
         (["run", "x", "hi", "-ot", "exps"], "'exps' is not REGEX=DEVICE"),
-        (["run", "x", "hi", "-ot", "(?i)exps=CPU"], "not one that llama.cpp reads as it is meant"),
+        (
+            ["run", "x", "hi", "-ot", "(?i)exps=CPU"],
+            "not in the syntax that llama.cpp and Python share",
+        ),
         (["run", "x", "hi", "-ts", "1,one"], "'1,one' is not a list of numbers"),
         (["run", "x", "hi", "-ts", "0,0"], "tensor_split (-ts) leaves every device without layers"),
         (["run", "x", "hi", "-dev", "CUDA0,CUDA0"], "a device is named twice, found CUDA0"),

@@ -217,7 +217,7 @@ def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], problem: st
 
 def test_an_override_that_fits_no_tensor_is_refused_before_loading(model: Path) -> None:
     placement = Placement(overrides=(("no_such", "CPU"),))
-    with pytest.raises(SettingError, match="fits no tensor"):
+    with pytest.raises(SettingError, match="matches no tensor"):
         run(model, base=EngineSettings(placement=placement))
 
 

@@ -311,7 +311,7 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"ram": GIB, "placement": Placement(devices=("CUDA0",))}, "neither workers nor devices"),
         (
             {"placement": Placement(overrides=(("no_such", "CPU"),))},
-            "no_such=CPU fits no tensor of the model",
+            "no_such=CPU matches no tensor of the model",
         ),
     ],
 )

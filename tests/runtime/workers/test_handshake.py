@@ -76,10 +76,10 @@ def test_nobody_there_is_told_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("said", "hangs_up", "complaint"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2, True, "is no worker, or one of another "
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2, True, "is not a worker, or one of another "
          "llama.cpp, found b'HTTP/1.1 400 Bad'"),
-        (b"SSH-2.0", False, "is no worker, or one of another llama.cpp, found b'SSH-2.0'"),
-        (b"", True, "found a connection that was closed without a word"),
+        (b"SSH-2.0", False, "is not a worker, or one of another llama.cpp, found b'SSH-2.0'"),
+        (b"", True, "found a connection that was closed without an answer"),
         (b"", False, "does not answer. It serves one program at a time"),
         (answer(PROTOCOL[0] + 1, 0), True, "speaks another version of ggml's RPC protocol, "
          f"found {PROTOCOL[0] + 1}.0, expected {PROTOCOL[0]}.{PROTOCOL[1]}"),
@@ -105,7 +105,7 @@ def test_a_host_without_an_address_is_refused_by_name() -> None:
     "endpoint", ["", "host", "host:", ":50052", "host:0", "host:65536", "host:a", "::1:5", "a b:5"]
 )
 def test_an_address_that_is_none_is_refused(endpoint: str) -> None:
-    with pytest.raises(SettingError, match="a worker's address is none") as caught:
+    with pytest.raises(SettingError, match="not a worker's address") as caught:
         EngineSettings(workers=(endpoint,))
     assert caught.value.found == repr(endpoint)
 

@@ -70,7 +70,9 @@ def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(
         assert worker.endpoint == f"0.0.0.0:{port}"
         assert worker.reached_at == f"{socket.gethostname()}:{port}"
     (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert warning.startswith(f"the worker on 0.0.0.0:{port} is open: whoever reaches it can use")
+    assert warning.startswith(
+        f"the worker on 0.0.0.0:{port} has no authentication: who reaches it can use"
+    )
 
 
 @pytest.mark.parametrize(
