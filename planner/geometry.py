@@ -139,17 +139,29 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     from ..convert.blueprint import blueprint
 
     drawing = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
-    with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
+    with _temporary_path() as path:
         yield Geometry(
             name=drawing.name,
             source=os.fspath(model),
-            path=drawing.write_header(Path(directory) / "header.gguf"),
+            path=drawing.write_header(path),
             recipe=drawing.recipe,
             hparams=drawing.config.hparams,
             weights=_weights((tensor.name, tensor.nbytes) for tensor in drawing.tensors),
             note=drawing.note,
             vision=drawing.vision,
         )
+
+
+@contextmanager
+def _temporary_path() -> Iterator[Path]:
+    """A path to write to; on Linux without a name, so that nothing is left of a killed process."""
+    with tempfile.TemporaryFile(prefix="llama4-plan-") as file:
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        if path.exists():
+            yield path
+            return
+    with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
+        yield Path(directory) / "header.gguf"
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,3 +154,34 @@ def test_a_token_reads_one_expert_and_one_row_of_the_embedding() -> None:
 def test_settings_stay_hashable() -> None:
     # The search keeps what llama.cpp said by the settings that it was asked with.
     assert len({EngineSettings(), replace(EngineSettings(), n_ctx=32_768)}) == 1
+
+
+def test_a_planner_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = """
+import time
+from llama4_edge.planner.geometry import open_geometry
+with open_geometry("scout") as scout:
+    print(scout.path.stat().st_size, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 66_200_105_216
+        process.kill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_proc_the_header_has_a_name_until_the_plan_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with open_geometry("scout") as scout:
+        assert [path / "header.gguf" for path in tmp_path.iterdir()] == [scout.path]
+        settings = EngineSettings(n_ctx=256, use_extra_bufts=False)
+        assert measure(scout.path, settings).on("CPU").weights == scout.nbytes
+    assert list(tmp_path.iterdir()) == []
