@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from .declare import (
     usage_error,
     verbose_flag,
 )
+from .flags import with_flags
 from .options import CacheOptions, PlacementOptions, default_context, recipe_option
 from .output import give
 
@@ -127,7 +128,8 @@ def plan(options: PlanOptions) -> int:
     found = find_plan(options.model, **_settings(options))
     if options.check:
         return _show_check(options, found)
-    give(found.as_dict(), lambda: plan_view(found), as_json=options.as_json)
+    shown = replace(found, notes=tuple(map(with_flags, found.notes)))
+    give(found.as_dict(), lambda: plan_view(shown), as_json=options.as_json)
     return 0 if found.fits else 1
 
 

@@ -159,9 +159,9 @@ def _remedy(plan: Plan) -> str:
     buffers = sum(device.memory.compute for device in plan.devices)
     remedies = []
     if plan.recipe is not None and plan.recipe not in _FOUR_BITS:
-        remedies.append("the recipe int4")
+        remedies.append("recipe=int4")
     if plan.settings.kv_type == "f16" and cache * 15 // 32 >= short:
-        remedies.append("kv_type q8_0")
+        remedies.append("kv_type=q8_0")
     if plan.settings.n_ctx > ATTENTION_CHUNK and cache + buffers >= short:
         remedies.append("a smaller n_ctx")
     if buffers >= short:

@@ -137,7 +137,7 @@ def gpus_named(text: str) -> tuple[GPU, ...]:
         gpu = known_gpu(name)
         if gpu is None:
             names = [gpu.name for gpu in GPUS]
-            hints = [did_you_mean(name, names), "Give the memory of any other GPU as vram."]
+            hints = [did_you_mean(name, names), "Give vram=BYTES for any other GPU."]
             raise SettingError(
                 f"there is no GPU called {name!r} in the table",
                 expected=", ".join(names),

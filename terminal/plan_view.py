@@ -240,7 +240,7 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
     if not placement.offload_kqv:
         yield "-nkvo"
     if settings.kv_type != "f16":
-        yield f"--kv {settings.kv_type}"
+        yield f"-ctk {settings.kv_type} -ctv {settings.kv_type}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[RenderableType]:

@@ -70,7 +70,7 @@ def test_several_gpus_are_counted(said: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["", "gtx 9000", "h100 x", "x8", "h100,,4090"])
 def test_a_gpu_that_is_not_in_the_table_is_refused(name: str) -> None:
-    with pytest.raises(SettingError, match=r"Give the memory of any other GPU as vram\.$"):
+    with pytest.raises(SettingError, match=r"Give vram=BYTES for any other GPU\.$"):
         gpus_named(name)
 
 
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_not_in_the_table_is_refused(name: str) -> None:
 def test_the_gpu_that_was_meant_is_suggested(typed: str, meant: str) -> None:
     with pytest.raises(SettingError) as caught:
         gpus_named(typed)
-    assert caught.value.hint == f"Did you mean {meant}? Give the memory of any other GPU as vram."
+    assert caught.value.hint == f"Did you mean {meant}? Give vram=BYTES for any other GPU."
 
 
 def test_no_gpus_at_all_are_refused() -> None:
