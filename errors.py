@@ -1,18 +1,18 @@
 """Every error that llama4-edge raises on purpose, as one tree.
 
     Llama4EdgeError
-    ├── CheckpointError       a checkpoint directory that cannot be read, or is not whole
-    │   ├── HubError          a repository on the hub that cannot be had, or not whole
-    │   ├── UnsupportedError  a checkpoint that is whole, but that llama.cpp cannot represent
-    │   └── DamagedTensorError  a tensor that holds infinities, or numbers that are none
-    ├── RecipeError           an unknown recipe or tensor type, or an override that fits nothing
-    ├── SettingError          a setting outside its range; a ValueError too
+    ├── CheckpointError       a checkpoint directory that cannot be read, or is incomplete
+    │   ├── HubError          a repository on the hub that cannot be fetched, or is incomplete
+    │   ├── UnsupportedError  a complete checkpoint that llama.cpp cannot represent
+    │   └── DamagedTensorError  a tensor with infinities, NaN, or numbers that are too large
+    ├── RecipeError           an unknown recipe or tensor type, or an override that matches nothing
+    ├── SettingError          a setting outside its range; also a ValueError
     ├── OutputError           the target exists, the disk is too small, or writing failed
     ├── ModelFileError        a GGUF that is truncated, damaged or of another architecture
     ├── EngineError           llama.cpp refused to load, to make a context or to decode
-    │   ├── AllocationError   a device has not the memory that was asked of it
+    │   ├── AllocationError   a device does not have the memory
     │   ├── ContextFullError  the prompt, or the answer, does not fit into the context
-    │   └── WorkerError       another machine that is absent, or was lost in the middle of something
+    │   └── WorkerError       a worker that cannot be reached, or whose connection was lost
     ├── TemplateError         a chat template that is missing or does not render
     ├── VocabularyError       a tokenizer that llama.cpp would read differently
     └── SessionError          a saved conversation that cannot be read or written
@@ -88,23 +88,23 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
 
 
 class CheckpointError(Llama4EdgeError):
-    """A checkpoint directory that cannot be read, or is not whole."""
+    """A checkpoint directory that cannot be read, or is incomplete."""
 
 
 class HubError(CheckpointError):
-    """A repository on the Hugging Face Hub that cannot be had, or not whole."""
+    """A repository on the Hugging Face Hub that cannot be fetched, or is incomplete."""
 
 
 class UnsupportedError(CheckpointError):
-    """A checkpoint that is whole, but that llama.cpp cannot represent."""
+    """A complete checkpoint that llama.cpp cannot represent."""
 
 
 class DamagedTensorError(CheckpointError):
-    """A stored tensor holds infinities, numbers that are none, or numbers too large."""
+    """A stored tensor holds infinities, NaN, or numbers that are too large."""
 
 
 class RecipeError(Llama4EdgeError):
-    """An unknown recipe or tensor type, or an override that fits no tensor."""
+    """An unknown recipe or tensor type, or an override that matches no tensor."""
 
 
 class SettingError(Llama4EdgeError, ValueError):
@@ -124,7 +124,7 @@ class EngineError(Llama4EdgeError):
 
 
 class AllocationError(EngineError):
-    """llama.cpp could not have the memory that it needs on a device."""
+    """llama.cpp could not allocate the memory that it needs on a device."""
 
 
 class ContextFullError(EngineError):
@@ -132,7 +132,7 @@ class ContextFullError(EngineError):
 
 
 class WorkerError(EngineError):
-    """Another machine that is absent, is no worker, or was lost in the middle of something."""
+    """A worker that cannot be reached, is not one, or whose connection was lost."""
 
 
 class TemplateError(Llama4EdgeError):

@@ -54,13 +54,13 @@ def inspect(
 
     Args:
         path: a GGUF, any part of one that is split, or a checkpoint directory.
-        check: read every tensor of a GGUF, of all its parts, and find damage. A file that is cut
-            off is then described instead of refused.
+        check: read every tensor of a GGUF, of all its parts, and find damage. A truncated file
+            is then described instead of refused.
         progress: called with the bytes read so far while `check` reads.
 
     Raises:
         CheckpointError: the directory is not a whole checkpoint, or `path` is one of its files.
-        ModelFileError: the file is not a GGUF, is cut off, or is of another architecture.
+        ModelFileError: the file is not a GGUF, is truncated, or is of another architecture.
         SettingError: `check` for a checkpoint.
         EngineError: llama.cpp's library does not load.
     """

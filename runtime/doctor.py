@@ -1,7 +1,7 @@
-"""What is installed and built here, and the command that adds each thing that is missing.
+"""What is installed and built here, and the command that installs what is missing.
 
-Promises to answer on any machine: above all where the native library does not load, which is when
-people ask. Changes nothing, prints nothing.
+Promises to answer on any machine, above all where the native library does not load. Changes
+nothing, prints nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PACKAGES = ("llama4-edge", "llama-cpp-python", "gguf", "numpy", "tokenizers", "
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``fix`` is a shell command, or None where there is none."""
+    """The result of one check. ``fix`` is a shell command, or None where there is none."""
 
     level: Level
     what: str
@@ -138,7 +138,7 @@ def _version(name: str) -> str | None:
 
 
 def _package_findings(versions: dict[str, str | None]) -> tuple[Finding, ...]:
-    # a missing llama-cpp-python is told by the library that does not load
+    # A missing llama-cpp-python is reported as a library that does not load.
     missing = [n for n, v in versions.items() if v is None and n != "llama-cpp-python"]
     return tuple(
         Finding("problem", f"{name} is not installed", f"{pip_command()} install {name}")
@@ -151,21 +151,21 @@ def _package_findings(versions: dict[str, str | None]) -> tuple[Finding, ...]:
 
 def _version_finding(library: LibraryInfo) -> Finding:
     if library.llama_cpp_python == LLAMA_CPP_PYTHON:
-        return Finding("ok", f"llama-cpp-python is {LLAMA_CPP_PYTHON}, as it should be")
+        return Finding("ok", f"llama-cpp-python is {LLAMA_CPP_PYTHON}, as needed")
     return Finding(
         "problem",
-        f"llama-cpp-python is {library.llama_cpp_python}; its C structs are those of another "
-        f"llama.cpp than this package was written for ({LLAMA_CPP_PYTHON})",
+        f"llama-cpp-python is {library.llama_cpp_python}, and this package needs "
+        f"{LLAMA_CPP_PYTHON}: the C structs of llama.cpp differ",
         build_command(library.backends),
     )
 
 
 def _rpc_finding(library: LibraryInfo) -> Finding:
     if library.rpc:
-        return Finding("ok", "RPC is built in: `llama4 worker` lends a machine to another one")
+        return Finding("ok", "RPC is built in: `llama4 worker` shares this machine with others")
     return Finding(
         "note",
-        "RPC is not built in: a model cannot be spread over machines",
+        "RPC is not built in: a model cannot use other machines",
         build_command(library.backends),
     )
 

@@ -1,1 +1,1 @@
-"""This machine: its cores, its memory, its page cache, and waiting for threads."""
+"""What does this machine have? Cores, memory, page cache, locks, and writing a file in one step."""

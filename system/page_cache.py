@@ -1,18 +1,18 @@
-"""Letting go of the page cache of what is read or written once, so that others keep theirs."""
+"""Drops cached pages of files that are read or written once, so that others keep theirs."""
 
 from __future__ import annotations
 
 import os
 
-# The largest unit in which Linux caches a file. It is dropped only as a whole.
+# The largest folio, the unit in which Linux caches a file and drops it.
 _LARGEST_FOLIO = 4 << 20
 
 
 def forget_cached(descriptor: int, offset: int, length: int) -> None:
-    """Drop what the page cache holds of `length` bytes from `offset`, as far as it is on the disk.
+    """Drop the cached pages of `length` bytes from `offset` that are on the disk.
 
-    Once more what lies before them too, with which they may have shared a unit that was still in
-    use when that part was dropped.
+    Those just before are dropped again: they may share a folio that was in use the first time.
+    Does nothing on a system without ``posix_fadvise``.
     """
     if hasattr(os, "posix_fadvise"):
         begin = max(0, offset - _LARGEST_FOLIO)
@@ -20,9 +20,9 @@ def forget_cached(descriptor: int, offset: int, length: int) -> None:
 
 
 def start_writing(descriptor: int, offset: int, length: int) -> None:
-    """Have what was written to `length` bytes from `offset` brought to the disk, without waiting.
+    """Start writing `length` dirty bytes from `offset` to the disk, without waiting.
 
-    Linux does so when it is told that nobody wants the pages, and drops only those that are clean.
+    Linux does so when it is told that the pages are not needed; it drops only clean ones.
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""How threads are waited for whose files are closed next."""
+"""Waits for a thread pool whose files are closed next."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import suppress
 
 
 def end(pool: ThreadPoolExecutor) -> None:
-    """Return once all threads of `pool` have ended, however often this is interrupted."""
+    """Return when all threads of `pool` have ended, even if Ctrl-C comes in between."""
     ended = threading.Event()
 
     def wait() -> None:
         pool.shutdown()
         ended.set()
 
-    # Not waited for here: an interrupted join takes the thread for ended (CPython before 3.13).
+    # In a thread: CPython before 3.13 takes a thread for ended when its join is interrupted.
     threading.Thread(target=wait, name="end").start()
     while not ended.is_set():
         with suppress(KeyboardInterrupt):

@@ -1,10 +1,10 @@
-"""Does the loaded library survive a prompt on this CPU? Found out once, in a child process.
+"""Does the loaded library survive a prompt on this CPU? Tested once, in a child process.
 
 GCC before 13.2.1 drops the stores that fill ggml's AMX tile configuration, and llama.cpp dies with
-SIGSEGV at the first prompt on a Xeon with AMX. No symbol of the library tells whether it was built
-so. Where it has AMX at all, a child process tries it on a tiny model; the answer is kept on disk
-until the library or the CPU changes. Promises never to crash this process, and that an answer which
-is not certain counts as "not safe" and is not kept.
+SIGSEGV at the first prompt on a Xeon with AMX. No symbol of the library shows how it was built.
+Where it has AMX, a child process runs a tiny model; the result is cached on disk until the library
+or the CPU changes. Promises never to crash this process, and that an uncertain result counts as
+"not safe" and is not cached.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ PROBE = (sys.executable, "-m", "llama4_edge.runtime.bindings.amx_probe")
 """The command that tries a prompt with AMX; it must end with status 0."""
 
 TIMEOUT = 60.0
-"""Seconds after which a child that has not ended counts as not surviving."""
+"""Seconds after which a trial counts as failed."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AMXState:
-    """What is known of AMX here.
+    """Whether AMX works here.
 
-    ``needed``: the library was built with AMX, so that it had to be tried. ``survived``: the child
-    came through, or there was nothing to try. ``cached``: the answer came from disk. ``reason``
-    says in a clause how the answer was found.
+    ``needed``: the library was built with AMX, so that a trial is needed. ``survived``: the trial
+    succeeded, or none was needed. ``cached``: the result came from disk. ``reason`` says in a
+    clause where the result comes from.
     """
 
     needed: bool
@@ -51,7 +51,7 @@ class AMXState:
 
 
 def use_extra_bufts() -> bool:
-    """Whether llama.cpp may repack weights for this CPU; where it may not, say so once.
+    """Whether llama.cpp may repack weights for this CPU; a warning says once where it may not.
 
     Raises:
         EngineError: llama.cpp's library does not load.
@@ -63,7 +63,7 @@ def use_extra_bufts() -> bool:
 
 
 def extra_buffers_are_safe() -> AMXState:
-    """Look at the library, then on disk, then let a child process try.
+    """Look at the library, then in the cache, then run a child process.
 
     Raises:
         EngineError: llama.cpp's library does not load.
@@ -82,7 +82,7 @@ def extra_buffers_are_safe() -> AMXState:
 
 
 def rebuild_command() -> str:
-    """The command that cures the library, with the backends that it has now."""
+    """The command that rebuilds the library without the fault, with the backends that it has."""
     return build_command(library_info().backends)
 
 
@@ -92,16 +92,16 @@ _state_of_this_process = functools.cache(extra_buffers_are_safe)
 @functools.cache
 def _warn(state: AMXState) -> None:
     logger.warning(
-        "The llama.cpp library cannot use AMX on this machine (%s); it runs without, and slower. "
-        "Cure: %s",
+        "The llama.cpp library cannot use AMX on this machine (%s), and runs slower without it. "
+        "Rebuild it with: %s",
         state.reason,
         rebuild_command(),
     )
 
 
 def _probe() -> tuple[AMXState, bool]:
-    """Run the child; the second value says whether its end is certain to be the same next time."""
-    # without a terminal, a core file, or a debugger that ggml would start to print a backtrace
+    """Run the child; the second value says whether the result can be cached."""
+    # ggml would start a debugger to print a backtrace.
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     try:
         done = subprocess.run(
@@ -117,21 +117,21 @@ def _probe() -> tuple[AMXState, bool]:
     except OSError as error:
         return AMXState(True, False, False, f"a trial could not start: {error.strerror}"), False
     if done.returncode == 0:
-        return AMXState(True, True, False, "a trial prompt came through"), True
+        return AMXState(True, True, False, "a trial prompt succeeded"), True
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        # SIGKILL and SIGTERM come from outside: from the kernel short of memory, say
+        # SIGKILL and SIGTERM come from outside, as from the kernel when memory is short.
         certain = name not in ("SIGKILL", "SIGTERM")
         return AMXState(True, False, False, f"a trial prompt ended with {name}"), certain
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"]
     return AMXState(True, False, False, f"a trial failed: {said[-1]}"), False
 
 
-# --- what is kept on disk
+# --- the cache on disk
 
 
 def _identity() -> dict[str, object]:
-    """All that the answer depends on: the library's files, its version and the CPU."""
+    """All that the result depends on: the library's files, its version and the CPU."""
     info = library_info()
     files = {path: Path(path).stat() for path in info.paths}
     return {
@@ -143,9 +143,9 @@ def _identity() -> dict[str, object]:
 
 
 def _cache_path(identity: Mapping[str, object]) -> Path | None:
-    """Where the answer is kept; None for a user without a home."""
+    """The cache file; None for a user without a home directory."""
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the specification says to ignore a relative path
+    # The XDG specification ignores a relative path.
     try:
         base = configured if configured.is_absolute() else Path.home() / ".cache"
     except RuntimeError:
@@ -155,7 +155,7 @@ def _cache_path(identity: Mapping[str, object]) -> Path | None:
 
 
 def _read_cache(path: Path, identity: Mapping[str, object]) -> AMXState | None:
-    """The answer kept in `path`; None where there is none, or where it makes no sense."""
+    """The result cached in `path`; None where there is none, or where it is damaged."""
     try:
         kept = json.loads(path.read_text())
         if kept["identity"] != identity or not isinstance(kept["survived"], bool):
@@ -166,10 +166,10 @@ def _read_cache(path: Path, identity: Mapping[str, object]) -> AMXState | None:
 
 
 def _write_cache(path: Path, identity: Mapping[str, object], state: AMXState) -> None:
-    """Keep the answer; a disk that takes none costs a trial next time and nothing else."""
+    """Cache the result. Where that fails, the next process runs the trial again."""
     kept = {"identity": identity, "survived": state.survived, "reason": state.reason}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(kept))
     except OSError as error:
-        logger.debug("cannot keep the answer about AMX in %s: %s", path, error)
+        logger.debug("cannot cache the result of the AMX trial in %s: %s", path, error)

@@ -1,7 +1,7 @@
-"""The child process of ``amx``: one prompt through every AMX kernel, to live or to die of.
+"""The child process of ``amx``: one prompt through every AMX kernel, which may crash it.
 
 Run as ``python -m llama4_edge.runtime.bindings.amx_probe``; ends with status 0 when
-llama.cpp came through.
+llama.cpp succeeded.
 """
 
 from __future__ import annotations

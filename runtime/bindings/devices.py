@@ -1,7 +1,7 @@
 """The devices that llama.cpp can compute on, with the memory that this process can have of each.
 
-Promises that no number is made up: a backend that reports none, or nonsense, gives None. For the
-CPU, whose backend reports what the whole machine has, `system.memory` is asked instead.
+Promises that no number is invented: a backend that reports none, or an impossible one, gives None.
+For the CPU, whose backend ignores cgroup limits, the number is that of `system.memory`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def no_device(problem: str, name: str, names: Iterable[str]) -> SettingError:
 
 
 def native_device(name: str, handle: int, endpoint: str | None = None) -> NativeDevice:
-    """A device with its buffer type, which is made where it is asked for the first time."""
+    """A device with its buffer type, which ggml creates at the first call."""
     buffer_type = native_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(
         handle
     )
@@ -127,7 +127,7 @@ def _text(function: str, argument: int) -> str:
 
 
 def describe(handle: int) -> Device:
-    """What a device, by its ``ggml_backend_dev_t``, says of itself."""
+    """The device of a ``ggml_backend_dev_t``."""
     registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
     device_type = _type_of(handle)
     total, free, source = _reported_memory(handle)
@@ -146,7 +146,7 @@ def describe(handle: int) -> Device:
 
 
 def _reported_memory(handle: int) -> tuple[int | None, int | None, str]:
-    """Total and free bytes as the backend says them."""
+    """Total and free bytes as the backend reports them, and who reports them."""
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
     pointer = ctypes.POINTER(ctypes.c_size_t)
     ask = native_function("ggml_backend_dev_memory", None, ctypes.c_void_p, pointer, pointer)
@@ -155,8 +155,8 @@ def _reported_memory(handle: int) -> tuple[int | None, int | None, str]:
 
 
 def believable(total: int, free: int) -> tuple[int | None, int | None]:
-    """The two numbers where they make sense: backends without any report zeros, and a difference
-    that fell below zero comes as a size_t far above the total."""
+    """The two numbers where they are possible: a backend that does not know them reports zeros, and
+    a difference below zero comes as a size_t far above the total."""
     if not 0 < total < 2**63:
         return None, None
     return total, free if 0 <= free <= total else None

@@ -1,8 +1,8 @@
-"""The one door to llama.cpp: loads the native library and keeps its log out of the terminal.
+"""Loads llama.cpp's native library, and keeps its log out of the terminal.
 
-Promises that the library is loaded and initialised once, that everything it says arrives in
-Python's ``logging`` (logger ``llama4_edge.llama_cpp``) and that nothing reaches stdout or stderr
-unless the application asks for it. Knows nothing of models, files or devices.
+Promises that the library is loaded and initialised once, that its log goes to Python's ``logging``
+(logger ``llama4_edge.llama_cpp``), and that nothing reaches stdout or stderr unless the application
+asks for it. Knows nothing of models, files or devices.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNIN
 _CONTINUE = 5
 
 
-# That memory is short, as llama.cpp, ggml, CUDA and C++ say it.
+# How llama.cpp, ggml, CUDA and C++ report a failed allocation.
 _NO_MEMORY = re.compile(r"(failed|unable) to allocate|out of memory|cudaMalloc failed|bad_alloc")
 
 
@@ -49,7 +49,7 @@ class LogLine:
 
 @dataclass
 class CapturedLog:
-    """The lines that llama.cpp logged inside a ``captured_log()`` block, from every thread."""
+    """The lines that llama.cpp logged inside a ``captured_log()`` block, from all threads."""
 
     lines: list[LogLine] = field(default_factory=list)
 
@@ -65,18 +65,18 @@ class CapturedLog:
 
     @property
     def last_error(self) -> str | None:
-        """llama.cpp's own last word on what went wrong, if it said one.
+        """The last error that llama.cpp logged; None where it logged none.
 
-        The line that only adds that loading failed is passed over for the one before it.
+        The line that only adds that loading failed is skipped for the one before it.
         """
         telling = [line for line in self.errors if not line.endswith(": failed to load model")]
         return next(reversed(telling or self.errors), None)
 
     @property
     def shortage(self) -> str | None:
-        """What llama.cpp said when a device had not the memory, if it said so.
+        """The line that reports a failed allocation; None where there is none.
 
-        Of several lines the last that gives a size, because it names the device too.
+        Of several the last that gives a size, because it names the device too.
         """
         short = [line for line in self.errors if _NO_MEMORY.search(line)]
         telling = [line for line in short if " of size " in line] or short
@@ -84,7 +84,7 @@ class CapturedLog:
 
 
 class _LogReceiver:
-    """Joins the fragments that llama.cpp logs into lines and hands each one on."""
+    """Joins the fragments that llama.cpp logs into lines, and passes each line on."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -110,21 +110,21 @@ class _LogReceiver:
             logger.log(line.level, "%s", line.text)
 
     def flush(self) -> None:
-        """Hand on a line that llama.cpp began and did not end."""
+        """Pass on a line that llama.cpp began and did not end."""
         if self._pending:
             self.receive(_CONTINUE, "\n")
 
     def begin(self, captured: CapturedLog) -> None:
-        """Write lines into `captured` too from here on."""
+        """Add lines to `captured` too from now on."""
         self.flush()
         with self._lock:
             self._captures.append(captured)
 
     def end(self, captured: CapturedLog) -> None:
-        """Write none there any more."""
+        """Stop adding lines to it."""
         self.flush()
         with self._lock:
-            # by identity: two captures with the same lines are equal
+            # By identity: two captures with the same lines are equal.
             self._captures = [one for one in self._captures if one is not captured]
 
 
@@ -132,7 +132,7 @@ _receiver = _LogReceiver()
 
 
 def _on_log(level: int, text: bytes | None, _user_data: object) -> None:
-    """What llama.cpp calls. ctypes would print an exception and drop it, so none may leave."""
+    """llama.cpp's log callback. ctypes would print an exception and drop it, so it raises none."""
     try:
         _receiver.receive(level, (text or b"").decode("utf-8", "replace"))
     except KeyboardInterrupt:
@@ -153,7 +153,7 @@ def _interrupt_main() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-# llama.cpp keeps only the address of the callback; this keeps the callback.
+# llama.cpp keeps only the address of the callback; this keeps the object alive.
 _referenced: list[object] = []
 
 
@@ -213,7 +213,7 @@ _SPIN = "GOMP_SPINCOUNT"
 
 
 def _silence(bindings: Any) -> None:
-    """Give llama.cpp a native function to log to: destructors log after Python has gone.
+    """Give llama.cpp a native function to log to: destructors log after Python has ended.
 
     ``ggml_time_us`` takes no argument and changes nothing, so it can stand in for a callback.
     """
@@ -258,7 +258,7 @@ def native_function(name: str, result: Any, *arguments: Any) -> Callable[..., An
 class captured_log:  # noqa: N801 (used as a function is, and written out because it is quicker)
     """Collect what llama.cpp logs inside the block, beside sending it to ``logging``.
 
-    A block for each token that is decoded: a generator's context would take longer than all else.
+    Entered for each decoded token, for which a generator's context manager would be too slow.
     """
 
     def __enter__(self) -> CapturedLog:
@@ -273,7 +273,7 @@ class captured_log:  # noqa: N801 (used as a function is, and written out becaus
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """What is known of the loaded native library."""
+    """Versions, files and backends of the loaded native library."""
 
     llama_cpp_python: str
     llama_cpp: str
@@ -305,7 +305,7 @@ def system_info() -> dict[str, dict[str, str]]:
 
 
 def parse_system_info(text: str) -> dict[str, dict[str, str]]:
-    """Take ``CPU : AVX = 1 | AVX2 = 1 | CUDA : ARCHS = 900 | `` apart, by backend."""
+    """Parse ``CPU : AVX = 1 | AVX2 = 1 | CUDA : ARCHS = 900 | `` by backend."""
     backends: dict[str, dict[str, str]] = {}
     features: dict[str, str] = {}
     for item in text.split("|"):
@@ -332,7 +332,7 @@ def _backend_names() -> tuple[str, ...]:
 
 
 def _loaded_paths(bindings: Any) -> tuple[str, ...]:
-    """The native libraries as the kernel mapped them, because the loader may choose others."""
+    """The native libraries that the kernel mapped: the loader may choose other files."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return (str(bindings._lib._name),)

@@ -288,7 +288,7 @@ def test_a_cpu_quota_is_said_with_its_file(monkeypatch: pytest.MonkeyPatch) -> N
 def test_broken_amx_is_a_problem_and_working_amx_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for state, level in (
         (_SAFE, "ok"),
-        (AMXState(True, True, True, "a trial prompt came through"), "ok"),
+        (AMXState(True, True, True, "a trial prompt succeeded"), "ok"),
         (AMXState(True, False, False, "a trial prompt ended with SIGSEGV"), "problem"),
     ):
         monkeypatch.setattr(doctor_module, "extra_buffers_are_safe", lambda state=state: state)

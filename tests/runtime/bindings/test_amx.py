@@ -52,11 +52,11 @@ def test_a_library_without_amx_is_safe_without_a_trial(
 
 @pytest.mark.usefixtures("with_amx")
 def test_the_real_trial_comes_through_and_is_kept(tmp_path: Path) -> None:
-    assert extra_buffers_are_safe() == AMXState(True, True, False, "a trial prompt came through")
+    assert extra_buffers_are_safe() == AMXState(True, True, False, "a trial prompt succeeded")
     (kept,) = _cache_files(tmp_path)
     identity = json.loads(kept.read_text())["identity"]
     assert set(identity["files"]) == set(library.library_info().paths)
-    assert extra_buffers_are_safe() == AMXState(True, True, True, "a trial prompt came through")
+    assert extra_buffers_are_safe() == AMXState(True, True, True, "a trial prompt succeeded")
 
 
 @pytest.mark.usefixtures("with_amx")
@@ -106,7 +106,7 @@ def test_a_damaged_answer_on_disk_is_found_out_again(
     assert not extra_buffers_are_safe().cached
     (kept,) = _cache_files(tmp_path)
     kept.write_bytes(damage.encode("utf-8", "surrogateescape"))
-    assert extra_buffers_are_safe() == AMXState(True, True, False, "a trial prompt came through")
+    assert extra_buffers_are_safe() == AMXState(True, True, False, "a trial prompt succeeded")
     assert extra_buffers_are_safe().cached
     assert tries.read_text() == "xx"
 
