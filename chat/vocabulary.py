@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import SupportsIndex, TypeVar, cast
 
@@ -30,6 +30,11 @@ _T = TypeVar("_T")
 
 # Values of tokenizer.ggml.token_type (gguf.TokenType).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+
+_MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
+_LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
+_RUN = re.compile(r"\s+|\S+")
+_CHANGE = re.compile(r"\s\S|\S\s")
 
 _CHARACTER_OF = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
@@ -95,8 +100,9 @@ class Vocabulary:
         for index, piece in enumerate(pieces):
             if index % 2:
                 ids.append(self._matched_ids[piece])
-            elif piece:
-                ids.extend(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+            else:
+                for part in _parts(piece):
+                    ids.extend(self._tokenizer.encode(part, add_special_tokens=False).ids)
         return ids
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
@@ -256,6 +262,28 @@ def _expect_bytes(vocabulary: Mapping[str, int]) -> None:
             raise VocabularyError(
                 "a token is not written in the byte-level alphabet", found=repr(text)
             )
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text, cut where Meta's tokenizer cuts it, so that no regular expression and no merging
+    sees a word without end (``encode`` in llama_models/llama4/tokenizer.py)."""
+    for start in range(0, len(text), _MOST_CHARACTERS):
+        part = text[start : start + _MOST_CHARACTERS]
+        begin = 0
+        for run in _RUN.finditer(part) if _has_long_run(part) else ():
+            for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+                yield part[begin:cut]
+                begin = cut
+        yield part[begin:]
+
+
+def _has_long_run(text: str) -> bool:
+    """Whether some stretch that any run beyond the limit would contain is all of one kind."""
+    stretch = _LONGEST_RUN // 2
+    return any(
+        _CHANGE.search(text, at, at + stretch) is None
+        for at in range(0, len(text) - stretch, stretch)
+    )
 
 
 def _valid(text: str) -> str:

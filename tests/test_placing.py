@@ -172,7 +172,10 @@ def test_the_longest_context_is_the_planners(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_ctx": "2048"}, "n_ctx is outside its range, found '2048', expected \"max\", or a"),
+        (
+            {"n_ctx": "2048"},
+            "found '2048', expected None, \"max\", or a whole number",
+        ),
         ({"n_ctx": 2048.0}, "n_ctx is outside its range, found 2048.0"),
         ({"n_ctx": True}, "n_ctx is outside its range, found True"),
         ({"n_ctx": 0}, "n_ctx is outside its range, found 0"),

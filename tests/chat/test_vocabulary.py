@@ -5,7 +5,7 @@ import random
 import pytest
 
 from llama4_edge.chat.vocabulary import Vocabulary, any_of
-from llama4_edge.errors import VocabularyError
+from llama4_edge.errors import SettingError, VocabularyError
 from tests.gguf_maker import byte_letters
 
 LETTERS = byte_letters()
@@ -78,6 +78,11 @@ def test_every_text_comes_back(vocabulary: Vocabulary) -> None:
         assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
+def test_a_word_of_ten_megabytes_is_text_as_any_other(vocabulary: Vocabulary) -> None:
+    # tokenizers panics on it where it is not cut.
+    assert vocabulary.encode("A" * 10_000_000) == [0x41] * 10_000_000
+
+
 def test_the_empty_text_has_no_tokens(vocabulary: Vocabulary) -> None:
     assert vocabulary.encode("") == []
     assert vocabulary.encode("", special=True) == []
@@ -142,6 +147,12 @@ def test_an_id_out_of_range_is_refused(vocabulary: Vocabulary, token: int) -> No
     for use in (vocabulary.token_bytes, lambda token: vocabulary.decode([1, token])):
         with pytest.raises(VocabularyError, match=f"found {token}, expected 0 to 2"):
             use(token)
+
+
+@pytest.mark.parametrize("token", [1.5, True, "1", None])
+def test_an_id_that_is_no_whole_number_is_refused(vocabulary: Vocabulary, token: object) -> None:
+    with pytest.raises(SettingError, match=f"a token id is not a whole number, found {token!r}"):
+        vocabulary.decode([token])  # type: ignore[list-item]
 
 
 def test_control_tokens_are_found_by_name(vocabulary: Vocabulary) -> None:

@@ -115,6 +115,25 @@ def test_all_texts_in_one_have_metas_ids(meta: MetaTokenizer, ours: Vocabulary) 
     assert ours.encode(text, add_bos=True) == meta.encode(text, bos=True, eos=False)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A" * 25_000,
+        "A" * 25_001,
+        "word " + "A" * 70_000 + " word",
+        "x" + " " * 60_000 + "y",
+        "\u3000\n" * 20_000 + "日本" * 20_000,
+        ("word " * 90_000 + "B" * 30_000) * 2,
+        "na\u00efve " * 130_000,
+    ],
+    ids=["limit", "beyond", "a word", "spaces", "wide", "two stretches", "long"],
+)
+def test_a_word_without_end_is_cut_as_meta_cuts_it(
+    text: str, meta: MetaTokenizer, ours: Vocabulary
+) -> None:
+    assert ours.encode(text) == meta.encode(text, bos=False, eos=False)
+
+
 def test_texts_survive_a_round_trip(ours: Vocabulary) -> None:
     for name, text in (SCRIPTS | TEXTS).items():
         if name != "lone surrogate":
