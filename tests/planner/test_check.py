@@ -48,7 +48,9 @@ def test_two_workers_allocate_to_the_byte_what_was_planned(
 def test_every_placement_is_allocated_as_planned(
     model: Path, two_workers: tuple[str, ...], placement: Placement
 ) -> None:
-    rows = check(plan(model, n_ctx=4096, workers=two_workers, placement=placement))
+    planned = plan(model, n_ctx=4096, workers=two_workers, placement=placement)
+    rows = check(planned)
+    assert [row.planned.device for row in rows] == [one.device.name for one in planned.devices]
     for row in rows:
         assert (row.planned.weights, row.planned.kv) == (row.allocated.weights, row.allocated.kv)
         assert row.agrees

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama4_edge.errors import Llama4EdgeError, OutputError, SettingError
+from llama4_edge.errors import OutputError, SettingError
 from llama4_edge.planner import Alternative, DevicePlan, Images, Plan, plan
 from llama4_edge.planner.layout import DeviceLoad
 from llama4_edge.planner.machine import MachineDevice
@@ -252,8 +252,3 @@ def test_saving_leaves_what_was_there_where_it_fails(
         replace(scout, model="another").save(path)
     assert Plan.load(path) == scout
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
-
-
-def test_every_error_is_of_the_tree() -> None:
-    assert issubclass(SettingError, Llama4EdgeError)
-    assert issubclass(OutputError, Llama4EdgeError)

@@ -288,6 +288,7 @@ def generate(engine: Engine, prompt: list[int], sampling: Sampling, count: int) 
 def test_temperature_zero_takes_the_likeliest_token(engine: Engine) -> None:
     prompt = random_tokens(20)
     answer = generate(engine, prompt, GREEDY, 20)
+    assert len(answer) == 20
     for index, token in enumerate(answer):
         assert engine.logits(prompt + answer[:index])[-1].argmax() == token
 

@@ -184,10 +184,10 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
 
 def test_a_tensor_of_zeros_is_suspicious_however_small(tmp_path: Path) -> None:
     for nbytes in (64, 5000, 9 * MIB):
-        (found,) = damage_of(written(tmp_path, bytes(nbytes)), "F32", nbytes)
-        assert found == Damage(
-            "t", found.file, START, f"all {nbytes:,} bytes are zero", certain=False
-        )
+        path = written(tmp_path, bytes(nbytes))
+        what = f"all {nbytes:,} bytes are zero"
+        expected = Damage("t", str(path), START, what, certain=False)
+        assert damage_of(path, "F32", nbytes) == [expected]
 
 
 @pytest.mark.parametrize("begin", [0, 12_288, 3 * MIB + 1, 7 * MIB])
