@@ -21,7 +21,7 @@ from llama4_edge.runtime.bindings import thread
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
-from llama4_edge.runtime.workers import remote
+from llama4_edge.runtime.workers import connection as connection_module
 from llama4_edge.runtime.workers.handshake import greet
 from llama4_edge.runtime.workers.remote import connect
 from llama4_edge.runtime.workers.worker import Worker, local_workers, running_worker
@@ -166,8 +166,8 @@ def test_a_worker_that_is_silent_for_long_is_not_given_up(
     tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped one looks like one that computes: its machine answers for it."""
-    monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
-    monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0)
+    monkeypatch.setattr(connection_module, "_KEEPALIVE", QUICK_KEEPALIVE)
+    monkeypatch.setattr(connection_module, "_UNACKNOWLEDGED_FOR", 1.0)
     with Engine(tiny_path, on(worker)) as engine:
         expected = engine.logits(PROMPT[:20])
         worker.process.send_signal(signal.SIGSTOP)
@@ -179,8 +179,10 @@ def test_a_worker_that_is_silent_for_long_is_not_given_up(
 def test_a_machine_that_vanished_is_an_error(
     tiny_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, acknowledged: bool
 ) -> None:
-    monkeypatch.setattr(remote, "_KEEPALIVE", QUICK_KEEPALIVE)
-    monkeypatch.setattr(remote, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0)
+    monkeypatch.setattr(connection_module, "_KEEPALIVE", QUICK_KEEPALIVE)
+    monkeypatch.setattr(
+        connection_module, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0
+    )
     engine = Engine(tiny_path, on(worker))
     (connection,) = engine._handles.workers._connections
     link = connection.socket
