@@ -123,7 +123,11 @@ def _remember_verbose(ctx: click.Context, param: click.Parameter, value: bool) -
     ctx.meta[VERBOSE] = value
 
 
-@click.group(cls=_Commands, invoke_without_command=True)
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, "--version", prog_name="llama4")
 @click.option(
     "-v",

@@ -35,6 +35,9 @@ T = TypeVar("T")
 # Keys of click's context.meta: what the group, and the line that an error becomes, must know.
 JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
 
+# As in llama.cpp's tools.
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+
 _PARAMETER, _GROUP = "llama4_edge.parameter", "llama4_edge.group"
 _MakeParameter = Callable[[str], click.Parameter]
 
@@ -178,7 +181,12 @@ class OptionsCommand(click.Command):
         *,
         recipes: bool = False,
     ) -> None:
-        super().__init__(name, params=list(_parameters(options)), help=cleandoc(run.__doc__ or ""))
+        super().__init__(
+            name,
+            params=list(_parameters(options)),
+            help=cleandoc(run.__doc__ or ""),
+            context_settings=HELP_FLAGS,
+        )
         self._options = options
         self._run = run
         self._recipes = recipes

@@ -161,6 +161,28 @@ _TABLE = (
 )  # fmt: skip
 
 FOREIGN = {name: foreign for names, foreign in _TABLE for name in names}
+# Families of flags, where no name above fits.
+_FAMILIES = tuple(
+    (re.compile(pattern), Foreign(instead))
+    for pattern, instead in (
+        (r"--spec-.*|--draft-.*|--.*-draft|-(td|tbd|Cd|Crd|Cbd|Crbd|otd|hfd|hfrd|ctkd|ctvd|cmoed"
+         r"|ncmoed)|--(mtp|eagle3|dflash|lookup-cache-.*)", _SPECULATIVE),
+        (r"--(no-)?mmproj.*|-mmdev|--(image|audio|video|mtmd)(-.*)?", _PICTURES),
+        (r"--(no-)?(ui|webui|cors|models|slots?|props|prefill|agent|tools|mcp|ssl|api|path|media"
+         r"|threads-http|timeout|sse|reuse-port|sleep-idle|tags)(-.*)?|-(to|sps|ag|no-ag)",
+         _SERVER),
+        (r"--(no-)?log(-.*)?", _LOG),
+        (r"--in-(prefix|suffix).*|--(no-)?skip-chat-parsing", _TEMPLATE),
+        (r"--(no-)?(cache|kv-unified)-.*", _CACHE),
+    )
+)  # fmt: skip
+
+
+def foreign_flag(name: str) -> Foreign | None:
+    """What is known here of a flag of llama.cpp that is not ours; None where it is not known."""
+    if name in FOREIGN:
+        return FOREIGN[name]
+    return next((foreign for pattern, foreign in _FAMILIES if pattern.fullmatch(name)), None)
 
 
 def normalized(
@@ -219,7 +241,7 @@ def _unknown(
         yield from (short, value)  # -c4096
         return
     name, assigned, value = word.partition("=")
-    foreign = FOREIGN.get(name)
+    foreign = foreign_flag(name)
     if foreign is None:
         raise click.UsageError(_no_such_option(ctx, word, name, options), ctx)
     if assigned or "" not in foreign.accepted:
@@ -243,9 +265,7 @@ def _no_such_option(
             f"{shown!r} begins with a dash and is not an option. A prompt that does goes after --: "
             f"{ctx.command_path} MODEL -- '-…'"
         )
-    text = f"No such option: {name}"
-    if hint := did_you_mean(name, options):
-        return f"{text}. {hint}"
-    if any(param.name == "prompt" for param in ctx.command.params):
-        return f"{text}. A prompt that begins with a dash goes after --."
-    return text
+    hints = [did_you_mean(name, options)]
+    if not name.startswith("--") and any(param.name == "prompt" for param in ctx.command.params):
+        hints.append("A prompt that begins with a dash goes after --.")
+    return " ".join(filter(None, [f"No such option: {name}.", *hints]))

@@ -38,6 +38,27 @@ def test_ctrl_c_ends_run_with_130_and_keeps_what_was_printed(scout_bf16: Path) -
     assert answer.endswith("\n")
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from llama4_edge.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "llama4_edge", "--version"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"llama4, version ")
+
+
 def test_a_reader_that_leaves_ends_run_quietly(scout_bf16: Path) -> None:
     with piped("run", scout_bf16, "Hello", *LONG) as process:
         assert process.stdout is not None
