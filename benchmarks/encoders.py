@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -49,19 +50,19 @@ def main() -> None:
     print(f"{instruction_sets()[0]}, million numbers a second")
     for kind in sorted(NATIVE, key=lambda kind: -kind.bits_per_weight):
         theirs = np.empty(kind.nbytes(numbers.shape), np.uint8)
-        ours, turned = np.empty_like(theirs), np.empty_like(theirs)
+        ours, transposed = np.empty_like(theirs), np.empty_like(theirs)
         encoders: tuple[Callable[[], object], ...] = (
-            lambda kind=kind, out=theirs: encode_rows(numbers, kind, out),  # type: ignore[misc]
-            lambda kind=kind, out=ours: encode_bf16(halves, kind, out),  # type: ignore[misc]
-            lambda kind=kind, out=turned: encode_bf16(columns, kind, out),  # type: ignore[misc]
+            partial(encode_rows, numbers, kind, theirs),
+            partial(encode_bf16, halves, kind, ours),
+            partial(encode_bf16, columns, kind, transposed),
         )
         turns = [
             [rate(halves.size, encode, seconds) / 1e6 for encode in encoders] for _ in range(ROUNDS)
         ]
-        ggml, rows, transposed = (statistics.median(values) for values in zip(*turns, strict=True))
-        same = bool((theirs == ours).all() and (theirs == turned).all())
+        ggml, rows, by_columns = (statistics.median(values) for values in zip(*turns, strict=True))
+        same = bool((theirs == ours).all() and (theirs == transposed).all())
         print(
-            f"{kind.name}: ggml {ggml:.1f}, ours {rows:.0f} ({transposed:.0f} while transposing), "
+            f"{kind.name}: ggml {ggml:.1f}, ours {rows:.0f} ({by_columns:.0f} while transposing), "
             f"{rows / ggml:.1f}x; {'the same bytes' if same else 'DIFFERENT BYTES'}"
         )
 

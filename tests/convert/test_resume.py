@@ -16,14 +16,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from llama4_edge import Progress
 from llama4_edge.convert import convert, output, slabs
 from llama4_edge.errors import CheckpointError, OutputError
 from tests.fixtures import MakeCheckpoint
 
 from .conftest import SMALL, edit_text_config, shards_of
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # The child of a test: converts with small slabs and a journal written after each.
 CONVERT = """
@@ -78,11 +83,11 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def stop_at(share: float) -> Callable[[object], None]:
+def stop_at(share: float) -> Callable[[Progress], None]:
     """A progress callback that stops a conversion as Ctrl-C does, once `share` of it is done."""
 
-    def progress(step: object) -> None:
-        if step.bytes_done >= share * step.bytes_total:  # type: ignore[attr-defined]
+    def progress(step: Progress) -> None:
+        if step.bytes_done >= share * step.bytes_total:
             raise KeyboardInterrupt
 
     return progress
@@ -148,12 +153,12 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(
     """The tenth slab meets a full disk; the kernel's own refusal is another test's."""
     target, write, count = tmp_path / "o.gguf", os.pwrite, 0
 
-    def full(descriptor: int, data: object, offset: int) -> int:
+    def full(descriptor: int, data: ReadableBuffer, offset: int) -> int:
         nonlocal count
         count += 1
         if count > 10:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data, offset)  # type: ignore[arg-type]
+        return write(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OutputError, match=r"No space left on device.*it resumes"):
@@ -169,12 +174,12 @@ def test_a_read_error_is_said_and_can_be_gone_on_from(
 ) -> None:
     target, read, count = tmp_path / "o.gguf", os.preadv, 0
 
-    def failing(descriptor: int, buffers: object, offset: int) -> int:
+    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         nonlocal count
         count += 1
         if count > 50:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(descriptor, buffers, offset)  # type: ignore[arg-type]
+        return read(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", failing)
     with pytest.raises(CheckpointError, match=r"cannot be read where .* Input/output error"):
@@ -196,12 +201,12 @@ def test_what_comes_after_a_slab_that_failed_is_not_counted_for_it(
     """One bad sector, say; the slabs behind it are in flight, and could be written."""
     target, done, count = tmp_path / "o.gguf", getattr(os, call), 0
 
-    def failing_once(descriptor: int, data: object, offset: int) -> int:
+    def failing_once(descriptor: int, data: ReadableBuffer, offset: int) -> int:
         nonlocal count
         count += 1
         if count == 20:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return done(descriptor, data, offset)  # type: ignore[no-any-return]
+        return int(done(descriptor, data, offset))
 
     def late(step: object) -> None:
         if count > 16:
@@ -246,17 +251,17 @@ def test_a_second_ctrl_c_waits_for_what_is_being_written(
     target, write, count = tmp_path / "o.gguf", os.pwrite, 0
     written = threading.Event()
 
-    def slow(descriptor: int, data: object, offset: int) -> int:
+    def slow(descriptor: int, data: ReadableBuffer, offset: int) -> int:
         nonlocal count
         count += 1
         if count == 10:
             for _ in range(2):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 time.sleep(0.1)
-            done = write(descriptor, data, offset)  # type: ignore[arg-type]
+            done = write(descriptor, data, offset)
             written.set()
             return done
-        return write(descriptor, data, offset)  # type: ignore[arg-type]
+        return write(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", slow)
     with pytest.raises(KeyboardInterrupt):

@@ -11,6 +11,7 @@ from llama4_edge.errors import EngineError, SettingError
 from llama4_edge.planner import plan
 from llama4_edge.planner.check import check
 from llama4_edge.runtime.placement import Placement, cpu_moe_overrides
+from llama4_edge.runtime.settings import KVType
 
 
 @pytest.fixture(params=["scout_int4", "maverick_int4"])
@@ -22,9 +23,9 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_two_workers_allocate_to_the_byte_what_was_planned(
-    model: Path, two_workers: tuple[str, ...], kv_type: str
+    model: Path, two_workers: tuple[str, ...], kv_type: KVType
 ) -> None:
-    found = plan(model, n_ctx=20_000, kv_type=kv_type, workers=two_workers)  # type: ignore[arg-type]
+    found = plan(model, n_ctx=20_000, kv_type=kv_type, workers=two_workers)
     rows = check(found)
     assert [row.planned.device for row in rows] == ["RPC0", "RPC1", "CPU"]
     for row in rows:

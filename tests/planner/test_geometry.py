@@ -18,7 +18,7 @@ from llama4_edge.planner.machine import described_machine
 from llama4_edge.quant.roles import ROLES
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
-from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.settings import EngineSettings, KVType
 from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 from tests.fixtures import MakeGGUF
 
@@ -61,13 +61,13 @@ def test_scouts_cache_takes_48_kib_a_token_on_the_full_layers() -> None:
     ],
 )
 def test_the_formula_of_the_cache_is_llama_cpps(
-    model: str, kv_type: str, n_ctx: int, n_ubatch: int, n_parallel: int
+    model: str, kv_type: KVType, n_ctx: int, n_ubatch: int, n_parallel: int
 ) -> None:
     settings = EngineSettings(
         n_ctx=n_ctx,
         n_ubatch=n_ubatch,
         n_parallel=n_parallel,
-        kv_type=kv_type,  # type: ignore[arg-type]
+        kv_type=kv_type,
         use_extra_bufts=False,  # repacked for AMX, weights take more than they do in the file
     )
     with open_geometry(model) as geometry:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from llama4_edge.errors import RecipeError
@@ -26,12 +28,18 @@ def model(layers: int = 8, *, tied: bool = False, row: int = 256) -> list[Tensor
 
 
 def types(
-    recipe: str, tensors: list[TensorSpec], n_expert: int = 16, **more: object
+    recipe: str,
+    tensors: list[TensorSpec],
+    n_expert: int = 16,
+    overrides: Iterable[tuple[str, str]] = (),
 ) -> dict[str, str]:
     layers = sum(".attn_norm." in spec.name for spec in tensors)
-    overrides = [(regex, type_named(name)) for regex, name in more.get("overrides", ())]  # type: ignore[attr-defined]
     assigned = assign_types(
-        RECIPES[recipe], tensors, n_layer=layers, n_expert=n_expert, overrides=overrides
+        RECIPES[recipe],
+        tensors,
+        n_layer=layers,
+        n_expert=n_expert,
+        overrides=[(regex, type_named(name)) for regex, name in overrides],
     )
     assert [item.tensor for item in assigned] == tensors
     return {item.tensor.name: item.type.name for item in assigned}
