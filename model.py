@@ -43,7 +43,7 @@ class Model:
 
     Args:
         path: the GGUF.
-        plan: what `llama4_edge.plan` found for this file. It decides everything but ``n_batch`` and
+        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch`` and
             ``n_threads``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less; "max" is the longest context that fits.
@@ -59,7 +59,7 @@ class Model:
 
     Raises:
         ModelFileError: the file is not a whole Llama 4 GGUF.
-        VocabularyError: its tokenizer is not one that can be read exactly.
+        VocabularyError: its tokenizer cannot be read exactly.
         SettingError: a setting is outside its range, or names a device or tensor that is not there;
             ``n_ctx`` is more than the model was trained for.
         AllocationError: the context does not fit into main memory, or a device is short of memory
@@ -105,7 +105,7 @@ class Model:
                 flash_attention=flash_attention != EngineSettings.flash_attention,
                 workers=bool(wish.workers),
             )
-        check_overrides(wish.placement.overrides, [one.name for one in self.info.tensors])
+        check_overrides(wish.placement.overrides, [tensor.name for tensor in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
         self._prompts = Prompts(self.vocabulary, self.info.chat_template)
@@ -114,7 +114,7 @@ class Model:
         ):
             plan = _planned(path, wish, n_ctx, kv_type, placement)
         if plan is not None and placement is not None:
-            # Placed by hand: the planner has only found how long the context can be.
+            # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
         self.engine, self.plan = _open(path, wish, plan, on_load_progress)
 

@@ -1,6 +1,6 @@
 """From messages to a prompt, and from tokens to text.
 
-``conversation`` holds what was said and its file, ``template`` writes a prompt, ``vocabulary``
-turns text into token ids and back, ``streaming`` releases text as it becomes certain, and
-``answer`` is what a model returns. Nothing here calls llama.cpp.
+``conversation`` is what was said, and its file. ``template`` and ``vocabulary`` turn messages into
+token ids; ``prompt`` joins the two. ``options`` is what an answer is asked for with, ``answer`` is
+what a model returns, and ``streaming`` releases text as soon as it is certain.
 """

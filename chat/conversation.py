@@ -1,7 +1,7 @@
 """Conversations as values, and the files they are saved in.
 
-Promises that a saved file is either complete or absent, and that a damaged one raises one
-SessionError. Knows nothing of models, templates or terminals.
+Promises that a saved file is complete or absent, and that a damaged one raises a SessionError.
+Knows nothing of models, templates or terminals.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Conversation:
                 expected=str(VERSION),
                 hint="Open it with the release that saved it.",
             )
-        names = [one.name for one in fields(cls)]
+        names = [entry.name for entry in fields(cls)]
         _expect_keys(source, "the conversation", data, [*names, "format", "version"])
         if not isinstance(data["model"], str):
             raise _damaged(source, f'"model": {data["model"]!r}', "a string")
@@ -163,7 +163,9 @@ def _as_messages(messages: object) -> tuple[Message, ...]:
             found=repr(messages),
             expected="a sequence of Message values",
         )
-    return tuple(one if isinstance(one, Message) else _as_message(one) for one in messages)
+    return tuple(
+        message if isinstance(message, Message) else _as_message(message) for message in messages
+    )
 
 
 def _as_message(message: object) -> Message:
@@ -200,7 +202,7 @@ def _messages(source: Path, data: object) -> tuple[Message, ...]:
         where = f"message {number}"
         if not isinstance(item, dict):
             raise _damaged(source, f"{where} as {type(item).__name__}", "an object")
-        _expect_keys(source, where, item, [one.name for one in fields(Message)])
+        _expect_keys(source, where, item, [entry.name for entry in fields(Message)])
         for key, value in item.items():
             if not isinstance(value, str):
                 raise _damaged(source, f'{where} with "{key}": {value!r}', "a string")
@@ -210,7 +212,7 @@ def _messages(source: Path, data: object) -> tuple[Message, ...]:
 def _sampling(source: Path, data: object) -> Sampling:
     if not isinstance(data, dict):
         raise _damaged(source, f'"sampling" as {type(data).__name__}', "an object")
-    _expect_keys(source, '"sampling"', data, [one.name for one in fields(Sampling)])
+    _expect_keys(source, '"sampling"', data, [entry.name for entry in fields(Sampling)])
     try:
         return Sampling(**data)
     except SettingError as error:
@@ -219,8 +221,8 @@ def _sampling(source: Path, data: object) -> Sampling:
 
 def _expect_keys(source: Path, where: str, data: Mapping[str, Any], expected: Any) -> None:
     if set(data) != set(expected):
-        found = ", ".join(sorted(data)) or "nothing"
-        raise _damaged(source, f"{where} with {found}", ", ".join(sorted(expected)))
+        keys = ", ".join(sorted(data)) or "nothing"
+        raise _damaged(source, f"{where} with {keys}", ", ".join(sorted(expected)))
 
 
 def _damaged(source: Path, found: str, expected: str) -> SessionError:

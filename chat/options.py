@@ -72,9 +72,10 @@ class AnswerSettings:
             if name not in AnswerOptions.__annotations__:
                 hint = did_you_mean(name, AnswerOptions.__annotations__)
                 raise TypeError(f"unexpected keyword argument {name!r}. {hint or ''}".rstrip())
-        given = dict(options)
-        flat = {one.name: given.pop(one.name) for one in fields(Sampling) if one.name in given}
-        settings = cls(**{"sampling": sampling or Sampling(), **given})
+        rest = dict(options)
+        names = [entry.name for entry in fields(Sampling)]
+        flat = {name: rest.pop(name) for name in names if name in rest}
+        settings = cls(**{"sampling": sampling or Sampling(), **rest})
         return replace(settings, sampling=replace(settings.sampling, **flat))
 
 

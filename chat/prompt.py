@@ -85,4 +85,4 @@ def _mappings(messages: Messages) -> list[Mapping[str, Any]]:
             found=repr(messages),
             expected="a string, a list of messages, or a Conversation",
         )
-    return [asdict(one) if isinstance(one, Message) else one for one in messages]
+    return [asdict(item) if isinstance(item, Message) else item for item in messages]

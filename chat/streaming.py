@@ -47,9 +47,11 @@ class TextStream:
         if self._matched is not None:
             return ""
         text = self._held + new
-        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            _, start, self._matched = min(found)
+        matches = [
+            (at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0
+        ]
+        if matches:
+            _, start, self._matched = min(matches)
             self._held = ""
             return text[:start]
         certain = len(text) - self._undecided(text)

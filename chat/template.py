@@ -109,12 +109,12 @@ class ChatTemplate:
             TemplateError: a message is malformed or has an image, or the template fails on these
                 messages.
         """
-        given = {"messages": [_message(one) for one in messages], "tools": tools}
-        given.update(variables or {})
-        mark = self._unused_character(given)
+        values = {"messages": [_message(message) for message in messages], "tools": tools}
+        values.update(variables or {})
+        mark = self._unused_character(values)
         names = {
             **self._constants,
-            **{name: self._break_openings(value, mark) for name, value in given.items()},
+            **{name: self._break_openings(value, mark) for name, value in values.items()},
             "add_generation_prompt": add_generation_prompt,
             "range": _counted_range(MAX_STEPS),
         }
@@ -158,9 +158,9 @@ class ChatTemplate:
             if plain:
                 yield Piece(plain, control=False)
 
-    def _unused_character(self, given: object) -> str:
+    def _unused_character(self, values: object) -> str:
         """A character that neither the template nor anything it is given contains."""
-        used = set(self.source).union(*_strings(given))
+        used = set(self.source).union(*_strings(values))
         for character in _BREAKS:
             if character not in used:
                 return character
@@ -176,7 +176,7 @@ class ChatTemplate:
         if isinstance(value, str):
             text = str.__str__(value)
             if self._openings:
-                text = self._openings.sub(lambda found: mark.join(found[0]), text)
+                text = self._openings.sub(lambda match: mark.join(match[0]), text)
             return text + mark if text.endswith(self._initials) else text
         if isinstance(value, Mapping):
             return {key: self._break_openings(item, mark) for key, item in value.items()}
@@ -195,10 +195,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["*", "**"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [one if isinstance(one, (int, float)) else len(one) for one in (left, right)]
+        operands = (left, right)
+        sizes = [value if isinstance(value, (int, float)) else len(value) for value in operands]
         if operator == "**" and abs(sizes[1]) > 64:
             raise _TooMuchError(f"a power of {sizes[1]}")
-        if not all(isinstance(one, (int, float)) for one in (left, right)) and (
+        if not all(isinstance(value, (int, float)) for value in operands) and (
             sizes[0] * sizes[1] > MAX_CHARACTERS
         ):
             raise _TooMuchError(f"a repetition of {sizes[0]} by {sizes[1]}")

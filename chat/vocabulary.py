@@ -110,7 +110,7 @@ class Vocabulary:
 
         Raises:
             VocabularyError: there is no such token.
-            SettingError: it is no whole number.
+            SettingError: it is not a whole number.
         """
         self.check([token])
         text, kind = self._tokens[token], self._types[token]
@@ -138,7 +138,7 @@ class Vocabulary:
 
         Raises:
             VocabularyError: one is outside its range.
-            SettingError: one is no whole number.
+            SettingError: one is not a whole number.
         """
         for token in whole_numbers(tokens):
             if not 0 <= token < len(self._tokens):
@@ -185,7 +185,7 @@ def whole_numbers(tokens: Iterable[object]) -> list[int]:
     """Token ids as a list, whatever kind of sequence and of integer they came in.
 
     Raises:
-        SettingError: they are no sequence, or one of them is no whole number.
+        SettingError: they are not a sequence, or one of them is not a whole number.
     """
     if isinstance(tokens, (str, bytes, Mapping)) or not isinstance(tokens, Iterable):
         raise SettingError(
@@ -306,11 +306,11 @@ def _array(metadata: Mapping[str, object], key: str, kind: type[_T]) -> tuple[_T
 
 
 def _expect(metadata: Mapping[str, object], key: str, expected: tuple[str, ...]) -> None:
-    found = metadata.get(key)
-    if found not in expected:
+    value = metadata.get(key)
+    if value not in expected:
         raise VocabularyError(
             f"{key} names a tokenizer that is not Llama 4's",
-            found=repr(found),
+            found=repr(value),
             expected=" or ".join(expected),
             hint="Convert the model again with `llama4 convert`.",
         )

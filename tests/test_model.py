@@ -297,6 +297,25 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(
     assert endless.generate("Hello", max_tokens=20, sampling=WILD).text == expected
 
 
+def test_a_signal_handler_that_asks_comes_first_and_ends_the_answer_it_interrupts(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = endless.generate("Other", max_tokens=5, sampling=WILD).text
+    answers: list[str] = []
+    token_bytes = endless.vocabulary.token_bytes
+
+    def interrupted(token: int) -> bytes:
+        if not answers:
+            answers.append("")
+            answers[0] = endless.generate("Other", max_tokens=5, sampling=WILD).text
+        return token_bytes(token)
+
+    monkeypatch.setattr(endless.vocabulary, "token_bytes", interrupted)
+    with pytest.raises(EngineError, match="ended by a later request"):
+        endless.generate("Hello", max_tokens=20, sampling=WILD)
+    assert answers == [expected]
+
+
 def test_logits_end_a_stream_and_are_the_engines(endless: Model) -> None:
     stream = endless.generate("Hello", sampling=WILD, stream=True)
     logits = endless.logits([1, 2, 3])

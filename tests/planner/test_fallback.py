@@ -57,6 +57,22 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def test_a_model_that_plans_by_itself_falls_back_too(
+    scout_int4: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_worker(port=_free_port(), n_threads=1) as worker:
+        leave_only(worker, 64 * MIB)
+        with (
+            caplog.at_level(logging.WARNING, "llama4_edge.model"),
+            Model(scout_int4, n_ctx=200_000, n_ubatch=16, workers=[worker.endpoint]) as model,
+        ):
+            assert model.plan is not None
+            assert model.plan.gpus[0].used_bytes < 64 * MIB
+            assert model.engine.settings.n_ctx == 200_000
+    warnings = [record.message for record in caplog.records if record.name == "llama4_edge.model"]
+    assert warnings[-1].endswith(f"Now trying: {model.plan}")
+
+
 def test_placed_by_hand_a_failed_allocation_is_an_error(scout_int4: Path) -> None:
     with running_worker(port=_free_port(), n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
