@@ -94,3 +94,17 @@ def test_help_loads_only_click() -> None:
         f"print('loaded:', *sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     assert child(code).splitlines()[-1] == "loaded: click"
+
+
+def test_an_answer_loads_neither_the_converter_nor_the_planner_nor_the_hub(
+    scout_int4: Path,
+) -> None:
+    unneeded = ("gguf", "huggingface_hub", "llama4_edge.planner.planning", "prompt_toolkit",
+                "rich", "llama4_edge.convert.converter", "yaml")  # fmt: skip
+    code = (
+        "import sys\nfrom llama4_edge.cli import main\n"
+        f"main(['run', {str(scout_int4)!r}, 'Hi', '-n', '1', '-c', '64', '-dev', 'none'],"
+        " standalone_mode=False)\n"
+        f"print('\\nloaded:', *sorted(set({unneeded!r}) & set(sys.modules)))"
+    )
+    assert child(code).splitlines()[-1] == "loaded:"
