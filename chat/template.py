@@ -36,7 +36,7 @@ _HEADER_END, _EMPTY_LINE = "<|header_end|>", "\n\n"
 _IMAGE = "<|image|>"
 
 # Unicode's noncharacters first, which no text should hold, then a private-use plane.
-_BREAKS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))))
+_BREAKS = (range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class ChatTemplate:
     def _unused_character(self, values: object) -> str:
         """A character that neither the template nor anything it is given contains."""
         used = set(self.source).union(*_strings(values))
-        for character in _BREAKS:
+        for character in map(chr, chain(*_BREAKS)):
             if character not in used:
                 return character
         raise TemplateError("the messages use every character of Unicode's private planes")
