@@ -51,8 +51,9 @@ _FLAG_OF_ASSIGNED = {
 }
 _ANY = "|".join(FLAG_OF)
 _ASSIGNED = "|".join(_FLAG_OF_ASSIGNED)
+_VALUE = r"[\"']?([\w.-]+)[\"']?"
 _SETTING = re.compile(
-    rf"(?<![\w.`])(?:({_ANY})(?:=([\w.-]+))?|({_ASSIGNED})=([\w.-]+))"
+    rf"(?<![\w.`])(?:({_ANY})(?:={_VALUE})?|({_ASSIGNED})={_VALUE})"
     r"(?![\w=]| \(-)"  # the flag is there already
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from ..terminal.console import show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+# What JSON may hold as it is and a terminal obeys: C1 controls, and overrides of the direction.
+_STEERING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def give(record: object, view: Callable[[], RenderableType], *, as_json: bool) -> None:
@@ -23,5 +27,6 @@ def give(record: object, view: Callable[[], RenderableType], *, as_json: bool) -
 
 
 def print_json(record: object) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(record, ensure_ascii=False, indent=2))
+    """One JSON document on stdout, in which no text can steer a terminal."""
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    click.echo(_STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text))

@@ -11,7 +11,7 @@ import select
 import stat
 import sys
 
-from ..terminal.prompt import decode
+from ..terminal.prompt import MOST_BYTES, decode, too_long
 
 
 def read_prompt(argument: str | None = None, *, document: bool = False) -> str:
@@ -23,7 +23,7 @@ def read_prompt(argument: str | None = None, *, document: bool = False) -> str:
     before. One newline at its end is dropped, because editors and ``echo`` write it.
 
     Raises:
-        Llama4EdgeError: standard input, or the argument, is not UTF-8.
+        Llama4EdgeError: standard input, or the argument, is not UTF-8; or it is endless.
     """
     parts = []
     if argument is not None and argument != "-":
@@ -31,7 +31,10 @@ def read_prompt(argument: str | None = None, *, document: bool = False) -> str:
         parts.append(decode(os.fsencode(argument), "the prompt"))
     # sys.stdin is None when the process was started with stdin closed.
     if sys.stdin is not None and (document or _is_meant(argument)):
-        parts.append(decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n"))
+        data = sys.stdin.buffer.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise too_long("standard input")
+        parts.append(decode(data, "standard input").removesuffix("\n"))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -46,13 +46,8 @@ def unless_minus_one(word: str) -> int | None:
     return None if number == -1 else number
 
 
-def tokens(word: str) -> int | Literal["max"] | None:
-    """``32768``, ``128k`` or ``10M`` tokens of context; ``max``, and llama.cpp's 0, is what fits.
-
-    ``auto`` is the default, as if the option was not given.
-    """
-    if word == "auto":
-        return None
+def tokens(word: str) -> int | Literal["max"]:
+    """``32768``, ``128k`` or ``10M`` tokens; ``max``, or llama.cpp's 0, is what fits."""
     if word in ("max", "0"):
         return "max"
     match = _TOKENS.fullmatch(word.strip())

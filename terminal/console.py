@@ -21,6 +21,8 @@ _PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    # These turn the direction of the text that follows, so that it reads as what it is not.
+    **dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
 }
 
 # Wider than any line: what is piped is never folded or cut.
@@ -28,7 +30,7 @@ _UNFOLDED = 100_000
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters, except tab and newline, made visible and harmless."""
+    """`text` with control characters visible: all but tab and newline, and bidi overrides too."""
     return text.translate(_PICTURES)
 
 

@@ -7,6 +7,7 @@ what a message means; the commands are only completed here.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Llama4EdgeError, SessionError
+from ..units import bytes_text
 from .keyboard import Keyboard
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
+
+MOST_BYTES = 1 << 28
+"""The longest text that is read from a pipe: ten million tokens are about 40 MB."""
 
 # Rows below the prompt that the completions get, where there are twice as many.
 _MENU_ROWS = 4
@@ -48,16 +53,23 @@ class Source(Protocol):
 class Lines:
     """Messages from stdin, one a line, for scripts."""
 
+    def __init__(self) -> None:
+        self._ended = False
+
     def listening(self) -> AbstractContextManager[None]:
         """Nothing is typed: the lines wait in the pipe."""
         return nullcontext()
 
     def read(self, fullness: float | None = None) -> str:
         """The next line; one that ends in a backslash goes on in the next."""
-        if sys.stdin is None:  # the process was started with stdin closed
+        # sys.stdin is None when the process was started with stdin closed.
+        if sys.stdin is None or self._ended:
             raise EOFError
         message = ""
-        for line in iter(sys.stdin.buffer.readline, b""):
+        for line in iter(lambda: sys.stdin.buffer.readline(MOST_BYTES), b""):
+            if len(line) == MOST_BYTES:
+                self._ended = True
+                raise too_long("a line on standard input")
             text = decode(line.rstrip(b"\r\n"), "a line on standard input")
             if not text.endswith("\\"):
                 return message + text
@@ -160,13 +172,26 @@ def history_file() -> Path:
         path = path.expanduser()
         folder = path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600))
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        if not regular:  # reading a pipe would wait, and a device never ends
+            raise OSError(0, "not a regular file")
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody has a home here
         raise SessionError(
             f"the history {path} cannot be written, earlier messages will not be offered",
             found=error.strerror if isinstance(error, OSError) else str(error),
         ) from error
     return path
+
+
+def too_long(what: str) -> Llama4EdgeError:
+    """The error of input that is longer than any text: of a device, or a disk image."""
+    return Llama4EdgeError(
+        f"{what} is too long",
+        found=f"more than {bytes_text(MOST_BYTES)}",
+        expected="text that fits into a context",
+    )
 
 
 def decode(data: bytes, what: str) -> str:

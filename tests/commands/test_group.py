@@ -163,6 +163,13 @@ def test_with_json_an_error_is_json_too(llama4: Command) -> None:
         assert "absent" in record["problem"]
 
 
+def test_no_text_in_json_can_steer_a_terminal(llama4: Command) -> None:
+    name = "a\x9b31mb\u202ec\x7f"
+    result = llama4("inspect", name, "--json")
+    assert "a\\u009b31mb\\u202ec\\u007f" in result.stdout
+    assert name in json.loads(result.stdout)["problem"]
+
+
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-n", "1", "--temp", "0"], ["chat"]])
 def test_a_truncated_gguf_is_one_line_of_error(
     llama4: Command, model: Path, tmp_path: Path, command: list[str]

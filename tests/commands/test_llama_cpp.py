@@ -154,6 +154,7 @@ def test_every_flag_behind_a_setting_is_one_of_a_command() -> None:
         ("n_ctx is too small", "n_ctx (-c) is too small"),
         ("give a smaller n_ctx.", "give a smaller n_ctx (-c)."),
         ("n_gpu_layers=0 leaves", "n_gpu_layers=0 (-ngl 0) leaves"),
+        ('give n_ctx="max" for all', 'give n_ctx="max" (-c max) for all'),
         ("force=True replaces it", "force=True (--force) replaces it"),
         ("use force to open", "use force to open"),
         ("n_ctx (-c) is named", "n_ctx (-c) is named"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llama4_edge.errors import Llama4EdgeError, SessionError
+from llama4_edge.terminal import prompt
 from llama4_edge.terminal.prompt import Lines, Prompt, _typed_text, decode, history_file
 
 COMMANDS = ("/help", "/save", "/system")
@@ -137,6 +139,19 @@ def test_lines_of_a_pipe_are_messages_and_a_backslash_joins_them(
         lines.read()
 
 
+def test_a_line_that_never_ends_is_an_error_and_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prompt, "MOST_BYTES", 8)
+    monkeypatch.setattr(sys, "stdin", piped(b"short\n" + b"x" * 100))
+    lines = Lines()
+    assert lines.read() == "short"
+    with pytest.raises(Llama4EdgeError, match="a line on standard input is too long"):
+        lines.read()
+    with pytest.raises(EOFError):
+        lines.read()
+
+
 def test_a_line_that_is_not_utf8_is_an_error_and_the_next_one_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,6 +192,16 @@ def test_a_history_that_cannot_be_written_is_an_error(
     (tmp_path / "state").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with pytest.raises(SessionError, match=r"history .* cannot be written"):
+        history_file()
+
+
+def test_a_history_that_is_a_pipe_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "llama4-edge").mkdir()
+    os.mkfifo(tmp_path / "llama4-edge" / "history")
+    with pytest.raises(SessionError, match="found not a regular file"):
         history_file()
 
 
