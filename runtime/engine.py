@@ -66,7 +66,9 @@ class Engine:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise EngineError("an open model cannot be copied", hint="Open the file again.")
+        raise EngineError(
+            "an engine can be neither copied nor pickled", hint="Open its file again."
+        )
 
     def close(self) -> None:
         """Free the context and the model; closing twice is harmless.

@@ -109,6 +109,10 @@ class _LogReceiver:
                 capture.lines.append(line)
             logger.log(line.level, "%s", line.text)
 
+    def renew_lock(self) -> None:
+        """Forget who holds the lock."""
+        self._lock = threading.RLock()
+
     def flush(self) -> None:
         """Pass on a line that llama.cpp began and did not end."""
         if self._pending:
@@ -223,6 +227,17 @@ def _silence(bindings: Any) -> None:
 
 
 _load_lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """In a forked child, no thread is left that could release what it held."""
+    global _load_lock
+    _load_lock = threading.Lock()
+    _receiver.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def llama() -> Any:
