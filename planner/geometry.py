@@ -138,7 +138,7 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     # Only here, because planning for a GGUF needs nothing of the converter.
     from ..convert.blueprint import blueprint
 
-    drawing = blueprint(model, recipe=recipe or DEFAULT_RECIPE)
+    drawing = blueprint(model, recipe=DEFAULT_RECIPE if recipe is None else recipe)
     with _temporary_path() as path:
         yield Geometry(
             name=drawing.name,

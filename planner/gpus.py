@@ -126,6 +126,8 @@ def gpus_named(text: str) -> tuple[GPU, ...]:
     Raises:
         SettingError: a name is not in the table, or a count is 0.
     """
+    if not isinstance(text, str):
+        raise SettingError("a GPU's name is of the wrong type", found=repr(text), expected="a str")
     gpus: list[GPU] = []
     for part in text.split(","):
         counted = _COUNTED.fullmatch(part.strip())

@@ -14,6 +14,7 @@ from ..architecture import ATTENTION_CHUNK
 from ..errors import SettingError
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
+from ..runtime.ranges import as_tuple
 from ..runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
 from ..runtime.workers.remote import connect
 from ..units import bytes_text
@@ -59,13 +60,13 @@ def plan(
             8192 tokens leave there.
         kv_type: the type of the KV cache. None is f16, or q8_0 where f16 would push more than
             experts from the GPUs.
-        gpus: GPUs to plan for instead of those here (``"2x rtx4090, h100"``), or several such.
+        gpus: GPUs to plan for instead of those here, as in ``"2x rtx4090, h100"``.
         vram: bytes of GPUs that are not in the table.
         ram: bytes of main memory to plan for instead of this machine's.
         n_ubatch: tokens computed at once.
         n_parallel: sequences of ``n_ctx`` tokens each.
         flash_attention: "auto" is on wherever every device can do it.
-        placement: this one instead of the best.
+        placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
 
@@ -73,7 +74,12 @@ def plan(
         SettingError: a setting outside its range, or an unknown GPU.
         Llama4EdgeError: the model cannot be read, or llama.cpp cannot run it.
     """
-    texts = [gpus] if isinstance(gpus, str) else gpus
+    texts = [gpus] if isinstance(gpus, str) else as_tuple("gpus", gpus, "names")
+    vram = as_tuple("vram", vram, "bytes")
+    if placement is not None and not isinstance(placement, Placement):
+        raise SettingError(
+            "placement is of the wrong type", found=repr(placement), expected="a Placement or None"
+        )
     named = tuple(gpu for text in texts for gpu in gpus_named(text))
     described = bool(named or vram or ram is not None)
     of_this_machine = devices is not None or (placement is not None and placement.devices)
@@ -85,8 +91,10 @@ def plan(
         flash_attention=flash_attention,
         # Where a GPU has pinned memory for the weights, llama.cpp repacks none.
         use_extra_bufts=not (named or vram) and use_extra_bufts(),
-        workers=tuple(workers),
-        placement=Placement(devices=None if devices is None else tuple(devices)),
+        workers=as_tuple("workers", workers, "HOST:PORT"),
+        placement=Placement(
+            devices=None if devices is None else as_tuple("devices", devices, "names")
+        ),
     )
     with open_geometry(model, recipe) as geometry, connect(base.workers) as connected:
         if placement is not None:
@@ -95,14 +103,13 @@ def plan(
         machine = (
             described_machine(named, vram, ram) if described else this_machine(connected, devices)
         )
-        full = [gpu.name for gpu in machine.gpus if gpu.usable_bytes < LEAST_USABLE]
-        if described or devices is not None or placement is not None:
-            full = []
+        full: list[str] = []
+        if not described and devices is None and placement is None:
+            full = [gpu.name for gpu in machine.gpus if gpu.usable_bytes < LEAST_USABLE]
         if full:
-            gpus_used = tuple(gpu for gpu in machine.gpus if gpu.name not in full)
-            machine = replace(machine, gpus=gpus_used)
-            names = tuple(gpu.name for gpu in gpus_used)
-            base = replace(base, placement=Placement(devices=names))
+            rest = tuple(gpu for gpu in machine.gpus if gpu.name not in full)
+            machine = replace(machine, gpus=rest)
+            base = replace(base, placement=Placement(devices=tuple(gpu.name for gpu in rest)))
         search = Search(geometry, machine, base, connected)
         result = _plan(search, n_ctx, kv_type, placement)
         return result.with_notes(*(f"{name} is left out: its memory is full" for name in full))

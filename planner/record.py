@@ -24,11 +24,11 @@ def entry(record: Mapping[str, Any], name: str, *types: type | None) -> Any:
         raise SettingError(f"the plan is damaged: it has no {name}", hint=_HINT)
     value = record[name]
     # Not isinstance: True is an int.
-    if types and type(value) not in [type(None) if one is None else one for one in types]:
+    if types and type(value) not in [type(None) if kind is None else kind for kind in types]:
         raise SettingError(
             f"the plan is damaged: {name} is of the wrong type",
             found=repr(value),
-            expected=" or ".join("null" if one is None else one.__name__ for one in types),
+            expected=" or ".join("null" if kind is None else kind.__name__ for kind in types),
             hint=_HINT,
         )
     return value
@@ -60,5 +60,5 @@ def texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
 def as_json(value: Any) -> Any:
     """The value with tuples as lists, as JSON has them."""
     if isinstance(value, Mapping):
-        return {name: as_json(one) for name, one in value.items()}
-    return [as_json(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: as_json(item) for name, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, list | tuple) else value

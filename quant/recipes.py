@@ -134,13 +134,13 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         RecipeError: there is none.
     """
-    recipe = RECIPES.get(name.lower())
+    recipe = RECIPES.get(name.lower()) if isinstance(name, str) else None
     if recipe is None:
         raise RecipeError(
             "unknown recipe",
             found=repr(name),
             expected=f"one of {', '.join(RECIPES)}",
-            hint=did_you_mean(name, RECIPES),
+            hint=did_you_mean(name, RECIPES) if isinstance(name, str) else None,
         )
     return recipe
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from .ranges import MAX_INT32, check_whole, is_number, outside
+from .ranges import MAX_INT32, as_tuple, check_whole, is_number, outside
 
 CPU = "CPU"
 """The name of main memory, pinned or not, repacked or not: in overrides, reports and plans."""
@@ -66,9 +66,12 @@ class Placement:
         check_whole("n_gpu_layers", self.n_gpu_layers, -1, MAX_INT32)
         # Lists are taken too; a frozen value should not hold them.
         if self.devices is not None:
-            object.__setattr__(self, "devices", _names(self.devices))
-        object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
-        object.__setattr__(self, "overrides", tuple(_override(one) for one in self.overrides))
+            names = as_tuple("devices", self.devices, "names")
+            object.__setattr__(self, "devices", _names(names))
+        shares = as_tuple("tensor_split", self.tensor_split, "numbers")
+        object.__setattr__(self, "tensor_split", _shares(shares))
+        pairs = as_tuple("overrides", self.overrides, "(pattern, device) pairs")
+        object.__setattr__(self, "overrides", tuple(map(_override, pairs)))
         if self.devices is not None and self.tensor_split:
             check_split(self.tensor_split, self.devices)
 
@@ -149,8 +152,7 @@ def cpu_moe_overrides(n_layers: int | None = None) -> tuple[tuple[str, str], ...
     return ((rf"blk\.({layers})\.ffn_(up|down|gate|gate_up)_exps", CPU),)
 
 
-def _names(devices: Iterable[str]) -> tuple[str, ...]:
-    names = tuple(devices)
+def _names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise SettingError("a device has no name", found=repr(name))
@@ -166,8 +168,7 @@ def _names(devices: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def _shares(tensor_split: Iterable[float]) -> tuple[float, ...]:
-    shares = tuple(tensor_split)
+def _shares(shares: tuple[float, ...]) -> tuple[float, ...]:
     for share in shares:
         if not (is_number(share) and 0 <= share < math.inf):
             raise outside("a share of tensor_split", share, "a number from 0 up")
@@ -181,8 +182,11 @@ def _shares(tensor_split: Iterable[float]) -> tuple[float, ...]:
     return shares
 
 
-def _override(override: Sequence[str]) -> tuple[str, str]:
-    pattern, target = override
+def _override(override: object) -> tuple[str, str]:
+    pair = as_tuple("an override", override, "a pattern and a device")
+    if len(pair) != 2 or not isinstance(pair[0], str):
+        raise outside("an override", override, "a pattern and a device")
+    pattern, target = pair
     if not isinstance(target, str) or not target:
         raise SettingError(f"the override {pattern} has no device", found=repr(target))
     _check_pattern(pattern)

@@ -6,8 +6,9 @@ value outside the range. Knows no setting by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from ..errors import SettingError, did_you_mean
 
@@ -44,6 +45,22 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise SettingError(
             f"{name} is unknown", found=repr(value), expected=", ".join(choices), hint=hint
         )
+
+
+def as_tuple(name: str, value: object, elements: str) -> tuple[Any, ...]:
+    """The elements of a list, a tuple or another collection; a string or a mapping is none.
+
+    Args:
+        elements: what they should be, for the error.
+
+    Raises:
+        SettingError: it is something else.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise SettingError(
+            f"{name} is of the wrong type", found=repr(value), expected=f"a list of {elements}"
+        )
+    return tuple(value)
 
 
 def outside(name: str, value: object, expected: str) -> SettingError:

@@ -6,14 +6,13 @@ nothing of models, or of what fits into memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..errors import SettingError
 from ..system.cores import MAX_THREADS
 from .placement import Placement
-from .ranges import MAX_INT32, check_choice, check_whole, outside
+from .ranges import MAX_INT32, as_tuple, check_choice, check_whole, outside
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 """What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""
@@ -124,9 +123,10 @@ def context_length(n_ctx: Context, n_ctx_train: int, model: str) -> int:
     return n_ctx
 
 
-def _endpoints(workers: Iterable[str]) -> tuple[str, ...]:
+def _endpoints(workers: object) -> tuple[str, ...]:
     """The workers' addresses, each taken apart and put together again."""
-    endpoints = tuple(f"{host}:{port}" for host, port in map(split_endpoint, workers))
+    listed = as_tuple("workers", workers, "HOST:PORT")
+    endpoints = tuple(f"{host}:{port}" for host, port in map(split_endpoint, listed))
     for endpoint in endpoints:
         if endpoints.count(endpoint) > 1:
             raise SettingError("a worker is named twice", found=endpoint)
@@ -139,7 +139,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     Raises:
         SettingError: it has another form. (ggml knows no IPv6.)
     """
-    host, _, port = endpoint.partition(":")
+    host, _, port = endpoint.partition(":") if isinstance(endpoint, str) else ("", "", "")
     if not (host and host.isprintable() and " " not in host) or not (
         port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
     ):

@@ -297,8 +297,8 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
             table.add_column(context_text(context), justify="right", no_wrap=True)
         for recipe in dict.fromkeys(cell.recipe for cell in own):
             line = {cell.n_ctx: cell for cell in own if cell.recipe == recipe}
-            table.add_row(recipe, *(f"{line[one].gpu_bytes / 2**30:,.1f}" for one in contexts))
-            holders = (line[one].holder or "more" for one in contexts)
+            table.add_row(recipe, *(f"{line[n_ctx].gpu_bytes / 2**30:,.1f}" for n_ctx in contexts))
+            holders = (line[n_ctx].holder or "more" for n_ctx in contexts)
             table.add_row("", *(Text(holder, "dim") for holder in holders))
         parts += [Text(f"{printable(model)}, GiB", "bold"), table, ""]
     beside = [cell.host_bytes for cell in cells]

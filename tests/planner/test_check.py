@@ -25,8 +25,8 @@ def model(request: pytest.FixtureRequest) -> Path:
 def test_two_workers_allocate_to_the_byte_what_was_planned(
     model: Path, two_workers: tuple[str, ...], kv_type: KVType
 ) -> None:
-    found = plan(model, n_ctx=20_000, kv_type=kv_type, workers=two_workers)
-    rows = check(found)
+    result = plan(model, n_ctx=20_000, kv_type=kv_type, workers=two_workers)
+    rows = check(result)
     assert [row.planned.device for row in rows] == ["RPC0", "RPC1", "CPU"]
     for row in rows:
         assert row.planned == row.allocated

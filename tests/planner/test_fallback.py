@@ -99,17 +99,17 @@ def test_after_the_last_plan_the_error_is_raised(scout_int4: Path) -> None:
 
 def test_a_model_is_placed_as_planned(scout_int4: Path) -> None:
     with local_workers(2) as endpoints:
-        found = plan(scout_int4, n_ctx=2048, workers=endpoints)
-        with Model(scout_int4, plan=found, n_threads=1) as model:
+        result = plan(scout_int4, n_ctx=2048, workers=endpoints)
+        with Model(scout_int4, plan=result, n_threads=1) as model:
             settings = model.engine.settings
-            assert model.plan is found
-            assert (settings.placement, settings.n_ctx) == (found.settings.placement, 2048)
+            assert model.plan is result
+            assert (settings.placement, settings.n_ctx) == (result.settings.placement, 2048)
             report = model.engine.memory()
-    for device in found.gpus:
+    for device in result.gpus:
         assert report.on(device.name) == device.memory
 
 
 def test_what_a_plan_decides_is_not_asked_for_beside_it(scout_int4: Path) -> None:
-    found = plan(scout_int4, n_ctx=2048)
+    result = plan(scout_int4, n_ctx=2048)
     with pytest.raises(SettingError, match="found n_ctx, kv_type"):
-        Model(scout_int4, plan=found, n_ctx=4096, kv_type="q8_0")
+        Model(scout_int4, plan=result, n_ctx=4096, kv_type="q8_0")

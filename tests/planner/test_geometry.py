@@ -97,9 +97,9 @@ def test_a_gguf_weighs_the_same_whole_and_in_parts(scout_checkpoint: Path, tmp_p
 def test_a_checkpoint_is_drawn_as_it_would_be_converted(
     scout_checkpoint: Path, scout_int4: Path
 ) -> None:
-    with open_geometry(scout_checkpoint, "int4") as drawn, open_geometry(scout_int4) as made:
-        assert sorted(drawn.weights, key=str) == sorted(made.weights, key=str)
-        assert drawn.hparams == made.hparams
+    with open_geometry(scout_checkpoint, "int4") as drawing, open_geometry(scout_int4) as made:
+        assert sorted(drawing.weights, key=str) == sorted(made.weights, key=str)
+        assert drawing.hparams == made.hparams
 
 
 def test_a_tied_embedding_is_counted_where_llama_cpp_holds_it(

@@ -28,7 +28,7 @@ def test_every_gpu_is_found_by_its_own_name_and_without_spaces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("text", "meant"),
     [
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("4090", "RTX 4090"),
@@ -46,14 +46,14 @@ def test_every_gpu_is_found_by_its_own_name_and_without_spaces() -> None:
         ("m3 ultra", "M3 Ultra 512GB"),
     ],
 )
-def test_gpus_are_known_by_what_drivers_and_people_call_them(said: str, meant: str) -> None:
-    found = known_gpu(said)
-    assert found is not None
-    assert found.name == meant
+def test_gpus_are_known_by_what_drivers_and_people_call_them(text: str, meant: str) -> None:
+    result = known_gpu(text)
+    assert result is not None
+    assert result.name == meant
 
 
 @pytest.mark.parametrize(
-    ("said", "names"),
+    ("text", "names"),
     [
         ("h100 x8", ["H100"] * 8),
         ("2x rtx 4090", ["RTX 4090"] * 2),
@@ -64,8 +64,8 @@ def test_gpus_are_known_by_what_drivers_and_people_call_them(said: str, meant: s
         ("rx 7900 xtx*2", ["RX 7900 XTX"] * 2),
     ],
 )
-def test_several_gpus_are_counted(said: str, names: list[str]) -> None:
-    assert [gpu.name for gpu in gpus_named(said)] == names
+def test_several_gpus_are_counted(text: str, names: list[str]) -> None:
+    assert [gpu.name for gpu in gpus_named(text)] == names
 
 
 @pytest.mark.parametrize("name", ["", "gtx 9000", "h100 x", "x8", "h100,,4090"])

@@ -28,11 +28,11 @@ def test_gpus_are_one_text_or_several() -> None:
 
 
 def test_scout_in_int4_fits_on_one_h100() -> None:
-    found = plan("scout", gpus=["h100"], ram=16 * GIB)
-    gpu, host = found.devices
-    assert found.fits
-    assert found.settings.n_ctx == 32_768
-    assert found.settings.placement == Placement()
+    result = plan("scout", gpus=["h100"], ram=16 * GIB)
+    gpu, host = result.devices
+    assert result.fits
+    assert result.settings.n_ctx == 32_768
+    assert result.settings.placement == Placement()
     # All but the token embedding: 202048 rows of 5120 numbers in Q8_0, 34 bytes for 32.
     assert host.load.weights == (("embedding", 202_048 * 5120 // 32 * 34),)
     assert gpu.memory.weights == 66_200_105_216 - host.memory.weights
@@ -47,17 +47,17 @@ def test_scout_in_int4_fits_on_one_h100() -> None:
 def test_what_pictures_need_is_said_and_put_on_no_device(
     scout_checkpoint: Path, scout_int4: Path
 ) -> None:
-    found = plan("scout", gpus=["h100"], ram=16 * GIB)
-    assert found.images == Images(vision_tower_bytes=1_626_769_408, projector_bytes=121_634_816)
-    assert found.as_dict()["images"] == {
+    result = plan("scout", gpus=["h100"], ram=16 * GIB)
+    assert result.images == Images(vision_tower_bytes=1_626_769_408, projector_bytes=121_634_816)
+    assert result.as_dict()["images"] == {
         "vision_tower_bytes": 1_626_769_408,
         "projector_bytes": 121_634_816,
         "weights_bytes": 1_748_404_224,
         "loaded": False,
     }
-    assert sum(device.memory.weights for device in found.devices) == 66_200_105_216
+    assert sum(device.memory.weights for device in result.devices) == 66_200_105_216
     # The same in any recipe: it stays in bf16.
-    assert plan("scout", recipe="int8", gpus=["h100"], ram=64 * GIB).images == found.images
+    assert plan("scout", recipe="int8", gpus=["h100"], ram=64 * GIB).images == result.images
     small = plan(scout_checkpoint, ram=GIB, n_ctx=1024).images
     assert small is not None
     assert small.projector_bytes == 2 * (256 * 96 + 96 * 96 + 96 * 256)
@@ -67,47 +67,47 @@ def test_what_pictures_need_is_said_and_put_on_no_device(
 
 
 def test_the_estimate_is_bytes_over_bandwidth() -> None:
-    found = plan("scout", gpus=["h100"], ram=16 * GIB)
-    gpu, host = found.devices
+    result = plan("scout", gpus=["h100"], ram=16 * GIB)
+    gpu, host = result.devices
     assert (gpu.device.bandwidth, host.device.bandwidth) == (3_352 * 10**9, 80 * 10**9)
     seconds = gpu.load.read_bytes / (3_352 * 10**9) + host.load.read_bytes / (80 * 10**9)
-    assert found.estimated_decode_tokens_per_second == pytest.approx(1 / seconds)
+    assert result.estimated_decode_tokens_per_second == pytest.approx(1 / seconds)
     # One of 16 experts, and all the rest, but one row of the embedding.
     assert gpu.load.read_bytes == gpu.memory.weights - gpu.load.bytes_of("expert") * 15 // 16
     full = 12 * 32_768 * 4096 + 36 * 8192 * 4096
     assert gpu.load.kv_read_bytes == full
-    assert found.estimated_decode_tokens_per_second_full == pytest.approx(
+    assert result.estimated_decode_tokens_per_second_full == pytest.approx(
         1 / (seconds + full / (3_352 * 10**9))
     )
 
 
 def test_as_few_experts_as_needed_leave_the_gpu_and_the_last_layers_first() -> None:
-    found = plan("scout", gpus=["rtx4090"], ram=64 * GIB)
-    gpu, host = found.devices
-    assert found.fits
+    result = plan("scout", gpus=["rtx4090"], ram=64 * GIB)
+    gpu, host = result.devices
+    assert result.fits
     assert {role for role, _ in host.load.weights} == {"embedding", "expert"}
     with open_geometry("scout") as scout:
         experts = [one for one in scout.weights if one.role == "expert"]
-    moved = _moved(found, [one.name for one in experts])
+    moved = _moved(result, [one.name for one in experts])
     # Those of the last layers: whole layers, and perhaps part of the one before.
     layers = sorted({int(name.split(".")[1]) for name in moved})
     assert layers == list(range(layers[0], 48))
     assert len(moved) > 3 * (len(layers) - 1)
     # With one fewer it would not fit: a tensor of experts is larger than what is left.
     assert gpu.left_bytes < max(one.nbytes for one in experts) * 2
-    fewer = replace(found.settings.placement, overrides=_overrides(moved[1:]))
+    fewer = replace(result.settings.placement, overrides=_overrides(moved[1:]))
     by_hand = plan("scout", gpus=["rtx4090"], ram=64 * GIB, placement=fewer)
     assert not by_hand.fits
 
 
-def _moved(found: Plan, names: list[str]) -> list[str]:
+def _moved(result: Plan, names: list[str]) -> list[str]:
     """Names that the overrides take from the GPU, the first layer's first."""
     import re
 
     return [
         name
         for name in names
-        if any(re.search(one, name) for one, _ in found.settings.placement.overrides)
+        if any(re.search(one, name) for one, _ in result.settings.placement.overrides)
     ]
 
 
@@ -118,21 +118,21 @@ def _overrides(names: list[str]) -> tuple[tuple[str, str], ...]:
 def test_the_cache_becomes_smaller_before_attention_leaves_the_gpu() -> None:
     # All experts in main memory leave 12.9 GiB for a GPU with f16, and 11.7 GiB with q8_0.
     tight = [int(13.5 * GIB)]
-    found = plan("scout", vram=tight, ram=96 * GIB)
-    assert (found.fits, found.settings.kv_type) == (True, "q8_0")
-    assert found.gpus[0].load.layers == tuple(range(49))
-    assert "the KV cache is kept as q8_0" in found.why
+    result = plan("scout", vram=tight, ram=96 * GIB)
+    assert (result.fits, result.settings.kv_type) == (True, "q8_0")
+    assert result.gpus[0].load.layers == tuple(range(49))
+    assert "the KV cache is kept as q8_0" in result.why
     fixed = plan("scout", vram=tight, ram=96 * GIB, kv_type="f16")
     assert (fixed.fits, fixed.settings.kv_type) == (True, "f16")
     assert fixed.host.memory.kv > 0
 
 
 def test_a_gpu_too_small_for_anything_is_left_alone() -> None:
-    found = plan("scout", vram=[int(1.05 * GIB)], ram=96 * GIB)
-    assert found.fits
-    assert found.gpus[0].idle
-    assert found.settings.placement.devices == ()
-    assert found.host.memory.weights == 66_200_105_216
+    result = plan("scout", vram=[int(1.05 * GIB)], ram=96 * GIB)
+    assert result.fits
+    assert result.gpus[0].idle
+    assert result.settings.placement.devices == ()
+    assert result.host.memory.weights == 66_200_105_216
 
 
 @pytest.fixture(params=["repacked as this CPU likes it", "never repacked"])
@@ -144,19 +144,19 @@ def repacking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_on_the_cpu_alone_weights_are_counted_as_llama_cpp_holds_them(repacking: bool) -> None:
-    found = plan("scout", ram=96 * GIB)
-    assert found.settings.use_extra_bufts == repacking
+    result = plan("scout", ram=96 * GIB)
+    assert result.settings.use_extra_bufts == repacking
     with open_geometry("scout") as scout:
-        reported = measure(scout.path, found.settings).on("CPU")
+        reported = measure(scout.path, result.settings).on("CPU")
         in_file = scout.nbytes
-    host = found.host
+    host = result.host
     assert host.memory == reported
     assert host.load.weights_bytes == in_file == 66_200_105_216
     assert host.repacking_bytes == reported.weights - in_file
     assert host.repacking_bytes >= 0 if repacking else host.repacking_bytes == 0
     record = host.as_dict()
     assert sum(record["weights"].values()) + record["repacking_bytes"] == reported.weights
-    more = any("weights repacked for this CPU take" in note for note in found.notes)
+    more = any("weights repacked for this CPU take" in note for note in result.notes)
     assert more == (host.repacking_bytes > 0)
 
 
@@ -176,13 +176,13 @@ def test_repacking_is_given_up_where_its_bytes_do_not_fit(repacking: bool) -> No
 
 
 def test_several_gpus_share_the_layers_evenly() -> None:
-    found = plan("maverick", gpus=["h100 x4"], ram=16 * GIB)
-    used = [gpu.used_bytes for gpu in found.gpus]
-    assert found.fits
+    result = plan("maverick", gpus=["h100 x4"], ram=16 * GIB)
+    used = [gpu.used_bytes for gpu in result.gpus]
+    assert result.fits
     # To within a layer of 128 experts and a dense one.
     assert max(used) - min(used) < 10 * GIB
-    assert [layer for gpu in found.gpus for layer in gpu.load.layers] == list(range(49))
-    assert sum(gpu.memory.weights for gpu in found.gpus) + found.host.memory.weights == (
+    assert [layer for gpu in result.gpus for layer in gpu.load.layers] == list(range(49))
+    assert sum(gpu.memory.weights for gpu in result.gpus) + result.host.memory.weights == (
         _bytes_of("maverick")
     )
 
@@ -193,12 +193,12 @@ def _bytes_of(model: str) -> int:
 
 
 def test_what_fits_nowhere_says_by_how_much() -> None:
-    found = plan("behemoth", gpus=["h100 x2"], ram=64 * GIB)
-    assert not found.fits
-    short = -found.host.left_bytes
-    assert short == found.from_disk_bytes > 900 * GIB
-    assert any("main memory is" in note and "from the disk" in note for note in found.notes)
-    assert found.estimated_decode_tokens_per_second is None
+    result = plan("behemoth", gpus=["h100 x2"], ram=64 * GIB)
+    assert not result.fits
+    short = -result.host.left_bytes
+    assert short == result.from_disk_bytes > 900 * GIB
+    assert any("main memory is" in note and "from the disk" in note for note in result.notes)
+    assert result.estimated_decode_tokens_per_second is None
 
 
 def test_the_longest_context_fits_and_the_next_does_not() -> None:
@@ -239,10 +239,10 @@ def test_the_default_asks_for_no_more_than_the_model_was_trained_for(
 
 def test_flags_are_followed_and_priced() -> None:
     placement = Placement(n_gpu_layers=10, offload_kqv=False)
-    found = plan("scout", gpus=["rtx4090"], ram=64 * GIB, placement=placement)
-    gpu, host = found.devices
-    assert found.settings.placement == placement
-    assert found.why == ("placed as asked for",)
+    result = plan("scout", gpus=["rtx4090"], ram=64 * GIB, placement=placement)
+    gpu, host = result.devices
+    assert result.settings.placement == placement
+    assert result.why == ("placed as asked for",)
     assert gpu.load.layers == tuple(range(39, 49))
     assert (gpu.memory.kv, host.memory.kv) == (0, 32_768 * 48 * 2**10 + 36 * 8704 * 4096)
 
@@ -258,13 +258,13 @@ def test_the_json_has_what_scripts_ask_for() -> None:
 
 
 def test_the_settings_are_those_of_the_plan() -> None:
-    found = plan("scout", gpus=["rtx4090"], ram=64 * GIB, n_ctx=9000, kv_type="q8_0", n_ubatch=128)
-    assert found.settings == EngineSettings(
+    result = plan("scout", gpus=["rtx4090"], ram=64 * GIB, n_ctx=9000, kv_type="q8_0", n_ubatch=128)
+    assert result.settings == EngineSettings(
         n_ctx=9000,
         n_ubatch=128,
         kv_type="q8_0",
         use_extra_bufts=False,
-        placement=found.settings.placement,
+        placement=result.settings.placement,
     )
 
 
@@ -306,6 +306,15 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"n_ubatch": 0}, "n_ubatch is outside its range"),
         ({"n_parallel": 0}, "n_parallel is outside its range"),
         ({"kv_type": "q5_0"}, "kv_type is unknown"),
+        ({"gpus": None}, "gpus is of the wrong type, found None, expected a list of names"),
+        ({"gpus": [4090]}, "a GPU's name is of the wrong type, found 4090"),
+        ({"vram": 24}, "vram is of the wrong type, found 24, expected a list of bytes"),
+        ({"vram": ["24G"]}, "vram is outside its range, found '24G'"),
+        ({"placement": "CPU"}, "placement is of the wrong type, found 'CPU'"),
+        ({"devices": "CUDA0"}, "devices is of the wrong type, found 'CUDA0'"),
+        ({"devices": [0]}, "a device has no name, found 0"),
+        ({"workers": "a:1"}, "workers is of the wrong type, found 'a:1', expected a list of HOST"),
+        ({"workers": [None]}, "not a worker's address, found None"),
         ({"devices": ["CUDA7"]}, "there is no device CUDA7 here"),
         ({"gpus": ["h100"], "devices": ["CUDA0"]}, "neither workers nor devices"),
         ({"ram": GIB, "placement": Placement(devices=("CUDA0",))}, "neither workers nor devices"),
@@ -326,20 +335,20 @@ def test_a_model_that_nobody_knows_is_refused() -> None:
 
 
 def test_without_flash_attention_the_cache_stays_as_it_is() -> None:
-    found = plan("scout", vram=[int(13.5 * GIB)], ram=96 * GIB, flash_attention="off")
+    result = plan("scout", vram=[int(13.5 * GIB)], ram=96 * GIB, flash_attention="off")
     # llama.cpp takes a quantized cache with flash attention only.
-    assert (found.fits, found.settings.kv_type) == (True, "f16")
+    assert (result.fits, result.settings.kv_type) == (True, "f16")
 
 
 def test_a_gpu_that_is_full_is_left_alone(
     scout_int4: Path, two_workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first_is_full(*arguments: object) -> machine.Machine:
-        found = machine.this_machine(*arguments)  # type: ignore[arg-type]
-        return replace(found, gpus=(replace(found.gpus[0], free_bytes=0), *found.gpus[1:]))
+        result = machine.this_machine(*arguments)  # type: ignore[arg-type]
+        return replace(result, gpus=(replace(result.gpus[0], free_bytes=0), *result.gpus[1:]))
 
     monkeypatch.setattr(planning, "this_machine", first_is_full)
-    found = plan(scout_int4, n_ctx=1024, workers=two_workers)
-    assert [gpu.name for gpu in found.gpus] == ["RPC1"]
-    assert found.settings.placement.devices == ("RPC1",)
-    assert "RPC0 is left out: its memory is full" in found.notes
+    result = plan(scout_int4, n_ctx=1024, workers=two_workers)
+    assert [gpu.name for gpu in result.gpus] == ["RPC1"]
+    assert result.settings.placement.devices == ("RPC1",)
+    assert "RPC0 is left out: its memory is full" in result.notes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama4_edge.errors import SettingError
-from llama4_edge.runtime.ranges import check_choice, check_whole, is_number
+from llama4_edge.runtime.ranges import as_tuple, check_choice, check_whole, is_number
 
 
 def test_whole_numbers_within_the_range_pass() -> None:
@@ -29,6 +29,17 @@ def test_everything_else_is_refused_with_what_was_found(value: object) -> None:
 def test_numbers_are_neither_booleans_nor_nan() -> None:
     assert [is_number(value) for value in (1, 0.5, np.float32(1), math.inf)] == [True] * 4
     assert [is_number(value) for value in (True, math.nan, "1", None, 1j)] == [False] * 5
+
+
+@pytest.mark.parametrize("value", ["ab", b"ab", {"a": 1}, 3, None])
+def test_a_list_is_neither_a_string_nor_a_mapping(value: object) -> None:
+    with pytest.raises(SettingError, match=r"names is of the wrong type, found .*, expected"):
+        as_tuple("names", value, "words")
+
+
+def test_any_other_collection_is_a_list() -> None:
+    assert as_tuple("names", ["a", "b"], "words") == ("a", "b")
+    assert as_tuple("names", (name for name in "ab"), "words") == ("a", "b")
 
 
 def test_an_unknown_choice_is_answered_with_the_nearest() -> None:
