@@ -7,7 +7,6 @@ after the other. Who needs several with nobody between them takes a `turn`. Know
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -268,23 +267,13 @@ class Engine:
         self._sequence.decode(token, outputs=1)
 
     def _sample(self, chain: SamplerChain) -> int:
-        if not chain.native:
-            raise EngineError("a sampler was used after its block had ended")
-        # NaN has no order, and llama.cpp's sorting has no defence against it.
-        if not math.isfinite(float(self._sequence.last_logits().max())):
-            raise EngineError(
-                f"{self.path}: the model's logits are NaN or infinite",
-                hint="The file's weights are damaged: convert the model again.",
-            )
-        llama, context = self._handles.llama, self._handles.context
-        token = int(llama.llama_sampler_sample(chain.native, context, -1))
+        token = self._sequence.sample(chain)
         self._note_end(token)
         return token
 
     def _note_end(self, token: int) -> None:
         if token not in self._ends:
-            is_end = self._handles.llama.llama_vocab_is_eog(self._handles.vocab, token)
-            self._ends[token] = bool(is_end)
+            self._ends[token] = self._handles.is_end(token)
 
 
 class Sampler:

@@ -106,6 +106,10 @@ class Handles:
         """What llama.cpp has on each device; a file that is mapped counts as weights."""
         return self.thread.call(lambda: report_of(self.context, self.params.devices))
 
+    def is_end(self, token: int) -> bool:
+        """Whether llama.cpp counts this token as the end of an answer; called in the thread."""
+        return bool(self.llama.llama_vocab_is_eog(self.vocab, token))
+
     @property
     def batch(self) -> Batch:
         """The batch of the context."""

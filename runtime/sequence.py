@@ -7,6 +7,7 @@ in the thread that calls llama.cpp alone; checks nothing that a caller gave.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -17,7 +18,7 @@ from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.batch import SEQUENCE
 from .bindings.library import captured_log
-from .handles import Handles, refused
+from .handles import Handles, SamplerChain, refused
 
 _ABORTED = 2
 
@@ -144,6 +145,23 @@ class CachedSequence:
             raise EngineError("there are no logits: no token was decoded last")
         pointer = self._handles.llama.llama_get_logits_ith(self._handles.context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self._handles.n_vocab,))
+
+    def sample(self, chain: SamplerChain) -> int:
+        """A token, chosen from the logits after the last one.
+
+        Raises:
+            EngineError: no token was decoded last, the logits are NaN, or the chain was freed.
+        """
+        if not chain.native:
+            raise EngineError("a sampler was used after its block had ended")
+        # NaN has no order, and llama.cpp's sorting has no defence against it.
+        if not math.isfinite(float(self.last_logits().max())):
+            raise EngineError(
+                f"{self._handles.path}: the model's logits are NaN or infinite",
+                hint="The file's weights are damaged: convert the model again.",
+            )
+        llama, context = self._handles.llama, self._handles.context
+        return int(llama.llama_sampler_sample(chain.native, context, -1))
 
     def output_rows(self, count: int) -> npt.NDArray[np.float32]:
         """The logits of the last ``count`` outputs, float32 of [count, n_vocab]; such a view."""
