@@ -23,6 +23,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import llama4_edge
 from llama4_edge.cli import main
 from llama4_edge.runtime.workers.worker import local_workers
 
@@ -166,6 +167,13 @@ def test_the_readme_is_short() -> None:
 def test_every_block_says_what_it_is() -> None:
     languages = {block.language for page in PAGES for block in blocks(page)}
     assert languages <= {"console", "python", "text"}
+
+
+def test_the_reference_has_every_exported_name() -> None:
+    text = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    names = {line.split(".")[-1] for line in text.splitlines() if line.startswith("::: ")}
+    errors = {name for name in llama4_edge.__all__ if name.endswith("Error")}
+    assert set(llama4_edge.__all__) - {"__version__"} <= names | errors
 
 
 # --- commands
