@@ -30,6 +30,7 @@ from ..quant import (
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from ..system.cores import usable_threads
+from . import fp8
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig, parse_config
 from .layout import lay_out
@@ -198,7 +199,7 @@ def _prepare(
         outputs=outputs,
         slabs=_slabs(mapped, outputs),
         identity=_identity(checkpoint, mapped, parts),
-        notes=(*config.notes, *_notes(vocabulary)),
+        notes=(*config.notes, *_notes(mapped, vocabulary)),
     )
 
 
@@ -257,11 +258,14 @@ def _check_unchanged(job: _Job) -> None:
         )
 
 
-def _notes(vocabulary: Vocabulary) -> list[str]:
+def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
     """What was decided without being asked for."""
-    if vocabulary.chat_template is not None:
-        return []
-    return ["the checkpoint has no chat template: a base model, which `chat` will refuse"]
+    notes = []
+    if any(tensor.stored.dtype == fp8.DTYPE for tensor in mapped):
+        notes.append(f"weights stored as {fp8.DTYPE} are decoded to bf16 first")
+    if vocabulary.chat_template is None:
+        notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
+    return notes
 
 
 def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recipe: Recipe) -> Path:
