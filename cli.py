@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .commands import JSON, VERBOSE
 from .errors import Llama4EdgeError, did_you_mean
 from .terminal.console import abandon_stdout, complain, fill_closed_streams, speak_utf8
 
@@ -46,9 +47,8 @@ class _Commands(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(
-            import_module(f".commands.{cmd_name}", __package__), cmd_name
-        )
+        module = import_module(f".commands.{cmd_name}", __package__)
+        command: click.Command = vars(module)[cmd_name]
         return command
 
     def resolve_command(
@@ -106,7 +106,6 @@ class _Commands(click.Group):
 
 def _fail(ctx: click.Context, error: Llama4EdgeError) -> None:
     """One line on stderr, with the flags of the settings it names; or the error as JSON."""
-    from .commands.declare import JSON
     from .commands.flags import with_flags
     from .commands.output import print_json
 
@@ -117,28 +116,15 @@ def _fail(ctx: click.Context, error: Llama4EdgeError) -> None:
     ctx.exit(1)
 
 
-def _remember_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    from .commands.declare import VERBOSE
-
-    ctx.meta[VERBOSE] = value
-
-
 @click.group(
     cls=_Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, "--version", prog_name="llama4")
-@click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    expose_value=False,
-    callback=_remember_verbose,
-    help="llama.cpp's log and timings on stderr.",
-)
+@click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log and timings on stderr.")
 @click.pass_context
-def main(ctx: click.Context) -> None:
+def main(ctx: click.Context, verbose: bool) -> None:
     """Run Meta's Llama 4 family offline.
 
     \b
@@ -151,5 +137,6 @@ def main(ctx: click.Context) -> None:
     eval "$(_LLAMA4_COMPLETE=bash_source llama4)"
     """
     speak_utf8()
+    ctx.meta[VERBOSE] = verbose
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

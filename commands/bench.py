@@ -106,7 +106,7 @@ class GridOptions:
         """What `BenchGrid` declares."""
         from ..measure.speed import BenchGrid
 
-        declared = {one.name: one.default for one in fields(BenchGrid)}
+        declared = {field.name: field.default for field in fields(BenchGrid)}
         lists = {name: ",".join(map(str, value)) for name, value in declared.items()
                  if isinstance(value, tuple) and value and name != "n_threads"}  # fmt: skip
         return {**lists, "repetitions": declared["repetitions"]}
@@ -223,7 +223,7 @@ def _as_planned(options: BenchOptions, grid: BenchGrid, path: Path) -> BenchGrid
     placement, workers = grid.base.placement, grid.base.workers
     if by_hand or not has_gpus(placement.devices, workers):
         return grid
-    found = plan(
+    planned = plan(
         path,
         n_ctx=max(test.n_ctx for test in grid.tests),
         kv_type=next(kind for kind in ("f16", "q8_0", "q4_0") if kind in grid.kv_type),
@@ -231,8 +231,8 @@ def _as_planned(options: BenchOptions, grid: BenchGrid, path: Path) -> BenchGrid
         workers=workers,
         devices=placement.devices,
     )
-    note(f"placed as planned: {found}")
-    placement = found.settings.placement
+    note(f"placed as planned: {planned}")
+    placement = planned.settings.placement
     base = replace(grid.base, placement=placement)
     return replace(grid, base=base, n_gpu_layers=(placement.n_gpu_layers,))
 
@@ -258,12 +258,12 @@ def _measured_file(options: BenchOptions) -> Iterator[Path]:
     from ..measure.synthetic import synthetic_file
 
     directory, keep = wanted.pop("directory", None), wanted.pop("keep", False)
-    drawn = blueprint(
+    shape = blueprint(
         name, synthetic=True, **{**wanted, "types": values.flattened(options.synthetic.types)}
     )
     with ExitStack() as stack:
         # The bar ends where the file is whole; the file stays.
         with byte_progress() as progress:
-            file = synthetic_file(drawn, directory, keep=keep, progress=progress)
+            file = synthetic_file(shape, directory, keep=keep, progress=progress)
             path = stack.enter_context(file)
         yield path

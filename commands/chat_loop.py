@@ -1,7 +1,7 @@
 """The chat: reads a message, shows the answer, obeys commands, until the person leaves.
 
 Promises that no answer, error or Ctrl-C during an answer ends the chat, and that the conversation
-only ever holds questions with their answers. Does not know how an answer is made: it is handed a
+only ever holds questions with their answers. Does not know how an answer is made: it is given a
 function that makes one.
 """
 
@@ -27,9 +27,9 @@ CONTEXT_FULL = "/undo drops the last exchange, /reset all of them; a larger -c h
 # Ends an answer that was stopped: for the reader, for the file, and for the model that reads on.
 STOPPED = " …"
 
-# What is said after Ctrl-C, by whether the answer had begun.
+# The note after Ctrl-C, by whether the answer had begun.
 STOPPED_NOTES = {
-    True: "Stopped. What was said is kept: /undo drops it, /retry asks again.",
+    True: "Stopped. The answer so far is kept: /undo drops it, /retry asks again.",
     False: "Stopped before the answer began. The message is not kept; Up brings it back.",
 }
 
@@ -76,7 +76,7 @@ class Chat:
     Args:
         reply: makes an answer to messages, piece by piece.
         source: where messages come from.
-        conversation: what was said before, or only a system message.
+        conversation: the messages so far, or only a system message.
         interactive: whether a person is watching; asides are for them.
         max_tokens: tokens of an answer at most, if that was limited.
         fullness: the fraction of the context that messages take.
@@ -208,7 +208,7 @@ class Chat:
         self.failures += 1
         complain(text)
 
-    # What the commands do. Each is handed the text after its name.
+    # What the commands do. Each is given the text after its name.
 
     def _help(self, _argument: str) -> None:
         lines = [f"{name} {command.argument}".rstrip() for name, command in COMMANDS.items()]
@@ -297,7 +297,7 @@ def _system_apart(messages: Messages) -> tuple[Messages, Messages]:
 
 
 def _before_last(messages: Messages) -> tuple[Messages, str | None]:
-    """What was said before the last question, and that question; None when there was none."""
+    """The messages before the last question, and that question; None when there was none."""
     asked = [at for at, message in enumerate(messages) if message.role == "user"]
     if not asked:
         return messages, None
@@ -322,7 +322,7 @@ def _refuse_other_files(path: Path) -> None:
         raise SessionError(f"{path} cannot be written", found=error.strerror) from error
     except SessionError as error:
         raise SessionError(
-            f"{path} is there and is not a saved conversation", hint="Choose another name."
+            f"{path} exists and is not a saved conversation", hint="Choose another name."
         ) from error
 
 

@@ -84,6 +84,6 @@ def convert(options: ConvertOptions) -> None:
         with byte_progress() as progress:
             report = run_conversion(source, output, progress=progress, **settings)
     except KeyboardInterrupt:
-        note("The same command goes on where this one stopped.")
+        note("Give the same command again to resume.")
         raise
     give(report.as_dict(), lambda: report_view(report), as_json=options.as_json)

@@ -28,12 +28,11 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import SettingError
+from . import JSON, VERBOSE
 from .flags import with_flags
 from .llama_cpp import normalized
 
 T = TypeVar("T")
-# Keys of click's context.meta: what the group, and the line that an error becomes, must know.
-JSON, VERBOSE = "llama4_edge.json", "llama4_edge.verbose"
 
 # As in llama.cpp's tools.
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -118,9 +117,9 @@ def remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool]
 def given(options: object) -> dict[str, Any]:
     """The fields of `options` that were given, without groups, as arguments for the library."""
     values = {
-        one.name: getattr(options, one.name)
-        for one in fields(options)  # type: ignore[arg-type]
-        if _GROUP not in one.metadata
+        item.name: getattr(options, item.name)
+        for item in fields(options)  # type: ignore[arg-type]
+        if _GROUP not in item.metadata
     }
     return {
         name: value
@@ -164,7 +163,7 @@ class DefaultShown(click.Option):
 
 
 class OptionsCommand(click.Command):
-    """A command that hands its dataclass of options to a function, and exits with what that says.
+    """A command that gives its dataclass of options to a function, and exits with its result.
 
     Args:
         name: the command's name.
@@ -224,12 +223,12 @@ def command(
 
 def _parameters(options: type[Any]) -> Iterator[click.Parameter]:
     """A parameter for each field, in their order, groups in their place."""
-    for one in fields(options):
-        if _GROUP in one.metadata:
-            yield from _parameters(one.metadata[_GROUP])
+    for item in fields(options):
+        if _GROUP in item.metadata:
+            yield from _parameters(item.metadata[_GROUP])
             continue
-        make: _MakeParameter = one.metadata[_PARAMETER]
-        parameter = make(one.name)
+        make: _MakeParameter = item.metadata[_PARAMETER]
+        parameter = make(item.name)
         if isinstance(parameter, DefaultShown):
             parameter.defaults = getattr(options, "defaults", None)
         yield parameter
@@ -237,9 +236,9 @@ def _parameters(options: type[Any]) -> Iterator[click.Parameter]:
 
 def _value(options: type[T], values: Mapping[str, Any]) -> T:
     arguments = {
-        one.name: (
-            _value(one.metadata[_GROUP], values) if _GROUP in one.metadata else values[one.name]
+        item.name: (
+            _value(item.metadata[_GROUP], values) if _GROUP in item.metadata else values[item.name]
         )
-        for one in fields(options)  # type: ignore[arg-type]
+        for item in fields(options)  # type: ignore[arg-type]
     }
     return options(**arguments)

@@ -125,12 +125,12 @@ def plan(options: PlanOptions) -> int:
 
     if options.model is None:
         raise usage_error("give a MODEL, or --table for all presets")
-    found = find_plan(options.model, **_settings(options))
+    plan = find_plan(options.model, **_settings(options))
     if options.check:
-        return _show_check(options, found)
-    shown = replace(found, notes=tuple(map(with_flags, found.notes)))
-    give(found.as_dict(), lambda: plan_view(shown), as_json=options.as_json)
-    return 0 if found.fits else 1
+        return _show_check(options, plan)
+    shown = replace(plan, notes=tuple(map(with_flags, plan.notes)))
+    give(plan.as_dict(), lambda: plan_view(shown), as_json=options.as_json)
+    return 0 if plan.fits else 1
 
 
 def _show_check(options: PlanOptions, plan: Plan) -> int:

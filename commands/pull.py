@@ -57,6 +57,6 @@ def pull(options: PullOptions) -> None:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        note("The same command goes on where this one stopped.")
+        note("Give the same command again to resume.")
         raise
     give(pulled.as_dict(), lambda: pulled_view(pulled), as_json=options.as_json)

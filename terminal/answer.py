@@ -1,4 +1,4 @@
-"""An answer on its way to stdout, piece by piece, and what is said of it when it has ended.
+"""An answer on its way to stdout, piece by piece, and its timings when it has ended.
 
 Promises that an answer ends in exactly one newline, that a pipe gets the model's text byte for byte
 in UTF-8, and that a terminal gets it with control characters made visible.
@@ -22,12 +22,12 @@ class AnswerWriter:
     def __init__(self) -> None:
         self._stream = sys.stdout
         self._terminal = self._stream.isatty()
-        # Newlines are held back until text follows them: those at the end become one.
+        # Newlines wait until text follows them: those at the end become one.
         self._held = ""
         self._begun = False
 
     def write(self, piece: str) -> None:
-        """Show one piece at once."""
+        """Show a piece at once."""
         text = self._held + (printable(piece) if self._terminal else piece)
         shown = text.rstrip("\n")
         self._held = text[len(shown) :]
@@ -53,7 +53,7 @@ def full_context(error: ContextFullError, hint: str) -> ContextFullError:
 
 
 def timings_text(completion: Completion) -> str:
-    """How many tokens were read and said, and how fast."""
+    """How many tokens were read and generated, and how fast."""
     read = completion.prompt_tokens - completion.reused_tokens
     return (
         f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read at "
@@ -62,7 +62,7 @@ def timings_text(completion: Completion) -> str:
 
 
 def speed_text(completion: Completion) -> str:
-    """How many tokens were said, and how fast."""
+    """How many tokens were generated, and how fast."""
     count = len(completion.tokens)
     unit = "token" if count == 1 else "tokens"
     return f"{count:,} {unit}, {completion.decode_tokens_per_second:,.1f} tokens/s"

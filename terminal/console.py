@@ -38,7 +38,7 @@ def fill_closed_streams() -> None:
     """Open the null device where stdin, stdout or stderr was closed, and send asides there.
 
     Otherwise the next file that is opened gets that number, and with it what a native library
-    prints. ``sys.stdin`` and ``sys.stdout`` stay None where they were: whoever needs one says so.
+    prints. ``sys.stdin`` and ``sys.stdout`` stay None where they were: what needs one says so.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -57,7 +57,7 @@ def abandon_stdout() -> None:
 def speak_utf8() -> None:
     """Write UTF-8 whatever the locale says: it is what models speak, and what a pipe expects.
 
-    A file name that is no UTF-8 is shown with its odd bytes as escapes.
+    A file name that is not UTF-8 is shown with escapes for its bytes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -112,7 +112,7 @@ def note(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Say one ``error: …`` line on stderr."""
+    """Write one ``error: …`` line on stderr."""
     from rich.text import Text
 
     line = Text.assemble(("error:", "bold red"), " ", printable(" ".join(text.split())))

@@ -1,4 +1,4 @@
-"""How far a conversion or the loading of a model is, on stderr, for a person to watch.
+"""How far a conversion, a download or the loading of a model is, on stderr.
 
 Promises: nothing is drawn unless stderr is a terminal that can redraw a line, and nothing of it
 stays. Does not know what is converted or loaded.
@@ -68,7 +68,7 @@ def byte_progress() -> Iterator[Callable[[Bytes], None] | None]:
         def show(at: Bytes) -> None:
             nonlocal begun
             if not begun:
-                # What an interrupted conversion had done says nothing about the rate of this one.
+                # What an interrupted job had done says nothing about the rate of this one.
                 bar.reset(task, total=at.bytes_total, completed=at.bytes_before)
                 begun = True
             item = printable(at.item)

@@ -159,7 +159,7 @@ def _typed_text(keys: bytes) -> tuple[str, bool]:
 
 
 def history_file() -> Path:
-    """The file of earlier messages, made if it is not there, for its owner's eyes only.
+    """The file of earlier messages, made if it is absent, readable by its owner only.
 
     Raises:
         SessionError: it cannot be made or written.
@@ -260,8 +260,8 @@ def _completer(commands: Sequence[str], file_commands: Sequence[str]) -> Complet
 
     def _matching(known: Iterable[str], begun: str) -> Iterator[Completion]:
         if begun.startswith("/"):
-            for one in known:
-                if one.startswith(begun):
-                    yield Completion(one, start_position=-len(begun))
+            for name in known:
+                if name.startswith(begun):
+                    yield Completion(name, start_position=-len(begun))
 
     return Commands()

@@ -75,8 +75,8 @@ def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
 def _fallback_lines(report: Report) -> Iterator[str]:
     """One line for each pair of types, since the layers of a model are alike."""
     by_types: dict[tuple[str, str], list[str]] = {}
-    for one in report.fallbacks:
-        by_types.setdefault((one.got, one.wanted), []).append(one.tensor)
+    for fallback in report.fallbacks:
+        by_types.setdefault((fallback.got, fallback.wanted), []).append(fallback.tensor)
     for (got, wanted), tensors in by_types.items():
         more = f" and {len(tensors) - 1:,} more" if len(tensors) > 1 else ""
         yield f"{tensors[0]}{more}: {got}, since rows do not fit {wanted}"
@@ -107,7 +107,7 @@ def report_view(report: Report) -> RenderableType:
     facts += [("fallback", line) for line in _fallback_lines(report)]
     if report.left_out:
         facts.append(("left out", f"{len(report.left_out):,} tensors: {report.left_out[0]}, …"))
-    facts += [("note", one) for one in report.notes]
+    facts += [("note", note) for note in report.notes]
     written = "would write" if report.dry_run else "wrote"
     facts += [(written, path) for path in report.outputs]
     texts = ((name, printable(value)) for name, value in facts)
@@ -146,10 +146,11 @@ def worker_view(worker: Worker) -> RenderableType:
 
 
 def damage_view(damage: Sequence[Damage]) -> RenderableType:
-    """What `inspect --check` found: one line for each damage, or one that there is none."""
+    """What `inspect --check` found: a line for each damage, or a line that there is none."""
     if not damage:
         return _finding("ok", "every tensor was read, and holds numbers")
-    return Group(*(_finding("problem" if one.certain else "note", _place(one)) for one in damage))
+    levels = {True: "problem", False: "note"}
+    return Group(*(_finding(levels[item.certain], _place(item)) for item in damage))
 
 
 def _place(damage: Damage) -> str:

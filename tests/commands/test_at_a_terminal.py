@@ -41,7 +41,7 @@ def test_ctrl_c_leaves_a_conversion_to_be_gone_on_with(
     exit_code, text = one.wait_for_end()
     assert (exit_code, (out / "model.gguf").exists()) == (130, False)
     assert text.splitlines()[-2:] == [
-        "The same command goes on where this one stopped.",
+        "Give the same command again to resume.",
         "interrupted",
     ]
     assert "Traceback" not in text
@@ -59,7 +59,7 @@ def test_a_chat_at_a_terminal(terminal: OpenTerminal, scout_bf16: Path, tmp_path
     chat.wait_for(TAKEN)
     chat.wait_for(r"\w")
     chat.press("\x03")
-    chat.wait_for("Stopped. What was said is kept")
+    chat.wait_for("Stopped. The answer so far is kept")
     chat.wait_for(READY)
 
     # 2. The stopped answer is part of the conversation, with its mark.
@@ -119,7 +119,7 @@ def test_what_is_typed_during_an_answer_begins_the_next_message(
     chat.press("and thenn\x7f\x1b[A?\r")
     chat.wait_for(r"\w")
     chat.press("\x03")
-    answer = chat.wait_for("Stopped. What was said is kept")
+    answer = chat.wait_for("Stopped. The answer so far is kept")
     assert "and then" not in answer
     chat.wait_for("> and then[?]")
     # Enter did not send it.

@@ -264,7 +264,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_marked(capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert out == f"so far{STOPPED}\n3:next\n"
     assert said(one)[1] == ("assistant", f"so far{STOPPED}")
-    assert "Stopped. What was said is kept" in err
+    assert "Stopped. The answer so far is kept" in err
 
 
 def test_ctrl_c_before_the_first_word_keeps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
