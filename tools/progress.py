@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+# The first files are not like the others.
+_ESTIMATE_FROM = 0.05
 _QUIET_SECONDS = 30
 """Without a terminal, a line is written at least this often while the text changes."""
 
@@ -54,7 +56,7 @@ class ProgressLine:
         half a minute.
         """
         line = f"{self.title}: {text}, {duration(self.elapsed)}"
-        if fraction and estimate:
+        if estimate and fraction and fraction >= _ESTIMATE_FROM:
             line += f", about {duration(self.elapsed * (1 - fraction) / fraction)} left"
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
