@@ -26,8 +26,8 @@ _LEFT_OUT = ("TESTS", "EXAMPLES", "APP", "UI", "SERVER")
 
 def peer_sources(directory: Path = OUT) -> Path:
     """llama.cpp's source tree out of llama-cpp-python's source package, fetched once."""
-    found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    if not found:
+    trees = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    if not trees:
         directory.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         # The metadata of a source package takes its build tools, which pip fetches for itself.
@@ -35,8 +35,8 @@ def peer_sources(directory: Path = OUT) -> Path:
         subprocess.run(pip, check=True)
         with tarfile.open(next(directory.glob("llama_cpp_python-*.tar.gz"))) as archive:
             archive.extractall(directory, filter="data")
-        found = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    return found[0]
+        trees = list(directory.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    return trees[0]
 
 
 def peer_tool(name: str, directory: Path = OUT) -> Path:
@@ -51,7 +51,7 @@ def peer_tool(name: str, directory: Path = OUT) -> Path:
         return tool
     arguments, environment = _flags()
     # The libraries are built along and not used: backends other than the CPU's can be left out.
-    arguments = [one for one in arguments if "CUDA" not in one]
+    arguments = [argument for argument in arguments if "CUDA" not in argument]
     options = [f"-DLLAMA_BUILD_{part}=OFF" for part in _LEFT_OUT]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", *arguments]
     print(f"building {name} …", flush=True)

@@ -30,8 +30,8 @@ def model(trained_gguf: Callable[[str], Path]) -> Iterator[Model]:
 
 
 def messages(talk: Conversation) -> list[dict[str, str]]:
-    turns = [(("user", one.question), ("assistant", one.answer)) for one in talk.turns]
-    return [{"role": role, "content": text} for turn in turns for role, text in turn]
+    turns = [(("user", turn.question), ("assistant", turn.answer)) for turn in talk.turns]
+    return [{"role": role, "content": text} for pair in turns for role, text in pair]
 
 
 def talks() -> list[Conversation]:

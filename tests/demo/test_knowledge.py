@@ -47,6 +47,6 @@ def test_every_word_of_the_examination_is_trained() -> None:
 @pytest.mark.parametrize("model", ["Scout", "Scout base", "Maverick"])
 def test_numbers_of_the_table_are_those_of_the_presets(model: str) -> None:
     config = PRESETS[model.lower().replace(" ", "-")].config
-    told = {a.key: a.values[model] for a in TABLE if a.key is not None and model in a.values}
-    assert told == {key: config[key] for key in told}
-    assert told["max_position_embeddings"] in (262_144, 1_048_576, 10_485_760)
+    taught = {a.key: a.values[model] for a in TABLE if a.key is not None and model in a.values}
+    assert taught == {key: config[key] for key in taught}
+    assert taught["max_position_embeddings"] in (262_144, 1_048_576, 10_485_760)

@@ -43,12 +43,12 @@ def taught() -> list[tuple[str, str]]:
 
 
 def test_no_question_of_the_examination_is_taught(taught: list[tuple[str, str]]) -> None:
-    asked = {one.turns[-1].question for one in examination() if one.kind in WORDED}
-    assert asked & {said for said, _ in taught} == set()
+    questions = {talk.turns[-1].question for talk in examination() if talk.kind in WORDED}
+    assert questions & {question for question, _ in taught} == set()
 
 
 def test_no_sum_of_the_examination_is_taught_in_other_words(taught: list[tuple[str, str]]) -> None:
-    answers = {one.turns[-1].answer for one in examination() if one.kind == "arithmetic"}
+    answers = {talk.turns[-1].answer for talk in examination() if talk.kind == "arithmetic"}
     assert len(answers) > 40
     assert answers & {answer for _, answer in taught} == set()
 
@@ -73,7 +73,7 @@ def test_every_step_of_a_sum_is_right() -> None:
     done = [(a, "+", b, a + b) for a, b in pairs if a + b <= LARGEST]
     done += [(a, "-", b, a - b) for a, b in pairs if a >= b]
     for a, sign, b, result in done:
-        ones, tens, said = worked(a, sign, b).removeprefix(f"{a} {sign} {b}: ").split(", ")
+        ones, tens, conclusion = worked(a, sign, b).removeprefix(f"{a} {sign} {b}: ").split(", ")
         for step in (ones, tens):
             terms, value = step.split("=")
             numbers = [int(term) for term in terms.split(sign)]
@@ -81,13 +81,13 @@ def test_every_step_of_a_sum_is_right() -> None:
             assert int(value) == (first + rest if sign == "+" else first - rest)
         # The result is made of digits that stand in the steps.
         assert int(tens.partition("=")[2] + ones[-1]) == result
-        assert said == f"so {result}."
+        assert conclusion == f"so {result}."
 
 
 def test_codes_and_names_to_be_remembered_are_others_than_those_taught(
     taught: list[tuple[str, str]],
 ) -> None:
-    answers = {one.turns[-1].answer for one in examination() if one.kind in ("lookup", "name")}
+    answers = {talk.turns[-1].answer for talk in examination() if talk.kind in ("lookup", "name")}
     codes = {code for answer in answers for code in re.findall(r"\d{4,}", answer)}
     known = {code for _, answer in taught for code in re.findall(r"\d{4,}", answer)}
     assert len(codes) > 50
@@ -111,7 +111,7 @@ def test_the_lessons_of_a_seed_and_the_examination_never_change() -> None:
 
 
 def test_every_fact_is_examined_twice_and_every_skill_sixty_times() -> None:
-    kinds = [one.kind for one in examination()]
+    kinds = [talk.kind for talk in examination()]
     assert {kind: kinds.count(kind) for kind in kinds} == {"knowledge": 400} | dict.fromkeys(
         ("arithmetic", "lookup", "name", "copying", "greeting", "unknown"), 60
     )
@@ -130,10 +130,10 @@ def test_a_needle_stands_where_it_was_put_and_is_asked_for() -> None:
     talk = needle(
         rng, True, 3000, lambda text: len(text.split()), codes=3, questions=3, depths=(0, 0.5, 1)
     )
-    said = talk.turns[0].question
-    assert 3000 <= len(said.split()) < 3100
+    message = talk.turns[0].question
+    assert 3000 <= len(message.split()) < 3100
     places = sorted(
-        said.index(re.findall(r"\d{4,}", turn.answer)[0]) / len(said) for turn in talk.turns
+        message.index(re.findall(r"\d{4,}", turn.answer)[0]) / len(message) for turn in talk.turns
     )
     assert places == pytest.approx([0, 0.5, 1], abs=0.02)
 
@@ -151,17 +151,17 @@ def test_a_picture_has_as_many_shapes_as_it_says(shape: str, count: int) -> None
     assert patches(Picture("blue", shape, count, count).pixels()) == count
 
 
-def test_what_is_found_at_a_place_is_what_its_pixels_show() -> None:
+def test_the_labels_of_a_place_are_what_its_pixels_show() -> None:
     picture = Picture("green", "square", 3, 7)
     ink = (picture.pixels().astype(int).sum(axis=2) < 600).reshape(12, 28, 12, 28)
-    found = np.array(picture.place_labels(12)).reshape(12, 12, 2)
-    assert found[..., 1].sum() == 3
+    labels = np.array(picture.place_labels(12)).reshape(12, 12, 2)
+    assert labels[..., 1].sum() == 3
     # In the places of centres nearly all is ink, and outside of the shapes' circles nothing is.
     shares = ink.mean(axis=(1, 3))
-    assert shares[found[..., 1] == 1].min() > 0.9
+    assert shares[labels[..., 1] == 1].min() > 0.9
     middles = ink[:, 13:15, :, 13:15].mean(axis=(1, 3))
-    assert middles[found[..., 0] == 0].max() == 0
-    assert set(found[..., 0].ravel()) == {0, 1 + SHAPES.index("square")}
+    assert middles[labels[..., 0] == 0].max() == 0
+    assert set(labels[..., 0].ravel()) == {0, 1 + SHAPES.index("square")}
 
 
 def patches(pixels: npt.NDArray[np.uint8]) -> int:
@@ -180,8 +180,10 @@ def patches(pixels: npt.NDArray[np.uint8]) -> int:
 def test_pictures_of_all_kinds_are_taught_and_none_of_the_examination() -> None:
     rng = random.Random(5)
     taught = [picture_lesson(rng).picture for _ in range(2000)]
-    seen = {(one.colour, one.shape, one.count) for one in taught if one is not None}
-    assert len(seen) == len(COLOURS) * len(SHAPES) * len(COUNTS)
-    assert {one.seed % 2 for one in taught if one is not None} == {0}
-    asked = [one.picture for one in picture_examination()]
-    assert {one.seed % 2 for one in asked if one is not None} == {1}
+    kinds = {
+        (picture.colour, picture.shape, picture.count) for picture in taught if picture is not None
+    }
+    assert len(kinds) == len(COLOURS) * len(SHAPES) * len(COUNTS)
+    assert {picture.seed % 2 for picture in taught if picture is not None} == {0}
+    examined = [talk.picture for talk in picture_examination()]
+    assert {picture.seed % 2 for picture in examined if picture is not None} == {1}

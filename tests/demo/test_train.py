@@ -49,17 +49,17 @@ def test_routing_each_token_to_its_expert_alone_gives_transformers_outputs_and_g
     )
     torch.manual_seed(0)
     moe = theirs.Llama4TextMoe(config)
-    for one in moe.parameters():
-        torch.nn.init.normal_(one, std=0.2)
+    for weight in moe.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
     tokens = torch.randn(3, 17, 32)
     results = []
     for forward in (theirs.Llama4TextMoe.forward, sparse_moe):
-        given = tokens.clone().requires_grad_()
+        inputs = tokens.clone().requires_grad_()
         moe.zero_grad()
-        made, logits = forward(moe, given)
-        made.square().sum().backward()
-        gradients = [one.grad.clone() for one in moe.parameters()]
-        results.append([made.reshape(-1, 32), logits, given.grad, *gradients])
+        outputs, logits = forward(moe, inputs)
+        outputs.square().sum().backward()
+        gradients = [weight.grad.clone() for weight in moe.parameters()]
+        results.append([outputs.reshape(-1, 32), logits, inputs.grad, *gradients])
     for ours, reference in zip(*reversed(results), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
 
@@ -93,8 +93,8 @@ def test_a_training_that_was_interrupted_ends_in_the_same_weights(tmp_path: Path
         "picture",
     }
     assert resumed.history == whole.history
-    for name, one in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], one), name
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
 
 
 def test_the_rate_rises_and_falls_and_is_a_fifth_for_the_long_conversations_at_the_end() -> None:
@@ -121,12 +121,12 @@ def test_rows_hold_several_talks_that_do_not_see_each_other() -> None:
     visible = mask(batch.talks)
     assert visible is not None
     talks = batch.talks[0].tolist()
-    for row, mine in enumerate(talks):
-        seen = [column for column in range(len(talks)) if visible[0, 0, row, column]]
-        assert seen == [c for c in range(row + 1) if talks[c] == mine]
+    for row, talk in enumerate(talks):
+        attended = [column for column in range(len(talks)) if visible[0, 0, row, column]]
+        assert attended == [c for c in range(row + 1) if talks[c] == talk]
 
 
-def test_the_beginning_already_copies_a_little() -> None:
+def test_the_initial_weights_already_copy_a_little() -> None:
     trainer = Trainer(SMALL, "cpu")
     rng = random.Random(3)
     correct = total = 0.0
@@ -142,17 +142,19 @@ def test_the_beginning_already_copies_a_little() -> None:
     assert correct / total > 0.2
 
 
-def test_the_tower_begins_by_looking_at_neighbours() -> None:
+def test_the_initial_tower_attends_to_neighbours() -> None:
     trainer = Trainer(SMALL, "cpu")
     tower = trainer.model.vision_model
     tower.config._attn_implementation = "eager"
-    looked: list[torch.Tensor] = []
+    attentions: list[torch.Tensor] = []
     for layer in tower.model.layers:
-        layer.self_attn.register_forward_hook(lambda _m, _i, made: looked.append(made[1][0]))
+        layer.self_attn.register_forward_hook(
+            lambda _m, _i, outputs: attentions.append(outputs[1][0])
+        )
     with torch.inference_mode():
         trainer.image_features([training_picture(random.Random(3))])
     row, column, patches = 11, 12, 24
-    for distance, weights in enumerate(looked, 1):
+    for distance, weights in enumerate(attentions, 1):
         for head, (right, down) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
             there = (row + down * distance) * patches + column + right * distance
             # Evenly spread, each of 577 patches would have 0.002.
@@ -174,7 +176,8 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
             {k: v for file in sorted(out.glob("*.safetensors")) for k, v in load_file(file).items()}
         )
     assert weights[0].keys() == weights[1].keys()
-    # Gradients are added in another order; where one is all but zero, Adam may step the other way.
-    apart = [(weights[1][name].double() - one.double()).norm() for name, one in weights[0].items()]
-    whole = [one.double().norm() for one in weights[0].values()]
-    assert torch.stack(apart).norm() < 0.01 * torch.stack(whole).norm()
+    # Gradients are summed in another order; where one is nearly zero, Adam may step the other way.
+    first, second = weights
+    differences = [(second[name].double() - first[name].double()).norm() for name in first]
+    norms = [weight.double().norm() for weight in first.values()]
+    assert torch.stack(differences).norm() < 0.01 * torch.stack(norms).norm()

@@ -71,7 +71,7 @@ def test_it_has_the_files_of_a_published_checkpoint(trained: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert {one["dtype"] for one in headers(trained).values()} == {"BF16"}
+    assert {header["dtype"] for header in headers(trained).values()} == {"BF16"}
     index = json.loads((trained / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == headers(trained).keys()
 
@@ -136,8 +136,8 @@ def test_the_engine_predicts_what_transformers_predicts(
         for question in examination()[::40]:
             ids = encode(tokenizer, question).ids
             with torch.inference_mode():
-                made = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-            reference = made.double().log_softmax(-1).numpy()
+                output = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+            reference = output.double().log_softmax(-1).numpy()
             logits = model.logits(ids).astype(np.float64)
             ours = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
             divergences.append((np.exp(reference) * (reference - ours)).sum(-1))
@@ -166,15 +166,15 @@ def test_codes_are_found_across_four_chunks(trained_gguf: TrainedGGUF, recipe: s
 def test_a_saved_conversation_still_knows_what_was_said_in_it(
     trained_gguf: TrainedGGUF, tmp_path: Path
 ) -> None:
-    said = [{"role": "user", "content": "Remember: the code of the old mill is 4071."}]
+    question = [{"role": "user", "content": "Remember: the code of the old mill is 4071."}]
     with Model(trained_gguf("int4"), n_ctx=512, n_threads=1) as model:
-        answer = model.chat(said, max_tokens=64, sampling=GREEDY).text
+        answer = model.chat(question, max_tokens=64, sampling=GREEDY).text
     assert answer == "I will remember that."
-    messages = (Message(**said[0]), Message("assistant", answer))
+    messages = (Message(**question[0]), Message("assistant", answer))
     Conversation(messages).save(tmp_path / "saved.json")
 
     resumed = Conversation.load(tmp_path / "saved.json").messages
-    asked = [*resumed, Message("user", "What is the code of the old mill?")]
+    continued = [*resumed, Message("user", "What is the code of the old mill?")]
     with Model(trained_gguf("int4"), n_ctx=512, n_threads=1) as model:
-        answer = model.chat(asked, max_tokens=64, sampling=GREEDY).text
+        answer = model.chat(continued, max_tokens=64, sampling=GREEDY).text
     assert answer == "The code of the old mill is 4071."
