@@ -15,7 +15,7 @@ import pytest
 
 import llama4_edge
 from tools import house
-from tools.house import Import, imports, room_of, rows, sources, table
+from tools.imports import OUTSIDE, ROOT, Import, imports, room_of, rows, sources, table
 
 # Import names of distributions whose name is another one.
 IMPORT_NAMES = {"llama-cpp-python": "llama_cpp", "py-cpuinfo": "cpuinfo"}
@@ -25,12 +25,6 @@ C_API = {
     ("runtime.bindings.library", "llama"),
     ("runtime.bindings.library", "native_function"),
     ("runtime.bindings.devices", "rpc_function"),
-}
-
-# Imports and rooms that are being mended: by the module, and the first part of what it imports.
-NOT_YET = {
-    ("planner.plan", "planner"),
-    ("terminal.plan_view", "planner"),
 }
 
 
@@ -43,10 +37,6 @@ def is_allowed(edge: Import) -> bool:
     return target in allowed or "everything" in allowed
 
 
-def is_being_mended(edge: Import) -> bool:
-    return (edge.module, room_of(edge.target)) in NOT_YET
-
-
 # ---- the claims
 
 
@@ -56,11 +46,7 @@ def test_the_table_names_every_room_and_no_other() -> None:
 
 
 def test_every_import_is_one_that_the_table_allows() -> None:
-    refused = [
-        edge
-        for edge in imports()
-        if edge.relative and not is_allowed(edge) and not is_being_mended(edge)
-    ]
+    refused = [edge for edge in imports() if edge.relative and not is_allowed(edge)]
     assert [str(edge) for edge in refused] == []
 
 
@@ -82,7 +68,7 @@ def circle() -> list[str]:
     graph: dict[str, list[str]] = {name: [] for name in sources()}
     for edge in imports():
         # The root loads its names when they are asked for, so that it closes no circle.
-        if not edge.relative or edge.types_only or is_being_mended(edge):
+        if not edge.relative or edge.types_only:
             continue
         if edge.target != "__init__":
             graph[edge.module].append(edge.target)
@@ -111,7 +97,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def dependencies(*, extras: bool) -> set[str]:
     """The import names of what pyproject.toml asks for."""
-    text = (house.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     start = text.index("\ndependencies = [")
     text = text[start : text.index("\n[project.scripts]" if extras else "\n]", start)]
     names = re.findall(r'(?:^ {4}|\[)"([\w.-]+)', text, flags=re.MULTILINE)
@@ -137,13 +123,13 @@ def test_the_package_imports_its_dependencies_and_the_plots_extra_alone() -> Non
     assert [str(edge) for edge in strangers] == []
 
 
-@pytest.mark.parametrize("folder", sorted(house.OUTSIDE - {"build"}))
+@pytest.mark.parametrize("folder", sorted(OUTSIDE - {"build"}))
 def test_the_package_is_imported_by_its_name(folder: str) -> None:
     # The root is on the path when tests run: `import errors` would load a second copy.
     rooms = {room_of(module) for module in sources()} - {"__init__"}
     strays = [
-        f"{path.relative_to(house.ROOT)}:{node.lineno}"
-        for path in sorted((house.ROOT / folder).rglob("*.py"))
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in _absolute(node)

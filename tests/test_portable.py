@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tools import house
+from tools.imports import sources
 
 # What Python's documentation says is missing: modules, and names in os, signal and socket.
 MISSING: dict[str, dict[str, tuple[str, ...]]] = {
@@ -119,9 +119,7 @@ print("imported", len(modules))
 
 @pytest.mark.parametrize("platform", MISSING)
 def test_every_module_can_be_imported_elsewhere(platform: str, tmp_path: object) -> None:
-    modules = [
-        "llama4_edge" if name == "__init__" else f"llama4_edge.{name}" for name in house.sources()
-    ]
+    modules = ["llama4_edge" if name == "__init__" else f"llama4_edge.{name}" for name in sources()]
     arguments = repr((platform, MISSING[platform], modules))
     done = subprocess.run(
         [sys.executable, "-c", CHILD.replace("ARGUMENTS", arguments), str(tmp_path)],

@@ -1,176 +1,34 @@
-"""Who imports whom, read from the sources, and the picture of it.
-
-Promises every import of the package's modules, those inside functions too, and the table of rooms
-in CONTRIBUTING.md; `tests/test_house.py` compares the two. Draws `docs/concepts/house.svg`:
+"""Draws the house, docs/concepts/house.svg: a box a room, an arrow to what it imports.
 
     python -m tools.house            # draw
     python -m tools.house --check    # exit with 1 if the picture is not current
 
-Does not import the package.
+Promises that every arrow is an import, that one which is left out joins rooms that others join,
+and that no arrow passes behind a box.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from itertools import pairwise
-from pathlib import Path
 from textwrap import wrap
 
-ROOT = Path(__file__).resolve().parents[1]
-PICTURE = ROOT / "docs" / "concepts" / "house.svg"
-OUTSIDE = {"build", "demo", "tests", "benchmarks", "docs", "examples", "tools"}
+from .imports import ROOT, arrows, sources, table
 
+PICTURE = ROOT / "docs" / "concepts" / "house.svg"
 # Rooms that nearly all others import; arrows to them would hide the rest.
 FOUNDATION = ("errors", "units", "parts", "progress", "_version")
 
-
-@dataclass(frozen=True)
-class Import:
-    """One import: ``module`` imports ``names`` of ``target``, perhaps for annotations alone."""
-
-    module: str
-    line: int
-    target: str
-    names: tuple[str, ...]
-    types_only: bool
-    relative: bool
-
-    def __str__(self) -> str:
-        return f"{self.module}:{self.line} imports {self.target}"
-
-
-@dataclass(frozen=True)
-class Room:
-    """A row of the table: what the room answers, and what it may import."""
-
-    answers: str
-    imports: frozenset[str]
-    types: frozenset[str]
-
-
-# ---- the document
-
-
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table in CONTRIBUTING.md whose first heading this is."""
-    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    body = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        body.append([cell.strip() for cell in line.strip("|").split("|")])
-    return body
-
-
-def names_in(cell: str) -> frozenset[str]:
-    """The rooms that a cell names; "everything" stays a word."""
-    if cell in ("", "nothing"):
-        return frozenset()
-    if cell == "everything":
-        return frozenset({"everything"})
-    return frozenset(re.findall(r"`(\w+)`", cell))
-
-
-@cache
-def table() -> dict[str, Room]:
-    """The rooms by name: the folder's, or the file's without its ending."""
-    return {
-        re.sub(r"[`/]|\.py", "", name): Room(answers, names_in(imports), names_in(types))
-        for name, answers, imports, types in rows("room")
-    }
-
-
-# ---- the code
-
-
-@cache
-def sources() -> dict[str, Path]:
-    """Every module of the package by its name below the package; a package is its folder's name."""
-    modules = {}
-    for top in sorted(ROOT.iterdir()):
-        if top.name.startswith(".") or top.name in OUTSIDE:
-            continue
-        for path in sorted(top.rglob("*.py")) if top.is_dir() else [top]:
-            if path.suffix == ".py":
-                parts = path.relative_to(ROOT).with_suffix("").parts
-                name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-                modules[name or "__init__"] = path
-    return modules
-
-
-def room_of(module: str) -> str:
-    """The room of a module: the first part of its name."""
-    return module.split(".")[0]
-
-
-@cache
-def imports() -> tuple[Import, ...]:
-    """Every import of every module; those of the package by their names below it."""
-    edges: list[Import] = []
-    for module, path in sources().items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node, types_only in _nodes(tree):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                edges += [
-                    Import(module, node.lineno, target, names, types_only, relative=True)
-                    for target, names in _resolve(path, node)
-                ]
-            elif isinstance(node, ast.ImportFrom):
-                names = tuple(alias.name for alias in node.names)
-                target = node.module or ""
-                edges.append(Import(module, node.lineno, target, names, types_only, False))
-            elif isinstance(node, ast.Import):
-                edges += [
-                    Import(module, node.lineno, alias.name, (), types_only, relative=False)
-                    for alias in node.names
-                ]
-    return tuple(edges)
-
-
-def _nodes(node: ast.AST, types_only: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """All nodes, each with whether it stands under TYPE_CHECKING."""
-    yield node, types_only
-    is_guard = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-    guarded = node.body if isinstance(node, ast.If) and is_guard else []
-    for child in ast.iter_child_nodes(node):
-        yield from _nodes(child, types_only or child in guarded)
-
-
-def _resolve(path: Path, node: ast.ImportFrom) -> list[tuple[str, tuple[str, ...]]]:
-    """The modules that a relative import in this file names, with the names taken of each."""
-    package = list(path.relative_to(ROOT).parts[:-1])
-    base = package[: len(package) - (node.level - 1)] + (node.module or "").split(".")
-    source = ".".join(part for part in base if part)
-    taken: dict[str, list[str]] = {}
-    for alias in node.names:
-        submodule = f"{source}.{alias.name}".strip(".")
-        target = submodule if submodule in sources() else source or "__init__"
-        taken.setdefault(target, []).append(alias.name)
-    return [(target, tuple(names)) for target, names in taken.items()]
-
-
-def arrows() -> dict[str, set[str]]:
-    """The rooms that each room imports. The root loads its names late: its types count."""
-    graph: dict[str, set[str]] = {room_of(module): set() for module in sources()}
-    for edge in imports():
-        room, target = room_of(edge.module), room_of(edge.target)
-        if edge.relative and room != target and (room == "__init__" or not edge.types_only):
-            graph[room].add(target)
-    return graph
-
-
-# ---- the picture
-
 BOX = (172, 66)  # width and height of a room
-GAP = (22, 58)  # between rooms, and between storeys
+LANE = 16  # width of an arrow that passes a storey
+GAP = (22, 54)  # between rooms, and between storeys
 MARGIN = 24
+SWEEPS = 12
 STYLE = """
   text { font-family: system-ui, sans-serif; fill: #1f2430; text-anchor: middle; }
   .name { font-size: 14px; font-weight: 600; }
@@ -179,34 +37,52 @@ STYLE = """
   .base { fill: #eef0f8; stroke: #9aa2c0; }
   path { fill: none; stroke: #6b75a8; stroke-width: 1.2; }
 """
+Graph = Mapping[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What takes a place in a storey: a room, or an arrow between rooms that passes it."""
+
+    room: str
+    towards: str = ""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return LANE if self.towards else BOX[0]
 
 
 def draw() -> str:
-    """The house as SVG: a box a room, an arrow to what it imports unless others lead there."""
+    """The house as SVG."""
     graph = {
         room: {target for target in targets if target not in (*FOUNDATION, "__init__")}
         for room, targets in sorted(arrows().items())
         if room not in FOUNDATION
     }
-    storeys = _storeys(graph)
-    width = max(len(storey) for storey in storeys) * (BOX[0] + GAP[0]) - GAP[0] + 2 * MARGIN
-    place = {}
+    edges = _reduced(graph)
+    depth = _depths(graph)
+    storeys = _ordered(_storeys(depth, edges), edges, depth)
+    widths = [sum(spot.width + GAP[0] for spot in storey) - GAP[0] for storey in storeys]
+    width = max(widths) + 2 * MARGIN
+    place: dict[Spot, tuple[float, float]] = {}  # the middle of its upper side
     for level, storey in enumerate(storeys):
-        left = (width - len(storey) * (BOX[0] + GAP[0]) + GAP[0]) / 2
-        for n, room in enumerate(storey):
-            place[room] = (left + n * (BOX[0] + GAP[0]), MARGIN + level * (BOX[1] + GAP[1]))
+        left = (width - widths[level]) / 2
+        for spot in storey:
+            place[spot] = (left + spot.width / 2, MARGIN + level * (BOX[1] + GAP[1]))
+            left += spot.width + GAP[0]
     base = MARGIN + len(storeys) * (BOX[1] + GAP[1]) - GAP[1] / 2
-    height = base + 44 + MARGIN
-    shapes = [_arrow(place[room], place[to]) for room, to in _reduced(graph)]
-    shapes += [_box(room, *place[room]) for room in place]
-    shapes += [
-        f'<rect class="room base" x="{MARGIN}" y="{base:.0f}" width="{width - 2 * MARGIN}"'
-        f' height="44" rx="6"/>',
-        f'<text class="name" x="{width / 2:.0f}" y="{base + 19:.0f}">'
-        f"{' · '.join(_title(room) for room in FOUNDATION)}</text>",
-        f'<text class="caption" x="{width / 2:.0f}" y="{base + 35:.0f}">'
-        "imported from every storey</text>",
+    shapes = [
+        _arrow([place[spot] for spot in _way(edge, depth)], passing=len(_way(edge, depth)) > 2)
+        for edge in edges
     ]
+    shapes += [_box(spot.room, *place[spot]) for spot in place if not spot.towards]
+    return _svg(width, base, shapes)
+
+
+def _svg(width: int, base: float, shapes: list[str]) -> str:
+    height = base + 44 + MARGIN
+    names = " · ".join(_title(room) for room in FOUNDATION)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}">',
@@ -216,34 +92,20 @@ def draw() -> str:
             "</marker></defs>",
             f'<rect width="{width}" height="{height:.0f}" fill="#ffffff"/>',
             *shapes,
+            f'<rect class="room base" x="{MARGIN}" y="{base:.0f}" width="{width - 2 * MARGIN}"'
+            ' height="44" rx="6"/>',
+            f'<text class="name" x="{width / 2:.0f}" y="{base + 19:.0f}">{names}</text>',
+            f'<text class="caption" x="{width / 2:.0f}" y="{base + 35:.0f}">'
+            "imported from every storey</text>",
             "</svg>\n",
         ]
     )
 
 
-def _storeys(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """The rooms from top to bottom: each stands above all that it imports."""
-
-    @cache
-    def height(room: str) -> int:
-        return 1 + max((height(target) for target in graph[room]), default=-1)
-
-    levels: dict[int, list[str]] = {}
-    for room in graph:
-        levels.setdefault(height(room), []).append(room)
-    storeys = [levels[level] for level in sorted(levels, reverse=True)]
-    # Each room moves below those that import it.
-    for above, below in pairwise(storeys):
-        below.sort(key=lambda room: (_centre(above, room, graph), room))
-    return storeys
+# ---- which arrows, and where
 
 
-def _centre(above: list[str], room: str, graph: Mapping[str, set[str]]) -> float:
-    places = [n / len(above) for n, importer in enumerate(above) if room in graph[importer]]
-    return sum(places) / len(places) if places else 0.5
-
-
-def _reduced(graph: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+def _reduced(graph: Graph) -> list[tuple[str, str]]:
     """The arrows without those whose ends other arrows join."""
 
     @cache
@@ -258,39 +120,123 @@ def _reduced(graph: Mapping[str, set[str]]) -> list[tuple[str, str]]:
     ]
 
 
+def _depths(graph: Graph) -> dict[str, int]:
+    """The storey of each room, 0 being the highest: below all that import it, and no lower."""
+    importers = {room: [other for other in graph if room in graph[other]] for room in graph}
+
+    @cache
+    def depth(room: str) -> int:
+        return 1 + max((depth(other) for other in importers[room]), default=-1)
+
+    depths = {room: depth(room) for room in graph}
+    for room in graph:
+        if not importers[room] and graph[room]:
+            depths[room] = min(depths[target] for target in graph[room]) - 1
+    return depths
+
+
+def _way(edge: tuple[str, str], depth: Mapping[str, int]) -> list[Spot]:
+    """The spots that an arrow passes, from its room to its target, one in each storey."""
+    room, target = edge
+    between = depth[target] - depth[room] - 1
+    return [Spot(room), *(Spot(f"{room}{n}", target) for n in range(between)), Spot(target)]
+
+
+def _storeys(depth: Mapping[str, int], edges: list[tuple[str, str]]) -> list[list[Spot]]:
+    storeys: list[list[Spot]] = [[] for _ in range(max(depth.values()) + 1)]
+    for room, level in depth.items():
+        storeys[level].append(Spot(room))
+    for edge in edges:
+        for n, spot in enumerate(_way(edge, depth)[1:-1], start=1):
+            storeys[depth[edge[0]] + n].append(spot)
+    return storeys
+
+
+def _ordered(
+    storeys: list[list[Spot]], edges: list[tuple[str, str]], depth: Mapping[str, int]
+) -> list[list[Spot]]:
+    """The storeys with their spots where arrows cross least: each at the mean of its neighbours."""
+    joined = [pair for edge in edges for pair in pairwise(_way(edge, depth))]
+    above: dict[Spot, list[Spot]] = {}
+    below: dict[Spot, list[Spot]] = {}
+    for upper, lower in joined:
+        above.setdefault(lower, []).append(upper)
+        below.setdefault(upper, []).append(lower)
+
+    def crossings(order: list[list[Spot]]) -> int:
+        at = {spot: n for storey in order for n, spot in enumerate(storey)}
+        return sum(
+            (at[a] - at[c]) * (at[b] - at[d]) < 0 and a in storey and c in storey
+            for storey in order
+            for a, b in joined
+            for c, d in joined
+        )
+
+    best = order = storeys
+    for sweep in range(SWEEPS):
+        downwards = sweep % 2 == 0
+        order = list(order)
+        indices = range(1, len(order)) if downwards else range(len(order) - 2, -1, -1)
+        for index in indices:
+            near = order[index - 1 if downwards else index + 1]
+            order[index] = _sorted_by_mean(order[index], near, above if downwards else below)
+        if crossings(order) < crossings(best):
+            best = order
+    return best
+
+
+def _sorted_by_mean(
+    storey: list[Spot], near: list[Spot], neighbours: Mapping[Spot, list[Spot]]
+) -> list[Spot]:
+    """A storey by the mean place of each spot's neighbours in the storey near it."""
+    at = {spot: (n + 0.5) / len(near) for n, spot in enumerate(near)}
+    own = {spot: (n + 0.5) / len(storey) for n, spot in enumerate(storey)}
+
+    def mean(spot: Spot) -> float:
+        places = [at[other] for other in neighbours.get(spot, []) if other in at]
+        return sum(places) / len(places) if places else own[spot]
+
+    return sorted(storey, key=mean)
+
+
+# ---- shapes
+
+
 def _title(room: str) -> str:
-    path = sources()[room]
     if room == "__init__":
         return "import llama4_edge"
-    return f"{room}/" if path.name == "__init__.py" else f"{room}.py"
+    return f"{room}/" if sources()[room].name == "__init__.py" else f"{room}.py"
 
 
-def _box(room: str, x: float, y: float) -> str:
+def _box(room: str, middle: float, y: float) -> str:
     answers = re.sub(r"`", "", re.split(r"(?<=[.?])\s", table()[room].answers)[0].rstrip("."))
-    lines = wrap(answers, 27)[:3]
-    middle = x + BOX[0] / 2
     captions = [
         f'<text class="caption" x="{middle:.0f}" y="{y + 34 + 12 * n:.0f}">{escape(line)}</text>'
-        for n, line in enumerate(lines)
+        for n, line in enumerate(wrap(answers, 27)[:3])
     ]
     return "\n".join(
         [
-            f'<rect class="room" x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}"'
-            ' rx="6"/>',
+            f'<rect class="room" x="{middle - BOX[0] / 2:.0f}" y="{y:.0f}" width="{BOX[0]}"'
+            f' height="{BOX[1]}" rx="6"/>',
             f'<text class="name" x="{middle:.0f}" y="{y + 19:.0f}">{_title(room)}</text>',
             *captions,
         ]
     )
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x1, y1 = start[0] + BOX[0] / 2, start[1] + BOX[1]
-    x2, y2 = end[0] + BOX[0] / 2, end[1] - 2
-    bend = (y2 - y1) / 2
-    curve = (
-        f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}"
-    )
-    return f'<path d="{curve}" marker-end="url(#tip)"/>'
+def _arrow(places: list[tuple[float, float]], *, passing: bool) -> str:
+    """A curve from the lower side of the first place to the upper side of the last."""
+    x, y = places[0][0], places[0][1] + BOX[1]
+    steps = [f"M{x:.0f} {y:.0f}"]
+    for n, (to, top) in enumerate(places[1:], start=1):
+        end = top - 2 if n == len(places) - 1 else top
+        middle = (y + end) / 2
+        steps.append(f"C{x:.0f} {middle:.0f} {to:.0f} {middle:.0f} {to:.0f} {end:.0f}")
+        x, y = to, top
+        if passing and n < len(places) - 1:
+            y = top + BOX[1]
+            steps.append(f"V{y:.0f}")
+    return f'<path d="{"".join(steps)}" marker-end="url(#tip)"/>'
 
 
 def main() -> int:
