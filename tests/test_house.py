@@ -1,7 +1,7 @@
 """The house of CONTRIBUTING.md is that of the code: who imports whom, what rooms are called.
 
 The table of rooms is read from the document and the imports from the sources, so that neither can
-change aledge. Imports inside functions count; those under TYPE_CHECKING count as types only.
+change alone. Imports inside functions count; those under TYPE_CHECKING count as types only.
 """
 
 from __future__ import annotations
