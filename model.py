@@ -309,6 +309,14 @@ def _planned(
         workers=wish.workers,
     )
     logger.info("planned: %s", chosen)
+    if kv_type is None and chosen.settings.kv_type != wish.kv_type:
+        logger.warning(
+            "%s: the KV cache is kept as %s, because in %s more than experts would have to leave "
+            "the GPUs; kv_type chooses it",
+            os.fspath(path),
+            chosen.settings.kv_type,
+            wish.kv_type,
+        )
     for text in (*chosen.why, *chosen.notes):
         logger.info("%s", text)
     return chosen

@@ -67,6 +67,22 @@ def test_a_model_goes_where_the_planner_says(
     assert logged[:2] == [f"planned: {model.plan}", model.plan.why[0]]
 
 
+def test_a_cache_that_the_planner_quantizes_is_announced(
+    asked: list[EngineSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    scout_int4: Path,
+    two_workers: tuple[str, ...],
+) -> None:
+    plan = llama4_edge.plan(scout_int4, workers=two_workers, kv_type="q8_0")
+    monkeypatch.setattr("llama4_edge.planner.plan", lambda *_, **__: plan)
+    assert settings_of(asked, scout_int4, workers=two_workers).kv_type == "q8_0"
+    assert "the KV cache is kept as q8_0, because in f16 more than experts" in caplog.text
+    caplog.clear()
+    settings_of(asked, scout_int4, workers=two_workers, kv_type="q8_0")
+    assert "the KV cache is kept as" not in caplog.text
+
+
 def test_a_model_that_is_placed_by_hand_is_not_planned(
     scout_int4: Path, two_workers: tuple[str, ...]
 ) -> None:
