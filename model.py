@@ -93,17 +93,11 @@ class Model:
             placement=_wished_placement(placement, devices),
             kv_type=kv_type or EngineSettings.kv_type,
             flash_attention=flash_attention,
-            workers=_names(workers),
+            workers=_names("workers", workers),
         )
         if plan is not None:
-            _check_nothing_beside_plan(
-                n_ctx=n_ctx is not None,
-                n_ubatch=n_ubatch != EngineSettings.n_ubatch,
-                placement=placement is not None,
-                devices=devices is not None,
-                kv_type=kv_type is not None,
-                flash_attention=flash_attention != EngineSettings.flash_attention,
-                workers=bool(wish.workers),
+            _check_plan(
+                plan, wish, n_ctx=n_ctx, placement=placement, devices=devices, kv_type=kv_type
             )
         check_overrides(wish.placement.overrides, [tensor.name for tensor in self.info.tensors])
         # Before the weights, because it is quick and can fail.
@@ -259,31 +253,41 @@ def _wished_placement(placement: Placement | None, devices: Sequence[str] | None
         SettingError: devices are named beside it.
     """
     if placement is None:
-        return Placement(devices=None if devices is None else _names(devices))
+        return Placement(devices=None if devices is None else _names("devices", devices))
     if devices is not None:
         raise SettingError(
             "devices are named beside a placement",
-            found=", ".join(_names(devices)) or "()",
+            found=repr(devices),
             expected="Placement(devices=...)",
         )
     return placement
 
 
-def _names(names: Sequence[str]) -> tuple[str, ...]:
+def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
     """Several names; a string is one."""
+    if not isinstance(names, Iterable):
+        raise SettingError(f"{what} is of the wrong type", found=repr(names), expected="names")
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _check_nothing_beside_plan(**asked: bool) -> None:
-    """Whether nothing is asked for that a plan decides.
+def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
+    """Whether it is a plan, and nothing is asked for beside it that a plan decides.
 
     Raises:
-        SettingError: something is.
+        SettingError: it is not, or something is.
     """
-    if any(asked.values()):
+    from .planner import Plan
+
+    if not isinstance(plan, Plan):
+        raise SettingError("plan is of the wrong type", found=repr(plan), expected="a Plan or None")
+    usual = EngineSettings()
+    names = ("n_ubatch", "flash_attention", "workers")
+    asked = [name for name, value in choices.items() if value is not None]
+    asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
+    if asked:
         raise SettingError(
             "a plan decides what is asked for beside it",
-            found=", ".join(name for name, is_asked in asked.items() if is_asked),
+            found=", ".join(asked),
             hint="Ask `plan` for it.",
         )
 

@@ -60,7 +60,7 @@ class Prompts:
         Raises:
             TemplateError: there is no template, it does not render these messages, or one of them
                 has an image.
-            SettingError: the messages are of the wrong type.
+            SettingError: there are no messages, or they are of the wrong type.
         """
         tokens: list[int] = []
         for piece in self.template.render(_mappings(messages)):
@@ -85,4 +85,7 @@ def _mappings(messages: Messages) -> list[Mapping[str, Any]]:
             found=repr(messages),
             expected="a string, a list of messages, or a Conversation",
         )
-    return [asdict(item) if isinstance(item, Message) else item for item in messages]
+    mappings = [asdict(item) if isinstance(item, Message) else item for item in messages]
+    if not mappings:
+        raise SettingError("there are no messages to answer", expected="at least one")
+    return mappings

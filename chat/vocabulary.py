@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import SupportsIndex, TypeVar, cast
 
@@ -92,7 +93,10 @@ class Vocabulary:
 
         Raises:
             VocabularyError: ``add_bos`` is asked of a tokenizer that has no such token.
+            SettingError: the text is not a string.
         """
+        if not isinstance(text, str):
+            raise SettingError("a text is not a string", found=repr(text))
         ids = [self._bos()] if add_bos else []
         pattern = self._pattern if special else self._user_pattern
         pieces = pattern.split(_valid(text)) if pattern else [_valid(text)]
@@ -130,7 +134,7 @@ class Vocabulary:
         Raises:
             VocabularyError: there is no such token.
         """
-        data = b"".join(self.token_bytes(token, special=special) for token in tokens)
+        data = b"".join(self.token_bytes(token, special=special) for token in whole_numbers(tokens))
         return data.decode("utf-8", "replace")
 
     def check(self, tokens: Iterable[int]) -> None:
@@ -187,7 +191,10 @@ def whole_numbers(tokens: Iterable[object]) -> list[int]:
     Raises:
         SettingError: they are not a sequence, or one of them is not a whole number.
     """
-    if isinstance(tokens, (str, bytes, Mapping)) or not isinstance(tokens, Iterable):
+    if not isinstance(tokens, (str, bytes, Mapping)):
+        with suppress(TypeError):  # an array without dimensions claims to be iterable
+            tokens = list(tokens)
+    if not isinstance(tokens, list):
         raise SettingError(
             "token ids are of the wrong type",
             found=type(tokens).__name__,

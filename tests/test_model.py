@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llama4_edge import Completion, Conversation, Message, Model, Sampling
+from llama4_edge.chat.prompt import Messages
 from llama4_edge.errors import (
     ContextFullError,
     EngineError,
@@ -364,10 +365,23 @@ def test_a_conversation_goes_on_where_it_was_saved(endless: Model, tmp_path: Pat
     assert endless.chat(loaded, max_tokens=10, seed=1).seed == 1
 
 
-@pytest.mark.parametrize("prompt", [None, 5, b"Hello", {"role": "user"}])
+@pytest.mark.parametrize("prompt", [None, 5, b"Hello", {"role": "user"}, np.array(5)])
 def test_a_prompt_of_the_wrong_type_is_refused(endless: Model, prompt: Any) -> None:
     with pytest.raises(SettingError, match="token ids are of the wrong type, found"):
         endless.generate(prompt)
+
+
+def test_a_text_that_is_no_string_is_refused(endless: Model) -> None:
+    with pytest.raises(SettingError, match="a text is not a string, found 5"):
+        endless.tokenize(5)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="token ids are of the wrong type, found int"):
+        endless.detokenize(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("messages", [[], (), Conversation()])
+def test_without_messages_there_is_nothing_to_answer(endless: Model, messages: Messages) -> None:
+    with pytest.raises(SettingError, match="there are no messages to answer, expected at least"):
+        endless.chat(messages)
 
 
 def test_token_ids_that_are_no_whole_numbers_are_refused(endless: Model) -> None:

@@ -201,11 +201,15 @@ def test_the_longest_context_is_the_planners(
         ({"placement": "CPU"}, "placement is of the wrong type, found 'CPU'"),
         (
             {"placement": Placement(), "devices": ["CUDA0"]},
-            "devices are named beside a placement, found CUDA0",
+            "devices are named beside a placement, found ['CUDA0']",
         ),
         ({"kv_type": "q5"}, "'q5'"),
         ({"flash_attention": True}, "True"),
         ({"workers": "localhost"}, "'localhost'"),
+        ({"workers": 5}, "workers is of the wrong type, found 5, expected names"),
+        ({"devices": 5}, "devices is of the wrong type, found 5, expected names"),
+        ({"devices": [1]}, "a device has no name, found 1"),
+        ({"plan": "best"}, "plan is of the wrong type, found 'best', expected a Plan or None"),
     ],
 )
 def test_a_setting_that_is_none_is_refused_with_what_was_found(
