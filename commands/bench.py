@@ -12,7 +12,7 @@ import click
 
 from ..errors import Llama4EdgeError
 from ..terminal.bench_view import bench_progress, bench_view
-from ..terminal.console import note, show, show_log
+from ..terminal.console import note, show
 from ..terminal.progress import byte_progress
 from . import values
 from .declare import (
@@ -36,7 +36,7 @@ from .options import (
     recipe_option,
     type_option,
 )
-from .output import give
+from .output import give, show_warnings
 
 if TYPE_CHECKING:
     from ..measure.speed import BenchGrid, BenchResult
@@ -171,7 +171,7 @@ def bench(options: BenchOptions) -> None:
     """
     from ..measure.speed import bench as run_bench
 
-    show_log(verbose=options.verbose)
+    show_warnings(verbose=options.verbose)
     grid = _grid(options)
     results: list[BenchResult] = []
     try:

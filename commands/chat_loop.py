@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..chat.conversation import Conversation, Message
-from ..errors import ContextFullError, Llama4EdgeError, SessionError
-from ..terminal.answer import AnswerWriter, context_ran_out, full_context, speed_text
+from ..errors import ContextFullError, Llama4EdgeError, SessionError, did_you_mean
+from ..terminal.answer import AnswerWriter, speed_text
 from ..terminal.console import complain, note, printable
 from ..terminal.prompt import Prompt, Source, decode, history_file
+from .flags import with_flags
+from .full_context import cut_off, with_hint
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
@@ -123,7 +125,7 @@ class Chat:
             # Between the prompt and the first word of an answer there is a message to speak of.
             note(HOW_TO_LEAVE if message is None else STOPPED_NOTES[False])
         except Llama4EdgeError as error:
-            self._fail(str(error))
+            self._fail(with_flags(str(error)))
         return True
 
     def take(self, text: str) -> None:
@@ -145,7 +147,8 @@ class Chat:
         argument = rest[0].strip() if rest else ""
         command = COMMANDS.get(name)
         if command is None:
-            self._fail(f"no command {name} (/help lists them; // sends a slash)")
+            hint = did_you_mean(name, COMMANDS) or "/help lists them; // sends a slash."
+            self._fail(f"there is no command {name}. {hint}")
         elif argument and not command.argument:
             self._fail(f"{name} takes nothing after it")
         elif command.needs_argument and not argument:
@@ -175,7 +178,7 @@ class Chat:
             note(STOPPED_NOTES[bool(pieces)])
         except ContextFullError as error:
             writer.break_off()
-            raise full_context(error, CONTEXT_FULL) from error
+            raise with_hint(error, CONTEXT_FULL) from error
         except Llama4EdgeError:
             writer.break_off()
             raise
@@ -198,7 +201,7 @@ class Chat:
     def _say_how_it_went(self, completion: Completion) -> None:
         if self._interactive:
             note(speed_text(completion))
-        if context_ran_out(completion, self._max_tokens):
+        if cut_off(completion, self._max_tokens):
             note(f"The answer ends here because the context is full. {CONTEXT_FULL}")
 
     def _keep(self, messages: Messages) -> None:

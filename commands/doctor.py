@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..terminal.console import show_log
 from .declare import command, json_flag, verbose_flag
-from .output import give
+from .output import give, show_warnings
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def doctor(options: DoctorOptions) -> int:
     from ..runtime.doctor import doctor as diagnose
     from ..terminal.tables import diagnosis_view
 
-    show_log(verbose=options.verbose)
+    show_warnings(verbose=options.verbose)
     diagnosis = diagnose()
     give(diagnosis.as_dict(), lambda: diagnosis_view(diagnosis), as_json=options.as_json)
     return 0 if diagnosis.healthy else 1

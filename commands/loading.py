@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..terminal.console import show_log
 from ..terminal.progress import loading_progress
 from .options import EngineOptions, PlacementOptions
+from .output import show_warnings
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -26,7 +26,7 @@ def opened_model(
     settings = {**engine.settings(), **placement.settings()}
     from ..model import Model
 
-    show_log(verbose=verbose)
+    show_warnings(verbose=verbose)
     with loading_progress(path.name) as progress:
         model = Model(path, on_load_progress=progress, **settings)
     with model:

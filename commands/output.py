@@ -1,4 +1,4 @@
-"""What a command has to say, on stdout: as JSON or as a view."""
+"""What a command has to say: its result on stdout, as JSON or as a view, and the log on stderr."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..terminal.console import show
+from ..terminal.console import show, show_log
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # What JSON may hold as it is and a terminal obeys: C1 controls, and overrides of the direction.
 _STEERING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def show_warnings(*, verbose: bool) -> None:
+    """Show the library's warnings on stderr, with flags; with `verbose` its whole log."""
+    show_log(verbose=verbose, shown=with_flags)
 
 
 def give(record: object, view: Callable[[], RenderableType], *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..terminal.console import note, show_log
+from ..terminal.console import note
 from ..terminal.progress import loading_progress
 from . import values
 from .declare import (
@@ -24,7 +24,7 @@ from .declare import (
 )
 from .flags import with_flags
 from .options import CacheOptions, PlacementOptions, default_context, recipe_option
-from .output import give
+from .output import give, show_warnings
 
 if TYPE_CHECKING:
     from ..planner import Plan
@@ -117,7 +117,7 @@ def plan(options: PlanOptions) -> int:
     llama4 plan --table
     llama4 plan scout.gguf --check
     """
-    show_log(verbose=options.verbose)
+    show_warnings(verbose=options.verbose)
     if options.table or options.plot is not None:
         return _show_table(options)
     from ..planner import plan as find_plan

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from ..errors import ContextFullError, Llama4EdgeError
-from ..terminal.answer import AnswerWriter, context_ran_out, full_context, timings_text
+from ..terminal.answer import AnswerWriter, timings_text
 from ..terminal.console import note
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
+from .full_context import cut_off, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 from .stdin import read_prompt, unread_pipe
@@ -76,14 +77,14 @@ def run(options: RunOptions) -> None:
             for piece in stream:
                 writer.write(piece)
         except ContextFullError as error:
-            raise full_context(error, "Shorten the prompt, or give a larger -c.") from error
+            raise with_hint(error, "Shorten the prompt, or give a larger -c.") from error
         except (KeyboardInterrupt, Llama4EdgeError):
             writer.break_off()
             raise
         writer.end()
     if options.verbose:
         note(timings_text(stream.completion))
-    if context_ran_out(stream.completion, options.answer.max_tokens):
+    if cut_off(stream.completion, options.answer.max_tokens):
         note("The answer ends here because the context is full; a larger -c holds more.")
     if unread_pipe(options.prompt, document=options.document is not None):
         note("Standard input was not read: a - after the prompt adds it.")

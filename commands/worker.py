@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from ..terminal.console import show, show_log
+from ..terminal.console import show
 from . import values
 from .declare import command, given, option, verbose_flag
+from .output import show_warnings
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def worker(options: WorkerOptions) -> None:
     from ..runtime.workers.worker import running_worker
     from ..terminal.tables import worker_view
 
-    show_log(verbose=options.verbose)
+    show_warnings(verbose=options.verbose)
     settings = given(options)
     settings.pop("verbose", None)
     with running_worker(**settings) as here:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import ContextFullError
 from .console import printable
 
 if TYPE_CHECKING:
@@ -47,11 +46,6 @@ class AnswerWriter:
         self._stream.flush()
 
 
-def full_context(error: ContextFullError, hint: str) -> ContextFullError:
-    """The same error with what a person, and not a program, can do about it."""
-    return ContextFullError(error.problem, found=error.found, expected=error.expected, hint=hint)
-
-
 def timings_text(completion: Completion) -> str:
     """How many tokens were read and generated, and how fast."""
     read = completion.prompt_tokens - completion.reused_tokens
@@ -66,8 +60,3 @@ def speed_text(completion: Completion) -> str:
     count = len(completion.tokens)
     unit = "token" if count == 1 else "tokens"
     return f"{count:,} {unit}, {completion.decode_tokens_per_second:,.1f} tokens/s"
-
-
-def context_ran_out(completion: Completion, max_tokens: int | None) -> bool:
-    """Whether the answer was cut off by the end of the context, and not by `max_tokens`."""
-    return completion.finish_reason == "length" and len(completion.tokens) != max_tokens

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -122,16 +123,26 @@ def complain(text: str) -> None:
 class _LogLines(logging.Handler):
     """What the package logs, as lines on stderr: warnings named as such, the rest plain."""
 
+    def __init__(self, shown: Callable[[str], str]) -> None:
+        super().__init__()
+        self._shown = shown
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        sys.stderr.write(f"{prefix}{printable(record.getMessage())}\n")
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {self._shown(text)}"
+        sys.stderr.write(f"{printable(text)}\n")
 
 
-def show_log(*, verbose: bool) -> None:
-    """Send the package's warnings to stderr; with `verbose` all of its log, llama.cpp's too."""
+def show_log(*, verbose: bool, shown: Callable[[str], str]) -> None:
+    """Send the package's warnings to stderr; with `verbose` all of its log, llama.cpp's too.
+
+    Args:
+        shown: from the text of a warning to what a person reads.
+    """
     package = logging.getLogger("llama4_edge")
-    handler = _LogLines()
+    handler = _LogLines(shown)
     if verbose:
         package.setLevel(logging.INFO)
     else:
