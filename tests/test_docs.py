@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 import llama4_edge
 from llama4_edge.cli import main
+from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.runtime.workers.worker import local_workers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -305,3 +306,39 @@ def test_the_cache_takes_what_the_page_says() -> None:
     assert gib(gpu["kv_chunked_bytes"]) == chunked[4]
     for cells in (full, chunked):
         assert int(cells[2].replace(",", "")) * 4096 == int(cells[3].split()[0]) * 2**20
+
+
+SCORES = {
+    "facts": "knowledge",
+    "a code": "lookup",
+    "repeating": "copying",
+    "a name": "name",
+    "greetings": "greeting",
+    "declining": "unknown",
+    "sums": "arithmetic",
+    "**all": "text",
+}
+
+
+def test_the_model_in_the_box_has_the_scores_of_its_examination() -> None:
+    measured = {row[0]: row[1:3] for row in table("demo/Llama-4-Tiny/README.md", "questions")}
+    claimed = table("docs/reference/demo-model.md", "questions")
+    for beginning, kind in SCORES.items():
+        (row,) = (row for row in claimed if row[0].startswith(beginning))
+        scores = [f"{float(cell.rstrip('%')):.0f}%" for cell in measured[kind]]
+        assert [cell.strip("*") for cell in row[1:3]] == scores
+
+
+def test_experts_are_as_many_as_the_page_says() -> None:
+    rows = {row[0]: row[1:] for row in table("docs/concepts/experts.md", "counts")}
+    for column, preset in enumerate(("scout", "maverick")):
+        drawing = blueprint(preset, recipe="bf16")
+        hparams = drawing.config.hparams
+        layers = range(hparams.n_layer)
+        experts = sum(t.parameters for t in drawing.tensors if t.role == "expert")
+        share = experts / sum(t.parameters for t in drawing.tensors)
+        cells = {name: row[column] for name, row in rows.items()}
+        assert cells["layers"] == str(hparams.n_layer)
+        assert cells["layers with experts"] == str(sum(map(hparams.has_experts, layers)))
+        assert cells["experts in such a layer"] == str(hparams.n_expert)
+        assert cells["share of the parameters that is experts"] == f"{share:.1%}"
