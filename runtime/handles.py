@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import AllocationError, EngineError, WorkerError
+from ..errors import EngineError, WorkerError
 from .bindings.batch import Batch
-from .bindings.library import CapturedLog, captured_log, llama
+from .bindings.library import captured_log, llama, refused
 from .bindings.memory import MemoryReport, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
 from .sampling import Sampling
@@ -139,12 +139,12 @@ class Handles:
             return not cancelled
 
         self.params = model_params(settings, self.workers.native_devices)
-        wished = settings.placement.n_gpu_layers
-        if wished > 0 and not self.params.devices:
+        n_layers = settings.placement.n_gpu_layers
+        if n_layers > 0 and not self.params.devices:
             logger.warning(
                 "llama.cpp has no GPU to use here: n_gpu_layers of %d has no effect. "
                 "`llama4 doctor` says what is missing.",
-                wished,
+                n_layers,
             )
         native = self.params.native
         native.progress_callback = callback = progress_callback(self.thread, progress)
@@ -195,13 +195,6 @@ class Handles:
             self._chains.remove(chain)
             native, chain.native = chain.native, None
             self.llama.llama_sampler_free(native)
-
-
-def refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
-    """The error for what llama.cpp refused, in the words of its log."""
-    kind = AllocationError if log.shortage else EngineError
-    found = log.shortage or log.last_error or "no reason in its log"
-    return kind(problem, found=found, hint=hint)
 
 
 def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:

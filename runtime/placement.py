@@ -115,7 +115,7 @@ def check_overrides(overrides: Iterable[tuple[str, str]], tensors: Iterable[str]
         SettingError: a pattern finds nothing, or would move what llama.cpp reads on the CPU.
     """
     names = list(tensors)
-    undecided = list(names)
+    remaining = list(names)
     for pattern, target in overrides:
         if not any(re.search(pattern, name) for name in names):
             raise SettingError(
@@ -123,11 +123,11 @@ def check_overrides(overrides: Iterable[tuple[str, str]], tensors: Iterable[str]
                 expected="a pattern such as ffn_down_exps",
                 hint="`llama4 inspect MODEL --tensors` lists their names.",
             )
-        decided = [name for name in undecided if re.search(pattern, name)]
-        undecided = [name for name in undecided if name not in decided]
+        matches = [name for name in remaining if re.search(pattern, name)]
+        remaining = [name for name in remaining if name not in matches]
         # Its rows are looked up on the CPU, where llama.cpp itself always keeps it: not every
         # backend can do that for every type, and llama.cpp aborts on one that cannot.
-        if target != CPU and "token_embd.weight" in decided:
+        if target != CPU and "token_embd.weight" in matches:
             raise SettingError(
                 f"the override {pattern}={target} takes the token embedding from the CPU",
                 expected="a pattern that does not match token_embd.weight",

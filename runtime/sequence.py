@@ -17,8 +17,8 @@ import numpy.typing as npt
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.batch import SEQUENCE
-from .bindings.library import captured_log
-from .handles import Handles, SamplerChain, refused
+from .bindings.library import captured_log, refused
+from .handles import Handles, SamplerChain
 
 _ABORTED = 2
 

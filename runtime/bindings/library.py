@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError
+from ...errors import AllocationError, EngineError
 from .build import LLAMA_CPP_PYTHON, build_command
 
 logger = logging.getLogger("llama4_edge.llama_cpp")
@@ -81,6 +81,16 @@ class CapturedLog:
         short = [line for line in self.errors if _NO_MEMORY.search(line)]
         telling = [line for line in short if " of size " in line] or short
         return telling[-1] if telling else None
+
+
+def refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineError:
+    """The error for what llama.cpp refused, in the words of its log.
+
+    An AllocationError where it said that memory is short.
+    """
+    kind = AllocationError if log.shortage else EngineError
+    found = log.shortage or log.last_error or "no reason in its log"
+    return kind(problem, found=found, hint=hint)
 
 
 class _LogReceiver:

@@ -1,8 +1,8 @@
 """What llama.cpp allocates on each device, in its own bytes: before loading, and after.
 
-Promises exact numbers that llama.cpp counted itself, for a model that is loaded and for one of
-which only the header is read, even of a file that is all holes. Knows nothing of what a machine
-has, or of which placement is good.
+Promises exact numbers that llama.cpp counted itself, for a loaded model and for one of which only
+the header is read, even from a sparse file without weights. Knows nothing of how much memory a
+machine has, or of which placement is good.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import AllocationError, EngineError
+from ...errors import EngineError
 from ..placement import CPU
 from ..settings import EngineSettings
 from .devices import NativeDevice
-from .library import CapturedLog, captured_log, llama, native_function
+from .library import CapturedLog, captured_log, llama, native_function, refused
 from .parameters import ModelParams, context_params, model_params, progress_callback
 from .thread import native_thread
 
@@ -41,12 +41,12 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What llama.cpp allocates, one entry for each device that has something, the host's first."""
+    """What llama.cpp allocates: an entry for each device that holds something, the CPU first."""
 
     devices: tuple[DeviceMemory, ...]
 
     def on(self, device: str) -> DeviceMemory:
-        """The bytes on the device of that name, which are zero where nothing is."""
+        """The bytes on the device of that name; zeros where it holds nothing."""
         return next(
             (one for one in self.devices if one.device == device), DeviceMemory(device, 0, 0, 0)
         )
@@ -120,7 +120,8 @@ def _report(
     with captured_log() as log, _loaded(path, params, log) as model:
         context = llama().llama_init_from_model(model, context_params(settings))
         if not context:
-            raise _refused(path, f"a context of {settings.n_ctx} tokens", log)
+            problem = f"llama.cpp refuses a context of {settings.n_ctx} tokens"
+            raise refused(f"{os.fspath(path)}: {problem}", log)
         try:
             return report_of(context, params.devices, surplus(context, log))
         finally:
@@ -143,9 +144,9 @@ def _counted_twice(context: Any, log: CapturedLog) -> dict[str, int]:
     copies = max(map(int, _COPIES.findall(log.text)), default=1)
     if copies == 1:
         return {}
-    placed = [(int(layer), device) for layer, device in _LAYER_PLACED.findall(log.text)]
+    layers = [(int(layer), device) for layer, device in _LAYER_PLACED.findall(log.text)]
     # The last one is the output layer, which has no norm of its own.
-    in_order = dict.fromkeys(device for _, device in sorted(placed)[:-1])
+    in_order = dict.fromkeys(device for _, device in sorted(layers)[:-1])
     width = llama().llama_model_n_embd(llama().llama_get_model(context))
     size = copies * llama().llama_n_ubatch(context) * width * _FLOAT
     return dict.fromkeys(list(in_order)[1:], size)
@@ -158,17 +159,11 @@ _FLOAT = 4
 def _loaded(path: str | os.PathLike[str], params: ModelParams, log: CapturedLog) -> Iterator[Any]:
     model = llama().llama_model_load_from_file(os.fsencode(path), params.native)
     if not model:
-        raise _refused(path, "the model", log)
+        raise refused(f"{os.fspath(path)}: llama.cpp refuses the model", log)
     try:
         yield model
     finally:
         llama().llama_model_free(model)
-
-
-def _refused(path: str | os.PathLike[str], what: str, log: CapturedLog) -> EngineError:
-    kind = AllocationError if log.shortage else EngineError
-    found = log.shortage or log.last_error
-    return kind(f"{os.fspath(path)}: llama.cpp refuses {what}", found=found)
 
 
 def report_of(
@@ -202,7 +197,7 @@ _COMPUTE = 2  # place of the compute buffers in a tally
 # the C++ ABI of GCC's library has it (bits/stl_tree.h). A structure of the same size comes back
 # the same way. The tree's few nodes, of 64 bytes each, are not freed.
 _FUNCTION = "_Z26llama_get_memory_breakdownPK13llama_context"
-# More kinds of buffers than any set of devices has: what is no map must not be walked as one.
+# More kinds of buffers than any set of devices has: memory that is not a map must not be walked.
 _MOST_NODES = 256
 
 

@@ -56,7 +56,7 @@ def model_params(
         EngineError: llama.cpp's library does not load.
     """
     placement = settings.placement
-    chosen = _chosen(placement.devices, (*workers, *offload_devices()))
+    devices = _devices(placement.devices, (*workers, *offload_devices()))
     native = llama().llama_model_default_params()
     native.n_gpu_layers = placement.n_gpu_layers
     native.split_mode = _SPLIT_MODE_LAYER
@@ -64,24 +64,24 @@ def model_params(
     if no_alloc:
         native.no_alloc = True
         native.load_mode = _LOAD_MODE_NONE
-    # One more than there are: llama.cpp reads up to a null.
-    devices = (ctypes.c_void_p * (len(chosen) + 1))(*(one.handle for one in chosen))
-    native.devices = ctypes.cast(devices, ctypes.c_void_p)
-    kept: list[object] = [devices]
+    # One more element than devices: llama.cpp reads up to a null.
+    handles = (ctypes.c_void_p * (len(devices) + 1))(*(device.handle for device in devices))
+    native.devices = ctypes.cast(handles, ctypes.c_void_p)
+    kept: list[object] = [handles]
     if placement.tensor_split:
-        check_split(placement.tensor_split, [one.name for one in chosen])
+        check_split(placement.tensor_split, [device.name for device in devices])
         total = sum(placement.tensor_split)
-        # llama.cpp copies as many as it could have.
+        # llama.cpp copies one for each device that it could have.
         split = (ctypes.c_float * int(llama().llama_max_devices()))(
-            *(one / total for one in placement.tensor_split)
+            *(share / total for share in placement.tensor_split)
         )
         native.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
         kept.append(split)
     if placement.overrides:
-        overrides = _overrides(placement.overrides, chosen)
+        overrides = _overrides(placement.overrides, devices)
         native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         kept.append(overrides)
-    return ModelParams(native, chosen, tuple(kept))
+    return ModelParams(native, devices, tuple(kept))
 
 
 def context_params(settings: EngineSettings) -> Any:
@@ -123,7 +123,7 @@ def progress_callback(thread: NativeThread, on_progress: Callable[[float], objec
     return llama().llama_progress_callback(during)
 
 
-def _chosen(
+def _devices(
     names: tuple[str, ...] | None, devices: Sequence[NativeDevice]
 ) -> tuple[NativeDevice, ...]:
     """The devices of these names, in their order; all of them for None."""
@@ -140,7 +140,7 @@ def _find(name: str, devices: Sequence[NativeDevice], problem: str) -> NativeDev
     raise no_device(problem, name, [one.name for one in devices])
 
 
-def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[NativeDevice]) -> Any:
+def _overrides(overrides: Sequence[tuple[str, str]], devices: Sequence[NativeDevice]) -> Any:
     """The array that ends with a null pattern."""
     rows = (_Override * (len(overrides) + 1))()
     for row, (pattern, name) in zip(rows, overrides, strict=False):
@@ -150,5 +150,5 @@ def _overrides(overrides: Sequence[tuple[str, str]], chosen: Sequence[NativeDevi
             continue
         # llama.cpp only computes on the devices of the model, and aborts on a tensor elsewhere.
         problem = f"the override {pattern}={name} names a device that this model does not use"
-        row.buffer_type = _find(name, chosen, problem).buffer_type
+        row.buffer_type = _find(name, devices, problem).buffer_type
     return rows

@@ -169,10 +169,10 @@ def _on_abort(message: bytes | None) -> None:
         os.write(2, f"{text}\n".encode())
         return
     try:
-        known = list(open_connections.values())
-        ended = [one for one in known if one.socket is not None and one.ended]
-        opening = [one for one in known if one.socket is None]
-        for connection in ended or opening or known:
+        every = list(open_connections.values())
+        without_peer = [one for one in every if one.socket is not None and one.ended]
+        without_socket = [one for one in every if one.socket is None]  # not open yet
+        for connection in without_peer or without_socket or every:
             connection.lose()
     finally:
         while True:

@@ -195,9 +195,9 @@ def _connection(endpoint: str) -> Connection:
     """The one that is open, or a new one to a worker that was just seen to answer."""
     host, port = split_endpoint(endpoint)
     key = address, port = resolve(host), port
-    known = open_connections.get(key)
-    if known is not None and not known.lost:
-        return known
+    existing = open_connections.get(key)
+    if existing is not None and not existing.lost:
+        return existing
     greet(address, port, endpoint, patience=_AT_ONCE / 2)
     times = _times[key] = _times.get(key, 0) + 1
     # ggml reads a port up to what is no digit, and takes the whole for the worker's name.
