@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from .output import give, show_warnings
 
 if TYPE_CHECKING:
     from ..measure.speed import BenchGrid, BenchResult
+    from ..planner.plan import Plan
 
 _NUMBERS = "N,N,…"
 _LENGTHS, _COUNTS = (values.several(values.whole_number(least)) for least in (0, 1))
@@ -109,7 +110,8 @@ class GridOptions:
         declared = {field.name: field.default for field in fields(BenchGrid)}
         lists = {name: ",".join(map(str, value)) for name, value in declared.items()
                  if isinstance(value, tuple) and value and name != "n_threads"}  # fmt: skip
-        return {**lists, "repetitions": declared["repetitions"]}
+        placed = {"n_gpu_layers": "as `llama4 plan` says"}
+        return {**lists, **placed, "repetitions": declared["repetitions"]}
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def bench(options: BenchOptions) -> None:
     results: list[BenchResult] = []
     try:
         with _measured_file(options) as path, bench_progress(grid) as on_test:
-            for result in run_bench(path, _as_planned(options, grid, path), on_test=on_test):
+            for result in run_bench(path, grid, on_plan=_note_plan, on_test=on_test):
                 results.append(result)  # noqa: PERF402 (those before an error stay)
     except (KeyboardInterrupt, Llama4EdgeError):
         # What was measured took minutes, and stands.
@@ -188,6 +190,10 @@ def bench(options: BenchOptions) -> None:
         lambda: bench_view(results),
         as_json=options.as_json,
     )
+
+
+def _note_plan(plan: Plan) -> None:
+    note(f"placed as planned: {plan}")
 
 
 def _grid(options: BenchOptions) -> BenchGrid:
@@ -207,34 +213,6 @@ def _grid(options: BenchOptions) -> BenchGrid:
         return BenchGrid(
             base=base, warmup=not options.no_warmup, **one_kv_type(given(options.grid))
         )
-
-
-def _as_planned(options: BenchOptions, grid: BenchGrid, path: Path) -> BenchGrid:
-    """The grid with the model placed where `llama4 plan` says, unless options place it.
-
-    The plan is for the longest of the tests, so that all are measured in one place. Without a GPU
-    there is nothing to choose.
-    """
-    from ..planner import plan
-    from ..runtime.main_memory import has_gpus
-
-    by_hand = "placement" in placed(options.where, LayerOptions())
-    by_hand |= bool({"n_gpu_layers", "n_cpu_moe"} & given(options.grid).keys())
-    placement, workers = grid.base.placement, grid.base.workers
-    if by_hand or not has_gpus(placement.devices, workers):
-        return grid
-    planned = plan(
-        path,
-        n_ctx=max(test.n_ctx for test in grid.tests),
-        kv_type=next(kind for kind in ("f16", "q8_0", "q4_0") if kind in grid.kv_type),
-        n_ubatch=max(grid.n_ubatch),
-        workers=workers,
-        devices=placement.devices,
-    )
-    note(f"placed as planned: {planned}")
-    placement = planned.settings.placement
-    base = replace(grid.base, placement=placement)
-    return replace(grid, base=base, n_gpu_layers=(placement.n_gpu_layers,))
 
 
 @contextmanager

@@ -18,18 +18,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from math import prod
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.bindings.devices import list_devices
 from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
+from ..runtime.main_memory import has_gpus
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
 from ..runtime.ranges import check_whole
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
 from ..system.cores import decoding_threads
 from .speed_engine import BenchEngine
+
+if TYPE_CHECKING:
+    from ..planner.plan import Plan
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
@@ -64,8 +68,9 @@ class BenchGrid:
         n_prompt, n_gen: tests that read so many tokens, or decode so many; 0 is no test.
         pairs: tests that read and then decode.
         n_depth: tokens in the context before a test begins.
-        n_gpu_layers, n_cpu_moe, n_batch, n_ubatch, kv_type, flash_attention: see ``Placement``,
-            ``cpu_moe_overrides`` and ``EngineSettings``.
+        n_gpu_layers, n_cpu_moe: see ``Placement`` and ``cpu_moe_overrides``. Where both are None,
+            and ``base.placement`` at most names devices, the model is placed as `plan` says.
+        n_batch, n_ubatch, kv_type, flash_attention: see ``EngineSettings``.
         n_threads: threads that read and decode; None is one for each core.
         repetitions: how often each test is measured.
         warmup: whether it runs once before that.
@@ -79,8 +84,8 @@ class BenchGrid:
     n_gen: tuple[int, ...] = (128,)
     pairs: tuple[tuple[int, int], ...] = ()
     n_depth: tuple[int, ...] = (0,)
-    n_gpu_layers: tuple[int, ...] = (Placement.n_gpu_layers,)
-    n_cpu_moe: tuple[int, ...] = (0,)
+    n_gpu_layers: tuple[int, ...] | None = None
+    n_cpu_moe: tuple[int, ...] | None = None
     n_batch: tuple[int, ...] = (EngineSettings.n_batch,)
     n_ubatch: tuple[int, ...] = (EngineSettings.n_ubatch,)
     kv_type: tuple[KVType, ...] = (EngineSettings.kv_type,)
@@ -117,6 +122,13 @@ class BenchGrid:
             if n_prompt or n_gen
         )
 
+    @property
+    def placed_by_hand(self) -> bool:
+        """Whether anything but the choice of devices says where the model goes."""
+        placement = self.base.placement
+        only_devices = placement == Placement(devices=placement.devices)
+        return not only_devices or self.n_gpu_layers is not None or self.n_cpu_moe is not None
+
     def cases(self) -> Iterator[BenchCase]:
         """Each test with its settings, those that load the model anew changing least often."""
         threads = decoding_threads()
@@ -129,8 +141,8 @@ class BenchGrid:
             flash_attention,
             n_threads,
         ) in itertools.product(
-            self.n_gpu_layers,
-            self.n_cpu_moe,
+            self.n_gpu_layers or (self.base.placement.n_gpu_layers,),
+            self.n_cpu_moe or (0,),
             self.n_batch,
             self.n_ubatch,
             self.kv_type,
@@ -256,16 +268,19 @@ def bench(
     path: str | os.PathLike[str],
     grid: BenchGrid | None = None,
     *,
+    on_plan: Callable[[Plan], object] | None = None,
     on_load_progress: Callable[[float], object] | None = None,
     on_test: Callable[[BenchTest], object] | None = None,
 ) -> Iterator[BenchResult]:
     """Measure each case of `grid` on the model file `path`, in order.
 
-    The model is loaded once for each placement. Experts visited decide how fast a mixture of them
-    is, so the sequence of tokens begins anew with each call.
+    Unless `grid` places the model by hand it goes where `plan` says for the longest of the tests,
+    so that all are measured in one place. The model is loaded once for each placement. Which
+    experts are visited decides the speed, so the sequence of tokens begins anew with each call.
 
     Args:
         grid: what is measured; None is llama-bench's own pp512 and tg128.
+        on_plan: called with the plan, where there is one.
         on_load_progress: called with the fraction loaded; returning False cancels.
         on_test: called as each test begins.
 
@@ -274,8 +289,8 @@ def bench(
         SettingError: a device or tensor is named that is not there.
         EngineError: llama.cpp cannot load the model, make a context or decode.
     """
-    grid = grid or BenchGrid()
     info = check_model_file(path, needs_tokenizer=False)
+    grid = _as_planned(path, grid or BenchGrid(), on_plan)
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())
     cases = list(replace(grid, base=base).cases())
     for case in cases:
@@ -298,6 +313,28 @@ def bench(
                 now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
                 samples = tuple(_measure(engine, case.test, grid, tokens, depth))
                 yield BenchResult(case, samples, now, model, machine)
+
+
+def _as_planned(
+    path: str | os.PathLike[str], grid: BenchGrid, on_plan: Callable[[Plan], object] | None
+) -> BenchGrid:
+    """The grid with the model placed as planned, where there is a choice that was not made."""
+    from ..planner.planning import plan
+
+    placement, workers = grid.base.placement, grid.base.workers
+    if grid.placed_by_hand or not has_gpus(placement.devices, workers):
+        return grid
+    planned = plan(
+        path,
+        n_ctx=max(test.n_ctx for test in grid.tests),
+        kv_type=next(kind for kind in get_args(KVType) if kind in grid.kv_type),
+        n_ubatch=max(grid.n_ubatch),
+        workers=workers,
+        devices=placement.devices,
+    )
+    if on_plan is not None:
+        on_plan(planned)
+    return replace(grid, base=replace(grid.base, placement=planned.settings.placement))
 
 
 def _measure(
