@@ -26,6 +26,7 @@ from click.testing import CliRunner
 import llama4_edge
 from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,6 +307,13 @@ def test_the_cache_takes_what_the_page_says() -> None:
     assert gib(gpu["kv_chunked_bytes"]) == chunked[4]
     for cells in (full, chunked):
         assert int(cells[2].replace(",", "")) * 4096 == int(cells[3].split()[0]) * 2**20
+
+
+def test_backends_are_those_that_doctor_knows() -> None:
+    known = [[one.name, one.gpus, f"`{one.option}`"] for one in BACKENDS]
+    known.append([METAL.name, METAL.gpus, "none: on by default"])
+    assert METAL.option == ""
+    assert table("docs/guides/first-run.md", "backend") == known
 
 
 SCORES = {
