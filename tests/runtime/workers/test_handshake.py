@@ -4,7 +4,9 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -93,6 +95,48 @@ def test_who_is_no_worker_of_this_version_is_refused_by_name(
     with pytest.raises(WorkerError, match=re.escape(complaint)) as caught:
         greet("127.0.0.1", port, "somewhere:5", patience=0.5)
     assert "somewhere:5" in caught.value.problem
+
+
+def number(value: int, size: int) -> bytes:
+    return struct.pack("<Q", size) + value.to_bytes(size, "little")
+
+
+@pytest.mark.parametrize(
+    ("devices", "alignment", "complaint"),
+    [
+        (0, 64, "has an impossible number of devices, found 0, expected 1 to 256"),
+        (2**32 - 1, 64, "number of devices, found 4294967295"),
+        (1, 0, "has an impossible alignment of buffers, found 0, expected a power of two"),
+        (1, 96, "alignment of buffers, found 96"),
+        (1, 2**63, f"alignment of buffers, found {2**63}"),
+    ],
+)
+def test_a_worker_whose_numbers_would_end_the_process_is_refused(
+    stranger: Listen, devices: int, alignment: int, complaint: str
+) -> None:
+    answers = answer(*PROTOCOL) + number(devices, 4) + number(alignment, 8)
+    port = stranger(answers, hang_up=False)
+    with pytest.raises(WorkerError, match=re.escape(complaint)):
+        greet("127.0.0.1", port, "somewhere:5", patience=5.0)
+
+
+def test_an_answer_that_trickles_in_ends_with_the_patience() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                for byte in answer(*PROTOCOL) * 10:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        begun = time.monotonic()
+        with pytest.raises(WorkerError, match="is not a worker"):
+            greet("127.0.0.1", listener.getsockname()[1], "somewhere:5", patience=0.5)
+        assert time.monotonic() - begun < 2.0  # all of it would take 3.6
+        thread.join()
 
 
 def test_a_host_without_an_address_is_refused_by_name() -> None:

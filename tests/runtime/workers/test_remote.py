@@ -384,10 +384,14 @@ def test_a_worker_that_is_lost_while_llama_cpp_connects_is_the_last_one(
 import socket, struct, threading
 impostor = socket.create_server(("127.0.0.1", 0))
 def serve():
+    numbers = struct.pack("<QI", 4, 1) + struct.pack("<QQ", 8, 64)
     while True:
         connection, _ = impostor.accept()
         connection.recv(1024)
-        connection.sendall(struct.pack("<QBBB25x", 28, 7, 0, 0))
+        connection.sendall(struct.pack("<QBBB25x", 28, 7, 0, 0) + numbers)
+        while numbers and connection.recv(1024):
+            pass
+        numbers = b""
         connection.close()
 threading.Thread(target=serve, daemon=True).start()
 for other in (f"127.0.0.1:{impostor.getsockname()[1]}", endpoint):
