@@ -23,6 +23,18 @@ def test_a_name_like_none_of_the_choices_gets_no_suggestion() -> None:
     assert did_you_mean("int4", ()) is None
 
 
+def test_the_fields_of_an_error_are_text_for_a_program() -> None:
+    error = RecipeError("unknown recipe", found=5, hint="Try int4.")
+    assert error.as_dict() == {
+        "error": "RecipeError",
+        "problem": "unknown recipe",
+        "found": "5",
+        "expected": None,
+        "hint": "Try int4.",
+    }
+    assert RecipeError("x", expected=("a",)).as_dict()["expected"] == "('a',)"
+
+
 def test_the_suggestion_is_the_hint_of_an_error() -> None:
     error = RecipeError("unknown recipe", found="imt4", hint=did_you_mean("imt4", ("int4", "int8")))
     assert str(error) == "unknown recipe, found imt4. Did you mean int4?"

@@ -30,21 +30,36 @@ def test_bytes_take_more_digits_where_they_are_compared() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.0K"), (999_960, "1.0M"), (107_769_861_120, "107.8B")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0K"),
+        (999_940, "999.9K"),
+        (999_950, "1.0M"),
+        (999_952, "1.0M"),
+        (107_769_861_120, "107.8B"),
+    ],
 )
 def test_counts_are_in_thousands(count: int, text: str) -> None:
     assert count_text(count) == text
 
 
 @pytest.mark.parametrize(
-    ("n_ctx", "text"), [(1024, "1k"), (4608, "4.5k"), (32_768, "32k"), (10_485_760, "10M")]
+    ("n_ctx", "text"),
+    [(1024, "1k"), (4608, "4.5k"), (32_768, "32k"), (1_048_576, "1M"), (10_485_760, "10M")],
 )
 def test_contexts_are_in_binary_thousands(n_ctx: int, text: str) -> None:
     assert context_text(n_ctx) == text
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(9.31, "9.3 tokens/s"), (99.96, "100.0 tokens/s"), (240.4, "240 tokens/s")]
+    ("rate", "text"),
+    [
+        (9.31, "9.3 tokens/s"),
+        (99.96, "100.0 tokens/s"),
+        (100, "100 tokens/s"),
+        (240.4, "240 tokens/s"),
+    ],
 )
 def test_rates_have_a_digit_after_the_point_below_100(rate: float, text: str) -> None:
     assert rate_text(rate) == text

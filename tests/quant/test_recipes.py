@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -64,14 +65,84 @@ def test_int8_puts_everything_in_8_bits() -> None:
     assert set(types("int8", model()).values()) == {"Q8_0", "F32"}
 
 
-def test_q4_k_m_gives_more_bits_where_llama_cpp_does() -> None:
-    found = types("q4_k_m", model(layers=16))
-    values = [layer for layer in range(16) if found[f"blk.{layer}.attn_v.weight"] == "Q6_K"]
-    downs = [layer for layer in range(16) if found[f"blk.{layer}.ffn_down_exps.weight"] == "Q6_K"]
-    # First and last eighth, and every third between: i < 2, i >= 14, (i - 2) % 3 == 2.
-    assert values == downs == [0, 1, 4, 7, 10, 13, 14, 15]
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # First and last eighth, and every third between: i < 2, i >= 14, (i - 2) % 3 == 2.
+        (16, [0, 1, 4, 7, 10, 13, 14, 15]),
+        (20, [0, 1, 4, 7, 10, 13, 16, 17, 18, 19]),
+    ],
+)
+def test_q4_k_m_gives_more_bits_where_llama_cpp_does(layers: int, expected: list[int]) -> None:
+    found = types("q4_k_m", model(layers))
+    every = range(layers)
+    values = [layer for layer in every if found[f"blk.{layer}.attn_v.weight"] == "Q6_K"]
+    downs = [layer for layer in every if found[f"blk.{layer}.ffn_down_exps.weight"] == "Q6_K"]
+    assert values == downs == expected
     assert found["output.weight"] == "Q6_K"
     assert found["token_embd.weight"] == "Q4_K"
+
+
+def test_a_model_of_one_expert_has_its_down_projections_counted_one_by_one() -> None:
+    found = types("q4_k_m", model(layers=4), n_expert=1)
+    downs = [
+        f"blk.{layer}.ffn_down_{kind}.weight" for layer in range(4) for kind in ("exps", "shexp")
+    ]
+    assert [found[name] for name in downs] == ["Q4_K"] * 2 + ["Q6_K"] * 6
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_expert", "expected"),
+    [
+        ("q4_0", 8, {"attn_k": "Q8_0", "attn_output": "Q4_0", "attn_q": "Q4_0", "attn_v": "Q8_0"}),
+        ("q4_0", 9, {"attn_k": "Q4_0", "attn_output": "Q4_0", "attn_q": "Q4_0", "attn_v": "Q4_0"}),
+        (
+            "q4_k_m",
+            8,
+            {"attn_k": "Q8_0", "attn_output": "Q5_K", "attn_q": "Q4_K", "attn_v": "Q8_0"},
+        ),
+        (
+            "q4_k_m",
+            9,
+            {"attn_k": "Q4_K", "attn_output": "Q4_K", "attn_q": "Q4_K", "attn_v": "Q6_K"},
+        ),
+    ],
+)
+def test_eight_experts_have_attention_in_more_bits_as_mixtral_had(
+    recipe: str, n_expert: int, expected: dict[str, str]
+) -> None:
+    found = types(recipe, model(), n_expert)
+    assert {name: found[f"blk.0.{name}.weight"] for name in expected} == expected
+
+
+def test_a_vector_stays_in_f32_however_many_ones_are_before_it() -> None:
+    shapes = [(256,), (1, 256), (1, 1, 256), (2, 256), (1, 2, 256)]
+    found = [
+        types("q8_0", [TensorSpec("blk.0.ffn_up_exps.weight", shape)])["blk.0.ffn_up_exps.weight"]
+        for shape in shapes
+    ]
+    assert found == ["F32", "F32", "F32", "Q8_0", "Q8_0"]
+
+
+def test_file_types_are_llama_cpps() -> None:
+    import llama_cpp
+
+    assert {name: recipe.file_type for name, recipe in RECIPES.items()} == {
+        "int4": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S,
+        "int8": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+        "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
+        "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+        "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+        "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+        "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    }
+
+
+@pytest.mark.parametrize("name", ["imt4", 4])
+def test_an_unknown_recipe_is_refused_and_a_slip_of_the_fingers_answered(name: Any) -> None:
+    with pytest.raises(RecipeError, match=f"unknown recipe, found {name!r}, expected") as caught:
+        recipe_named(name)
+    assert (caught.value.hint or "") == ("Did you mean int4?" if name == "imt4" else "")
 
 
 def test_a_tied_embedding_counts_as_the_output() -> None:
