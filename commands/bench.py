@@ -27,6 +27,7 @@ from .declare import (
     usage_errors,
     verbose_flag,
 )
+from .loading import check_exists
 from .options import (
     DeviceOptions,
     LayerOptions,
@@ -230,6 +231,7 @@ def _measured_file(options: BenchOptions) -> Iterator[Path]:
     if options.model is not None:
         if wanted:
             raise usage_error("--recipe, --type, --layers, --dir and --keep are of --synthetic")
+        check_exists(options.model)
         yield options.model
         return
     from ..convert.blueprint import blueprint

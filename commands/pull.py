@@ -44,14 +44,18 @@ def pull(options: PullOptions) -> None:
     from ..hub.pull import pull as run_pull
     from ..terminal.tables import pulled_view
 
-    name = parse_repository(options.repository)
-    if name is None:
+    # As llama.cpp's -hf has it: org/name:Q4_K_M.
+    repository, _, quantization = options.repository.partition(":")
+    if "/" not in repository:  # the colon of an address
+        repository, quantization = options.repository, ""
+    name = parse_repository(repository)
+    if name is None or (quantization and options.choice):
         raise usage_error(f"{options.repository!r} is not org/name")
     try:
         with byte_progress() as progress:
             pulled = run_pull(
                 name,
-                options.choice,
+                options.choice or quantization or None,
                 directory=options.directory or Path(),
                 revision=options.revision,
                 progress=progress,

@@ -64,6 +64,8 @@ def test_a_pulled_model_can_be_read(
     again = CliRunner().invoke(main, ["pull", "hf://someone/GGUF"])
     assert f"{hub.repositories['someone/GGUF'].commit[:12]}" in again.stdout
     assert "0 B fetched" in again.stdout
+    for name in ("someone/GGUF:Q4_K_M", "https://huggingface.co/someone/GGUF"):
+        assert "0 B fetched" in CliRunner().invoke(main, ["pull", name]).stdout
 
 
 def test_a_repository_is_planned_from_its_headers_alone(

@@ -97,7 +97,7 @@ def test_a_digest_that_is_none_is_no_hubs(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("/meta-llama/Llama-4-Small", None),
         ("../Llama-4-Small", None),
         ("a/b/c", None),
-        ("https://huggingface.co/a/b", None),
+        ("https://huggingface.co/a/b", "a/b"),
     ],
 )
 def test_what_names_a_repository(text: str, repository: str | None) -> None:
