@@ -1,8 +1,8 @@
 """The one thread that calls llama.cpp for an engine: calls go into a queue, callers wait for them.
 
-A context of llama.cpp belongs to one thread at a time, OpenMP's threads belong to the thread that
-first needed them, and a native call holds Python's signal handlers off until it returns. A caller
-that waits for another thread can be interrupted, and several callers get their turn.
+A context of llama.cpp serves one thread at a time, OpenMP's threads belong to the thread that first
+needed them, and a native call holds Python's signal handlers off until it returns. A caller that
+waits for another thread can be interrupted, and several callers get their turn.
 
 Promises that a call which is interrupted, or whose thread is ended, is told to stop and is waited
 for; that its result is discarded then; that nobody waits for what a lost worker will never answer;
@@ -147,7 +147,8 @@ class NativeThread:
     @property
     def is_current(self) -> bool:
         """Whether this is the thread itself."""
-        return threading.get_ident() == self._thread.ident
+        # Not by its number, which the system gives to another thread later.
+        return getattr(_here, "thread", None) is self
 
     @property
     def is_foreign(self) -> bool:
