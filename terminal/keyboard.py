@@ -63,7 +63,7 @@ class Keyboard:
                 if not data:
                     return
                 self._typed += data
-            elif end in ready:
+            if end in ready:
                 return
 
 

@@ -53,6 +53,19 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [(["Hello"], b"Standard input was not read: a - after the prompt adds it.\n"),
+     (["Hello", "-"], b""), ([], b"")],
+)  # fmt: skip
+def test_a_pipe_that_was_left_alone_is_mentioned(
+    scout_bf16: Path, prompt: list[str], note: bytes
+) -> None:
+    command = [sys.executable, "-c", LLAMA4, "run", str(scout_bf16), *prompt, "-n", "1"]
+    done = subprocess.run(command, input=b"a document", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, note)
+
+
 def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "llama4_edge", "--version"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
