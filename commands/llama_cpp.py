@@ -31,7 +31,7 @@ class Foreign:
     """A flag of llama.cpp that is not one of ours.
 
     Args:
-        instead: what to do here, as a sentence.
+        instead: what to do here, as a sentence; ``{command}`` is the command that was given.
         accepted: the values with which it asks for what happens here anyway; "" is no value.
     """
 
@@ -56,7 +56,7 @@ _HUB = "Fetch the file first: llama4 pull ORG/NAME [QUANTIZATION]."
 _PROMPT_CACHE = "Prompts are not cached in files here."
 _ONE_ANSWER = "`run` and `chat` hold one conversation; `plan -np N` counts several."
 _TABLE = (
-    (("-m", "--model"), Foreign("MODEL is the first argument: llama4 run MODEL PROMPT.")),
+    (("-m", "--model"), Foreign("MODEL is the first argument: {command} MODEL.")),
     (("-p", "--prompt"), Foreign("PROMPT is the second argument: llama4 run MODEL PROMPT.")),
     (
         ("-f", "--file", "-bf", "--binary-file"),
@@ -249,7 +249,7 @@ def _unknown(
         if value not in foreign.accepted:
             raise click.UsageError(
                 f"{name} is an option of llama.cpp that `{ctx.command_path}` does not take. "
-                f"{foreign.instead}",
+                f"{foreign.instead.replace('{command}', ctx.command_path)}",
                 ctx,
             )
         if not assigned:
