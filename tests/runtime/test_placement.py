@@ -71,6 +71,11 @@ def test_a_placement_that_cannot_be_is_refused(given: dict[str, Any], complaint:
         Placement(**given)
 
 
+def test_fifteen_devices_are_taken() -> None:
+    names = tuple(f"D{number}" for number in range(15))
+    assert Placement(devices=names).devices == names
+
+
 def test_lists_are_taken_and_held_as_tuples() -> None:
     lists: dict[str, Any] = {
         "devices": ["A", "B"],
