@@ -50,7 +50,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     if report.failed and "No module named 'torch'" in str(report.longrepr):
         report.outcome = "skipped"
-        report.longrepr = (report.nodeid, 0, "Skipped: PyTorch has no wheels for this platform")
+        report.longrepr = (report.nodeid, 0, "Skipped: PyTorch is not installed")
     return report
 
 
