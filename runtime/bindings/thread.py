@@ -30,7 +30,9 @@ PATIENCE = 10.0
 """Seconds that a call with workers gets to end after it was told to stop; then they are given up.
 A second interrupt gives them up at once."""
 
-_LOOK_EVERY = 1.0  # seconds, for workers that vanish without a word
+# Seconds, for workers that vanish without a word, and because a signal that comes just before
+# Python begins to wait does not end the wait.
+_LOOK_EVERY = 1.0
 
 
 class Remote(Protocol):
@@ -259,7 +261,7 @@ class NativeThread:
 
     def _wait(self, call: _Call[Any], limit: float | None) -> None:
         """Until the call has ended or a worker is lost; do what it reports meanwhile."""
-        look_every = None if self._remote is None else min(limit or _LOOK_EVERY, _LOOK_EVERY)
+        look_every = min(limit or _LOOK_EVERY, _LOOK_EVERY)
         since = time.monotonic()
         while not (call.ended and call.reports.empty()) and not self._lost:
             try:
