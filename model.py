@@ -171,6 +171,11 @@ class Model:
         **options: Unpack[AnswerOptions],
     ) -> Stream: ...
 
+    @overload
+    def generate(
+        self, prompt: str | Iterable[int], *, stream: bool, **options: Unpack[AnswerOptions]
+    ) -> Completion | Stream: ...
+
     def generate(
         self,
         prompt: str | Iterable[int],
@@ -212,6 +217,11 @@ class Model:
     def chat(
         self, messages: Messages, *, stream: Literal[True], **options: Unpack[AnswerOptions]
     ) -> Stream: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: bool, **options: Unpack[AnswerOptions]
+    ) -> Completion | Stream: ...
 
     def chat(
         self, messages: Messages, *, stream: bool = False, **options: Unpack[AnswerOptions]

@@ -161,8 +161,7 @@ def _layer(name: str) -> int:
 def _typed_by_recipe(spec: TensorSpec) -> bool:
     """What llama.cpp never quantizes: vectors, norms, the router."""
     return (
-        sum(size > 1 for size in spec.shape) > 0
-        and len(_trimmed(spec.shape)) >= 2
+        len(_trimmed(spec.shape)) >= 2
         and spec.name.endswith("weight")
         and role_of(spec.name) not in ("norm", "router")
     )
