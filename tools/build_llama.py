@@ -18,13 +18,15 @@ from .progress import ProgressLine, follow, log_end
 
 _INCLUDE = Path(__file__).with_name("llama_cpp.cmake")
 _NINJA = re.compile(r"\s*\[(\d+)/(\d+)\] ")
+# CMake's own trials before it are compiled by ninja too.
+_COMPILING = "*** Building project"
 _STAGES = (
     ("Downloading ", "fetching the source"),
     ("*** Configuring CMake", "looking at the compiler"),
     ("*** Making wheel", "packing the wheel"),
 )
 _NEEDS = """\
-llama.cpp needs a C++17 compiler and about 2 GB of memory:
+llama.cpp needs a C++17 compiler:
   Debian, Ubuntu: sudo apt-get install build-essential
   Fedora: sudo dnf install gcc-c++ make
   macOS: xcode-select --install
@@ -37,17 +39,19 @@ class Compilation:
     def __init__(self, progress: ProgressLine) -> None:
         self._progress = progress
         self._stage = "starting"
+        self._is_compiling = False
         self.done = 0
         self.total = 0
 
     def read(self, line: str) -> None:
         """Take one line of output."""
-        count = _NINJA.match(line)
+        count = _NINJA.match(line) if self._is_compiling else None
         if count:
             self.done, self.total = int(count[1]), int(count[2])
             self._stage = f"{self.done}/{self.total} files compiled"
         else:
             text = line.strip()
+            self._is_compiling |= text.startswith(_COMPILING)
             stages = [stage for begin, stage in _STAGES if text.startswith(begin)]
             if not stages:
                 return
@@ -84,7 +88,8 @@ def build(version: str, directory: Path) -> int:
     if status == 0:
         progress.finish(f"built, {compilation.total} files")
         return 0
-    progress.finish(f"failed after {compilation.done} of {compilation.total} files")
+    files = f" after {compilation.done} of {compilation.total} files" if compilation.total else ""
+    progress.finish(f"failed{files}")
     print(f"{log_end(log, begin='FAILED: ')}\n\n{_NEEDS}\nThe whole log: {log}", file=sys.stderr)
     return status
 

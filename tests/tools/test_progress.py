@@ -40,6 +40,8 @@ def test_durations_are_read_as_a_clock_is() -> None:
 def test_elsewhere_than_on_a_terminal_there_is_a_line_for_every_tenth(clock: Clock) -> None:
     stream = io.StringIO()
     compilation = Compilation(ProgressLine("llama.cpp", stream, clock))
+    compilation.read("  [1/2] Building CXX object CMakeFiles/a_trial_of_cmake")
+    compilation.read("  *** Building project with Ninja...")
     for done in range(1, 141):
         clock.seconds = done * 2
         compilation.read(f"  [{done}/140] /usr/bin/g++ -c file.cpp")
@@ -56,6 +58,7 @@ def test_a_terminal_has_one_line_that_is_redrawn_and_never_wraps(
     stream = Terminal()
     compilation = Compilation(ProgressLine("llama.cpp", stream, clock))
     clock.seconds = 60
+    compilation.read("*** Building project with Ninja...")
     compilation.read("[70/140] g++ a.cpp")
     compilation.read("[71/140] g++ b.cpp")
     assert stream.getvalue() == (
