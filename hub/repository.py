@@ -215,11 +215,11 @@ class Repository:
             etag = headers.get(constants.HUGGINGFACE_HEADER_X_LINKED_ETAG)
             if etag is None and headers is answers[-1]:
                 etag = headers.get("ETag")
-            found = (etag or file.etag).removeprefix("W/").strip('"')
-            if commit != self.commit or found != file.etag:
+            served = (etag or file.etag).removeprefix("W/").strip('"')
+            if commit != self.commit or served != file.etag:
                 raise HubError(
                     f"{file.name} of {self.id} changed while it was being read",
-                    found=f"{found} at commit {commit}",
+                    found=f"{served} at commit {commit}",
                     expected=f"{file.etag} at commit {self.commit}",
                     hint="Run the command again; with --revision it keeps to one commit.",
                 )
@@ -416,11 +416,11 @@ def _explained(
     if not isinstance(error, HfHubHTTPError):
         return HubError(f"{repository} cannot be read", found=str(error))
     status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message") or error.server_message or ""
-    if status == 401 and known and "nvalid" in said:
+    message = error.response.headers.get("X-Error-Message") or error.server_message or ""
+    if status == 401 and known and "nvalid" in message:
         return HubError(
             f"{constants.ENDPOINT} does not accept the token",
-            found=said,
+            found=message,
             hint="Run `hf auth login` with a valid token, or correct or unset HF_TOKEN.",
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
@@ -431,7 +431,7 @@ def _explained(
         )
     return HubError(
         f"{constants.ENDPOINT} refuses to give {repository}",
-        found=f"HTTP status {status}" + (f": {said}" if said else ""),
+        found=f"HTTP status {status}" + (f": {message}" if message else ""),
         hint="Check that the token may read this repository." if status == 403 else None,
     )
 

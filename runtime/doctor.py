@@ -221,14 +221,18 @@ def gpu_findings(
     return (
         Finding("note", "no GPU is visible, and llama.cpp is built for the CPU alone"),
         *(
-            Finding("note", f"build {one.name}, for {one.gpus}", build_command([one.registered]))
-            for one in backends()
+            Finding(
+                "note",
+                f"build {backend.name}, for {backend.gpus}",
+                build_command([backend.registered]),
+            )
+            for backend in backends()
         ),
     )
 
 
 def _built_in(backend: Backend, names: tuple[str, ...], devices: tuple[Device, ...]) -> Finding:
-    usable = [one.description for one in devices if one.backend == backend.registered]
+    usable = [device.description for device in devices if device.backend == backend.registered]
     if usable:
         return Finding("ok", f"{backend.name} is built in and finds {', '.join(usable)}")
     if not names:
@@ -248,7 +252,7 @@ def _missing(
     root: Path,
 ) -> Iterator[Finding]:
     """A GPU is here, and not the backend for it: a problem, unless another backend uses a GPU."""
-    is_used = any(one.type in ("gpu", "igpu") and one.backend != "RPC" for one in devices)
+    is_used = any(device.type in ("gpu", "igpu") and device.backend != "RPC" for device in devices)
     level: Level = "note" if is_used else "problem"
     yield Finding(
         level,

@@ -54,9 +54,9 @@ def _amd(root: Path) -> tuple[str, ...]:
     agents = re.split(r"^Agent \d+", _output("rocminfo"), flags=re.M)
     fields = [dict(re.findall(r"^ *([\w ]+?): +(.+?) *$", agent, re.M)) for agent in agents]
     names = [
-        one.get("Marketing Name") or one.get("Name", "an AMD GPU")
-        for one in fields
-        if one.get("Device Type") == "GPU"
+        agent.get("Marketing Name") or agent.get("Name", "an AMD GPU")
+        for agent in fields
+        if agent.get("Device Type") == "GPU"
     ]
     driver = (root / "dev/kfd").exists()
     return tuple(names) or (("an AMD GPU",) if driver else ())
@@ -73,9 +73,9 @@ def _vulkan() -> tuple[str, ...]:
     devices = re.split(r"^GPU\d+:", _output("vulkaninfo", "--summary"), flags=re.M)[1:]
     fields = [dict(re.findall(r"^\s*(\w+)\s*= (.+?)\s*$", device, re.M)) for device in devices]
     return tuple(
-        one.get("deviceName", "a GPU")
-        for one in fields
-        if one.get("deviceType", "").endswith(("DISCRETE_GPU", "INTEGRATED_GPU"))
+        gpu.get("deviceName", "a GPU")
+        for gpu in fields
+        if gpu.get("deviceType", "").endswith(("DISCRETE_GPU", "INTEGRATED_GPU"))
     )
 
 

@@ -82,7 +82,7 @@ class Turns:
             self._changed.notify_all()
 
     def _supersede(self, thread: threading.Thread) -> None:
-        for turn in [one for one in self._line if one.thread is thread]:
+        for turn in [waiting for waiting in self._line if waiting.thread is thread]:
             turn.superseded = True
             self._line.remove(turn)
         self._changed.notify_all()

@@ -38,11 +38,13 @@ def newest_requirements(project: dict[str, Any], extras: tuple[str, ...]) -> lis
     lines = list(project["project"]["dependencies"])
     lines += [line for name in extras for line in groups[name]]
     requirements = [Requirement(line) for line in lines]
-    return [_lower_bound(one) for one in requirements if canonicalize_name(one.name) not in _KEPT]
+    wanted = [entry for entry in requirements if canonicalize_name(entry.name) not in _KEPT]
+    return [_lower_bound(entry) for entry in wanted]
 
 
 def _lower_bound(requirement: Requirement) -> str:
-    bounds = [one.version for one in requirement.specifier if one.operator in (">=", "==", "~=")]
+    specifiers = [entry for entry in requirement.specifier if entry.operator in (">=", "==", "~=")]
+    bounds = [specifier.version for specifier in specifiers]
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     marker = f"; {requirement.marker}" if requirement.marker else ""
     return requirement.name + extras + "".join(f">={bound}" for bound in bounds) + marker

@@ -123,8 +123,8 @@ def _probe() -> tuple[AMXState, bool]:
         # SIGKILL and SIGTERM come from outside, as from the kernel when memory is short.
         certain = name not in ("SIGKILL", "SIGTERM")
         return AMXState(True, False, False, f"a trial prompt ended with {name}"), certain
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"]
-    return AMXState(True, False, False, f"a trial failed: {said[-1]}"), False
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"]
+    return AMXState(True, False, False, f"a trial failed: {lines[-1]}"), False
 
 
 # --- the cache on disk

@@ -109,8 +109,9 @@ def build_command(registered: Iterable[str] = ()) -> str:
         registered: ggml's names of the backends it shall have; others than for GPUs are ignored.
     """
     wanted = [backend for backend in backends() if backend.registered in set(registered)]
-    setup = "".join(sorted((one.setup for one in wanted), key=lambda text: "source" not in text))
-    options = " ".join(["-DGGML_RPC=ON", *(one.option for one in wanted if one.option)])
+    setups = [backend.setup for backend in wanted]
+    setup = "".join(sorted(setups, key=lambda text: "source" not in text))
+    options = " ".join(["-DGGML_RPC=ON", *(backend.option for backend in wanted if backend.option)])
     is_gcc = sys.platform == "linux" and "icpx" not in options
     flags = 'CXXFLAGS="-fno-dse -fno-tree-dse" ' if is_gcc else ""
     return (

@@ -89,8 +89,8 @@ def refused(problem: str, log: CapturedLog, hint: str | None = None) -> EngineEr
     An AllocationError where it said that memory is short.
     """
     kind = AllocationError if log.shortage else EngineError
-    found = log.shortage or log.last_error or "no reason in its log"
-    return kind(problem, found=found, hint=hint)
+    reason = log.shortage or log.last_error or "no reason in its log"
+    return kind(problem, found=reason, hint=hint)
 
 
 class _LogReceiver:
@@ -139,7 +139,7 @@ class _LogReceiver:
         self.flush()
         with self._lock:
             # By identity: two captures with the same lines are equal.
-            self._captures = [one for one in self._captures if one is not captured]
+            self._captures = [capture for capture in self._captures if capture is not captured]
 
 
 _receiver = _LogReceiver()

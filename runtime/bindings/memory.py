@@ -48,7 +48,8 @@ class MemoryReport:
     def on(self, device: str) -> DeviceMemory:
         """The bytes on the device of that name; zeros where it holds nothing."""
         return next(
-            (one for one in self.devices if one.device == device), DeviceMemory(device, 0, 0, 0)
+            (entry for entry in self.devices if entry.device == device),
+            DeviceMemory(device, 0, 0, 0),
         )
 
 
@@ -185,7 +186,7 @@ def report_of(
         for place, count in enumerate((node.model, node.context, node.compute)):
             sums[place] += count
     for native, count in (surplus or {}).items():
-        name = next((names[one] for one in names if _name_of(one) == native), native)
+        name = next((names[handle] for handle in names if _name_of(handle) == native), native)
         tally[name][_COMPUTE] -= count
     return MemoryReport(tuple(DeviceMemory(name, *sums) for name, sums in tally.items()))
 

@@ -128,16 +128,16 @@ def _devices(
 ) -> tuple[NativeDevice, ...]:
     """The devices of these names, in their order; all of them for None."""
     if names is None:
-        check_count([one.name for one in devices])
+        check_count([device.name for device in devices])
         return tuple(devices)
     return tuple(_find(name, devices, f"there is no device {name} here") for name in names)
 
 
 def _find(name: str, devices: Sequence[NativeDevice], problem: str) -> NativeDevice:
-    for one in devices:
-        if name == one.name:
-            return one
-    raise no_device(problem, name, [one.name for one in devices])
+    for device in devices:
+        if name == device.name:
+            return device
+    raise no_device(problem, name, [device.name for device in devices])
 
 
 def _overrides(overrides: Sequence[tuple[str, str]], devices: Sequence[NativeDevice]) -> Any:

@@ -120,9 +120,9 @@ def _check_keys(gguf: GGUFFile) -> None:
             raise _bad(gguf, f"no {key}", None, None)
     for name, expected in (_TYPES | dict.fromkeys(_ID_KEYS, ("u32",))).items():
         key = f"tokenizer.ggml.{name}"
-        found = gguf.types.get(key, expected[0])
-        if found not in expected:
-            raise _bad(gguf, key, f"type {found}", f"type {' or '.join(expected)}")
+        kind = gguf.types.get(key, expected[0])
+        if kind not in expected:
+            raise _bad(gguf, key, f"type {kind}", f"type {' or '.join(expected)}")
     model, pre = gguf.metadata["tokenizer.ggml.model"], gguf.metadata["tokenizer.ggml.pre"]
     if model != "gpt2":
         raise _bad(gguf, "tokenizer.ggml.model", model, "gpt2, which means byte-level BPE")

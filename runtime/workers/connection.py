@@ -170,9 +170,10 @@ def _on_abort(message: bytes | None) -> None:
         return
     try:
         every = list(open_connections.values())
-        without_peer = [one for one in every if one.socket is not None and one.ended]
-        without_socket = [one for one in every if one.socket is None]  # not open yet
-        for connection in without_peer or without_socket or every:
+        opened = [connection for connection in every if connection.socket is not None]
+        without_peer = [connection for connection in opened if connection.ended]
+        unopened = [connection for connection in every if connection.socket is None]
+        for connection in without_peer or unopened or every:
             connection.lose()
     finally:
         while True:
@@ -185,15 +186,15 @@ def _on_abort(message: bytes | None) -> None:
 def _sockets_to(peer: tuple[str, int]) -> Iterator[int]:
     """The descriptors of this process's connections to `peer`; none where there is no /dev/fd."""
     try:
-        descriptors = [int(one.name) for one in Path("/dev/fd").iterdir()]
+        descriptors = [int(entry.name) for entry in Path("/dev/fd").iterdir()]
     except OSError:
         return
     for descriptor in descriptors:
         with suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
-            with socket.socket(fileno=os.dup(descriptor)) as one:
-                if one.family == socket.AF_INET and one.getpeername() == peer:
+            with socket.socket(fileno=os.dup(descriptor)) as copy:
+                if copy.family == socket.AF_INET and copy.getpeername() == peer:
                     yield descriptor
 
 

@@ -65,7 +65,7 @@ class Workers:
 
         (ggml counts all that the process ever connected; its reports say ``buffer_name``.)
         """
-        every = [one for connection in self._connections for one in connection.native_devices]
+        every = [device for connection in self._connections for device in connection.native_devices]
         return tuple(replace(one, name=f"RPC{number}") for number, one in enumerate(every))
 
     def devices(self) -> tuple[Device, ...]:
@@ -75,7 +75,7 @@ class Workers:
             WorkerError: a worker was lost.
         """
         native = self.native_devices
-        devices = self.run(lambda: [describe(one.handle) for one in native], limit=_AT_ONCE)
+        devices = self.run(lambda: [describe(device.handle) for device in native], limit=_AT_ONCE)
         return tuple(
             replace(device, name=one.name, memory_source=f"worker {one.endpoint}")
             for device, one in zip(devices, native, strict=True)
@@ -88,7 +88,7 @@ class Workers:
 
     def check(self) -> None:
         """Raise WorkerError if one of them is gone."""
-        names = " or ".join(one.name for one in self._connections if one.lost)
+        names = " or ".join(connection.name for connection in self._connections if connection.lost)
         if names:
             raise WorkerError(
                 f"the worker {names} was lost, and with it its part of the model",
@@ -134,7 +134,7 @@ class Workers:
             if self._closed:
                 return
             self._closed = True
-            unused = [one for one in self._connections if one.users == [self]]
+            unused = [connection for connection in self._connections if connection.users == [self]]
 
             def leave() -> None:
                 for connection in unused:
@@ -177,7 +177,7 @@ def connect(endpoints: Sequence[str]) -> Workers:
         connections: list[Connection] = []
         for endpoint in endpoints:
             connection = _connection(endpoint)
-            if connection.key in [one.key for one in connections]:
+            if connection.key in [other.key for other in connections]:
                 raise SettingError("a worker is named twice", found=endpoint)
             connections.append(connection)
         workers = Workers(connections)

@@ -198,7 +198,9 @@ def _start() -> str:
 
 
 def _library(name: str) -> str:
-    path = next((one for one in library_info().paths if Path(one).name.startswith(name)), None)
+    path = next(
+        (library for library in library_info().paths if Path(library).name.startswith(name)), None
+    )
     if path is None:
         raise EngineError(
             "GPUs that are not here cannot be simulated",

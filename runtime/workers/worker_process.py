@@ -24,15 +24,15 @@ def serve(address: str, port: int, n_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_input, daemon=True).start()
     devices = list_devices()
-    shared = [one for one in devices if one.type in ("gpu", "igpu")] or [
-        one for one in devices if one.type == "cpu"
+    shared = [device for device in devices if device.type in ("gpu", "igpu")] or [
+        device for device in devices if device.type == "cpu"
     ]
-    sys.stdout.write(json.dumps([asdict(one) for one in shared]) + "\n")
+    sys.stdout.write(json.dumps([asdict(device) for device in shared]) + "\n")
     sys.stdout.flush()
     # The server prints a page; whoever started this one has no use for it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     by_name = native_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    handles = (ctypes.c_void_p * len(shared))(*(by_name(one.name.encode()) for one in shared))
+    handles = (ctypes.c_void_p * len(shared))(*(by_name(device.name.encode()) for device in shared))
     start = rpc_function(
         "ggml_backend_rpc_start_server",
         None,
