@@ -120,7 +120,7 @@ $(WHEELS)/.built: | $(VENV)/.venv
 	@touch $@
 else
 $(WHEELS)/.built: | $(VENV)/.native
-	@echo "building llama.cpp ($(LLAMA_CMAKE_ARGS)): about 4 minutes of one core"
+	@echo "building llama.cpp ($(LLAMA_CMAKE_ARGS)): about 4 minutes of one core, more for a GPU"
 	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" CFLAGS="$(LLAMA_CFLAGS)" CXXFLAGS="$(LLAMA_CXXFLAGS)" \
 	  $(BIN)/python -m tools.build_llama $(LLAMA_VERSION) $(WHEELS)
 	@touch $@
