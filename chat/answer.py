@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,6 +85,10 @@ class Stream(Iterator[str]):
         self._sampling = settings.sampling.with_seed()
         self._pieces: list[str] = []
         self._tokens: list[int] = []
+        # Pieces to hand out, each with the number of tokens that it ends with.
+        self._ready: deque[tuple[str, int]] = deque()
+        self._handed_out = 0
+        self._stopped = False
         self._finish_reason: FinishReason | None = None
         self._ended = False
         self._decode_seconds = 0.0
@@ -118,26 +123,32 @@ class Stream(Iterator[str]):
         if self._turn.superseded:
             self.close()
             self._turn.check()
-        while not self._ended:
+        while not (self._ready or self._ended):
             started = time.perf_counter()
             try:
-                piece = self._step()
+                self._step()
             except BaseException:
                 # As with a generator: what was interrupted is over, and the model goes on.
                 self.close()
                 raise
             finally:
                 self._decode_seconds += time.perf_counter() - started
-            if piece:
-                self._pieces.append(piece)
-                return piece
-        raise StopIteration
+        if not self._ready:
+            raise StopIteration
+        piece, self._handed_out = self._ready.popleft()
+        self._pieces.append(piece)
+        return piece
 
     def close(self) -> None:
-        """End the answer here; closing a complete one changes nothing."""
+        """End the answer after the last piece that was read; a complete one stays as it is."""
         with self._stepping:
+            if self._ended and not self._ready:
+                return
             if not self._ended:
                 self._end(None)
+            self._finish_reason = None
+            self._ready.clear()
+            del self._tokens[self._handed_out :]
 
     @property
     def completion(self) -> Completion:
@@ -148,7 +159,7 @@ class Stream(Iterator[str]):
         """
         if not self._turn.usable:
             self.close()
-        if not self._ended:
+        if not self._ended or self._ready:
             raise EngineError(
                 "the answer is not complete yet", hint="Read the stream to its end, or close it."
             )
@@ -156,7 +167,7 @@ class Stream(Iterator[str]):
             text="".join(self._pieces),
             tokens=tuple(self._tokens),
             finish_reason=self._finish_reason,
-            stop_string=self._text.matched,
+            stop_string=self._text.matched if self._finish_reason else None,
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._reused_tokens,
             seed=self._sampling.seed or 0,
@@ -164,30 +175,40 @@ class Stream(Iterator[str]):
             decode_seconds=self._decode_seconds,
         )
 
-    def _step(self) -> str:
-        """Choose one token; the text that became certain with it."""
+    def _step(self) -> None:
+        """Choose the first token, or a burst of the following ones."""
         if len(self._tokens) == self._max_tokens:
-            return self._end("length")
-        if self._tokens:
-            if not self._engine.tokens_left:
-                return self._end("length")
-            token = self._sampler.after(self._tokens[-1])
-        else:
+            self._end("length")
+        elif not self._tokens:
             token = self._sampler()
-        if self._engine.is_end(token):
-            return self._end("stop")
-        self._tokens.append(token)
-        text = self._text.push(self._vocabulary.token_bytes(token))
-        if self._text.matched is not None:
+            self._accept(token, self._engine.is_end(token))
+        elif not self._engine.tokens_left:
+            self._end("length")
+        else:
+            self._sampler.burst(self._tokens[-1], self._accept)
+        if self._stopped:
             self._end("stop")
-        return text
 
-    def _end(self, reason: FinishReason | None) -> str:
-        """Finish; the text that was held back, which belongs to the answer."""
+    def _accept(self, token: int, is_end: bool) -> bool:
+        """Take a token into the answer, in whichever thread; whether more are wanted."""
+        if is_end:
+            self._stopped = True
+            return False
+        self._tokens.append(token)
+        self._add(self._text.push(self._vocabulary.token_bytes(token)))
+        self._stopped = self._text.matched is not None
+        return not self._stopped and len(self._tokens) != self._max_tokens
+
+    def _add(self, text: str) -> None:
+        if text:
+            self._ready.append((text, len(self._tokens)))
+
+    def _end(self, reason: FinishReason | None) -> None:
+        """Finish; the text that was held back belongs to the answer."""
         self._ended = True
         self._finish_reason = reason
         self._resources.close()
-        return self._text.finish()
+        self._add(self._text.finish())
 
 
 def _rate(count: int, seconds: float) -> float:

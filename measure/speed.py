@@ -13,7 +13,7 @@ import ctypes
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from math import prod
@@ -345,7 +345,7 @@ def _measure(
         if test.n_prompt:
             engine.extend(tokens.prompt(test.n_prompt))
         if test.n_gen:
-            _generate(engine, tokens.generated(1))
+            engine.decode_each(tokens.generated(1))
     for _ in range(grid.repetitions):
         engine.clear()
         depth.fill(engine, test.n_depth, tokens)
@@ -356,13 +356,8 @@ def _measure(
         if prompt:
             engine.extend(prompt)
             engine.synchronize()
-        _generate(engine, generated)
+        engine.decode_each(generated)
         yield time.perf_counter_ns() - started
-
-
-def _generate(engine: BenchEngine, tokens: Sequence[int]) -> None:
-    for token in tokens:
-        engine.append(token)  # returns when all devices have finished
 
 
 class _RandomTokens:

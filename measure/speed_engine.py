@@ -81,6 +81,23 @@ class BenchEngine(Engine):
             )
         self._call(lambda: self._sequence.extend(checked))
 
+    def decode_each(self, tokens: Sequence[int]) -> None:
+        """Decode tokens one after the other, each when all devices have finished the one before.
+
+        Raises:
+            ContextFullError: they do not fit.
+            EngineError: one is not the id of a token, or llama.cpp failed.
+        """
+        checked = self._checked(tokens)
+
+        def work() -> None:
+            for token in checked:
+                if self._handles.thread.stopping:
+                    return
+                self._append([token])
+
+        self._call(work)
+
     def synchronize(self) -> None:
         """Return when all devices have finished what they were asked to do."""
         self._call(lambda: self._handles.llama.llama_synchronize(self._handles.context))

@@ -261,6 +261,27 @@ def test_a_closed_stream_has_a_completion_of_what_was_there(endless: Model) -> N
     assert list(stream) == []
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_stream_is_the_same_however_long_its_bursts_are(
+    endless: Model, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    whole = endless.generate("Hello", max_tokens=30, sampling=WILD)
+    monkeypatch.setattr("llama4_edge.runtime.engine.BURST_SECONDS", seconds)
+    with endless.generate("Hello", max_tokens=30, sampling=WILD, stream=True) as stream:
+        pieces = list(stream)
+    assert "".join(pieces) == whole.text
+    assert (stream.completion.tokens, stream.completion.finish_reason) == (whole.tokens, "length")
+    # One that is closed has the tokens of what was read, though more were chosen.
+    with endless.generate("Hello", max_tokens=30, sampling=WILD, stream=True) as stream:
+        assert [next(stream), next(stream), next(stream)] == pieces[:3]
+    closed = stream.completion
+    assert (closed.text, closed.finish_reason) == ("".join(pieces[:3]), None)
+    assert closed.tokens == whole.tokens[: len(closed.tokens)]
+    assert endless.detokenize(closed.tokens) == closed.text
+    # The model goes on from what it holds.
+    assert endless.generate("Hello", max_tokens=30, sampling=WILD).text == whole.text
+
+
 def test_a_later_request_ends_an_open_stream_and_says_so(endless: Model) -> None:
     first = endless.generate("Hello", sampling=WILD, stream=True)
     next(first)

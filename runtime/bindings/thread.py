@@ -369,6 +369,10 @@ def _end_all() -> None:
 
 
 def _park_if_python_ends() -> None:
-    """Keep a daemon thread where Python would stop it anyway, instead of letting it fail."""
-    if _python_ends and threading.current_thread() is not threading.main_thread():
+    """Keep a daemon thread where Python would stop it anyway, instead of letting it fail.
+
+    Not a thread that calls llama.cpp: whoever ends it waits for it.
+    """
+    is_native = getattr(_here, "thread", None) is not None
+    if _python_ends and not is_native and threading.current_thread() is not threading.main_thread():
         threading.Event().wait()

@@ -120,18 +120,19 @@ def test_a_test_reads_and_decodes_what_it_says(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, int]] = []
-    extend, append = BenchEngine.extend, BenchEngine.append
+    extend, decode_each = BenchEngine.extend, BenchEngine.decode_each
 
     def extending(engine: BenchEngine, tokens: list[int]) -> None:
         calls.append(("extend", len(tokens)))
         extend(engine, tokens)
 
-    def appending(engine: BenchEngine, token: int) -> None:
-        calls.append(("append", len(engine.tokens)))
-        append(engine, token)
+    def decoding(engine: BenchEngine, tokens: list[int]) -> None:
+        held = len(engine.tokens)
+        decode_each(engine, tokens)
+        calls.extend(("append", at) for at in range(held, len(engine.tokens)))
 
     monkeypatch.setattr(BenchEngine, "extend", extending)
-    monkeypatch.setattr(BenchEngine, "append", appending)
+    monkeypatch.setattr(BenchEngine, "decode_each", decoding)
     run(model, n_prompt=(8,), n_gen=(2,), n_depth=(5,))
     assert calls == [
         # The warm-up, then the depth once, then the prompt in each repetition.

@@ -184,7 +184,7 @@ print(changed)
 @pytest.mark.skipif(sys.platform != "linux", reason="GCC's OpenMP is Linux's")
 @pytest.mark.parametrize(
     ("chosen", "spin"),
-    [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    [({}, "30000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
 )
 def test_waiting_threads_spin_as_the_person_chose_or_briefly(
     chosen: dict[str, str], spin: str
