@@ -87,6 +87,7 @@ docs: $(VENV)/.docs
 # benchmarks/peer.py builds llama.cpp's own tools.
 bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
 bench: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.encoders
