@@ -16,7 +16,7 @@ from typing import Any
 from ..architecture import MIN_LAYERS
 from ..errors import CheckpointError, OutputError, UnsupportedError, did_you_mean
 from ..hub.names import parse_repository
-from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_named
+from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_overrides
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
 from .layout import lay_out
@@ -134,7 +134,7 @@ def blueprint(
         RecipeError: no such recipe or type, or an override that fits no tensor.
     """
     chosen = recipe_named(recipe)
-    overrides = [(regex, type_named(name)) for regex, name in types]
+    overrides = type_overrides(types)
     preset = PRESETS.get(model) if isinstance(model, str) else None
     source = _of_preset(preset) if preset else _find(os.fspath(model))
     config = _first_layers(source, layers)

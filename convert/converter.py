@@ -25,7 +25,7 @@ from ..quant import (
     recipe_named,
     role_of,
     summarize,
-    type_named,
+    type_overrides,
 )
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
@@ -99,7 +99,7 @@ def run(
     """The conversion that `llama4_edge.convert` describes."""
     started = time.monotonic()
     chosen = recipe_named(recipe)
-    overrides = [(regex, type_named(name)) for regex, name in types]
+    overrides = type_overrides(types)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
         job = _prepare(

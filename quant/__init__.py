@@ -17,7 +17,7 @@ from .recipes import (
 )
 from .roles import ROLES, role_of
 from .summary import FileSummary, RoleSummary, TensorSummary, summarize
-from .types import TensorType, type_named
+from .types import TensorType, type_named, type_overrides
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -35,4 +35,5 @@ __all__ = [
     "role_of",
     "summarize",
     "type_named",
+    "type_overrides",
 ]

@@ -6,6 +6,7 @@ test compares it with gguf's ``GGML_QUANT_SIZES``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import RecipeError, did_you_mean
@@ -91,3 +92,26 @@ def type_named(name: str) -> TensorType:
             hint=did_you_mean(name, [known.lower() for known in TYPES]),
         )
     return tensor_type
+
+
+def type_overrides(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, TensorType]]:
+    """The (regex, type) pairs for (regex, type name) pairs.
+
+    Raises:
+        RecipeError: one of them is not such a pair, or there is no type of that name.
+    """
+    overrides = []
+    for pair in pairs:
+        if not (
+            isinstance(pair, (tuple, list))
+            and len(pair) == 2
+            and all(isinstance(item, str) for item in pair)
+        ):
+            raise RecipeError(
+                "types are of the wrong type",
+                found=repr(pair),
+                expected='(regex, type name) pairs, as in ("ffn_down_exps", "q6_k")',
+            )
+        regex, name = pair
+        overrides.append((regex, type_named(name)))
+    return overrides

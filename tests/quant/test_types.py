@@ -4,7 +4,7 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama4_edge.errors import RecipeError
-from llama4_edge.quant import type_named
+from llama4_edge.quant import type_named, type_overrides
 from llama4_edge.quant.types import TYPES, TensorType
 
 
@@ -21,3 +21,9 @@ def test_a_type_is_found_in_any_case() -> None:
 def test_an_unknown_type_is_refused_with_the_types_there_are() -> None:
     with pytest.raises(RecipeError, match="unknown tensor type, found 'q4_9', expected one of f32"):
         type_named("q4_9")
+
+
+@pytest.mark.parametrize("pair", ["x", ("x",), ("x", 1), ("x", "q6_k", "y"), None])
+def test_an_override_that_is_no_pair_of_texts_is_refused(pair: object) -> None:
+    with pytest.raises(RecipeError, match="types are of the wrong type, found"):
+        type_overrides([pair])  # type: ignore[list-item]
