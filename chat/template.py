@@ -251,6 +251,9 @@ def _counted_range(limit: int) -> Callable[..., range]:
     return counted
 
 
+_SPEAKERS = ("system", "user", "assistant")
+
+
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TemplateError(
@@ -262,7 +265,22 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
             found=", ".join(map(str, message)) or "nothing",
             expected='{"role": "user", "content": "..."}',
         )
+    content = message["content"]
+    # What a tool gave back is data, which templates write as JSON; a call of one has no text.
+    is_text = message["role"] in _SPEAKERS and not message.get("tool_calls")
+    if is_text and not (isinstance(content, str) or _is_parts(content)):
+        raise TemplateError(
+            "the content of a message is not text",
+            found=repr(content),
+            expected='a string, or a list of {"type": "text", "text": "..."}',
+        )
     return dict(message)
+
+
+def _is_parts(content: object) -> bool:
+    return isinstance(content, (list, tuple)) and all(
+        isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content
+    )
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -31,7 +31,7 @@ def plain(text: str) -> Piece:
 
 def rendered(
     source: str,
-    *messages: dict[str, str],
+    *messages: dict[str, Any],
     add_generation_prompt: bool = True,
     variables: dict[str, object] | None = None,
 ) -> str:
@@ -212,12 +212,27 @@ def test_further_names_reach_the_template() -> None:
         ({"content": "x"}, "found content, expected"),
         ({"role": 1, "content": "x"}, "found role, content"),
         ("text", "a message is not a mapping, found str"),
+        ({"role": "user", "content": None}, "is not text, found None"),
+        ({"role": "user", "content": ["x"]}, "is not text, found ['x']"),
+        ({"role": "user", "content": [{"text": "x"}]}, "is not text, found [{"),
     ],
 )
 def test_a_malformed_message_is_refused(message: Any, found: str) -> None:
     with pytest.raises(TemplateError) as caught:
         template(TEMPLATE).render([message])
     assert found in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "tool", "content": {"celsius": 21}},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "weather"}]},
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+    ],
+)
+def test_content_that_templates_understand_is_taken(message: dict[str, Any]) -> None:
+    assert rendered("{{ messages[0].role }}", message) == message["role"]
 
 
 def test_without_control_tokens_everything_is_text() -> None:
