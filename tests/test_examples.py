@@ -54,6 +54,16 @@ def test_each_says_how_it_is_run(name: str) -> None:
     assert f"\n    python examples/{name} demo/" in text
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_says_so_too_when_it_is_given_nothing(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / name], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert f"python examples/{name} demo/" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_ask(model: Path) -> None:
     assert run("ask.py", model, "How many experts does Scout have?") == ["Scout has 16 experts."]
 
