@@ -178,6 +178,18 @@ def test_the_reference_has_every_exported_name() -> None:
     assert set(llama4_edge.__all__) - {"__version__"} <= names | errors
 
 
+def test_every_link_between_pages_leads_to_a_file() -> None:
+    paths = [ROOT / page for page in (*PAGES, "CONTRIBUTING.md")]
+    links = [
+        (path, link.split("#")[0])
+        for path in paths
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        if "://" not in link and not link.startswith("#")
+    ]
+    assert [link for path, link in links if not (path.parent / link).exists()] == []
+    assert len(links) > 20
+
+
 # --- commands
 
 

@@ -29,7 +29,8 @@ that it is current.
 
 Results go to stdout, everything else to stderr. The exit code is 0 when it was done, 1 with one
 `error: …` line when it was not, 2 for a command line that makes no sense, 130 after Ctrl-C, and 141
-when the reader of a pipe went away.
+when the reader of a pipe went away. With `--json` the error of exit code 1 is a JSON document on
+stdout; that of exit code 2 stays on stderr.
 """
 
 
