@@ -68,9 +68,10 @@ def convert(
         CheckpointError: the checkpoint is not whole.
         HubError: the repository cannot be had.
         UnsupportedError: it is whole, and llama.cpp could not run it.
-        DamagedTensorError: a weight is no number.
+        DamagedTensorError: a weight is infinite or NaN, or the checkpoint changes meanwhile.
         VocabularyError: llama.cpp would read the tokenizer differently.
         RecipeError: no such recipe or type, or an override that fits no tensor.
+        SettingError: `split_size` or `threads` is less than 1.
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     from .converter import run

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
-from ..errors import CheckpointError, DamagedTensorError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_mean
 from ..hub.names import parse_repository
 from ..progress import Progress
 from ..quant import (
@@ -98,6 +98,13 @@ def run(
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes."""
     started = time.monotonic()
+    for name, number in (("split_size", split_size), ("threads", threads)):
+        if number is not None and number < 1:
+            raise SettingError(
+                f"{name} is outside its range",
+                found=str(number),
+                expected="None or a whole number from 1 up",
+            )
     chosen = recipe_named(recipe)
     overrides = type_overrides(types)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)

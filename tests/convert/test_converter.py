@@ -21,7 +21,13 @@ from llama4_edge.convert import convert, slabs
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.output import Part
 from llama4_edge.convert.target import check_target
-from llama4_edge.errors import CheckpointError, Llama4EdgeError, OutputError, RecipeError
+from llama4_edge.errors import (
+    CheckpointError,
+    Llama4EdgeError,
+    OutputError,
+    RecipeError,
+    SettingError,
+)
 from llama4_edge.progress import Progress
 from llama4_edge.quant import DEFAULT_RECIPE
 from tests.fixtures import MakeCheckpoint
@@ -347,6 +353,14 @@ def test_unknown_recipes_and_types_are_answered_with_the_nearest() -> None:
         convert("anything", recipe="in4")
     with pytest.raises(RecipeError, match=r"Did you mean q4_k"):
         convert("anything", types=[("x", "q4k")])
+
+
+@pytest.mark.parametrize(("name", "value"), [("split_size", 0), ("split_size", -1), ("threads", 0)])
+def test_a_number_below_one_is_refused_before_the_source_is_looked_at(
+    name: str, value: int
+) -> None:
+    with pytest.raises(SettingError, match=f"{name} is outside its range, found {value}, expected"):
+        convert("anything", **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("force", [False, True])
