@@ -179,7 +179,7 @@ def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
     """The vision tower that config.json describes, None where it describes none.
 
     Raises:
-        UnsupportedError: sizes that are none; the message lists all of them.
+        UnsupportedError: sizes that are not positive integers; the message lists all of them.
     """
     settings = raw.get("vision_config")
     if not isinstance(settings, Mapping):

@@ -145,7 +145,7 @@ def run_pipeline(
         on_slab: called after each slab is written, in order.
 
     Raises:
-        DamagedTensorError: a stored tensor holds numbers that are none, or too large.
+        DamagedTensorError: a stored tensor holds NaN, infinity, or numbers that are too large.
         CheckpointError: a shard cannot be read.
         OutputError: the sink cannot write.
     """

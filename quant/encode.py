@@ -56,8 +56,8 @@ def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
     """Encode `rows` [n, row_length], bf16 as raw 16-bit words, into `out` [n * row_bytes].
 
     Args:
-        rows: with rows or columns side by side in memory: the view of a matrix that is still to be
-            transposed will do.
+        rows: with contiguous rows or columns: the view of a matrix that is still to be transposed
+            will do.
         tensor_type: one of `NATIVE`.
         out: contiguous.
 

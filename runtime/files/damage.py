@@ -38,7 +38,7 @@ _UNIT = 4096
 _HOLE_UNITS = (1 << 20) // _UNIT - 1
 _PIECE_BYTES = 4 << 20
 
-# A float is infinite or no number when these bits are all set: the word's type, and the mask.
+# A float is infinite or NaN when these bits are all set: the word's type, and the mask.
 _MASKS: dict[str, tuple[str, int]] = {
     "f16": ("<u2", 0x7C00),
     "bf16": ("<u2", 0x7F80),
@@ -171,7 +171,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Finding:
-    """Of one piece: floats that are none, the first's place, and runs of zero units [from, to)."""
+    """Of one piece: infinite or NaN floats, where the first is, runs of zero units [from, to)."""
 
     bad: int = 0
     first: int = 0
@@ -259,7 +259,7 @@ class _Check:
         if self._error is not None:
             yield self._damage(self._error[0], f"the file cannot be read here: {self._error[1]}")
         if self._bad:
-            yield self._damage(self._first, f"{self._bad:,} {self._floats()} infinite or no number")
+            yield self._damage(self._first, f"{self._bad:,} {self._floats()} infinite or NaN")
         units = -(-nbytes // _UNIT)
         if self._zeros == [(0, units)] and not missing:
             yield self._damage(0, f"all {nbytes:,} bytes are zero", certain=False)
@@ -323,7 +323,7 @@ def _read(descriptor: int, offset: int, length: int) -> Bytes:
 
 
 def _count_bad(data: Bytes, tensor: _Tensor) -> tuple[int, int]:
-    """Floats that are infinite or no number, and the byte where the first of them begins."""
+    """Floats that are infinite or NaN, and the byte where the first of them begins."""
     step = tensor.block_bytes
     bad, places = 0, []
     for kind, at in _FLOATS[tensor.type_name]:

@@ -167,7 +167,7 @@ def connect(endpoints: Sequence[str]) -> Workers:
 
     Raises:
         WorkerError: one is absent, busy, or no worker; or ggml's RPC is not built in.
-        SettingError: an address is none, or two are the same worker.
+        SettingError: not a worker's address, or two are the same worker.
     """
     if not endpoints:
         return Workers(())

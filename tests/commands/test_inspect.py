@@ -77,8 +77,7 @@ def test_inspect_check_says_a_line_for_each_damage(
     result = llama4("inspect", damaged, "--check")
     assert (result.exit_code, result.stderr) == (1, "")
     lines = {
-        f"problem {keys.name} at byte {keys.offset + 10} of {damaged}: "
-        "1 number is infinite or no number",
+        f"problem {keys.name} at byte {keys.offset + 10} of {damaged}: 1 number is infinite or NaN",
         f"note    {norm.name} at byte {norm.offset} of {damaged}: "
         f"all {norm.nbytes:,} bytes are zero",
         f"problem {last.name} at byte {end} of {damaged}: 100 of {last.nbytes:,} bytes are missing",

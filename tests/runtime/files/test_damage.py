@@ -19,7 +19,7 @@ from llama4_edge.runtime.files.damage import Damage, find_damage
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.fixtures import MakeGGUF
 
-# Where a block's scales lie (ggml-common.h) and the bytes that make one infinite or no number.
+# Where a block's scales lie (ggml-common.h) and the bytes that make one infinite or NaN.
 HALF_NAN, HALF_INF = b"\x01\x7e", b"\x00\xfc"
 SCALES: dict[str, dict[int, tuple[bytes, ...]]] = {
     "F32": {0: (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff")},
@@ -94,7 +94,7 @@ def test_a_broken_scale_is_found_where_it_is(
     data[place : place + len(value)] = value
     path = written(tmp_path, data)
     noun = "number" if name in ("F32", "F16", "BF16") else "scale"
-    what = f"1 {noun} is infinite or no number"
+    what = f"1 {noun} is infinite or NaN"
     assert damage_of(path, name, len(data)) == [Damage("t", str(path), START + place, what)]
 
 
@@ -143,7 +143,7 @@ def test_broken_scales_are_counted_over_pieces(tmp_path: Path) -> None:
         blocks[broken, :2] = list(HALF_NAN)
     found = damage_of(written(tmp_path, data.tobytes()), "Q8_0", data.size)
     assert [(one.offset, one.what) for one in found] == [
-        (START + 7 * 34, "3 scales are infinite or no number")
+        (START + 7 * 34, "3 scales are infinite or NaN")
     ]
 
 
@@ -228,7 +228,7 @@ def test_damage_comes_in_the_order_of_the_tensors(tmp_path: Path) -> None:
         "tensor": "t0",
         "file": str(path),
         "offset": START + 4096,
-        "what": "1 number is infinite or no number",
+        "what": "1 number is infinite or NaN",
         "certain": True,
     }
 
