@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import EngineError
 
@@ -62,18 +62,16 @@ class Turns:
             with self._changed:
                 self._supersede(turn.thread)
                 self._line.append(turn)
-                while turn.usable and self._line[0] is not turn:
-                    if self._line[0].thread.is_alive():
+                while turn.usable and (first := self._line[0]) is not turn:
+                    if first.thread.is_alive():
                         self._changed.wait(_LOOK_EVERY)
                     else:
-                        self._supersede(self._line[0].thread)
+                        self._supersede(first.thread)
             turn.check()
             yield turn
         finally:
             with self._changed:
-                if turn in self._line:
-                    self._line.remove(turn)
-                self._changed.notify_all()
+                self._leave(turn)
 
     def close(self) -> None:
         """End all turns."""
@@ -82,7 +80,13 @@ class Turns:
             self._changed.notify_all()
 
     def _supersede(self, thread: threading.Thread) -> None:
-        for turn in [waiting for waiting in self._line if waiting.thread is thread]:
-            turn.superseded = True
+        # A copy: the garbage collector and signal handlers may change the line at any time.
+        for turn in list(self._line):
+            if turn.thread is thread:
+                turn.superseded = True
+                self._leave(turn)
+
+    def _leave(self, turn: Turn) -> None:
+        with suppress(ValueError):  # it has left already
             self._line.remove(turn)
         self._changed.notify_all()

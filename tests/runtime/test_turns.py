@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 
 import pytest
 
 from llama4_edge.errors import EngineError
-from llama4_edge.runtime.turns import Turns
+from llama4_edge.runtime.turns import Turn, Turns
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
@@ -70,3 +71,20 @@ def test_closing_ends_the_turn_and_those_that_wait_for_one() -> None:
     assert errors == ["the model was closed"]
     with pytest.raises(EngineError, match="the model was closed"), turns.turn():
         pass
+
+
+def test_a_turn_may_leave_the_line_at_any_moment() -> None:
+    turns = Turns()
+
+    class Interrupted(deque[Turn]):
+        """A signal handler or the garbage collector takes out what was to be taken out."""
+
+        def remove(self, turn: Turn) -> None:
+            super().remove(turn)
+            super().remove(turn)
+
+    turns._line = Interrupted()
+    with turns.turn() as first, turns.turn() as second:
+        assert first.superseded
+        assert second.usable
+    assert not turns._line
