@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from ...errors import EngineError
@@ -118,7 +118,8 @@ class NativeThread:
                     self._tell_to_stop(call)
                 else:
                     self._submit(call)
-                self._wait(call, PATIENCE if interrupt is not None else limit)
+                with self._unlocked():
+                    self._wait(call, PATIENCE if interrupt is not None else limit)
                 break
             except BaseException as error:
                 if interrupt is not None and self._remote is not None:
@@ -236,10 +237,10 @@ class NativeThread:
 
     def _submit(self, call: _Call[Any]) -> None:
         with self._lock:
-            if self._closed:
-                raise _ended()
             self._pending.append(call)
             self._calls.put(call)
+            if self._closed:
+                self._tell_to_stop(call)
 
     def _tell_to_stop(self, call: _Call[Any]) -> None:
         """End a call that has begun soon, and one that has not at once."""
@@ -258,6 +259,20 @@ class NativeThread:
         call.work = None
         call.ended = True
         call.reports.put(None)
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Have the lock free for a while, which a signal handler may find in its thread's hands."""
+        held = 0
+        try:
+            with suppress(RuntimeError):  # it is free, or another thread's
+                while True:
+                    self._lock.release()
+                    held += 1
+            yield
+        finally:
+            for _ in range(held):
+                self._lock.acquire()
 
     def _wait(self, call: _Call[Any], limit: float | None) -> None:
         """Until the call has ended or a worker is lost; do what it reports meanwhile."""
@@ -281,7 +296,8 @@ class NativeThread:
         interrupt: BaseException | None = None
         while True:
             try:
-                self._see_end()
+                with self._unlocked():
+                    self._see_end()
                 break
             except BaseException as error:
                 if interrupt is not None and self._remote is not None:

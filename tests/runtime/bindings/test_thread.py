@@ -371,3 +371,21 @@ def test_the_end_of_python_stops_what_runs_and_frees() -> None:
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60
     )
     assert (result.returncode, result.stdout, result.stderr) == (7, "stopped\nfreed\n", "")
+
+
+def test_a_signal_handler_may_call_where_it_interrupts_one_who_holds_the_lock(
+    thread: NativeThread,
+) -> None:
+    answers: list[int] = []
+
+    def interrupted() -> None:
+        with thread._lock, thread._lock:
+            answers.append(thread.call(lambda: 1))
+            assert thread._lock._is_owned()  # type: ignore[attr-defined]
+        thread.end()
+
+    caller = threading.Thread(target=interrupted, daemon=True)
+    caller.start()
+    caller.join(30)
+    assert answers == [1]
+    assert not caller.is_alive()
