@@ -6,11 +6,12 @@ Knows nothing of templates, of plans, or of what a model is loaded from.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,8 +94,10 @@ class Stream(Iterator[str]):
         self._ended = False
         self._decode_seconds = 0.0
         self._prompt_tokens = len(prompt)
-        # One step at a time; reentrant for signal handlers.
+        # One step at a time; reentrant for signal handlers, which find the step half done.
         self._stepping = threading.RLock()
+        self._process = os.getpid()
+        self._reading = self._closing = False
         with ExitStack() as resources:
             self._turn = resources.enter_context(engine.turn())
             started = time.perf_counter()
@@ -114,41 +117,75 @@ class Stream(Iterator[str]):
 
         Raises:
             StopIteration: the answer is complete, or the stream was closed.
-            EngineError: the model was asked something else meanwhile, or was closed.
+            EngineError: the model was asked something else meanwhile, or was closed; or a signal
+                handler asks for a piece while the next one is being made.
         """
-        with self._stepping:
-            return self._next()
+        with self._one_step():
+            if self._reading:
+                raise EngineError(
+                    "this stream is being read already",
+                    hint="A signal handler can close a stream that it interrupts, not read it.",
+                )
+            try:
+                self._reading = True
+                return self._next()
+            except EngineError:
+                if self._closing:  # and the model was perhaps asked something else since
+                    raise StopIteration from None
+                raise
+            finally:
+                self._reading = False
+                if self._closing:
+                    self._close()
 
     def _next(self) -> str:
         if self._turn.superseded:
-            self.close()
+            self._close()
             self._turn.check()
-        while not (self._ready or self._ended):
+        while not (self._ready or self._ended or self._closing):
             started = time.perf_counter()
             try:
                 self._step()
             except BaseException:
                 # As with a generator: what was interrupted is over, and the model goes on.
-                self.close()
+                self._close()
                 raise
             finally:
                 self._decode_seconds += time.perf_counter() - started
-        if not self._ready:
+        if self._closing or not self._ready:
             raise StopIteration
         piece, self._handed_out = self._ready.popleft()
         self._pieces.append(piece)
         return piece
 
     def close(self) -> None:
-        """End the answer after the last piece that was read; a complete one stays as it is."""
+        """End the answer after the last piece that was read; a complete one stays as it is.
+
+        From a signal handler that interrupts the reading, it ends when the reading goes on.
+        """
+        with self._one_step():
+            if self._reading:
+                self._closing = True
+            else:
+                self._close()
+
+    def _close(self) -> None:
+        if self._ended and not self._ready:
+            return
+        if not self._ended:
+            self._end(None)
+        self._finish_reason = None
+        self._ready.clear()
+        del self._tokens[self._handed_out :]
+
+    @contextmanager
+    def _one_step(self) -> Iterator[None]:
+        """Wait for what another thread is doing with the stream."""
+        if self._process != os.getpid():
+            # A fork, in which nobody goes on with what was under way.
+            self._process, self._reading, self._stepping = os.getpid(), False, threading.RLock()
         with self._stepping:
-            if self._ended and not self._ready:
-                return
-            if not self._ended:
-                self._end(None)
-            self._finish_reason = None
-            self._ready.clear()
-            del self._tokens[self._handed_out :]
+            yield
 
     @property
     def completion(self) -> Completion:
@@ -191,6 +228,8 @@ class Stream(Iterator[str]):
 
     def _accept(self, token: int, is_end: bool) -> bool:
         """Take a token into the answer, in whichever thread; whether more are wanted."""
+        if self._ended or self._closing:  # the former where a lost worker's thread was left behind
+            return False
         if is_end:
             self._stopped = True
             return False

@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -336,6 +338,52 @@ def test_a_signal_handler_that_asks_comes_first_and_ends_the_answer_it_interrupt
     with pytest.raises(EngineError, match="ended by a later request"):
         endless.generate("Hello", max_tokens=20, sampling=WILD)
     assert answers == [expected]
+
+
+@pytest.mark.parametrize("asks", ["close", "__next__"])
+def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
+    endless: Model, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    monkeypatch.setattr("llama4_edge.runtime.engine.BURST_SECONDS", 60.0)
+    whole = endless.generate("Hello", max_tokens=60, sampling=WILD)
+    stream = endless.generate("Hello", max_tokens=60, sampling=WILD, stream=True)
+    token_bytes = endless.vocabulary.token_bytes
+    main = threading.main_thread().ident
+    assert main is not None
+    asked = threading.Event()
+    chosen: list[int] = []
+
+    def interrupting(token: int) -> bytes:
+        chosen.append(token)
+        if len(chosen) == 10:  # in the middle of a burst
+            signal.pthread_kill(main, signal.SIGALRM)
+            assert asked.wait(30)
+        return token_bytes(token)
+
+    def handler(*_: object) -> None:
+        try:
+            getattr(stream, asks)()
+        finally:
+            asked.set()
+
+    monkeypatch.setattr(endless.vocabulary, "token_bytes", interrupting)
+    before = signal.signal(signal.SIGALRM, handler)
+    pieces: list[str] = []
+    try:
+        if asks == "close":
+            pieces.extend(stream)
+        else:
+            with pytest.raises(EngineError, match="this stream is being read already"):
+                pieces.extend(stream)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    completion = stream.completion
+    assert len(chosen) < 60
+    assert (completion.text, completion.finish_reason) == ("".join(pieces), None)
+    assert completion.tokens == whole.tokens[: len(completion.tokens)]
+    monkeypatch.undo()
+    assert endless.detokenize(completion.tokens) == completion.text
+    assert endless.generate("Hello", max_tokens=60, sampling=WILD).text == whole.text
 
 
 def test_logits_end_a_stream_and_are_the_engines(endless: Model) -> None:

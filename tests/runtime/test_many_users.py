@@ -234,3 +234,31 @@ for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         print(error.problem)
 """
     assert run(program, path) == (0, "an engine can be neither copied nor pickled\n" * 3, "")
+
+
+def test_a_stream_that_another_thread_reads_can_be_closed_in_a_fork(path: Path) -> None:
+    program = """
+model = opened()
+stream = model.generate([5] * 40, sampling=wild(), stream=True)
+next(stream)
+stream._stepping.acquire()  # as the other thread would while it waits for a piece
+stream._reading = True
+done = []
+def child():
+    stream.close()
+    print("closed", stream.completion.finish_reason, flush=True)
+    os._exit(0)
+def fork():
+    child_id = os.fork()
+    if child_id == 0:
+        child()
+    for _ in range(1000):
+        if os.waitpid(child_id, os.WNOHANG)[0]:
+            done.append(True)
+            return
+        time.sleep(0.01)
+    os.kill(child_id, signal.SIGKILL)
+in_background(fork).join()
+print(done)
+"""
+    assert run(program, path) == (0, "closed None\n[True]\n", "")
