@@ -87,11 +87,15 @@ class NativeThread:
         self._done = threading.Event()
         self._stop_text = ctypes.create_string_buffer(2)
         self._thread = threading.Thread(target=self._run, name="llama.cpp", daemon=True)
-        self._thread.start()
-        _live.add(self)
-        # Handlers run in the reverse order: this one comes before all that are there now.
-        atexit.unregister(_end_all)
-        atexit.register(_end_all)
+        try:
+            self._thread.start()  # waits until it runs, which can be interrupted
+            _live.add(self)
+            # Handlers run in the reverse order: this one comes before all that are there now.
+            atexit.unregister(_end_all)
+            atexit.register(_end_all)
+        except BaseException:
+            self._calls.put(None)
+            raise
 
     # --- for those who want something of llama.cpp
 

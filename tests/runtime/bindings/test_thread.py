@@ -389,3 +389,19 @@ def test_a_signal_handler_may_call_where_it_interrupts_one_who_holds_the_lock(
     caller.join(30)
     assert answers == [1]
     assert not caller.is_alive()
+
+
+def test_a_thread_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        NativeThread()
+    started[0].join(30)
+    assert not started[0].is_alive()
