@@ -166,7 +166,7 @@ class PartialOutput:
             with _writing(parts[0]):
                 # Before any part: what lies there without a journal is somebody else's.
                 if not self._journal.exists():
-                    self._write_journal(0, finishing=False)
+                    self._write_journal(0, finishing=False, alone=False)
                 for part in parts:
                     self._descriptors.append(_open_locked(part.partial, os.O_CREAT))
                 self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
@@ -275,14 +275,15 @@ class PartialOutput:
             forget_cached(self._descriptors[part], offset, length)
         self._committed_at = time.monotonic()
 
-    def _write_journal(self, slabs: int, *, finishing: bool) -> None:
+    def _write_journal(self, slabs: int, *, finishing: bool, alone: bool = True) -> None:
+        """Replace the journal; before the parts are locked another one may be doing the same."""
         state = {
             "identity": self._identity,
             "slabs_done": slabs,
             "finishing": finishing,
         }
         fresh = self._journal.with_name(self._journal.name + ".new")
-        write_atomically(self._journal, json.dumps(state), temporary=fresh)
+        write_atomically(self._journal, json.dumps(state), temporary=fresh if alone else None)
 
     def __exit__(
         self,
@@ -360,20 +361,20 @@ def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
         OutputError: a temporary name is taken by something that is not a part under way.
     """
     journal = _journal_of(parts)
-    for part in parts:
-        partial = part.partial
-        if not os.path.lexists(partial):
+    has_journal = journal.is_file() and not journal.is_symlink()
+    for path in (journal, *(part.partial for part in parts)):
+        if not os.path.lexists(path):
             continue
-        ours = journal.is_file() and partial.is_file() and not partial.is_symlink()
-        if ours and partial.stat().st_nlink == 1:
+        ours = has_journal and path.is_file() and not path.is_symlink()
+        if ours and path.stat().st_nlink == 1:
             continue
-        if partial.is_dir() or not force:
+        if path.is_dir() or not force:
             raise OutputError(
-                f"{partial} exists and is not an interrupted conversion's",
-                found="a directory" if partial.is_dir() else "no journal beside it, or a link",
+                f"{path} exists and is not an interrupted conversion's",
+                found="a directory" if path.is_dir() else "no journal beside it, or a link",
                 hint="Move it away, or give another name.",
             )
-        partial.unlink()
+        path.unlink()
 
 
 def _is_whole(part: Part, path: Path) -> bool:

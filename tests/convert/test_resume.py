@@ -523,3 +523,37 @@ def test_a_linked_partial_beside_a_journal_does_not_lead_to_its_victim(
     with pytest.raises(OutputError, match="or a link"):
         convert(checkpoint, tmp_path / "o.gguf")
     assert victim.read_bytes() == b"precious"
+
+
+def test_two_that_begin_at_once_do_not_disturb_each_other(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins its journal too, while this one is between writing and naming it."""
+    target, replace = tmp_path / "o.gguf", Path.replace
+    others: list[Path] = []
+
+    def slow(path: Path, name: Path) -> Path:
+        if not others and name.name == "o.gguf.partial.json":
+            others.append(name)
+            convert(checkpoint, target)
+            target.unlink()
+        return replace(path, name)
+
+    monkeypatch.setattr(Path, "replace", slow)
+    convert(checkpoint, target)
+    assert others
+    assert sorted(path.name for path in tmp_path.glob("*o.gguf*")) == ["o.gguf"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "symbolic link"])
+def test_a_journal_that_is_somebody_elses_is_left_alone(
+    checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    journal = tmp_path / "o.gguf.partial.json"
+    if kind == "directory":
+        journal.mkdir()
+    else:
+        journal.symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="exists and is not an interrupted conversion's"):
+        convert(checkpoint, tmp_path / "o.gguf")
+    assert [path.name for path in tmp_path.glob("[ov]*")] == [journal.name]
