@@ -384,8 +384,13 @@ def _end_all() -> None:
     """
     global _python_ends
     _python_ends = True
-    for thread in list(_live):
-        thread.end(free=thread._remote is None)
+    ours = [thread for thread in _live if not thread.is_foreign]
+    for thread in ours:
+        thread.end(free=thread._remote is None, wait=not thread._lost)
+    # All that lost a worker together, since most of them wait for ever.
+    until = time.monotonic() + _LOOK_EVERY
+    for thread in ours:
+        thread._done.wait(max(0.0, until - time.monotonic()))
 
 
 def _park_if_python_ends() -> None:

@@ -405,3 +405,26 @@ def test_a_thread_whose_start_is_interrupted_ends(monkeypatch: pytest.MonkeyPatc
         NativeThread()
     started[0].join(30)
     assert not started[0].is_alive()
+
+
+def test_threads_that_lost_a_worker_are_awaited_together_at_the_end() -> None:
+    program = """
+import threading, time
+from llama4_edge.errors import WorkerError
+from llama4_edge.runtime.bindings.thread import NativeThread
+class Remote:
+    lost = False
+    def check(self):
+        if self.lost:
+            raise WorkerError("lost")
+    def watch(self):
+        self.lost = True
+    def cut(self):
+        self.lost = True
+for _ in range(30):
+    try:
+        NativeThread(Remote()).call(threading.Event().wait, limit=0.01)
+    except WorkerError:
+        pass
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=15, check=True)
