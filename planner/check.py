@@ -74,7 +74,9 @@ def check(
         raise SettingError(
             "only a GGUF on this machine can be loaded",
             found="a machine that is not here" if plan.described else plan.model,
-            hint="Leave out gpus, vram and ram." if plan.described else "Convert it first.",
+            hint="Plan without gpus=NAMES, vram=BYTES and ram=BYTES for this one."
+            if plan.described
+            else "Convert it first.",
         )
     if not plan.fits:
         raise EngineError(
