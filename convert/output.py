@@ -165,8 +165,7 @@ class PartialOutput:
         try:
             with _writing(parts[0]):
                 # Before any part: what lies there without a journal is somebody else's.
-                if not self._journal.exists():
-                    self._write_journal(0, finishing=False, alone=False)
+                self._claim_journal()
                 for part in parts:
                     self._descriptors.append(_open_locked(part.partial, os.O_CREAT))
                 self.slabs_done = self._slabs_to_skip(force=force) if resumable else 0
@@ -275,15 +274,25 @@ class PartialOutput:
             forget_cached(self._descriptors[part], offset, length)
         self._committed_at = time.monotonic()
 
-    def _write_journal(self, slabs: int, *, finishing: bool, alone: bool = True) -> None:
-        """Replace the journal; before the parts are locked another one may be doing the same."""
-        state = {
-            "identity": self._identity,
-            "slabs_done": slabs,
-            "finishing": finishing,
-        }
+    def _claim_journal(self) -> None:
+        """Have a journal before there is a part; of two that begin at once, the parts' locks choose
+        one, which then writes its own."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with suppress(FileExistsError):
+            descriptor = os.open(self._journal, flags, 0o666)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self._state(0, finishing=False))
+                file.flush()
+                os.fsync(descriptor)
+
+    def _write_journal(self, slabs: int, *, finishing: bool) -> None:
+        """Replace the journal; only who has locked the parts does."""
         fresh = self._journal.with_name(self._journal.name + ".new")
-        write_atomically(self._journal, json.dumps(state), temporary=fresh if alone else None)
+        write_atomically(self._journal, self._state(slabs, finishing=finishing), temporary=fresh)
+
+    def _state(self, slabs: int, *, finishing: bool) -> str:
+        state = {"identity": self._identity, "slabs_done": slabs, "finishing": finishing}
+        return json.dumps(state)
 
     def __exit__(
         self,

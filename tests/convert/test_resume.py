@@ -528,18 +528,18 @@ def test_a_linked_partial_beside_a_journal_does_not_lead_to_its_victim(
 def test_two_that_begin_at_once_do_not_disturb_each_other(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one begins its journal too, while this one is between writing and naming it."""
-    target, replace = tmp_path / "o.gguf", Path.replace
+    """The other one runs while this one has its journal and has not locked its part."""
+    target, open_locked = tmp_path / "o.gguf", output._open_locked
     others: list[Path] = []
 
-    def slow(path: Path, name: Path) -> Path:
-        if not others and name.name == "o.gguf.partial.json":
-            others.append(name)
+    def slow(partial: Path, flags: int = 0) -> int:
+        if not others:
+            others.append(partial)
             convert(checkpoint, target)
             target.unlink()
-        return replace(path, name)
+        return open_locked(partial, flags)
 
-    monkeypatch.setattr(Path, "replace", slow)
+    monkeypatch.setattr(output, "_open_locked", slow)
     convert(checkpoint, target)
     assert others
     assert sorted(path.name for path in tmp_path.glob("*o.gguf*")) == ["o.gguf"]
