@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, cast
 
 from ..errors import SettingError, did_you_mean
-from ..runtime.ranges import check_whole
+from ..ranges import check_whole
 from ..runtime.sampling import Sampling
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
-from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, did_you_mean
 from ..hub.names import parse_repository
 from ..progress import Progress
 from ..quant import (
@@ -29,6 +29,7 @@ from ..quant import (
 )
 from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
+from ..ranges import check_whole
 from ..system.cores import usable_threads
 from . import fp8
 from .checkpoint import Checkpoint, open_checkpoint
@@ -98,13 +99,8 @@ def run(
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes."""
     started = time.monotonic()
-    for name, number in (("split_size", split_size), ("threads", threads)):
-        if number is not None and number < 1:
-            raise SettingError(
-                f"{name} is outside its range",
-                found=str(number),
-                expected="None or a whole number from 1 up",
-            )
+    check_whole("split_size", split_size, 1, or_none=True)
+    check_whole("threads", threads, 1, or_none=True)
     chosen = recipe_named(recipe)
     overrides = type_overrides(types)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)

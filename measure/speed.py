@@ -21,13 +21,13 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
+from ..ranges import check_whole
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.bindings.devices import list_devices
 from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
 from ..runtime.main_memory import has_gpus
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
-from ..runtime.ranges import check_whole
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
 from ..system.cores import decoding_threads
 from .speed_engine import BenchEngine

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..ranges import check_whole
 from ..runtime.bindings.devices import (
     Device,
     NativeDevice,
@@ -22,7 +23,6 @@ from ..runtime.bindings.devices import (
     offload_devices,
 )
 from ..runtime.placement import CPU
-from ..runtime.ranges import check_whole
 from ..runtime.workers.remote import Workers
 from ..system.cores import usable_threads
 from ..system.memory import host_memory

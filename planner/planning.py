@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import SettingError
+from ..ranges import as_tuple
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
-from ..runtime.ranges import as_tuple
 from ..runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
 from ..runtime.workers.remote import connect
 from ..units import bytes_text

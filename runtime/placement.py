@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from .ranges import MAX_INT32, as_tuple, check_whole, is_number, outside
+from ..ranges import MAX_INT32, as_tuple, check_whole, is_number, outside
 
 CPU = "CPU"
 """The name of main memory, pinned or not, repacked or not: in overrides, reports and plans."""

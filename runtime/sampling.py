@@ -9,7 +9,7 @@ import math
 import secrets
 from dataclasses import dataclass, replace
 
-from .ranges import MAX_INT32, check_whole, is_number, outside
+from ..ranges import MAX_INT32, check_whole, is_number, outside
 
 MAX_SEED = 2**32 - 2
 """The largest seed: llama.cpp reads 2**32 - 1 as "choose one yourself" (LLAMA_DEFAULT_SEED)."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..errors import SettingError
+from ..ranges import MAX_INT32, as_tuple, check_choice, check_whole, outside
 from ..system.cores import MAX_THREADS
 from .placement import Placement
-from .ranges import MAX_INT32, as_tuple, check_choice, check_whole, outside
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 """What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""

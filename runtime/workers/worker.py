@@ -22,11 +22,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from ...errors import WorkerError
+from ...ranges import check_whole
 from ...system.cores import MAX_THREADS, decoding_threads
 from ..bindings.build import build_command
 from ..bindings.devices import Device
 from ..bindings.library import llama
-from ..ranges import check_whole
 from .handshake import DEFAULT_PORT, greet, resolve
 
 logger = logging.getLogger(__name__)

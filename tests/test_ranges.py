@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama4_edge.errors import SettingError
-from llama4_edge.runtime.ranges import as_tuple, check_choice, check_whole, is_number
+from llama4_edge.ranges import as_tuple, check_choice, check_whole, is_number
 
 
 def test_whole_numbers_within_the_range_pass() -> None:

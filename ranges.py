@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from ..errors import SettingError, did_you_mean
+from .errors import SettingError, did_you_mean
 
 MAX_INT32 = 2**31 - 1
 """The largest ``int32_t``, as which llama.cpp takes most counts."""
