@@ -16,10 +16,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# The package before the function of the same name: whichever is imported last has the name.
+from . import convert as _package  # noqa: F401
 from ._version import __version__
-
-# Now, because importing the package of the same name later would take the function's place.
-from .convert import convert
+from .conversion import convert
 
 if TYPE_CHECKING:
     from .chat.answer import Completion, Stream

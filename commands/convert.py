@@ -73,7 +73,7 @@ def convert(options: ConvertOptions) -> None:
     llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
     """
-    from ..convert import convert as run_conversion
+    from ..conversion import convert as run_conversion
     from ..terminal.tables import report_view
 
     settings = given(options)

@@ -96,8 +96,14 @@ def run(
     dry_run: bool,
     threads: int | None,
     progress: Callable[[Progress], None] | None,
+    check_headers: Callable[[Path, Sequence[Part]], None],
 ) -> Report:
-    """The conversion that `llama4_edge.convert` describes."""
+    """The conversion that `llama4_edge.convert` describes.
+
+    Args:
+        check_headers: is given the checkpoint's path and the planned parts, and raises an error
+            where the file could not be opened.
+    """
     started = time.monotonic()
     check_whole("split_size", split_size, 1, or_none=True)
     check_whole("threads", threads, 1, or_none=True)
@@ -108,6 +114,7 @@ def run(
         job = _prepare(
             checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size
         )
+        check_headers(checkpoint.path, job.parts)
         if dry_run:
             shortage = room_shortage(job.parts, checkpoint.shards.disk_need(job.shards))
             return _report(job, notes=[str(shortage)] if shortage else [])

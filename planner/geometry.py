@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ..quant.types import F16, Q4_0, Q8_0, TensorType
 from ..runtime.files.gguf_file import MAGIC
 from ..runtime.files.model_file import check_model_file
 from ..runtime.settings import EngineSettings, KVType
+from ..system.temporary import temporary_path
 
 if TYPE_CHECKING:
     from ..convert.vision import VisionWeights
@@ -139,7 +139,7 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     from ..convert.blueprint import blueprint
 
     drawing = blueprint(model, recipe=DEFAULT_RECIPE if recipe is None else recipe)
-    with _temporary_path() as path:
+    with temporary_path("llama4-plan-") as path:
         yield Geometry(
             name=drawing.name,
             source=os.fspath(model),
@@ -150,18 +150,6 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
             note=drawing.note,
             vision=drawing.vision,
         )
-
-
-@contextmanager
-def _temporary_path() -> Iterator[Path]:
-    """A path to write to; on Linux without a name, so that nothing is left of a killed process."""
-    with tempfile.TemporaryFile(prefix="llama4-plan-") as file:
-        path = Path(f"/proc/self/fd/{file.fileno()}")
-        if path.exists():
-            yield path
-            return
-    with tempfile.TemporaryDirectory(prefix="llama4-plan-") as directory:
-        yield Path(directory) / "header.gguf"
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:

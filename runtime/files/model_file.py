@@ -74,20 +74,23 @@ class ModelInfo:
             return "unknown" if value is None else f"unknown ({value})"
 
 
-def check_model_file(path: str | os.PathLike[str], *, needs_tokenizer: bool = True) -> ModelInfo:
+def check_model_file(
+    path: str | os.PathLike[str], *, needs_tokenizer: bool = True, whole: bool = True
+) -> ModelInfo:
     """Read the header of a Llama 4 GGUF and check all that llama.cpp relies on.
 
     Of a split model, `path` names the first part; the others must lie beside it. Whoever only
-    measures a model can do without a tokenizer; a file may have none, if it says so.
+    measures a model can do without a tokenizer; a file may have none, if it says so. A file that is
+    not `whole` may end before its last tensor does, as one that is only planned.
 
     Raises:
         ModelFileError: a file cannot be read or is damaged, or is not a Llama 4 text model.
         EngineError: llama.cpp's library does not load.
     """
-    gguf = read_gguf(path)
+    gguf = read_gguf(path, whole=whole)
     check_architecture(gguf)
     _check_key_types(gguf)
-    parts = _read_parts(gguf)
+    parts = _read_parts(gguf, whole=whole)
     bare = has_no_tokenizer(gguf) and not needs_tokenizer
     vocabulary = bare_vocabulary(gguf) if bare else check_vocabulary(gguf)
     info = _model_info(gguf, parts, vocabulary)
@@ -406,7 +409,7 @@ def _bad_tensor(
 # --- split models
 
 
-def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
+def _read_parts(gguf: GGUFFile, *, whole: bool) -> tuple[GGUFFile, ...]:
     """The headers of all parts; llama.cpp finds them by the name of the first, and so do we."""
     count = gguf.metadata.get("split.count", 0)
     assert isinstance(count, int)
@@ -430,7 +433,7 @@ def _read_parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
                 expected=path,
                 hint="Download all parts into one directory.",
             )
-        parts.append(_read_part(path, index))
+        parts.append(_read_part(path, index, whole=whole))
     _check_part_tensors(gguf, parts)
     return tuple(parts)
 
@@ -444,8 +447,8 @@ def _not_first(gguf: GGUFFile) -> ModelFileError:
     )
 
 
-def _read_part(path: Path, index: int) -> GGUFFile:
-    part = read_gguf(path)
+def _read_part(path: Path, index: int, *, whole: bool) -> GGUFFile:
+    part = read_gguf(path, whole=whole)
     number, kind = part.metadata.get("split.no"), part.types.get("split.no")
     if number != index or kind != "u16":
         raise _bad_key(part, "split.no", f"{number} of type {kind}", f"{index} of type u16")

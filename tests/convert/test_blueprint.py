@@ -12,7 +12,7 @@ import pytest
 from gguf import GGUFReader
 
 from demo.checkpoint import MAVERICK_LIKE, SCOUT_BASE_LIKE, Geometry, write_checkpoint
-from llama4_edge.convert import convert
+from llama4_edge import convert
 from llama4_edge.convert.blueprint import Blueprint, blueprint
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.errors import CheckpointError, OutputError, RecipeError, UnsupportedError

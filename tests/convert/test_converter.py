@@ -17,7 +17,8 @@ import pytest
 from gguf import GGUFReader
 
 import llama4_edge
-from llama4_edge.convert import convert, slabs
+from llama4_edge import convert
+from llama4_edge.convert import slabs
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.convert.output import Part
 from llama4_edge.convert.target import check_target

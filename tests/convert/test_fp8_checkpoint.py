@@ -15,8 +15,9 @@ import torch
 from huggingface_hub import snapshot_download
 
 from demo.checkpoint import MAVERICK_LIKE
-from llama4_edge.convert import convert, slabs
+from llama4_edge import convert
 from llama4_edge.convert import hub as hub_shards
+from llama4_edge.convert import slabs
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.converter import inspect_checkpoint

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from llama4_edge.convert import convert, output
+from llama4_edge import convert
+from llama4_edge.convert import output
 from llama4_edge.convert.hub import HubShards, open_repository
 from llama4_edge.errors import HubError, OutputError
 from tests.hub_server import Fault, HubServer

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, snapshot_download
 
-from llama4_edge.convert import convert
+from llama4_edge import convert
 from llama4_edge.convert.hub import open_repository
 from llama4_edge.errors import CheckpointError, HubError, UnsupportedError
 from tests.hub_server import Fault, HubServer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from demo.checkpoint import SCOUT_LIKE, Geometry, Vision, write_checkpoint
-from llama4_edge.convert import convert
+from llama4_edge import convert
 
 SCOUT = replace(
     SCOUT_LIKE,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama4_edge import Progress
-from llama4_edge.convert import convert, output, slabs
+from llama4_edge import Progress, convert
+from llama4_edge.convert import output, slabs
 from llama4_edge.errors import CheckpointError, OutputError
 from tests.fixtures import MakeCheckpoint
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # The child of a test: converts with small slabs and a journal written after each.
 CONVERT = """
 import sys
-from llama4_edge.convert import convert, output, slabs
+from llama4_edge import convert
+from llama4_edge.convert import output, slabs
 slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000
 output.COMMIT_SECONDS = 0.0
 convert(sys.argv[1], sys.argv[2], threads=1)
@@ -43,7 +44,8 @@ convert(sys.argv[1], sys.argv[2], threads=1)
 KILL_AT_RANDOM = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
-from llama4_edge.convert import convert, output, slabs
+from llama4_edge import convert
+from llama4_edge.convert import output, slabs
 
 source, target = sys.argv[1], Path(sys.argv[2])
 slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000

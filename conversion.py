@@ -1,0 +1,178 @@
+"""A checkpoint becomes a GGUF that opens: `llama4_edge.convert`.
+
+Joins the room that writes a GGUF and those that read it: the planned headers are opened by the very
+code that opens the written file, before a byte of it is written. Promises that importing it loads
+none of them. Knows no format itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import (
+    Llama4EdgeError,
+    ModelFileError,
+    OutputError,
+    TemplateError,
+    UnsupportedError,
+    VocabularyError,
+)
+from .quant import DEFAULT_RECIPE
+
+if TYPE_CHECKING:
+    from .convert.output import Part
+    from .convert.report import Report
+    from .progress import Progress
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    types: Sequence[tuple[str, str]] = (),
+    split_size: int | None = None,
+    revision: str | None = None,
+    keep_source: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Convert the checkpoint `source` to the GGUF file `output`.
+
+    Everything is checked, from the headers alone, before anything is written. The file gets its
+    name only when it is whole. A conversion that was interrupted goes on when it is called again
+    with the same arguments, and ends in the same bytes.
+
+    Args:
+        source: directory with config.json, tokenizer.json and the safetensors; or the name of a
+            repository on the Hugging Face Hub, ``org/name``, whose shards are fetched one after the
+            other. What a directory of that name would be is taken for one.
+        output: file to write, or a directory to write it into; by default
+            ``<source's name>-<recipe>.gguf`` in the current directory.
+        recipe: one of `llama4_edge.RECIPES`.
+        types: (regex, type name) pairs that decide before the recipe, the first match first.
+        split_size: bytes of tensors that one file may hold; more go into further parts,
+            ``NAME-00001-of-00003.gguf`` and so on.
+        revision: of the repository: a branch, a tag or a commit; by default its main branch.
+        keep_source: leave the fetched shards in huggingface_hub's cache.
+        force: replace an existing `output`, and what an interrupted conversion of another kind
+            left.
+        dry_run: check and plan everything, write nothing; too small a disk is a note then.
+        threads: encoders that work at the same time; by default one for each core.
+        progress: called after each slab with the bytes read so far.
+
+    Returns:
+        What was written, by role.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole.
+        HubError: the repository cannot be had.
+        UnsupportedError: it is whole, and llama.cpp could not run it.
+        DamagedTensorError: a weight is infinite or NaN, or the checkpoint changes meanwhile.
+        VocabularyError: llama.cpp would read the tokenizer differently.
+        RecipeError: no such recipe or type, or an override that fits no tensor.
+        SettingError: `split_size` or `threads` is less than 1.
+        OutputError: the target exists, its disk is too small, or writing failed.
+    """
+    from .convert.converter import run
+
+    return run(
+        source,
+        output,
+        recipe=recipe,
+        types=types,
+        split_size=split_size,
+        revision=revision,
+        keep_source=keep_source,
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+        progress=progress,
+        check_headers=_check_headers,
+    )
+
+
+def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
+    """Open the file that `parts` will be, as a model is opened that is to be talked to.
+
+    Raises:
+        VocabularyError: its tokenizer, or its chat template, is of no use.
+        UnsupportedError: llama.cpp could not run it.
+        OutputError: the temporary disk cannot hold the headers.
+        EngineError: llama.cpp's library does not load.
+    """
+    from .chat.prompt import Prompts
+    from .chat.vocabulary import Vocabulary
+    from .runtime.files.model_file import check_model_file
+
+    with _planned_file(parts) as path:
+        try:
+            info = check_model_file(path, whole=False)
+            prompts = Prompts(Vocabulary(info.gguf.metadata), info.chat_template)
+            if info.chat_template is not None:
+                _ = prompts.template
+        except TemplateError as error:
+            raise VocabularyError(
+                f"{checkpoint} has a chat template that cannot be used",
+                found=error.found or error.problem,
+                hint="Correct it, or remove it to convert the model without one.",
+            ) from None
+        except (ModelFileError, VocabularyError) as error:
+            raise _of_checkpoint(error, checkpoint, path) from None
+
+
+def _of_checkpoint(error: Llama4EdgeError, checkpoint: Path, path: Path) -> Llama4EdgeError:
+    """The same error about the checkpoint that the file at `path` was planned from."""
+    problem = error.problem.removeprefix(f"{path} ")
+    in_vocabulary = isinstance(error, VocabularyError) or "vocabulary" in problem
+    problem = problem.removeprefix("has a damaged vocabulary: ")
+    found = problem if error.found is None else f"{problem}: {error.found}"
+    if in_vocabulary:
+        return VocabularyError(
+            f"{checkpoint} has a tokenizer of which no usable model can be made",
+            found=found,
+            expected=error.expected,
+            hint="Compare tokenizer.json, tokenizer_config.json and generation_config.json with "
+            "those of the model that it was trained from.",
+        )
+    return UnsupportedError(
+        f"{checkpoint} would become a file that llama.cpp cannot run",
+        found=found,
+        expected=error.expected,
+    )
+
+
+@contextmanager
+def _planned_file(parts: Sequence[Part]) -> Iterator[Path]:
+    """The first of the parts, which all end with their headers."""
+    from tempfile import TemporaryDirectory
+
+    from .system.temporary import temporary_path
+
+    prefix = "llama4-convert-"
+    if len(parts) == 1:
+        with temporary_path(prefix) as path:
+            yield _write_header(path, parts[0])
+        return
+    # Parts are found by their names.
+    with TemporaryDirectory(prefix=prefix) as directory:
+        paths = [_write_header(Path(directory) / part.path.name, part) for part in parts]
+        yield paths[0]
+
+
+def _write_header(path: Path, part: Part) -> Path:
+    try:
+        path.write_bytes(part.header)
+    except OSError as error:
+        raise OutputError(
+            f"the header of {part.path.name} cannot be written to a temporary file",
+            found=error.strerror,
+            hint="Set TMPDIR to a directory with room for it.",
+        ) from None
+    return path

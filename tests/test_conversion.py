@@ -1,0 +1,75 @@
+"""What `convert` writes opens: the planned file is opened before a byte of it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llama4_edge
+from llama4_edge.convert import converter
+from llama4_edge.convert.config import parse_config
+from llama4_edge.convert.tokenizer import Vocabulary, read_vocabulary
+from llama4_edge.errors import UnsupportedError, VocabularyError
+
+
+def converted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vocabulary]) -> None:
+    """Let the converter read another vocabulary than the checkpoint's."""
+
+    def changed(*arguments: Any) -> Vocabulary:
+        return change(read_vocabulary(*arguments))
+
+    monkeypatch.setattr(converter, "read_vocabulary", changed)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dry_run": True}, {"split_size": 400_000}])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bos": None, "add_bos": False}, r"tokenizer.*no tokenizer\.ggml\.bos_token_id"),
+        ({"eos": 5000}, r"tokenizer.*tokenizer\.ggml\.eos_token_id: 5000"),
+        ({"merges": ["a b c"]}, "tokenizer.*merge 0: 'a b c'"),
+        ({"chat_template": "{% if %}"}, "has a chat template that cannot be used.*line 1"),
+    ],
+)
+def test_what_would_not_open_is_refused_before_it_is_written(
+    scout_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    change: dict[str, Any],
+    said: str,
+) -> None:
+    converted(monkeypatch, lambda vocabulary: dataclasses.replace(vocabulary, **change))
+    with pytest.raises(VocabularyError, match=said) as refused:
+        llama4_edge.convert(scout_checkpoint, tmp_path / "out.gguf", **settings)
+    assert refused.value.problem.startswith(f"{scout_checkpoint} has a ")
+    assert "/fd/" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_llama_cpp_cannot_run_is_refused_before_it_is_written(
+    scout_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        converter, "parse_config", lambda it: dataclasses.replace(parse_config(it), rms_eps=0.0)
+    )
+    with pytest.raises(UnsupportedError, match=r"layer_norm_rms_epsilon: 0\.0") as refused:
+        llama4_edge.convert(scout_checkpoint, tmp_path / "out.gguf")
+    assert refused.value.problem.startswith(f"{scout_checkpoint} would become")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checking_leaves_no_temporary_file(
+    scout_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    report = llama4_edge.convert(
+        scout_checkpoint, tmp_path / "out.gguf", split_size=400_000, dry_run=True
+    )
+    assert len(report.outputs) > 1
+    assert list((tmp_path / "tmp").iterdir()) == []
