@@ -22,9 +22,9 @@ class WorkerOptions:
     port: int | None = option(
         "-p",
         "--port",
-        kind=values.whole_number(1, 65535),
+        kind=values.whole_number(0, 65535),
         metavar="PORT",
-        help="Port to listen on.",
+        help="Port to listen on; 0 is any that is free.",
     )
     n_threads: int | None = option(
         "-t", "--threads", kind=values.whole_number(1),
@@ -46,8 +46,9 @@ def worker(options: WorkerOptions) -> None:
     """Lend this machine to a model that runs on another one.
 
     Its GPUs, or else its CPU, hold part of a model: `llama4 run MODEL --workers HOST:PORT` there.
-    A worker serves one program at a time, until Ctrl-C. There is no password and no encryption:
-    whoever reaches the port can use it.
+    A worker serves one program at a time, until Ctrl-C. It lends its GPUs' memory, or else seven
+    eighths of the main memory that is free when it starts, and takes no more. There is no password
+    and no encryption: whoever reaches the port can use it.
 
     \b
     llama4 worker

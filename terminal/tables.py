@@ -141,7 +141,9 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
 def worker_view(worker: Worker) -> RenderableType:
     """Which devices a worker lends, and how they are used from elsewhere."""
     use = f"--workers {worker.reached_at}"
-    facts = (("listens on", worker.endpoint), ("use it with", f"llama4 run MODEL {use}"))
+    facts = [("listens on", worker.endpoint), ("use it with", f"llama4 run MODEL {use}")]
+    if all(device.type == "cpu" for device in worker.devices):
+        facts.insert(0, ("lends", bytes_text(worker.lent_bytes)))
     return Group(_devices_table(worker.devices), "", _facts(facts))
 
 

@@ -1,11 +1,12 @@
-"""One connection of ggml's RPC client, and what becomes of it when the other side is gone.
+"""One connection of ggml's RPC client, and what becomes of it when the other side is gone or lies.
 
 ggml's RPC client ends the process when a connection is lost: it calls ``ggml_abort`` in the thread
 that waits for an answer. `catch_aborts` has that thread wait for ever instead, in the callback that
 ggml offers before it gives up, after marking the connection as lost.
 
-Promises that a connection which ends, and one whose machine vanishes, can be told from one whose
-worker computes; and that every other abort of ggml ends the process as before.
+Promises that llama.cpp hears of a buffer only what can be; that a connection which ends, and one
+whose machine vanishes, can be told from one whose worker computes; and that every other abort of
+ggml ends the process as before.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import itertools
 import os
 import socket
-import stat
 import struct
 import threading
-from collections.abc import Iterator
+import weakref
 from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from ...errors import WorkerError
 from ..bindings.devices import NativeDevice, native_device, rpc_function
 from ..bindings.library import native_function
+from .handshake import Greeting, impossible
+from .stand_in import StandIn
 
 # A machine that vanished is asked after 10 seconds of silence, every 5, and given up after 4.
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
@@ -37,6 +39,10 @@ _UNACKNOWLEDGED_FOR = 30.0
 # struct tcp_info (linux/tcp.h): eight bytes, then numbers of which these are tcpi_unacked and
 # tcpi_last_ack_recv (milliseconds).
 _TCP_INFO = struct.Struct("=8x 4x 4x 4x 4x I 4x 4x 4x 4x 4x 4x 4x I")
+
+
+# Of ggml's connections in this process.
+_numbers = itertools.count(1)
 
 
 class User(Protocol):
@@ -53,20 +59,19 @@ class Connection:
     process share it.
     """
 
-    def __init__(self, name: str, address: str, port: int, alias: str) -> None:
-        self.name, self.key, self.alias = name, (address, port), alias
+    def __init__(self, name: str, key: tuple[str, int], greeting: Greeting) -> None:
+        self.name, self.key = name, key
         self.native_devices: tuple[NativeDevice, ...] = ()
         self.users: list[User] = []
         self.lost = False
-        self.socket: socket.socket | None = None
+        self.fault: WorkerError | None = None
+        """What the worker said that cannot be, which is why it is lost."""
+        self.socket: socket.socket | None = greeting.connection
+        self._greeting = greeting
         self._backend: int | None = None
 
     def open(self) -> None:
-        """Register the worker and connect; called in a thread that may be left behind.
-
-        Here ggml holds locks that are needed for any other worker, so it is done at once, before
-        anything that takes long.
-        """
+        """Have llama.cpp connect, and give it the connection that was greeted."""
         add_server = rpc_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
         count_of = native_function("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
         device_of = native_function(
@@ -75,19 +80,55 @@ class Connection:
         start = native_function(
             "ggml_backend_dev_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
         )
-        registry = add_server(self.alias.encode())
-        if not registry:
-            raise WorkerError(f"the worker {self.name} has no devices")
-        handles = [device_of(registry, index) for index in range(count_of(registry))]
-        before = set(_sockets_to(self.key))
-        # As long as this backend lives, ggml keeps the connection: without it, there would be a new
-        # one for each question.
-        self._backend = start(handles[0], None)
-        for descriptor in _sockets_to(self.key):
-            if descriptor not in before:
-                self.socket = socket.socket(fileno=os.dup(descriptor))
-                _keep_alive(self.socket)
-        self.native_devices = tuple(native_device("", handle, self.name) for handle in handles)
+        with StandIn(self._greeting) as stand_in:
+            # ggml reads a port up to what is no digit, and takes the whole for the worker's name,
+            # under which it would go on with a connection that was lost.
+            alias = f"127.0.0.1:{stand_in.port}#{next(_numbers)}"
+            registry = add_server(alias.encode())
+            handles = [device_of(registry, index) for index in range(count_of(registry))]
+            # As long as this backend lives, ggml keeps the connection: without it, there would be a
+            # new one for each question.
+            self._backend = start(handles[0], None)
+            self.native_devices = tuple(native_device("", handle, self.name) for handle in handles)
+            if not stand_in.hand_over():
+                raise WorkerError(
+                    "workers cannot be used on this system",
+                    found="no list of open files in /dev/fd",
+                    expected="Linux or macOS",
+                )
+        assert self.socket is not None
+        _keep_alive(self.socket)
+        for device in self.native_devices:
+            self._check_buffers_of(device.buffer_type)
+
+    def _check_buffers_of(self, buffer_type: int) -> None:
+        """Have llama.cpp get only buffers that can be, of those that the worker gives."""
+        place = ctypes.c_void_p.from_address(buffer_type + _ALLOC_BUFFER * _POINTER)
+        assert place.value is not None
+        allocate = _AllocBuffer(place.value)
+        alignment = native_function("ggml_backend_buft_get_alignment", ctypes.c_size_t, _POINTER_T)(
+            buffer_type
+        )
+        connection = weakref.ref(self)
+
+        def allocated(buffer_type: int, size: int) -> int | None:
+            buffer: int | None = allocate(buffer_type, size)
+            fault = buffer and _buffer_fault(buffer, size, alignment)
+            if not fault:
+                return buffer
+            if (this := connection()) is not None:
+                this.refuse(*fault)
+            return None
+
+        # ggml keeps both for ever.
+        callback = _AllocBuffer(allocated)
+        _referenced.append(callback)
+        place.value = ctypes.cast(callback, ctypes.c_void_p).value
+
+    def refuse(self, what: str, found: int, expected: str) -> None:
+        """Give the worker up for something that it said."""
+        self.fault = impossible(self.name, what, found, expected)
+        self.cut()
 
     def leave(self) -> None:
         """Have ggml end the connection."""
@@ -172,30 +213,41 @@ def _on_abort(message: bytes | None) -> None:
         every = list(open_connections.values())
         opened = [connection for connection in every if connection.socket is not None]
         without_peer = [connection for connection in opened if connection.ended]
-        unopened = [connection for connection in every if connection.socket is None]
-        for connection in without_peer or unopened or every:
+        for connection in without_peer or every:
             connection.lose()
     finally:
         while True:
             threading.Event().wait()
 
 
+# --- buffers
+
+# A type of buffers begins with its functions, and a buffer with its own, before its type, its
+# context and its size (ggml-backend-impl.h).
+_ALLOC_BUFFER, _GET_BASE, _SIZE = 1, 1, 13
+_POINTER_T = ctypes.c_void_p
+_POINTER = ctypes.sizeof(_POINTER_T)
+_AllocBuffer = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T, ctypes.c_size_t)
+_GetBase = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T)
+
+
+def _buffer_fault(buffer: int, size: int, alignment: int) -> tuple[str, int, str] | None:
+    """What of a buffer cannot be, found and expected; None where all can.
+
+    ggml asks for the address once, and keeps it.
+    """
+    get_base = ctypes.c_void_p.from_address(buffer + _GET_BASE * _POINTER).value
+    assert get_base is not None
+    base = _GetBase(get_base)(buffer) or 0
+    has = ctypes.c_size_t.from_address(buffer + _SIZE * _POINTER).value
+    if not size <= has < 2**63:
+        return "size of a buffer", has, f"{size} bytes, as was asked for"
+    if base == 0 or base % alignment or base + has >= 2**64:
+        return "address of a buffer", base, f"a multiple of {alignment} above 0"
+    return None
+
+
 # --- sockets
-
-
-def _sockets_to(peer: tuple[str, int]) -> Iterator[int]:
-    """The descriptors of this process's connections to `peer`; none where there is no /dev/fd."""
-    try:
-        descriptors = [int(entry.name) for entry in Path("/dev/fd").iterdir()]
-    except OSError:
-        return
-    for descriptor in descriptors:
-        with suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(descriptor)) as copy:
-                if copy.family == socket.AF_INET and copy.getpeername() == peer:
-                    yield descriptor
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -1,7 +1,8 @@
-"""The greeting of ggml's RPC protocol, spoken before llama.cpp does.
+"""The greeting of ggml's RPC protocol, spoken in llama.cpp's place.
 
-Promises that an endpoint which passed is a worker that llama.cpp can connect to now: ggml ends the
-process when its own greeting fails, and believes every number that it is told. Knows nothing of
+ggml ends the process when a greeting fails, and believes every number that it is told. Promises
+that a connection which passed is one to a worker of this version, whose numbers llama.cpp survives,
+and that this is known within the patience, however slowly the other side speaks. Knows nothing of
 llama.cpp.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from dataclasses import dataclass
 
 from ...errors import WorkerError
 
@@ -22,14 +24,33 @@ PROTOCOL = (7, 0)
 # A request is the number of its command, its length and as many bytes; an answer is its length and
 # as many bytes (ggml-rpc.cpp). A greeting says what this side's network can do beyond TCP: nothing.
 # Its answer is three numbers of a version, a filler, and the other side's abilities.
-_GET_ALIGNMENT, _HELLO, _DEVICE_COUNT = 1, 14, 15
-_LENGTH = struct.Struct("<Q")
-_VERSION = struct.Struct("<BBBx24x")
+GET_ALIGNMENT, GET_MAX_SIZE, HELLO, DEVICE_COUNT = 1, 2, 14, 15
+REQUEST = struct.Struct("<BQ")
+LENGTH = struct.Struct("<Q")
+VERSION = struct.Struct("<BBBx24x")
 
 MAX_DEVICES = 256
 """Devices that a worker may say it has: ggml makes as many objects as it says."""
 
 _MAX_ALIGNMENT = 2**20
+_LEAST_MAX_SIZE = 2**24  # below any GPU's, and enough for a tensor
+
+
+@dataclass(frozen=True)
+class RemoteDevice:
+    """What a worker says of one of its devices: how its buffers are aligned, and how many bytes
+    the largest of them can have."""
+
+    alignment: int
+    max_size: int
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A connection to a worker that has answered, and the devices that it has."""
+
+    connection: socket.socket
+    devices: tuple[RemoteDevice, ...]
 
 
 def resolve(host: str) -> str:
@@ -48,33 +69,57 @@ def resolve(host: str) -> str:
 
 
 def greet(address: str, port: int, name: str, *, patience: float) -> None:
-    """Check on a connection of its own that a worker answers, with numbers that llama.cpp survives.
+    """Check that a worker answers, as `introduce` does, and leave it.
+
+    Raises:
+        WorkerError: as `introduce`.
+    """
+    introduce(address, port, name, patience=patience).connection.close()
+
+
+def introduce(address: str, port: int, name: str, *, patience: float) -> Greeting:
+    """Connect to a worker, and check what it says before it is asked to do anything.
 
     Args:
         address: IPv4.
         name: what errors call the worker.
-        patience: seconds for the connection, and for all answers together.
+        patience: seconds for the connection and all answers together.
 
     Raises:
         WorkerError: nobody is there, nobody answers, it is not a worker of this version, or it
-            gives a number of devices or an alignment that cannot be.
+            gives a number of devices, an alignment or a size that cannot be.
     """
+    deadline = time.monotonic() + patience
     try:
-        with socket.create_connection((address, port), timeout=patience) as connection:
-            caller = _Caller(connection, name, time.monotonic() + patience)
-            _check_version(caller)
-            _check_devices(caller)
+        connection = socket.create_connection((address, port), timeout=patience)
     except OSError as error:
-        raise WorkerError(
-            f"the worker {name} cannot be reached",
-            found=error.strerror or str(error),
-            hint="Start `llama4 worker` there, and see that no firewall is between.",
-        ) from error
+        raise _unreachable(name, error) from error
+    try:
+        # As ggml has it: each message goes out at once.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        caller = _Caller(connection, name, deadline)
+        _check_version(caller)
+        greeting = Greeting(connection, _devices(caller))
+        connection.settimeout(None)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, OSError):
+            raise _unreachable(name, error) from error
+        raise
+    return greeting
+
+
+def _unreachable(name: str, error: OSError) -> WorkerError:
+    return WorkerError(
+        f"the worker {name} cannot be reached",
+        found=error.strerror or str(error),
+        hint="Start `llama4 worker` there, and see that no firewall is between.",
+    )
 
 
 def _check_version(caller: _Caller) -> None:
     # Another version says so, or ends the connection without an answer.
-    version = _VERSION.unpack(caller.ask(_HELLO, bytes(_VERSION.size - 4), _VERSION.size))
+    version = VERSION.unpack(caller.ask(HELLO, bytes(VERSION.size - 4), VERSION.size))
     if version[0] != PROTOCOL[0] or version[1] > PROTOCOL[1]:
         raise WorkerError(
             f"the worker {caller.name} speaks another version of ggml's RPC protocol",
@@ -84,23 +129,30 @@ def _check_version(caller: _Caller) -> None:
         )
 
 
-def _check_devices(caller: _Caller) -> None:
-    count = int.from_bytes(caller.ask(_DEVICE_COUNT, b"", 4), "little")
+def _devices(caller: _Caller) -> tuple[RemoteDevice, ...]:
+    count = caller.number(DEVICE_COUNT, b"", 4)
     if not 1 <= count <= MAX_DEVICES:
-        raise WorkerError(
-            f"the worker {caller.name} has an impossible number of devices",
-            found=str(count),
-            expected=f"1 to {MAX_DEVICES}",
-        )
-    for device in range(count):
-        answer = caller.ask(_GET_ALIGNMENT, device.to_bytes(4, "little"), 8)
-        alignment = int.from_bytes(answer, "little")
+        raise impossible(caller.name, "number of devices", count, f"1 to {MAX_DEVICES}")
+    devices = []
+    for index in range(count):
+        which = index.to_bytes(4, "little")
+        alignment = caller.number(GET_ALIGNMENT, which, 8)
         if alignment.bit_count() != 1 or alignment > _MAX_ALIGNMENT:
-            raise WorkerError(
-                f"the worker {caller.name} has an impossible alignment of buffers",
-                found=str(alignment),
-                expected=f"a power of two, at most {_MAX_ALIGNMENT}",
-            )
+            expected = f"a power of two, at most {_MAX_ALIGNMENT}"
+            raise impossible(caller.name, "alignment of buffers", alignment, expected)
+        max_size = caller.number(GET_MAX_SIZE, which, 8)
+        if max_size < _LEAST_MAX_SIZE:
+            expected = f"at least {_LEAST_MAX_SIZE} bytes"
+            raise impossible(caller.name, "size of the largest buffer", max_size, expected)
+        devices.append(RemoteDevice(alignment, max_size))
+    return tuple(devices)
+
+
+def impossible(name: str, what: str, found: object, expected: str) -> WorkerError:
+    """The error about a number of a worker's that cannot be."""
+    return WorkerError(
+        f"the worker {name} has an impossible {what}", found=str(found), expected=expected
+    )
 
 
 class _Caller:
@@ -111,6 +163,10 @@ class _Caller:
         self._connection = connection
         self._deadline = deadline
 
+    def number(self, command: int, request: bytes, size: int) -> int:
+        """The answer as a number of `size` bytes."""
+        return int.from_bytes(self.ask(command, request, size), "little")
+
     def ask(self, command: int, request: bytes, size: int) -> bytes:
         """The answer, which has to be of `size` bytes.
 
@@ -118,9 +174,10 @@ class _Caller:
             WorkerError: there is none, or another.
             OSError: the connection failed.
         """
-        self._connection.sendall(struct.pack("<BQ", command, len(request)) + request)
-        answer = self._receive(_LENGTH.size + size)
-        if len(answer) < _LENGTH.size + size or _LENGTH.unpack_from(answer)[0] != size:
+        self._connection.settimeout(self._left())
+        self._connection.sendall(REQUEST.pack(command, len(request)) + request)
+        answer = self._receive(LENGTH.size + size)
+        if len(answer) < LENGTH.size + size or LENGTH.unpack_from(answer)[0] != size:
             raise WorkerError(
                 f"{self.name} is not a worker, or one of another llama.cpp",
                 found=repr(answer[:16])
@@ -129,15 +186,18 @@ class _Caller:
                 expected=f"version {_text(PROTOCOL)} of ggml's RPC protocol",
                 hint="Run the same release of llama4-edge on both machines.",
             )
-        return answer[_LENGTH.size :]
+        return answer[LENGTH.size :]
+
+    def _left(self) -> float:
+        """Seconds; at least a moment, since 0 would mean not to wait at all."""
+        return max(self._deadline - time.monotonic(), 0.001)
 
     def _receive(self, size: int) -> bytes:
         """So many bytes, or as many as came before the connection or the time ended."""
         answer = b""
         try:
             while len(answer) < size:
-                # At least a moment, since 0 would mean not to wait at all.
-                self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+                self._connection.settimeout(self._left())
                 piece = self._connection.recv(size - len(answer))
                 if not piece:
                     break

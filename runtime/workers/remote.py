@@ -22,7 +22,7 @@ from ..bindings.devices import Device, NativeDevice, describe
 from ..bindings.thread import NativeThread
 from ..settings import split_endpoint
 from .connection import Connection, catch_aborts, open_connections
-from .handshake import greet, resolve
+from .handshake import introduce, resolve
 from .worker import check_rpc
 
 _T = TypeVar("_T")
@@ -30,11 +30,6 @@ _T = TypeVar("_T")
 _AT_ONCE = 10.0  # seconds, for what any living worker does in a fraction of one
 
 _connecting = threading.RLock()
-# How often each was connected. Under the same name, ggml would go on with the devices that it found
-# the first time, and with a connection that was lost.
-_times: dict[tuple[str, int], int] = {}
-# Workers that were lost while ggml held its locks: no other can be connected any more.
-_blocked_by: list[str] = []
 
 
 class Workers:
@@ -88,12 +83,26 @@ class Workers:
 
     def check(self) -> None:
         """Raise WorkerError if one of them is gone."""
+        for connection in self._connections:
+            if connection.fault is not None:
+                raise connection.fault
         names = " or ".join(connection.name for connection in self._connections if connection.lost)
         if names:
             raise WorkerError(
                 f"the worker {names} was lost, and with it its part of the model",
                 hint="See that it runs, then open the model again.",
             )
+
+    def open(self) -> None:
+        """Have llama.cpp connect to those to which it is not connected yet.
+
+        Raises:
+            WorkerError: a worker was lost meanwhile.
+        """
+        for connection in self._connections:
+            if not connection.native_devices:
+                open_connections[connection.key] = connection
+                self.run(connection.open, limit=_AT_ONCE)
 
     def run(self, work: Callable[[], _T], *, limit: float | None = None) -> _T:
         """What ``work`` returns or raises, in the thread; see ``NativeThread.call``.
@@ -174,54 +183,32 @@ def connect(endpoints: Sequence[str]) -> Workers:
     check_rpc()
     catch_aborts()
     with _connecting:
-        connections: list[Connection] = []
-        for endpoint in endpoints:
-            connection = _connection(endpoint)
-            if connection.key in [other.key for other in connections]:
-                raise SettingError("a worker is named twice", found=endpoint)
-            connections.append(connection)
-        workers = Workers(connections)
+        workers = Workers(_connections(endpoints))
         try:
-            for connection in connections:
-                if not connection.native_devices:
-                    _open(connection, workers)
+            workers.open()
         except BaseException:
             workers.close()
             raise
         return workers
 
 
-def _connection(endpoint: str) -> Connection:
-    """The one that is open, or a new one to a worker that was just seen to answer."""
-    host, port = split_endpoint(endpoint)
-    key = address, port = resolve(host), port
-    existing = open_connections.get(key)
-    if existing is not None and not existing.lost:
-        return existing
-    greet(address, port, endpoint, patience=_AT_ONCE / 2)
-    times = _times[key] = _times.get(key, 0) + 1
-    # ggml reads a port up to what is no digit, and takes the whole for the worker's name.
-    alias = f"{address}:{port}" + (f"#{times}" if times > 1 else "")
-    return Connection(endpoint, address, port, alias)
-
-
-def _open(connection: Connection, workers: Workers) -> None:
-    if _blocked_by:
-        raise WorkerError(
-            f"this process can connect to no worker any more, since {_blocked_by[0]} was lost "
-            "while llama.cpp connected to it",
-            hint="Start the program again.",
-        )
-    open_connections[connection.key] = connection
+def _connections(endpoints: Sequence[str]) -> list[Connection]:
+    """One for each: that which is open, or a new one to a worker that has answered."""
+    connections: dict[tuple[str, int], Connection] = {}
     try:
-        workers.run(connection.open, limit=_AT_ONCE)
-    except BaseException as error:
-        if not connection.lost:
-            raise
-        _blocked_by.append(connection.name)
-        if not isinstance(error, WorkerError):
-            raise
-        raise WorkerError(
-            f"the worker {connection.name} was lost while llama.cpp connected to it",
-            hint="See that it runs and is reached without loss; then start this program again.",
-        ) from None
+        for endpoint in endpoints:
+            host, port = split_endpoint(endpoint)
+            key = resolve(host), port
+            if key in connections:
+                raise SettingError("a worker is named twice", found=endpoint)
+            existing = open_connections.get(key)
+            if existing is None or existing.lost:
+                greeting = introduce(*key, endpoint, patience=_AT_ONCE / 2)
+                existing = Connection(endpoint, key, greeting)
+            connections[key] = existing
+    except BaseException:
+        for connection in connections.values():
+            if not connection.users:
+                connection.forget()
+        raise
+    return list(connections.values())

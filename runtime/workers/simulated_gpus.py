@@ -12,12 +12,10 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
-import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,27 @@ _STARTED_WITHIN = 20.0  # seconds
 # the weights are copied then (op_offload_min_batch_size in ggml-cuda.cu).
 _OFFLOADED_FROM = 32
 
-# The child: a worker of ggml with the CPU as each of its devices. It ends when its input does.
+# The child: a worker of ggml with the CPU as each of its devices. It writes the port on which it
+# listens, and ends when its input does.
 _WORKER = """
-import ctypes, os, sys, threading
+import ctypes, os, psutil, sys, threading, time
 base, cpu, rpc = (ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in sys.argv[1:4])
-endpoint, count = sys.argv[4].encode(), int(sys.argv[5])
+count = int(sys.argv[4])
+output = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def report():
+    while not (ports := [one.laddr.port for one in psutil.Process().net_connections("tcp4")
+                         if one.status == psutil.CONN_LISTEN]):
+        time.sleep(0.01)
+    os.write(output, b"%d\\n" % ports[0])
+threading.Thread(target=report, daemon=True).start()
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 cpu.ggml_backend_cpu_reg.restype = base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
 base.ggml_backend_reg_dev_get.argtypes = ctypes.c_void_p, ctypes.c_size_t
 device = base.ggml_backend_reg_dev_get(cpu.ggml_backend_cpu_reg(), 0)
 start = rpc.ggml_backend_rpc_start_server
 start.argtypes = (ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p)
-start(endpoint, None, 1, count, (ctypes.c_void_p * count)(*[device] * count))
+start(b"127.0.0.1:0", None, 1, count, (ctypes.c_void_p * count)(*[device] * count))
 """
 
 
@@ -176,25 +183,28 @@ _ALLOC_SIZE = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(
 def _start() -> str:
     """Start the process; where it listens."""
     libraries = [_library(name) for name in ("libggml-base", "libggml-cpu", "libggml-rpc")]
-    endpoint = f"127.0.0.1:{_free_port()}"
     child = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, *libraries, endpoint, str(MAX_DEVICES)],
+        [sys.executable, "-c", _WORKER, *libraries, str(MAX_DEVICES)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     atexit.register(child.kill)
-    host, port = endpoint.split(":")
-    deadline = time.monotonic() + _STARTED_WITHIN
-    while child.poll() is None and time.monotonic() < deadline:
-        # ggml ends this process where it cannot connect: first it is made sure that it can
-        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
-            return endpoint
-        time.sleep(0.01)
-    raise EngineError(
-        "the process behind simulated GPUs does not start",
-        found="the process has ended" if child.poll() is not None else "no answer",
-    )
+    assert child.stdout is not None
+    deadline = threading.Timer(_STARTED_WITHIN, child.kill)
+    deadline.start()
+    try:
+        port = child.stdout.readline().decode().strip()
+    finally:
+        deadline.cancel()
+    if port:
+        return f"127.0.0.1:{port}"
+    raise EngineError("the process behind simulated GPUs does not start", found=_end_of(child))
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> str:
+    status = child.wait()
+    return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
 def _library(name: str) -> str:
@@ -209,9 +219,3 @@ def _library(name: str) -> str:
             hint=f"Build it with: {build_command()}",
         )
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

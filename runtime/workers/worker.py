@@ -1,8 +1,9 @@
 """A worker: ggml's RPC server, which lets other machines use the devices of this one.
 
-Promises that a running worker listens and answers, and that it ends with the block or the process
-that started it, whichever way that ends. The server runs in a process of its own, because it never
-returns, and because a client can make it end the process.
+Promises that a running worker listens and answers, that it takes no more of this machine than it
+lends, and that it ends with the block or the process that started it, whichever way that ends. The
+server runs in a process of its own, because it never returns, and because a client can make it end
+the process.
 
 The protocol has neither authentication nor encryption: who reaches the port can use the machine.
 """
@@ -11,12 +12,11 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import json
 import logging
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from ...errors import WorkerError
 from ...ranges import check_whole
 from ...system.cores import MAX_THREADS, decoding_threads
+from ...untrusted import Reader, Record
 from ..bindings.build import build_command
 from ..bindings.devices import Device
 from ..bindings.library import llama
@@ -33,17 +34,20 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
+_CHILD = Reader(WorkerError, limit=2**20)
 _STARTS_WITHIN = 120.0  # seconds; a GPU's driver may take its time
 _ENDS_WITHIN = 5.0
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A running worker: where it listens, and its devices."""
+    """A running worker: where it listens, its devices, and the bytes of main memory that it lends
+    where it has no GPU."""
 
     address: str
     port: int
     devices: tuple[Device, ...]
+    lent_bytes: int
     process: subprocess.Popen[bytes]
 
     @property
@@ -74,7 +78,7 @@ def running_worker(
     """A worker on this machine, for as long as the block lasts.
 
     Its devices are the GPUs, or else the CPU with ``n_threads`` threads (None is one for each
-    physical core).
+    physical core). Port 0 is any that is free.
 
     Raises:
         SettingError: a port or a number of threads outside its range.
@@ -82,29 +86,28 @@ def running_worker(
             server is not built in.
         EngineError: llama.cpp's library does not load.
     """
-    check_whole("port", port, 1, 65535)
+    check_whole("port", port, 0, 65535)
     if n_threads is None:
         n_threads = decoding_threads()
     check_whole("n_threads", n_threads, 1, MAX_THREADS)
     check_rpc()
     address = resolve(host)
     _check_free(address, port)
-    if not ipaddress.ip_address(address).is_loopback:
-        logger.warning(
-            "the worker on %s:%d has no authentication: who reaches it can use this machine, and "
-            "read what it is sent. Let only a trusted network reach it.",
-            address,
-            port,
-        )
     process = subprocess.Popen(
         [sys.executable, "-m", f"{__package__}.worker_process", address, str(port), str(n_threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     try:
-        devices = _reported_devices(process)
-        _await_answer(process, address, port)
-        yield Worker(address, port, devices, process)
+        worker = _reported(process, address)
+        greet(_reachable(address), worker.port, worker.endpoint, patience=_STARTS_WITHIN)
+        if not ipaddress.ip_address(address).is_loopback:
+            logger.warning(
+                "the worker on %s has no authentication: who reaches it can use this machine, and "
+                "read what it is sent. Let only a trusted network reach it.",
+                worker.endpoint,
+            )
+        yield worker
     finally:
         _end(process)
 
@@ -118,8 +121,7 @@ def local_workers(count: int, *, n_threads: int = 1) -> Iterator[tuple[str, ...]
     """
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(running_worker(port=_free_port(), n_threads=n_threads))
-            for _ in range(count)
+            stack.enter_context(running_worker(port=0, n_threads=n_threads)) for _ in range(count)
         ]
         yield tuple(worker.endpoint for worker in workers)
 
@@ -156,35 +158,42 @@ def _check_free(address: str, port: int) -> None:
             ) from error
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
-
-
-def _reported_devices(process: subprocess.Popen[bytes]) -> tuple[Device, ...]:
-    """The first line of the child; without one it has already said on stderr what was wrong."""
+def _reported(process: subprocess.Popen[bytes], address: str) -> Worker:
+    """What the child says as soon as it listens; WorkerError if it does not come so far."""
     assert process.stdout is not None
-    line = process.stdout.readline()
+    # Without a line the child has already said on stderr what was wrong.
+    deadline = threading.Timer(_STARTS_WITHIN, process.kill)
+    deadline.start()
+    try:
+        line = process.stdout.readline(_CHILD.limit)
+    finally:
+        deadline.cancel()
     if not line:
         raise _did_not_start(process)
-    return tuple(Device(**fields) for fields in json.loads(line))
+    record = _CHILD.as_record(_CHILD.parse(line, "the worker's first line"), "it")
+    devices = tuple(
+        Device(
+            name=device.text("name"),
+            description=device.text("description"),
+            type=device.text("type"),
+            backend=device.text("backend"),
+            total_bytes=_bytes(device, "total_bytes"),
+            free_bytes=_bytes(device, "free_bytes"),
+            memory_source=device.text("memory_source"),
+        )
+        for device in record.records("devices")
+    )
+    port = record.integer("port", 1, 65535)
+    return Worker(address, port, devices, record.integer("lent_bytes"), process)
 
 
-def _await_answer(process: subprocess.Popen[bytes], address: str, port: int) -> None:
-    deadline = time.monotonic() + _STARTS_WITHIN
-    while not _answers(address, port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise _did_not_start(process)
-        time.sleep(0.02)
+def _bytes(device: Record, name: str) -> int | None:
+    return None if device.get(name) is None else device.integer(name)
 
 
-def _answers(address: str, port: int) -> bool:
-    try:
-        greet(address, port, "here", patience=1.0)
-    except WorkerError:
-        return False
-    return True
+def _reachable(address: str) -> str:
+    """Where this machine reaches what listens on an address."""
+    return LOOPBACK if ipaddress.ip_address(address).is_unspecified else address
 
 
 def _did_not_start(process: subprocess.Popen[bytes]) -> WorkerError:

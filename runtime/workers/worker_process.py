@@ -1,7 +1,8 @@
 """The child process of ``worker``: ggml's RPC server, until its standard input ends.
 
-Run as ``python -m llama4_edge.runtime.workers.worker_process ADDRESS PORT THREADS``. The first line
-on stdout is a JSON list of its devices. It serves from then on; status 1 says that it cannot.
+Run as ``python -m llama4_edge.runtime.workers.worker_process ADDRESS PORT THREADS``; port 0 is any
+that is free. As soon as it listens it writes one line on stdout, a JSON object of its port, its
+devices and what it lends; status 1 says that it cannot.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..bindings.devices import list_devices, rpc_function
+import psutil
+
+from ..bindings.devices import Device, list_devices, rpc_function
 from ..bindings.library import native_function
+from .lending import Loan
 
 
 def serve(address: str, port: int, n_threads: int) -> None:
-    """Write the devices, then serve; returns only when serving is impossible."""
+    """Serve, and say so; returns only when serving is impossible."""
     # Ctrl-C at a terminal reaches the whole group of processes: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -27,12 +33,17 @@ def serve(address: str, port: int, n_threads: int) -> None:
     shared = [device for device in devices if device.type in ("gpu", "igpu")] or [
         device for device in devices if device.type == "cpu"
     ]
-    sys.stdout.write(json.dumps([asdict(device) for device in shared]) + "\n")
-    sys.stdout.flush()
-    # The server prints a page; whoever started this one has no use for it.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     by_name = native_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
     handles = (ctypes.c_void_p * len(shared))(*(by_name(device.name.encode()) for device in shared))
+    loan = Loan(n_threads)
+    for device, handle in zip(shared, handles, strict=True):
+        if device.type == "cpu":
+            loan.report_as_memory_of(handle)
+    loan.enforce(shared)
+    output = os.dup(1)
+    # The server prints a page; whoever started this one has no use for it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    threading.Thread(target=_report, args=(output, shared, loan), daemon=True).start()
     start = rpc_function(
         "ggml_backend_rpc_start_server",
         None,
@@ -43,6 +54,24 @@ def serve(address: str, port: int, n_threads: int) -> None:
         ctypes.c_void_p,
     )
     start(f"{address}:{port}".encode(), None, n_threads, len(shared), handles)
+
+
+def _report(output: int, devices: Sequence[Device], loan: Loan) -> None:
+    """Write the line when ggml listens, which does not say where."""
+    while not (ports := _listening_ports()):
+        time.sleep(0.01)
+    record = {
+        "port": ports[0],
+        "devices": [asdict(device) for device in devices],
+        "lent_bytes": loan.lent_bytes,
+    }
+    os.write(output, json.dumps(record).encode() + b"\n")
+    os.close(output)
+
+
+def _listening_ports() -> list[int]:
+    connections = psutil.Process().net_connections("tcp4")
+    return [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
 
 
 def _end_with_input() -> None:

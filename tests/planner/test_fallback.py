@@ -30,7 +30,7 @@ def leave_only(worker: Worker, nbytes: int) -> None:
 def test_a_failed_allocation_leads_to_a_fallback_and_the_same_answer(
     scout_int4: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running_worker(port=_free_port(), n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
         # 9 MiB of weights, 98 MiB of cache for the one full layer, and something to compute in.
         asked = plan(scout_int4, n_ctx=200_000, n_ubatch=16, workers=[worker.endpoint])
         assert asked.gpus[0].load.kv_full_bytes == 200_192 * 512
@@ -49,18 +49,10 @@ def test_a_failed_allocation_leads_to_a_fallback_and_the_same_answer(
         assert alone.generate("Hello", max_tokens=5, sampling=GREEDY).tokens == answer.tokens
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_a_model_that_plans_by_itself_falls_back_too(
     scout_int4: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running_worker(port=_free_port(), n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
         with (
             caplog.at_level(logging.WARNING, "llama4_edge.model"),
@@ -74,7 +66,7 @@ def test_a_model_that_plans_by_itself_falls_back_too(
 
 
 def test_placed_by_hand_a_failed_allocation_is_an_error(scout_int4: Path) -> None:
-    with running_worker(port=_free_port(), n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
         with pytest.raises(AllocationError, match="failed to allocate"):
             Model(
@@ -87,7 +79,7 @@ def test_placed_by_hand_a_failed_allocation_is_an_error(scout_int4: Path) -> Non
 
 
 def test_after_the_last_plan_the_error_is_raised(scout_int4: Path) -> None:
-    with running_worker(port=_free_port(), n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
         # A plan without GPUs has no fallback; these settings still ask a GPU for too much.
         last = plan(scout_int4, devices=[])

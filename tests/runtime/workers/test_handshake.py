@@ -15,9 +15,6 @@ from llama4_edge.runtime.settings import EngineSettings, split_endpoint
 from llama4_edge.runtime.workers.handshake import PROTOCOL, greet, resolve
 from llama4_edge.runtime.workers.worker import local_workers
 
-# They listen on ports of one machine, and free ones are asked for before they are taken.
-pytestmark = pytest.mark.xdist_group("workers")
-
 Listen = Callable[..., int]
 
 
@@ -102,19 +99,21 @@ def number(value: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("devices", "alignment", "complaint"),
+    ("devices", "alignment", "max_size", "complaint"),
     [
-        (0, 64, "has an impossible number of devices, found 0, expected 1 to 256"),
-        (2**32 - 1, 64, "number of devices, found 4294967295"),
-        (1, 0, "has an impossible alignment of buffers, found 0, expected a power of two"),
-        (1, 96, "alignment of buffers, found 96"),
-        (1, 2**63, f"alignment of buffers, found {2**63}"),
+        (0, 64, 2**64 - 1, "has an impossible number of devices, found 0, expected 1 to 256"),
+        (2**32 - 1, 64, 2**64 - 1, "number of devices, found 4294967295"),
+        (1, 0, 2**64 - 1, "has an impossible alignment of buffers, found 0, expected a power of"),
+        (1, 96, 2**64 - 1, "alignment of buffers, found 96"),
+        (1, 2**63, 2**64 - 1, f"alignment of buffers, found {2**63}"),
+        (1, 64, 0, "has an impossible size of the largest buffer, found 0, expected at least"),
+        (1, 64, 2**24 - 1, "size of the largest buffer, found 16777215"),
     ],
 )
 def test_a_worker_whose_numbers_would_end_the_process_is_refused(
-    stranger: Listen, devices: int, alignment: int, complaint: str
+    stranger: Listen, devices: int, alignment: int, max_size: int, complaint: str
 ) -> None:
-    answers = answer(*PROTOCOL) + number(devices, 4) + number(alignment, 8)
+    answers = answer(*PROTOCOL) + number(devices, 4) + number(alignment, 8) + number(max_size, 8)
     port = stranger(answers, hang_up=False)
     with pytest.raises(WorkerError, match=re.escape(complaint)):
         greet("127.0.0.1", port, "somewhere:5", patience=5.0)

@@ -24,9 +24,6 @@ from llama4_edge.runtime.workers.remote import connect
 from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 from llama4_edge.runtime.workers.worker import local_workers
 
-# They listen on ports of one machine, and free ones are asked for before they are taken.
-pytestmark = pytest.mark.xdist_group("workers")
-
 
 def test_a_simulated_gpu_takes_what_a_worker_takes(tiny_path: Path) -> None:
     names = ("A", "B")

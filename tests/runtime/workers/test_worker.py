@@ -4,30 +4,25 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llama4_edge.errors import SettingError, WorkerError
 from llama4_edge.runtime.workers.handshake import greet
 from llama4_edge.runtime.workers.remote import connect
-from llama4_edge.runtime.workers.worker import local_workers, running_worker
+from llama4_edge.runtime.workers.worker import Worker, local_workers, running_worker
 from llama4_edge.system.memory import host_memory
 
-# They listen on ports of one machine, and free ones are asked for before they are taken.
-pytestmark = pytest.mark.xdist_group("workers")
-
 LLAMA4 = [sys.executable, "-c", "from llama4_edge.cli import main; main(prog_name='llama4')"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def wait_until_gone(pid: int) -> None:
@@ -41,12 +36,12 @@ def wait_until_gone(pid: int) -> None:
 
 
 def test_a_worker_says_what_it_lends_and_ends_with_the_block() -> None:
-    port = free_port()
-    with running_worker(port=port, n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
+        port = worker.port
         (device,) = worker.devices
         memory = host_memory()
-        assert memory is not None
         assert (device.name, device.type, device.total_bytes) == ("CPU", "cpu", memory.total)
+        assert 0.5 * memory.free < worker.lent_bytes < memory.free
         assert worker.endpoint == worker.reached_at == f"127.0.0.1:{port}"
         greet("127.0.0.1", port, "here", patience=5.0)
     assert worker.process.returncode == -signal.SIGKILL
@@ -65,8 +60,8 @@ def test_local_workers_are_as_many_as_were_asked_for() -> None:
 def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    port = free_port()
-    with running_worker("0.0.0.0", port, n_threads=1) as worker:
+    with running_worker("0.0.0.0", 0, n_threads=1) as worker:
+        port = worker.port
         assert worker.endpoint == f"0.0.0.0:{port}"
         assert worker.reached_at == f"{socket.gethostname()}:{port}"
     (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
@@ -104,10 +99,76 @@ def test_a_port_that_is_taken_and_an_address_of_another_machine_are_refused() ->
 
 
 def test_a_server_that_ends_by_itself_is_an_error() -> None:
-    with running_worker(port=free_port(), n_threads=1) as worker:
+    with running_worker(port=0, n_threads=1) as worker:
         worker.process.kill()
         with pytest.raises(WorkerError, match=rf"the worker on {worker.endpoint} ended, found sig"):
             worker.wait()
+
+
+# --- what a client may take
+
+HELLO, ALLOC_BUFFER, SET_TENSOR, GET_DEVICE_MEMORY = 14, 0, 6, 11
+
+
+def greeted(worker: Worker) -> socket.socket:
+    client = socket.create_connection((worker.address, worker.port))
+    client.sendall(struct.pack("<BQ24x", HELLO, 24))
+    client.recv(36, socket.MSG_WAITALL)
+    return client
+
+
+def asked(client: socket.socket, command: int, request: bytes) -> tuple[int, int]:
+    client.sendall(struct.pack("<BQ", command, len(request)) + request)
+    length, first, second = struct.unpack("<QQQ", client.recv(24, socket.MSG_WAITALL))
+    assert length == 16
+    return first, second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel refuses nothing")
+def test_a_client_takes_no_more_memory_than_the_worker_lends() -> None:
+    with running_worker(port=0, n_threads=1) as worker:
+        lent = worker.lent_bytes
+        with greeted(worker) as client:
+            free, total = asked(client, GET_DEVICE_MEMORY, bytes(4))
+            assert 0.9 * lent < free <= lent < total
+            # More is refused, and the client hears it.
+            assert asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, total)) == (0, 0)
+            buffer, size = asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, lent // 2))
+            assert (buffer > 0, size) == (True, lent // 2)
+            assert asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, lent * 3 // 5)) == (0, 0)
+            left, _ = asked(client, GET_DEVICE_MEMORY, bytes(4))
+            assert 0.4 * lent < left <= lent - lent // 2
+        # Seventeen bytes that announce a message of more than there is.
+        for announced in (total, 2**40, 2**62):
+            with greeted(worker) as client, suppress(ConnectionResetError):
+                client.sendall(struct.pack("<BQ8x", SET_TENSOR, announced))
+                assert client.recv(1) == b""
+        used = psutil.Process(worker.process.pid).memory_info().rss
+        assert used < 2**28
+        greet(worker.address, worker.port, "here", patience=5.0)
+
+
+def test_a_process_that_takes_more_than_it_lends_ends_where_the_kernel_refuses_nothing() -> None:
+    code = """
+import sys
+from llama4_edge.runtime.bindings.devices import Device
+from llama4_edge.runtime.workers.lending import Loan
+loan = Loan(1)
+loan.limit_bytes = loan._before + 50 * 2**20
+loan.enforce([Device("CUDA0", "", "gpu", "CUDA", None, None, "")])
+taken = bytes(20 * 2**20)
+print("still here", flush=True)
+taken = [bytearray(b"x" * 10 * 2**20) for _ in range(10)]
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.wait() == 1
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.read() == "still here\n"
+        assert child.stderr.read().startswith("error: a client has taken all the main memory")
 
 
 # --- the command
@@ -116,7 +177,7 @@ def test_a_server_that_ends_by_itself_is_an_error() -> None:
 @pytest.fixture
 def command() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*LLAMA4, "worker", "--port", str(free_port()), "--threads", "1"],
+        [*LLAMA4, "worker", "--port", "0", "--threads", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
