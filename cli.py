@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -83,9 +83,25 @@ class _Commands(click.Group):
             complain("no space left on the disk of the output")
             sys.exit(1)
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the options before the name of a command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _refuse(error)
+
     def invoke(self, ctx: click.Context) -> Any:
+        """Read the rest of the command line, and do what it says."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            _refuse(error, as_json=bool(ctx.meta.get(JSON)))
         except Llama4EdgeError as error:
             _fail(ctx, error)
         except KeyboardInterrupt:
@@ -102,6 +118,21 @@ class _Commands(click.Group):
                 raise
             name = os.fsdecode(error.filename)
             _fail(ctx, Llama4EdgeError(f"cannot use {name}", found=error.strerror))
+
+
+def _refuse(error: click.UsageError, *, as_json: bool = False) -> NoReturn:
+    """How the command is used, and one line on stderr; or the error as JSON."""
+    problem = error.format_message()
+    if as_json:
+        from .commands.output import print_json
+
+        print_json({**Llama4EdgeError(problem).as_dict(), "error": "UsageError"})
+    else:
+        if error.ctx is not None:
+            help_flag = f"{error.ctx.command_path} --help"
+            click.echo(f"{error.ctx.get_usage()}\nTry '{help_flag}'.\n", err=True)
+        complain(problem)
+    raise click.exceptions.Exit(error.exit_code)
 
 
 def _fail(ctx: click.Context, error: Llama4EdgeError) -> None:

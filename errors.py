@@ -72,19 +72,38 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
     >>> raise RecipeError("unknown recipe", found=name, hint=did_you_mean(name, RECIPES))
 
     Args:
-        word: the name that is unknown. Its case is ignored.
+        word: the name that is unknown. Its case, dashes and dots are ignored.
         choices: the names that are known. At most three are suggested, the closest first.
     """
-    from difflib import get_close_matches  # needed by few runs, and slow to import
+    from difflib import SequenceMatcher  # needed by few runs, and slow to import
 
-    by_folded: dict[str, str] = {}
+    letters = _letters(word)
+    if not letters or len(letters) > _LONGEST_WORD:
+        return None
+    matcher = SequenceMatcher(autojunk=False)
+    matcher.set_seq2(letters)
+    likeness: dict[str, float] = {}
     for choice in choices:
-        by_folded.setdefault(choice.casefold(), choice)
-    close = [by_folded[name] for name in get_close_matches(word.casefold(), by_folded)]
+        matcher.set_seq1(_letters(choice[:_LONGEST_WORD]))
+        if matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE:
+            likeness[choice] = matcher.ratio()
+    best = max(likeness.values(), default=0.0)
+    close = [name for name in likeness if likeness[name] >= best - _AS_ALIKE]
     if not close:
         return None
-    *others, last = close
+    *others, last = sorted(close, key=lambda name: -likeness[name])[:3]
     return f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?"
+
+
+# Of the letters of two words, from 0 to 1: from where on one may be meant for the other, and how
+# much less than the best is still worth saying.
+_ALIKE, _AS_ALIKE = 0.65, 0.15
+_LONGEST_WORD = 100
+
+
+def _letters(word: str) -> str:
+    """What a name is compared by: its case and its dashes are easily got wrong."""
+    return "".join(letter for letter in word.casefold() if letter.isalnum())
 
 
 class CheckpointError(Llama4EdgeError):

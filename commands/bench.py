@@ -12,7 +12,7 @@ import click
 
 from ..errors import Llama4EdgeError
 from ..terminal.bench_view import bench_progress, bench_view
-from ..terminal.console import note, show
+from ..terminal.console import note
 from ..terminal.progress import byte_progress
 from . import values
 from .declare import (
@@ -37,7 +37,7 @@ from .options import (
     recipe_option,
     type_option,
 )
-from .output import give, show_warnings
+from .output import give, present, show_warnings
 
 if TYPE_CHECKING:
     from ..measure.speed import BenchGrid, BenchResult
@@ -184,11 +184,12 @@ def bench(options: BenchOptions) -> None:
     except (KeyboardInterrupt, Llama4EdgeError):
         # What was measured took minutes, and stands.
         if results and not options.as_json:
-            show(bench_view(results))
+            present(results, bench_view)
         raise
     give(
         [result.as_dict() for result in results],
-        lambda: bench_view(results),
+        results,
+        bench_view,
         as_json=options.as_json,
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..chat.conversation import Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError, did_you_mean
 from ..terminal.answer import AnswerWriter, speed_text
-from ..terminal.console import complain, note, printable
+from ..terminal.console import complain, note
 from ..terminal.prompt import Prompt, Source, decode, history_file
 from .flags import with_flags
 from .full_context import cut_off, with_hint
@@ -226,7 +226,10 @@ class Chat:
             new = () if argument == "-" else (Message("system", argument),)
             self._keep((*new, *rest))
         else:
-            note(system[0].content if system else "There is no system message.")
+            for line in (system[0].content if system else "There is no system message.").split(
+                "\n"
+            ):
+                note(line)
 
     def _reset(self, _argument: str) -> None:
         self._keep(_system_apart(self.conversation.messages)[0])
@@ -335,5 +338,5 @@ def _counted(conversation: Conversation) -> str:
 
 
 def _first_line(text: str, limit: int = 60) -> str:
-    line = printable(text.strip().partition("\n")[0])
+    line = text.strip().partition("\n")[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -86,4 +86,4 @@ def convert(options: ConvertOptions) -> None:
     except KeyboardInterrupt:
         note("Give the same command again to resume.")
         raise
-    give(report.as_dict(), lambda: report_view(report), as_json=options.as_json)
+    give(report.as_dict(), report, report_view, as_json=options.as_json)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, fields
 from inspect import cleandoc
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 # As in llama.cpp's tools.
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+
+_JSON_FLAG = "--json"
 
 _PARAMETER, _GROUP = "llama4_edge.parameter", "llama4_edge.group"
 _MakeParameter = Callable[[str], click.Parameter]
@@ -88,30 +91,19 @@ def group(cls: type[T]) -> T:
 
 
 def json_flag() -> Any:
-    """``--json``, which is remembered for the errors too."""
-    return flag(
-        "--json",
-        help="A JSON document on stdout, errors too.",
-        is_eager=True,
-        callback=remember(JSON),
-    )
+    """``--json``, which errors obey too, those of the command line included."""
+    return flag(_JSON_FLAG, help="A JSON document on stdout, errors too.")
 
 
 def verbose_flag() -> Any:
     """``-v``, before or after the name of the command."""
+
+    def given_before(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+        return value or bool(ctx.meta.get(VERBOSE))
+
     return flag(
-        "-v", "--verbose", help="llama.cpp's log and timings on stderr.", callback=remember(VERBOSE)
+        "-v", "--verbose", help="llama.cpp's log and timings on stderr.", callback=given_before
     )
-
-
-def remember(key: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
-    """A callback that keeps a flag in the context, and gives what was given to the group."""
-
-    def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
-        ctx.meta[key] = value or ctx.meta.get(key, False)
-        return bool(ctx.meta[key])
-
-    return callback
 
 
 def given(options: object) -> dict[str, Any]:
@@ -193,8 +185,15 @@ class OptionsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line, with llama.cpp's flags translated or refused first."""
         if not ctx.resilient_parsing:
+            takes_json = any(_JSON_FLAG in param.opts for param in self.params)
+            # Before anything else is read, because that may be wrong.
+            ctx.meta[JSON] = takes_json and _JSON_FLAG in takewhile("--".__ne__, args)
             args = list(normalized(ctx, self, args))
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # what click's parser raises names no command
+            raise
 
     def invoke(self, ctx: click.Context) -> None:
         """Run, and exit."""

@@ -32,5 +32,5 @@ def doctor(options: DoctorOptions) -> int:
 
     show_warnings(verbose=options.verbose)
     diagnosis = diagnose()
-    give(diagnosis.as_dict(), lambda: diagnosis_view(diagnosis), as_json=options.as_json)
+    give(diagnosis.as_dict(), diagnosis, diagnosis_view, as_json=options.as_json)
     return 0 if diagnosis.healthy else 1

@@ -51,7 +51,7 @@ _FLAG_OF_ASSIGNED = {
 }
 _ANY = "|".join(FLAG_OF)
 _ASSIGNED = "|".join(_FLAG_OF_ASSIGNED)
-_VALUE = r"[\"']?([\w.-]+)[\"']?"
+_VALUE = r"[\"']?([\w-]+(?:\.[\w-]+)*)[\"']?"  # a full stop behind it is the sentence's
 _SETTING = re.compile(
     rf"(?<![\w.`])(?:({_ANY})(?:={_VALUE})?|({_ASSIGNED})={_VALUE})"
     r"(?![\w=]| \(-)"  # the flag is there already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -47,7 +48,8 @@ def inspect(options: InspectOptions) -> int:
         inspection = run_inspection(options.file)
     give(
         inspection.as_dict(),
-        lambda: inspection_view(inspection, tensors=options.tensors),
+        inspection,
+        partial(inspection_view, tensors=options.tensors),
         as_json=options.as_json,
     )
     return 1 if inspection.damaged else 0

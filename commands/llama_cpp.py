@@ -216,7 +216,7 @@ def normalized(
             yield word
         elif name in _FLASH_ATTENTION:
             if not assigned:
-                value = rest.pop(0) if rest and _switches(rest[0]) else "on"
+                value = rest.pop(0) if rest and _meant_as_switch(rest[0]) else "on"
             yield from (name, _switches(value) or value)
         elif assigned and not word.startswith("--"):
             yield from (name, value)  # click splits only long options at "="
@@ -230,6 +230,16 @@ def _switches(value: str) -> str | None:
     """llama.cpp's words for on, off and auto, with commas between several, as ours."""
     words = [_SWITCH.get(word) for word in value.lower().split(",")]
     return None if None in words else ",".join(filter(None, words))
+
+
+def _meant_as_switch(word: str) -> bool:
+    """Whether the word after a bare -fa is a value of it: on, and also ``onn``, ``yes`` and 2."""
+    return (
+        _switches(word) is not None
+        or _NUMBER.fullmatch(word) is not None
+        or word.lower() in ("yes", "no", "none")
+        or did_you_mean(word, _SWITCH) is not None
+    )
 
 
 def _unknown(

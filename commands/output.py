@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from ..terminal.console import show, show_log
+from ..terminal.visible import visible, visible_json
 from .flags import with_flags
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# What JSON may hold as it is and a terminal obeys: C1 controls, and overrides of the direction.
-_STEERING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+T = TypeVar("T")
 
 
 def show_warnings(*, verbose: bool) -> None:
@@ -24,15 +24,30 @@ def show_warnings(*, verbose: bool) -> None:
     show_log(verbose=verbose, shown=with_flags)
 
 
-def give(record: object, view: Callable[[], RenderableType], *, as_json: bool) -> None:
-    """Print `record` as JSON, or else the view, which is only made then."""
+def give(record: object, value: T, view: Callable[[T], RenderableType], *, as_json: bool) -> None:
+    """Print `record` as JSON, or else the view of `value` that `present` prints."""
     if as_json:
         print_json(record)
     else:
-        show(view())
+        present(value, view)
+
+
+def present(value: T, view: Callable[[T], RenderableType]) -> None:
+    """Print a view of `value`, in which no text of a file, the hub or a worker hides anything."""
+    show(view(visible(value)))
 
 
 def print_json(record: object) -> None:
     """One JSON document on stdout, in which no text can steer a terminal."""
-    text = json.dumps(record, ensure_ascii=False, indent=2)
-    click.echo(_STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    click.echo(visible_json(json.dumps(_finite(record), ensure_ascii=False, indent=2)))
+
+
+def _finite(value: object) -> object:
+    """The same with null for NaN and infinity, for which JSON has no words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

@@ -129,7 +129,7 @@ def plan(options: PlanOptions) -> int:
     if options.check:
         return _show_check(options, plan)
     shown = replace(plan, notes=tuple(map(with_flags, plan.notes)))
-    give(plan.as_dict(), lambda: plan_view(shown), as_json=options.as_json)
+    give(plan.as_dict(), shown, plan_view, as_json=options.as_json)
     return 0 if plan.fits else 1
 
 
@@ -141,7 +141,7 @@ def _show_check(options: PlanOptions, plan: Plan) -> int:
     with loading_progress(Path(plan.path).name) as progress:
         rows = check_plan(plan, on_progress=progress)
     record = {"plan": plan.as_dict(), "check": [row.as_dict() for row in rows]}
-    give(record, lambda: check_view(plan, rows), as_json=options.as_json)
+    give(record, (plan, rows), lambda both: check_view(*both), as_json=options.as_json)
     return 0 if all(row.agrees for row in rows) else 1
 
 
@@ -165,7 +165,7 @@ def _show_table(options: PlanOptions) -> int:
 
         draw(cells, options.plot)
         note(f"drawn: {options.plot}")
-    give([cell.as_dict() for cell in cells], lambda: table_view(cells), as_json=options.as_json)
+    give([cell.as_dict() for cell in cells], cells, table_view, as_json=options.as_json)
     return 0
 
 

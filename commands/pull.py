@@ -63,4 +63,4 @@ def pull(options: PullOptions) -> None:
     except KeyboardInterrupt:
         note("Give the same command again to resume.")
         raise
-    give(pulled.as_dict(), lambda: pulled_view(pulled), as_json=options.as_json)
+    give(pulled.as_dict(), pulled, pulled_view, as_json=options.as_json)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from ..terminal.console import show
 from . import values
 from .declare import command, given, option, verbose_flag
-from .output import show_warnings
+from .output import present, show_warnings
 
 
 @dataclass(frozen=True)
@@ -61,5 +60,5 @@ def worker(options: WorkerOptions) -> None:
     settings = given(options)
     settings.pop("verbose", None)
     with running_worker(**settings) as here:
-        show(worker_view(here))
+        present(here, worker_view)
         here.wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from .console import printable
+from .visible import printable
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion

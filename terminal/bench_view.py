@@ -1,6 +1,7 @@
 """What `bench` shows: the tests while they run, and then a line for each.
 
-Promises that a setting is a column only where its values differ. Does not measure anything.
+Promises that a setting is a column only where its values differ. Does not measure anything; whoever
+shows results has made their texts visible.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..units import bytes_text, count_text
-from .console import printable, screen
+from .console import screen
+from .visible import LONGEST_LINE, shortened
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,7 +77,7 @@ def bench_view(results: Sequence[BenchResult]) -> RenderableType:
             f"{result.stddev_ts:.2f}",
         )
     first = records[0]
-    title = Text(printable(first["model_filename"]), style="bold")
+    title = Text(shortened(first["model_filename"], LONGEST_LINE), style="bold")
     facts = [
         first["model_type"],
         bytes_text(first["model_size"]),
@@ -84,4 +86,4 @@ def bench_view(results: Sequence[BenchResult]) -> RenderableType:
     ]
     if "threads" not in dict(varying).values():
         facts.append(f"{first['n_threads']} threads")
-    return Group(title, printable(", ".join(facts)), "", table)
+    return Group(title, shortened(", ".join(facts), LONGEST_LINE), "", table)

@@ -13,26 +13,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .visible import LONGEST_LINE, one_line, printable, shortened
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-# Control characters as the pictures Unicode has for them, so that a model's answer or a file's
-# metadata cannot move the cursor, set the title or write the clipboard. Tab and newline stay.
-_PICTURES = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-    # These turn the direction of the text that follows, so that it reads as what it is not.
-    **dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
-}
-
 # Wider than any line: what is piped is never folded or cut.
 _UNFOLDED = 100_000
-
-
-def printable(text: str) -> str:
-    """`text` with control characters visible: all but tab and newline, and bidi overrides too."""
-    return text.translate(_PICTURES)
 
 
 def fill_closed_streams() -> None:
@@ -108,15 +95,18 @@ def show(view: RenderableType) -> None:
 
 
 def note(text: str) -> None:
-    """Say `text` on stderr as an aside, dim where that can be shown."""
-    console(stderr=True).print(printable(text), style="dim", soft_wrap=True)
+    """Say a line on stderr as an aside, dim where that can be shown."""
+    line = one_line(shortened(text, LONGEST_LINE))
+    console(stderr=True).print(line, style="dim", soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Write one ``error: …`` line on stderr."""
     from rich.text import Text
 
-    line = Text.assemble(("error:", "bold red"), " ", printable(" ".join(text.split())))
+    # What a parser says may have several lines.
+    words = " ".join(filter(None, map(str.strip, text.split("\n"))))
+    line = Text.assemble(("error:", "bold red"), " ", one_line(shortened(words, LONGEST_LINE)))
     console(stderr=True).print(line, soft_wrap=True)
 
 

@@ -1,13 +1,14 @@
 """How a plan, its check and its table look.
 
 Promises that every number comes from the plan at hand, and that a pipe gets what a terminal shows,
-without colour. Decides nothing.
+without colour. Decides nothing; whoever shows a plan has made its texts visible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..units import bytes_text, context_text, rate_text
-from .console import printable
+from .visible import LONGEST_LINE, LONGEST_NAME, shortened
 
 if TYPE_CHECKING:
     from ..planner import DevicePlan, Plan
@@ -74,7 +75,8 @@ def _headline(plan: Plan) -> Text:
     if settings.n_parallel > 1:
         what.append(f"{settings.n_parallel} at a time")
     verdict = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
-    return Text.assemble(verdict, "  ", (printable(what[0]), "bold"), ", ", ", ".join(what[1:]))
+    name = (shortened(what[0], LONGEST_NAME), "bold")
+    return Text.assemble(verdict, "  ", name, ", ", ", ".join(what[1:]))
 
 
 def _device_line(device: DevicePlan, n_layer: int) -> Text:
@@ -84,9 +86,10 @@ def _device_line(device: DevicePlan, n_layer: int) -> Text:
         left = (f"{bytes_text(device.left_bytes)} left", "green")
     else:
         left = (f"{bytes_text(-device.left_bytes)} short", "bold red")
-    name = (printable(device.name), "bold")
+    name = (shortened(device.name, LONGEST_NAME), "bold")
     layers = _layers(device, n_layer)
-    what = f"  {printable(device.device.description)}{f'; {layers}' if layers else ''}: "
+    description = shortened(device.device.description, LONGEST_NAME)
+    what = f"  {description}{f'; {layers}' if layers else ''}: "
     return Text.assemble(name, what, used, ", ", left)
 
 
@@ -131,7 +134,7 @@ def _bytes_table(devices: Sequence[DevicePlan]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for name, _ in columns:
-        table.add_column(Text(printable(name)), justify="right", no_wrap=True)
+        table.add_column(Text(shortened(name, LONGEST_NAME)), justify="right", no_wrap=True)
     for title, size_on in _rows():
         sizes = [sum(map(size_on, group)) for _, group in columns]
         if any(sizes):
@@ -218,7 +221,7 @@ def _next(plan: Plan) -> Iterator[str]:
     if plan.recipe is None and not plan.described:
         settings = plan.settings
         workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
-        yield f"llama4 chat {plan.path} -c {settings.n_ctx}{workers}"
+        yield f"llama4 chat {quote(plan.path)} -c {settings.n_ctx}{workers}"
     flags = " ".join(llama_cpp_flags(plan))
     yield f"as flags of run, chat and llama.cpp: {flags}"
 
@@ -252,7 +255,7 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[RenderableType]:
     grid.add_column(no_wrap=True, style="bold", width=7)
     grid.add_column(overflow="fold")
     for number, line in enumerate(lines):
-        grid.add_row("" if number else title, Text(printable(line)))
+        grid.add_row("" if number else title, Text(shortened(line, LONGEST_LINE)))
     yield grid
 
 
@@ -277,7 +280,7 @@ def check_view(plan: Plan, rows: Sequence[Compared]) -> RenderableType:
             verdict = Text("")
             if what == "all":
                 verdict = Text(f"{row.off:.2%}", "green" if row.agrees else "bold red")
-            name = "" if number else printable(row.planned.device)
+            name = "" if number else shortened(row.planned.device, LONGEST_NAME)
             table.add_row(name, what, f"{planned:,}", f"{allocated:,}", verdict)
     agree = all(row.agrees for row in rows)
     words = "as planned, within 1% on every device" if agree else "not as planned"
@@ -300,7 +303,7 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
             table.add_row(recipe, *(f"{line[n_ctx].gpu_bytes / 2**30:,.1f}" for n_ctx in contexts))
             holders = (line[n_ctx].holder or "more" for n_ctx in contexts)
             table.add_row("", *(Text(holder, "dim") for holder in holders))
-        parts += [Text(f"{printable(model)}, GiB", "bold"), table, ""]
+        parts += [Text(f"{shortened(model, LONGEST_NAME)}, GiB", "bold"), table, ""]
     beside = [cell.host_bytes for cell in cells]
     parts.append(
         Text(

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..units import bytes_text
-from .console import printable, screen
+from .console import screen
+from .visible import one_line
 
 if TYPE_CHECKING:
     from ..progress import Progress as Bytes
@@ -71,7 +72,7 @@ def byte_progress() -> Iterator[Callable[[Bytes], None] | None]:
                 # What an interrupted job had done says nothing about the rate of this one.
                 bar.reset(task, total=at.bytes_total, completed=at.bytes_before)
                 begun = True
-            item = printable(at.item)
+            item = one_line(at.item)
             bar.update(task, completed=at.bytes_done, total=at.bytes_total, item=item)
 
         yield show
@@ -89,7 +90,7 @@ def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
 
     label = TextColumn("loading {task.description}", markup=False)
     with Progress(label, BarColumn(), TaskProgressColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(printable(name), total=1.0)
+        task = bar.add_task(one_line(name), total=1.0)
 
         def show(fraction: float) -> None:
             bar.update(task, completed=fraction)

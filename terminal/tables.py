@@ -1,7 +1,8 @@
 """What `inspect`, `convert`, `pull`, `worker` and `doctor` show, as tables.
 
 Promises that a narrow terminal folds them, a pipe gets them whole, and that every number comes from
-the value at hand. Does not read files or measure anything.
+the value at hand. Does not read files or measure anything; whoever shows a value has made its texts
+visible.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..units import bytes_text, count_text, seconds_text
-from .console import printable
+from .visible import LONGEST_LINE, LONGEST_NAME, shortened
 
 if TYPE_CHECKING:
     from ..convert.report import Report
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from ..runtime.files.damage import Damage
     from ..runtime.workers.worker import Worker
 
-# A template or licence is named by its first line; longer text than this says how long it is.
-_LONGEST_TEXT = 120
 # Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
 _LONGEST_ARRAY = 8
 
@@ -46,10 +45,7 @@ def metadata_text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.7g}"  # as many digits as the 32 bits of a GGUF hold
-    text = printable(str(value).replace("\n", "⏎"))
-    if len(text) <= _LONGEST_TEXT:
-        return text
-    return f"{text[: _LONGEST_TEXT // 2]}… ({len(text):,} characters)"
+    return shortened(str(value), LONGEST_NAME)
 
 
 def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
@@ -110,8 +106,7 @@ def report_view(report: Report) -> RenderableType:
     facts += [("note", note) for note in report.notes]
     written = "would write" if report.dry_run else "wrote"
     facts += [(written, path) for path in report.outputs]
-    texts = ((name, printable(value)) for name, value in facts)
-    return Group(roles_table(report.roles), "", _facts(texts))
+    return Group(roles_table(report.roles), "", _facts(facts))
 
 
 def pulled_view(pulled: Pulled) -> RenderableType:
@@ -123,7 +118,7 @@ def pulled_view(pulled: Pulled) -> RenderableType:
     ]
     if pulled.projector is not None:
         facts.append(("projector", pulled.projector))
-    return _facts((name, printable(value)) for name, value in facts)
+    return _facts(facts)
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
@@ -133,9 +128,10 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
         findings.append(_finding(finding.level, finding.what))
         if finding.fix:
             # A command is copied as a whole: the terminal may wrap it, nothing here does.
-            findings.append(Text(f"  {finding.fix}", no_wrap=True, overflow="ignore"))
-    facts = ((name, printable(value)) for name, value in _machine(diagnosis))
-    return Group(_facts(facts), "", _devices_table(diagnosis.devices), "", *findings)
+            findings.append(
+                Text(f"  {shortened(finding.fix, LONGEST_LINE)}", no_wrap=True, overflow="ignore")
+            )
+    return Group(_facts(_machine(diagnosis)), "", _devices_table(diagnosis.devices), "", *findings)
 
 
 def worker_view(worker: Worker) -> RenderableType:
@@ -165,7 +161,7 @@ def _finding(level: str, what: str) -> Table:
     line = Table.grid(padding=(0, 1, 0, 0))
     line.add_column(width=max(map(len, _STYLES)), style=_STYLES[level])
     line.add_column(overflow="fold")
-    line.add_row(level, Text(printable(what)))
+    line.add_row(level, Text(shortened(what, LONGEST_LINE)))
     return line
 
 
@@ -192,11 +188,11 @@ def _devices_table(devices: Iterable[Device]) -> Table:
     table = _table("device", "type", ">memory", ">free", "*description")
     for device in devices:
         table.add_row(
-            printable(device.name),
+            shortened(device.name, LONGEST_NAME),
             device.type,
             "unknown" if device.total_bytes is None else bytes_text(device.total_bytes),
             "unknown" if device.free_bytes is None else bytes_text(device.free_bytes),
-            printable(device.description),
+            shortened(device.description, LONGEST_NAME),
         )
     return table
 
@@ -236,12 +232,14 @@ def _tensors_table(tensors: Iterable[TensorSummary]) -> Table:
     table = _table("*tensor", "type", ">shape", ">size")
     for tensor in tensors:
         shape = "x".join(str(size) for size in tensor.shape)
-        table.add_row(printable(tensor.name), tensor.type, shape, bytes_text(tensor.bytes))
+        table.add_row(
+            shortened(tensor.name, LONGEST_NAME), tensor.type, shape, bytes_text(tensor.bytes)
+        )
     return table
 
 
 def _title(text: str) -> Text:
-    return Text(printable(text), style="bold", overflow="fold")
+    return Text(shortened(text, LONGEST_LINE), style="bold", overflow="fold")
 
 
 def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
@@ -249,7 +247,8 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
     grid.add_column(style="dim", overflow="fold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(Text(printable(name)), Text(value))
+        texts = Text(shortened(name, LONGEST_NAME)), Text(shortened(value, LONGEST_LINE))
+        grid.add_row(*texts)
     return grid
 
 

@@ -13,12 +13,17 @@ def test_case_does_not_matter_and_the_choice_keeps_its_own() -> None:
 
 
 def test_several_close_names_are_all_suggested_the_closest_first() -> None:
-    assert did_you_mean("q4_1", TYPES[:4]) == "Did you mean q4_k or q4_0?"
+    assert did_you_mean("q4_1", TYPES[:4]) == "Did you mean q4_0 or q4_k?"
     assert did_you_mean("iq4xs", TYPES) == "Did you mean iq4_xs?"
+    assert did_you_mean("q8o", ("f16", "q8_0", "q4_0")) == "Did you mean q8_0?"
+    assert did_you_mean("--tempp", ("--temp", "--top-p", "--system")) == "Did you mean --temp?"
 
 
 def test_a_name_like_none_of_the_choices_gets_no_suggestion() -> None:
     assert did_you_mean("banana", TYPES) is None
+    assert did_you_mean("--bogus", ("--verbose", "--gpu")) is None
+    assert did_you_mean("x" * 2**20, TYPES) is None
+    assert did_you_mean("--", ("-", "--")) is None
     assert did_you_mean("", TYPES) is None
     assert did_you_mean("int4", ()) is None
 

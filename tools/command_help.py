@@ -29,8 +29,10 @@ that it is current.
 
 Results go to stdout, everything else to stderr. The exit code is 0 when it was done, 1 with one
 `error: …` line when it was not, 2 for a command line that makes no sense, 130 after Ctrl-C, and 141
-when the reader of a pipe went away. With `--json` the error of exit code 1 is a JSON document on
-stdout; that of exit code 2 stays on stderr.
+when the reader of a pipe went away. With `--json` errors are JSON documents on stdout.
+
+On a terminal, control characters of a model's answer and of a file's texts are shown as signs;
+through a pipe an answer goes as the model made it.
 """
 
 

@@ -15,6 +15,7 @@ from click.testing import Result
 
 from llama4_edge import Sampling, __version__
 from llama4_edge.cli import COMMANDS, main
+from llama4_edge.commands.flags import with_flags
 from llama4_edge.quant import RECIPES
 from tests.command_line import Command, the_error
 
@@ -161,6 +162,54 @@ def test_with_json_an_error_is_json_too(llama4: Command) -> None:
         record = json.loads(result.stdout)
         assert list(record) == ["error", "problem", "found", "expected", "hint"]
         assert "absent" in record["problem"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["convert", "--json"], "Missing argument 'SOURCE'."),
+        (["plan", "x", "--json", "--bogus"], "No such option: --bogus."),
+        (["plan", "x", "-ub", "abc", "--json"], "'abc' is not a whole number from 1 up"),
+        (["bench", "--json"], "give either a MODEL or --synthetic MODEL"),
+        (["inspect", "x", "--json", "-c"], "No such option: -c"),
+        (["doctor", "more", "--json"], "unexpected extra argument (more)"),
+        (["pull", "x", "--json"], "'x' is not org/name"),
+    ],
+)
+def test_with_json_a_command_line_that_makes_no_sense_is_json_too(
+    llama4: Command, arguments: list[str], problem: str
+) -> None:
+    result = llama4(*arguments)
+    assert (result.exit_code, result.stderr) == (2, "")
+    record = json.loads(result.stdout)
+    assert record["error"] == "UsageError"
+    assert problem in record["problem"]
+
+
+def test_a_usage_error_says_how_the_command_is_used_and_then_one_line(llama4: Command) -> None:
+    result = llama4("run", "x", "-c")
+    assert result.stderr.splitlines() == [
+        "Usage: llama4 run [OPTIONS] MODEL [PROMPT] [-]".replace("llama4", "main"),
+        "Try 'main run --help'.",
+        "",
+        "error: Option '-c' requires an argument.",
+    ]
+
+
+@pytest.mark.parametrize("word", ["onn", "yes", "2", "of"])
+def test_a_wrong_value_of_flash_attention_names_the_flag_and_its_choices(
+    llama4: Command, word: str
+) -> None:
+    for arguments in (["run", "x", "hi", "-fa", word], ["bench", "x", "--flash-attn", word]):
+        result = llama4(*arguments)
+        assert result.exit_code == 2
+        assert "'-fa' / '--flash-attn'" in result.stderr
+        assert f"{word!r} is not one of on, off, auto" in result.stderr
+
+
+def test_a_flag_in_an_error_takes_no_full_stop_of_the_sentence() -> None:
+    assert with_flags("Give n_ctx=4096.") == "Give n_ctx=4096 (-c 4096)."
+    assert with_flags("temperature=0.7.") == "temperature=0.7 (--temp 0.7)."
 
 
 def test_no_text_in_json_can_steer_a_terminal(llama4: Command) -> None:

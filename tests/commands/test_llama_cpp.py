@@ -88,7 +88,7 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("-f file", "Redirect the file"),
         ("-ctx 5", "No such option: -ctx"),
         ("-ctkx q8_0", "Did you mean -ctk"),
-        ("--ctx-sise 5", "Did you mean --ctx-size,"),
+        ("--ctx-sise 5", "Did you mean --ctx-size?"),
         ("-ctk q8_0 -ctv f17", "'f17' is not one of f16, q8_0, q4_0. Did you mean f16?"),
     ],
 )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from llama4_edge.terminal.answer import AnswerWriter
-from llama4_edge.terminal.console import printable
+from llama4_edge.terminal.visible import printable
 
 
 class Screen(io.StringIO):

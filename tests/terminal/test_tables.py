@@ -13,6 +13,7 @@ from llama4_edge.quant.summary import FileSummary, summarize
 from llama4_edge.runtime.doctor import Finding, doctor
 from llama4_edge.terminal.console import show
 from llama4_edge.terminal.tables import diagnosis_view, metadata_text, summary_view
+from llama4_edge.terminal.visible import visible
 
 
 def shown(view: RenderableType, width: int) -> list[str]:
@@ -34,11 +35,11 @@ def shown(view: RenderableType, width: int) -> list[str]:
         (["token"] * 202_048, "202,048 values"),
         ("one\ntwo", "one⏎two"),
         ("\x1b[2Jcleared", "␛[2Jcleared"),
-        ("x" * 3000, "x" * 60 + "… (3,000 characters)"),
+        ("x" * 3000, "x" * 60 + "… (3,000 characters)…" + "x" * 30),
     ],
 )
 def test_a_metadata_value_is_one_short_harmless_line(value: object, text: str) -> None:
-    assert metadata_text(value) == text
+    assert metadata_text(visible(value)) == text
 
 
 @pytest.fixture
