@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from ..errors import CheckpointError, HubError
 from ..hub.cache import RepositoryCache
+from ..hub.listing import check_distinct, is_file_name
 from ..hub.repository import (
     Repository,
     StoppedError,
@@ -29,6 +30,7 @@ from ..hub.repository import (
     find_repository,
     is_offline,
 )
+from ..system.files import is_file
 from .checkpoint import (
     INDEX_NAME,
     Checkpoint,
@@ -38,14 +40,25 @@ from .checkpoint import (
     read_tensors,
 )
 from .config import parse_config
-from .shards import DiskNeed, LocalShards
+from .shards import DiskNeed
 
 SHARDS_AT_A_TIME = 2
 
 # Covers the header of every shard that is published; a longer one costs one more request.
 _HEAD_BYTES = 128 << 10
 _HEADS_AT_A_TIME = 8
-_SMALL_FILES = (".json", ".jinja", ".md")
+# What a conversion reads beside the shards, and a hundred times what each has at most.
+SMALL_FILES = {
+    "config.json": 16 << 20,
+    "generation_config.json": 16 << 20,
+    "tokenizer_config.json": 64 << 20,
+    "tokenizer.json": 1 << 30,
+    "chat_template.json": 16 << 20,
+    "chat_template.jinja": 16 << 20,
+    INDEX_NAME: 128 << 20,
+    "README.md": 8 << 20,
+}
+_MOST_SHARDS = 5000
 # How long a transfer that is no longer wanted may take to notice. Only a network that says
 # nothing at all makes it longer.
 _PARTING_SECONDS = 3.0
@@ -76,32 +89,34 @@ def open_repository(
     if is_offline():
         return _open_cached(repository, revision)
     remote = find_repository(repository, revision=revision, token=token)
-    if "config.json" not in remote.files:
+    if "config.json" not in remote.files or not _has_weights(remote):
         raise _no_checkpoint(remote)
     cache = RepositoryCache(remote)
-    config = read_json_object(cache.fetch("config.json"))
+    config = read_json_object(cache.fetch("config.json", limit=SMALL_FILES["config.json"]))
     # Another model's files need not even be asked for.
     parse_config(config)
-    for name in sorted(remote.files):
-        if "/" not in name and name.endswith(_SMALL_FILES):
-            cache.fetch(name)
+    for name, limit in SMALL_FILES.items():
+        if name in remote.files:
+            cache.fetch(name, limit=limit)
     cache.remember(revision)
     shards = HubShards(remote, keep=keep_source)
-    shards.fetch_heads(_shard_names(cache.snapshot))
+    names = [name for name in _shard_names(cache.snapshot) if name in remote.files]
+    check_distinct(remote.id, names)
+    shards.fetch_heads(names)
     return Checkpoint(cache.snapshot, config, read_tensors(cache.snapshot, shards), shards)
 
 
 def _open_cached(repository: str, revision: str | None) -> Checkpoint:
     commit = cached_commit(repository, revision)
     snapshot = cache_directory(repository) / "snapshots" / (commit or "")
-    if commit is None or not (snapshot / "config.json").is_file():
+    if commit is None or not is_file(snapshot / "config.json"):
         raise HubError(
             f"{repository} is not in the cache, and offline mode allows nothing else",
             expected=f"{snapshot / 'config.json'}",
             hint="Unset HF_HUB_OFFLINE, or run `hf download` for it where there is a network.",
         )
     names = _shard_names(snapshot)
-    absent = [name for name in names if not (snapshot / name).is_file()]
+    absent = [name for name in names if not is_file(snapshot / name)]
     if absent:
         raise HubError(
             f"{repository} is not whole in the cache, and offline mode allows nothing else",
@@ -114,13 +129,22 @@ def _open_cached(repository: str, revision: str | None) -> Checkpoint:
 def _shard_names(snapshot: Path) -> list[str]:
     """The shards that the index names, if there is one."""
     index = snapshot / INDEX_NAME
-    listed = read_json_object(index).get("weight_map") if index.is_file() else None
-    names = listed.values() if isinstance(listed, dict) else ()
-    return sorted({name for name in names if isinstance(name, str)})
+    listed = read_json_object(index).get("weight_map") if is_file(index) else None
+    values = listed.values() if isinstance(listed, dict) else ()
+    names = sorted({name for name in values if isinstance(name, str) and is_file_name(name)})
+    if len(names) > _MOST_SHARDS:
+        raise HubError(
+            f"{index} names too many shards", found=len(names), expected=f"at most {_MOST_SHARDS}"
+        )
+    return names
+
+
+def _has_weights(remote: Repository) -> bool:
+    return any("/" not in name and name.endswith(".safetensors") for name in remote.files)
 
 
 def _no_checkpoint(remote: Repository) -> CheckpointError:
-    """Why a repository without config.json cannot be converted, and what to use instead."""
+    """Why a repository without config.json or weights cannot be converted, and what to use."""
     names = [name.rsplit("/", 1)[-1] for name in remote.files]
     if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names):
         return HubError(
@@ -134,7 +158,19 @@ def _no_checkpoint(remote: Repository) -> CheckpointError:
             f"{remote.id} holds GGUF files, which need no conversion",
             hint=f"Fetch one: llama4 pull {remote.id}",
         )
-    return HubError(f"{remote.id} has no config.json", expected="a checkpoint")
+    if any(name.startswith("adapter_model.") for name in names):
+        return HubError(
+            f"{remote.id} holds an adapter, not a model",
+            hint="Merge it into its base model first (PEFT: merge_and_unload), and save that.",
+        )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return HubError(
+            f"{remote.id} holds PyTorch's pickled weights",
+            expected="safetensors",
+            hint="Look for a revision or a repository of the same model with safetensors.",
+        )
+    lacks = "weights (*.safetensors)" if "config.json" in remote.files else "config.json"
+    return HubError(f"{remote.id} has no {lacks}", expected="a checkpoint")
 
 
 class HubShards:
@@ -152,7 +188,6 @@ class HubShards:
         self._remote = remote
         self._keep = keep
         self._cache = RepositoryCache(remote)
-        self._local = LocalShards()
         self._heads: dict[str, bytes] = {}
         self._changed = threading.Condition()
         self._lock: BinaryIO | None = None
@@ -165,8 +200,7 @@ class HubShards:
     def size(self, path: Path) -> int | None:
         """Bytes of the shard, or None when the repository has none of that name."""
         file = self._remote.files.get(path.name)
-        remote = None if file is None else file.size
-        return self._local.size(path) if path.is_file() else remote
+        return None if file is None else file.size
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer where the shard ends; for headers.
@@ -182,6 +216,8 @@ class HubShards:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
         with os.fdopen(descriptor, "rb") as file:
+            if os.fstat(descriptor).st_size != self._remote.files[path.name].size:
+                return self._read_remote(path, offset, length)
             file.seek(offset)
             return file.read(length)
 
@@ -195,7 +231,7 @@ class HubShards:
 
     def fetch_heads(self, names: Iterable[str]) -> None:
         """Fetch the first bytes of several shards at a time."""
-        absent = [name for name in names if name in self._remote.files and not self._is_there(name)]
+        absent = [name for name in names if not self._cache.is_there(name)]
         with ThreadPoolExecutor(_HEADS_AT_A_TIME, "heads") as pool:
             try:
                 list(pool.map(self._fetch_head, absent))
@@ -215,7 +251,9 @@ class HubShards:
         ]
         pairs = [sum(sizes[at : at + SHARDS_AT_A_TIME]) for at in range(len(sizes))]
         nbytes = sum(sizes) if self._keep else max(pairs, default=0)
-        return DiskNeed(self._cache.blobs, nbytes)
+        blobs = self._cache.blobs
+        directory = next(path for path in (blobs, *blobs.parents) if path.is_dir())
+        return DiskNeed(directory, nbytes)
 
     def identity(self, path: Path) -> str:
         """Changes whenever the shard's bytes do, and never otherwise."""
@@ -228,7 +266,12 @@ class HubShards:
             HubError: another conversion is fetching the same repository.
         """
         names = [path.name for path in paths]
-        self._lock = self._lock or self._cache.lock()
+        try:
+            self._lock = self._lock or self._cache.lock()
+        except HubError:
+            if all(self._is_there(name) and not self._is_staged(name) for name in names):
+                return  # nothing will be fetched, and nothing dropped
+            raise
         if self._keep:
             for name in names:
                 self._cache.keep(name)
@@ -261,14 +304,14 @@ class HubShards:
         with self._changed:
             if path.name in self._queue:
                 self._queue.remove(path.name)
-            if not path.is_file() and path.name not in self._held:
+            if not self._is_there(path.name) and path.name not in self._held:
                 # Whoever asks out of order is served before those who wait in order.
                 self._queue.appendleft(path.name)
             self._start()
             self._changed.wait_for(
-                lambda: path.is_file() or self._failure or self._remote.stop.is_set()
+                lambda: self._is_there(path.name) or self._failure or self._remote.stop.is_set()
             )
-            if not path.is_file():
+            if not self._is_there(path.name):
                 raise self._failure or HubError(f"{path.name} is no longer wanted")
 
     def release(self, path: Path) -> None:
@@ -293,10 +336,10 @@ class HubShards:
                 self._lock = None
 
     def _is_there(self, name: str) -> bool:
-        return (self._cache.snapshot / name).is_file()
+        return self._cache.is_there(name)
 
     def _is_staged(self, name: str) -> bool:
-        return self._cache.staged(self._remote.files[name]).is_file()
+        return self._cache.is_staged(name)
 
     def _start(self) -> None:
         if self._queue and self._worker is None and self._failure is None:

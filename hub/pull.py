@@ -22,13 +22,8 @@ from ..errors import HubError, OutputError
 from ..parts import part_named
 from ..progress import Progress
 from ..units import bytes_text
-from .repository import (
-    RemoteFile,
-    Repository,
-    find_repository,
-    new_digest,
-    partial_path,
-)
+from .listing import RemoteFile
+from .repository import Repository, find_repository, new_digest, partial_path
 
 _PROJECTOR = re.compile(r"(?:^|[-_.])mmproj(?:[-_.]|$)", re.IGNORECASE)
 # Of several projectors that differ in precision alone, the first of these.

@@ -2,9 +2,8 @@
 
 Promises: one commit from the first request to the last; every whole file is compared with the
 digest that the hub lists for it; what fails on the way is tried again a bounded number of times,
-goes on where it stopped, and then is one clear error. Token, endpoint, cache directory and offline
-mode are huggingface_hub's own settings. Files travel by plain HTTP range requests, because only
-those can be resumed by another process.
+goes on where it stopped, and then is one clear error. Files travel by plain HTTP range requests,
+because only those can be resumed by another process.
 
 Does not know what the files mean.
 """
@@ -12,67 +11,45 @@ Does not know what the files mean.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub import constants, get_token, hf_hub_url
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from ..errors import HubError
+from ..system.files import disk_hint, is_file, open_partial, sync
 from ..system.locks import lock
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+from ..untrusted import Reader
+from .listing import COMMIT, LISTING_BYTES, RemoteFile, parse_listing
+from .transfer import Answer, PassingError, RefusedError, answered, not_a_hub, shown
 
 # Seconds before each new try; a file that grew by a megabyte since the last starts them anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _GROWTH = 1 << 20
 # However long the hub asks for, nobody waits longer for one try.
 _LONGEST_WAIT = 300.0
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_LISTING_SECONDS = 120.0
 _CHUNK = 1 << 20
 # One answer of the hub's CDN holds 50 GB at most, and a signed address does not live for ever.
 _ANSWER_BYTES = 8 << 30
 
 PARTIAL_SUFFIX = ".incomplete"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# How the hub says that nothing is left of a quota, and in how many seconds there will be.
-_QUOTA = re.compile(r"\br=0\s*;\s*t=(\d+)")
+_REFERENCE_BYTES = 4096
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(\*|[0-9]{1,19})")
+_LENGTH = re.compile(r"[0-9]{1,19}")
+# As git has it: what no branch or tag is called, and what would leave the directory of refs.
+_REVISION = re.compile(
+    r"(?!.*(?:\.\.|//|@\{|/$))(?!/)[^\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]{1,255}"
+)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the hub lists it; `etag` is its sha256, or git's sha1 of a file outside LFS."""
-
-    name: str
-    size: int
-    etag: str
-
-
-class _PassingError(Exception):
-    """A failure that another try may not meet; `wait` is how long the hub asked for, in seconds."""
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 class StoppedError(Exception):
@@ -107,15 +84,21 @@ class Repository:
             if offset + len(data) < end:
                 with self._body(file, offset + len(data), end) as chunks:
                     for chunk in chunks:
+                        self._check_stop()
                         data += chunk
                 if offset + len(data) < end:
-                    raise _PassingError("a truncated response")
+                    raise PassingError("a truncated response")
 
         self._patiently(file.name, attempt)
         return data
 
     def download(
-        self, name: str, target: Path, *, on_bytes: Callable[[int], None] | None = None
+        self,
+        name: str,
+        target: Path,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+        hint: str = "",
     ) -> None:
         """Bring all of the file to `target`, going on from what an earlier try left beside it.
 
@@ -123,6 +106,7 @@ class Repository:
             name: of the file in the repository.
             target: gets its name when the file is whole and its digest is the hub's.
             on_bytes: called with the number of bytes that have just been added.
+            hint: where else files can be written, for errors.
 
         Raises:
             HubError: it could not be had; what came stays for the next try, unless it was damaged.
@@ -130,22 +114,22 @@ class Repository:
         file = self.files[name]
         partial = partial_path(target, file)
         try:
-            with partial.open("a+b") as sink:
+            with open_partial(partial) as sink:
                 if not lock(sink.fileno(), partial):
                     raise HubError(
-                        f"another process is fetching {target.name}",
+                        f"another process is fetching {file.name}",
                         hint="Wait for it, or stop it.",
                     )
                 self._fill(file, sink, on_bytes or (lambda _: None))
                 sink.flush()
-                os.fsync(sink.fileno())
+                sync(sink.fileno())
                 partial.replace(target)
         except OSError as error:
             raise HubError(
-                f"{target.name} cannot be written to {target.parent}",
+                f"{file.name} cannot be written to {target.parent}",
                 found=error.strerror,
-                hint="Make room there, then run the same command again: it goes on where it "
-                "stopped.",
+                hint=f"{disk_hint(error)} {hint}".strip()
+                + " The same command goes on where this one stopped.",
             ) from error
 
     def _fill(self, file: RemoteFile, sink: BinaryIO, on_bytes: Callable[[int], None]) -> None:
@@ -172,7 +156,7 @@ class Repository:
                         done += len(chunk)
                         on_bytes(len(chunk))
                 if done < end:
-                    raise _PassingError(f"a response that ends at byte {done} instead of {end}")
+                    raise PassingError(f"a response that ends at byte {done} instead of {end}")
 
         self._patiently(file.name, attempt, progress=lambda: done)
         if digest.hexdigest() != file.etag:
@@ -187,47 +171,35 @@ class Repository:
     @contextmanager
     def _body(self, file: RemoteFile, start: int, end: int) -> Iterator[Iterator[bytes]]:
         """The bytes from `start` to `end` as they arrive; fewer when the answer is cut short."""
-        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        with get_session().stream(
-            "GET",
+        with answered(
             hf_hub_url(self.id, file.name, revision=self.commit),
-            headers=build_hf_headers(token=self.token, library_name="llama4-edge", headers=headers),
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            follow_redirects=True,
-        ) as response:
-            hf_raise_for_status(response)
-            answers = [answer.headers for answer in (*response.history, response)]
-            self._check_same(file, answers, partial=response.status_code == 206)
-            skip = 0 if response.status_code == 206 else start
-            yield _window(response.iter_raw(), skip, end - start)
+            token=self.token,
+            headers={"Range": f"bytes={start}-{end - 1}"},
+        ) as answer:
+            self._check_same(file, answer)
+            skip = start - _first_byte(file, answer, start)
+            yield _window(answer.chunks(), skip, end - start)
 
-    def _check_same(
-        self, file: RemoteFile, answers: Sequence[Mapping[str, str]], *, partial: bool
-    ) -> None:
+    def _check_same(self, file: RemoteFile, answer: Answer) -> None:
         """The answers, redirects first, must speak of the file that was listed.
 
         Only the hub's own answers name a commit, and only its last one has the file's own ETag.
         """
-        for headers in answers:
+        for headers in answer.headers:
             commit = headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
             if commit is None:
                 continue
             etag = headers.get(constants.HUGGINGFACE_HEADER_X_LINKED_ETAG)
-            if etag is None and headers is answers[-1]:
+            if etag is None and headers is answer.headers[-1]:
                 etag = headers.get("ETag")
             served = (etag or file.etag).removeprefix("W/").strip('"')
             if commit != self.commit or served != file.etag:
                 raise HubError(
                     f"{file.name} of {self.id} changed while it was being read",
-                    found=f"{served} at commit {commit}",
+                    found=shown(f"{served} at commit {commit}"),
                     expected=f"{file.etag} at commit {self.commit}",
                     hint="Run the command again; with --revision it keeps to one commit.",
                 )
-        last = answers[-1]
-        size = last.get("Content-Range", "").rsplit("/")[-1] if partial else None
-        size = size if partial else last.get("Content-Length")
-        if size is not None and size.isdigit() and int(size) != file.size:
-            raise _PassingError(f"a file of {size} bytes instead of {file.size}")
 
     def _patiently(
         self, name: str, attempt: Callable[[], T], *, progress: Callable[[], int] = lambda: 0
@@ -254,41 +226,53 @@ def find_repository(
             cannot be reached.
     """
     stop = threading.Event()
+    check_revision(revision)
+    url = f"{constants.ENDPOINT}/api/models/{repository}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
 
     def attempt() -> Repository:
+        with answered(f"{url}?blobs=true", token=token) as answer:
+            data = answer.data(LISTING_BYTES, _LISTING_SECONDS)
         try:
-            info = HfApi().model_info(
-                repository,
-                revision=revision,
-                files_metadata=True,
-                token=token,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            )
-        except HfHubHTTPError:
-            raise
-        except (ValueError, TypeError, LookupError) as error:
-            raise _no_hub(f"{type(error).__name__}: {error}") from error
-        if info.sha is None or not _COMMIT.fullmatch(info.sha):
-            raise _no_hub(f"commit {info.sha}")
-        files = {sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or []}
-        return Repository(repository, info.sha, files, token, stop)
+            commit, files = parse_listing(data, repository)
+        except HubError as error:
+            raise not_a_hub(str(error)) from error
+        return Repository(repository, commit, files, token, stop)
 
     return patiently(repository, repository, attempt, lambda: 0, stop, token, revision=revision)
 
 
-def _remote_file(entry: RepoSibling) -> RemoteFile:
-    etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
-    if entry.size is None or etag is None or not _ETAG.fullmatch(etag):
-        raise _no_hub(f"{entry.rfilename} without size or digest")
-    return RemoteFile(entry.rfilename, entry.size, etag)
+def check_revision(revision: str | None) -> None:
+    """Refuse what no branch, tag or commit can be called.
+
+    Raises:
+        HubError: it is not a revision.
+    """
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise HubError(
+            f"{revision[:80]!r} is not a revision", expected="a branch, a tag or a commit"
+        )
 
 
-def _no_hub(found: str) -> HubError:
-    return HubError(
-        f"{constants.ENDPOINT} does not answer as the Hugging Face Hub does",
-        found=found,
-        hint="Check HF_ENDPOINT, and whether a proxy answers in its place.",
-    )
+def _first_byte(file: RemoteFile, answer: Answer, start: int) -> int:
+    """The byte of the file with which the body begins, at most `start`.
+
+    Raises:
+        PassingError: the answer is about a file of another size, or another part of it.
+    """
+    if answer.status == 200:
+        length = answer.headers[-1].get("Content-Length", "")
+        if _LENGTH.fullmatch(length) and int(length) != file.size:
+            raise PassingError(f"a file of {length} bytes instead of {file.size}")
+        return 0
+    content = answer.headers[-1].get("Content-Range", "")
+    match = _RANGE.fullmatch(content.strip())
+    if match is None or int(match[1]) != start:
+        raise PassingError(f"the range {content!r} instead of the one from byte {start}")
+    if match[3] not in ("*", str(file.size)):
+        raise PassingError(f"a file of {match[3]} bytes instead of {file.size}")
+    return start
 
 
 def is_offline() -> bool:
@@ -302,11 +286,24 @@ def cache_directory(repository: str) -> Path:
 
 
 def cached_commit(repository: str, revision: str | None) -> str | None:
-    """The commit that `revision` meant when the cache last heard of it."""
-    if revision is not None and _COMMIT.fullmatch(revision):
+    """The commit that `revision` meant when the cache last heard of it.
+
+    Raises:
+        HubError: the revision is not one, or what the cache says of it is not a commit.
+    """
+    check_revision(revision)
+    if revision is not None and COMMIT.fullmatch(revision):
         return revision
     reference = cache_directory(repository) / "refs" / (revision or constants.DEFAULT_REVISION)
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    if not is_file(reference):
+        return None
+    hint = "Remove it, and run `hf download` or the same command where there is a network."
+    commit = Reader(HubError, _REFERENCE_BYTES, hint).text(reference).strip()
+    if not COMMIT.fullmatch(commit):
+        raise HubError(
+            f"{reference} is damaged", found=repr(commit[:80]), expected="a commit", hint=hint
+        )
+    return commit
 
 
 def partial_path(target: Path, file: RemoteFile) -> Path:
@@ -358,10 +355,16 @@ def patiently(
     while True:
         try:
             return attempt()
-        except (_PassingError, HTTPError, OfflineModeIsEnabled) as error:
-            passing = _as_passing(error)
-            if passing is None:
-                raise _explained(error, repository, token, revision) from error
+        except OfflineModeIsEnabled as error:
+            raise HubError(
+                f"{repository} cannot be fetched in offline mode", hint="Unset HF_HUB_OFFLINE."
+            ) from error
+        except RefusedError as error:
+            raise _explained(error, repository, token, revision) from error
+        except PassingError as error:
+            passing = error
+        except HTTPError as error:
+            passing = PassingError(str(error) or type(error).__name__)
         if progress() - before >= _GROWTH:
             failures, before = 0, progress()
         if failures == len(WAITS):
@@ -377,53 +380,28 @@ def patiently(
             raise StoppedError
 
 
-def _as_passing(error: Exception) -> _PassingError | None:
-    """The error as one that may pass, or None when it will not."""
-    if isinstance(error, _PassingError):
-        return error
-    if isinstance(error, OfflineModeIsEnabled):
-        return None
-    if not isinstance(error, HfHubHTTPError):
-        return _PassingError(str(error) or type(error).__name__)
-    status = error.response.status_code
-    if status not in _PASSING:
-        return None
-    headers = error.response.headers
-    quota = _QUOTA.search(headers.get("RateLimit", "")) if status == 429 else None
-    after = headers.get("Retry-After", quota.group(1) if quota else "")
-    return _PassingError(f"HTTP status {status}", float(after) if after.isdecimal() else None)
-
-
 def _explained(
-    error: Exception, repository: str, token: str | None, revision: str | None
+    error: RefusedError, repository: str, token: str | None, revision: str | None
 ) -> HubError:
-    """What the client's error means for the person who asked, and what to do."""
+    """What the hub's error means for the person who asked, and what to do."""
     page = f"{constants.ENDPOINT}/{repository}"
     known = (token or get_token()) is not None
-    if isinstance(error, OfflineModeIsEnabled):
-        return HubError(
-            f"{repository} cannot be fetched in offline mode", hint="Unset HF_HUB_OFFLINE."
-        )
-    if isinstance(error, GatedRepoError):
+    if error.code == "GatedRepo":
         return _gated(error, repository, page, known=known)
-    if isinstance(error, RevisionNotFoundError):
+    if error.code == "RevisionNotFound":
         return HubError(
             f"{repository} has no revision {revision}",
             hint=f"Choose a branch, tag or commit from {page}/tree/main.",
         )
-    if isinstance(error, RemoteEntryNotFoundError):
-        return HubError(f"{repository} lost a file that it lists", found=str(error.response.url))
-    if not isinstance(error, HfHubHTTPError):
-        return HubError(f"{repository} cannot be read", found=str(error))
-    status = error.response.status_code
-    message = error.response.headers.get("X-Error-Message") or error.server_message or ""
-    if status == 401 and known and "nvalid" in message:
+    if error.code == "EntryNotFound":
+        return HubError(f"{repository} lost a file that it lists", found=error.url)
+    if error.status == 401 and known and "nvalid" in error.message:
         return HubError(
             f"{constants.ENDPOINT} does not accept the token",
-            found=message,
+            found=error.message,
             hint="Run `hf auth login` with a valid token, or correct or unset HF_TOKEN.",
         )
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+    if error.code == "RepoNotFound" or error.status in (401, 404):
         return HubError(
             f"{repository} does not exist on {constants.ENDPOINT}, or is private",
             hint="Check the name, or the path if a directory was meant."
@@ -431,12 +409,12 @@ def _explained(
         )
     return HubError(
         f"{constants.ENDPOINT} refuses to give {repository}",
-        found=f"HTTP status {status}" + (f": {message}" if message else ""),
-        hint="Check that the token may read this repository." if status == 403 else None,
+        found=str(error) + (f": {error.message}" if error.message else ""),
+        hint="Check that the token may read this repository." if error.status == 403 else None,
     )
 
 
-def _gated(error: GatedRepoError, repository: str, page: str, *, known: bool) -> HubError:
+def _gated(error: RefusedError, repository: str, page: str, *, known: bool) -> HubError:
     if not known:
         return HubError(
             f"{repository} is gated, and no token is set",
@@ -444,7 +422,7 @@ def _gated(error: GatedRepoError, repository: str, page: str, *, known: bool) ->
         )
     return HubError(
         f"{repository} is gated, and the token's account has no access",
-        found=error.server_message,
+        found=error.message or None,
         hint=f"Accept the licence at {page} with that account and wait until access is granted; "
         "a fine-grained token must also allow gated repositories.",
     )

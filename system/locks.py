@@ -14,7 +14,12 @@ import sys
 logger = logging.getLogger(__name__)
 
 # What file systems answer that have no locks: some mounts of NFS, Lustre and FUSE.
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_UNSUPPORTED = {
+    errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
+    errno.EINVAL, errno.EPERM, errno.EACCES,
+}  # fmt: skip
+# What says that another process has the lock.
+_HELD = (BlockingIOError, PermissionError) if os.name == "nt" else (BlockingIOError,)
 
 
 def lock(descriptor: int, name: str | os.PathLike[str]) -> bool:
@@ -47,7 +52,7 @@ def try_lock(descriptor: int) -> bool:
     """The same, but an OSError where the file system has no locks."""
     try:
         _lock(descriptor)
-    except (BlockingIOError, PermissionError):  # the second from Windows
+    except _HELD:
         return False
     return True
 
