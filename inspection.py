@@ -6,26 +6,31 @@ to check. Knows no format itself.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ModelFileError, SettingError
-from .parts import part_named
 
 if TYPE_CHECKING:
     from .progress import Progress
     from .quant.summary import FileSummary
     from .runtime.files.damage import Damage
+    from .runtime.files.gguf_file import GGUFFile
+
+MAX_DAMAGE = 100
+"""Faults of tensors that are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What a GGUF or a checkpoint holds.
 
-    ``damage`` is what is wrong with its tensors, empty where nothing is; None where nobody looked.
+    ``damage`` is what is wrong with its tensors and parts, empty where nothing is; None where
+    nobody looked.
     """
 
     summary: FileSummary
@@ -54,8 +59,8 @@ def inspect(
 
     Args:
         path: a GGUF, any part of one that is split, or a checkpoint directory.
-        check: read every tensor of a GGUF, of all its parts, and find damage. A truncated file
-            is then described instead of refused.
+        check: read every tensor of a GGUF, of all its parts, and find damage; and whether they
+            are parts of one whole model. A truncated file is then described instead of refused.
         progress: called with the bytes read so far while `check` reads.
 
     Raises:
@@ -65,7 +70,7 @@ def inspect(
         EngineError: llama.cpp's library does not load.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not _holds_a_model(path):
         if check:
             raise SettingError(
                 "check reads a GGUF",
@@ -75,17 +80,27 @@ def inspect(
         from .convert.converter import inspect_checkpoint
 
         return Inspection(inspect_checkpoint(path), None)
-    summary = _gguf_summary(path, whole=not check)
-    return Inspection(summary, _damage(path, progress) if check else None)
+    gguf = _gguf_header(path, whole=not check)
+    return Inspection(_gguf_summary(gguf), _damage(gguf, progress) if check else None)
 
 
-def _gguf_summary(file: Path, *, whole: bool) -> FileSummary:
+def _holds_a_model(path: Path) -> bool:
+    """Whether a directory has a GGUF instead of a checkpoint."""
+    from .runtime.files.foreign import has_models
+
+    return (
+        not any(path.glob("*.safetensors"))
+        and not (path / "config.json").exists()
+        and (has_models(path))
+    )
+
+
+def _gguf_header(file: Path, *, whole: bool) -> GGUFFile:
     if file.suffix == ".safetensors":
         raise CheckpointError(
             f"{file} is one file of a checkpoint",
             hint=f"Give its directory: llama4 inspect {file.parent}",
         )
-    from .quant.summary import summarize
     from .runtime.files.gguf_file import read_gguf
     from .runtime.files.model_file import check_architecture
 
@@ -93,35 +108,83 @@ def _gguf_summary(file: Path, *, whole: bool) -> FileSummary:
     # A projector and the later parts of a model can be inspected too.
     if gguf.metadata.get("general.architecture") != "clip" and not gguf.metadata.get("split.no"):
         check_architecture(gguf)
+    return gguf
+
+
+def _gguf_summary(gguf: GGUFFile) -> FileSummary:
+    from .quant.summary import summarize
+
     # ggml names the contiguous axis first; a summary, like a checkpoint, names it last.
     tensors = (
         (tensor.name, tensor.shape[::-1], tensor.type, tensor.nbytes) for tensor in gguf.tensors
     )
-    return summarize(str(file), "gguf", gguf.metadata, tensors)
+    metadata = {key: _plain(value) for key, value in gguf.metadata.items()}
+    return summarize(str(gguf.path), "gguf", metadata, tensors)
 
 
-def _damage(file: Path, progress: Callable[[Progress], None] | None) -> tuple[Damage, ...]:
-    """What is wrong with the tensors of a GGUF; where it is one of several parts, of them all."""
+def _plain(value: object) -> object:
+    """A value of metadata, ready for JSON, which has no infinities and no NaN."""
+    from .runtime.files.gguf_file import LongArray
+
+    if isinstance(value, LongArray):
+        return value.as_dict()
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return tuple(_plain(item) for item in value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _damage(gguf: GGUFFile, progress: Callable[[Progress], None] | None) -> tuple[Damage, ...]:
+    """What is wrong with a GGUF; where it is one of several parts, with them all."""
     from .runtime.files.damage import Damage, find_damage
-    from .runtime.files.gguf_file import read_gguf
+    from .runtime.files.split import read_parts
 
-    tensors, damage = [], []
-    for part in _parts(file):
-        try:
-            header = read_gguf(part, whole=False)
-        except ModelFileError as error:
-            if part == file:
-                raise
-            damage.append(Damage(None, str(part), 0, str(error)))
-            continue
-        tensors += [
-            (tensor.name, tensor.type, part, tensor.offset, tensor.nbytes)
-            for tensor in header.tensors
-        ]
-    return (*damage, *find_damage(tensors, progress=progress))
+    parts, faults = read_parts(gguf, whole=False)
+    damage = [Damage(None, str(gguf.path), 0, str(fault)) for fault in faults]
+    damage += [fault for part in parts if (fault := _bytes_after(part))]
+    if not faults and parts[0].metadata.get("general.architecture") == "llama4":
+        damage += _missing(parts)
+    tensors = [
+        (tensor.name, tensor.type, part.path, tensor.offset, tensor.nbytes)
+        for part in parts
+        for tensor in part.tensors
+    ]
+    return (*damage, *_bounded(find_damage(tensors, progress=progress)))
 
 
-def _parts(file: Path) -> list[Path]:
-    """The file, or all the parts of the model of which its name says it is one."""
-    name = part_named(file.name)
-    return [file.with_name(str(part)) for part in name.siblings()] if name else [file]
+def _bytes_after(part: GGUFFile) -> Damage | None:
+    """What follows the last tensor of a file, where that is more than padding."""
+    from .runtime.files.damage import Damage
+    from .runtime.files.gguf_file import bytes_after_tensors, gguf_begins_at
+
+    count = bytes_after_tensors(part)
+    if not count:
+        return None
+    offset = part.size - count
+    what = f"{count:,} bytes after the last tensor"
+    if gguf_begins_at(part.path, offset):
+        what += ": another GGUF begins there, as where parts were put together with cat"
+    return Damage(None, str(part.path), offset, f"{part.path} has {what}")
+
+
+def _missing(parts: Sequence[GGUFFile]) -> list[Damage]:
+    """Why parts that are sound each, and belong together, are no whole model."""
+    from .runtime.files.damage import Damage
+    from .runtime.files.model_file import check_parts
+
+    try:
+        check_parts(parts, needs_tokenizer=False)
+    except ModelFileError as error:
+        return [Damage(None, str(parts[0].path), 0, str(error))]
+    return []
+
+
+def _bounded(damage: list[Damage]) -> list[Damage]:
+    """The first of what is wrong with tensors, and in how many more something is."""
+    from .runtime.files.damage import Damage
+
+    rest = damage[MAX_DAMAGE:]
+    if not rest:
+        return damage
+    certain = any(fault.certain for fault in rest)
+    what = f"{len(rest):,} more faults of this kind, the next in {rest[0].tensor}"
+    return [*damage[:MAX_DAMAGE], Damage(None, rest[0].file, rest[0].offset, what, certain)]

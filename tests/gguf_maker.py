@@ -42,6 +42,8 @@ class TinyModel:
     def write(self, path: Path) -> Path:
         writer = gguf.GGUFWriter(path, "llama4")
         del writer.kv_data[0]["general.architecture"]
+        if "general.alignment" in self.keys:
+            writer.data_alignment = int(str(self.keys["general.alignment"].value))
         for key, value in self.keys.items():
             if value.element is None:
                 writer.add_key_value(key, value.value, value.type)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from ...architecture import (
     Hyperparameters,
 )
 from ...errors import ModelFileError
-from ...parts import part_named
-from .gguf_file import GGUFFile, TensorInfo, read_gguf
+from .gguf_file import GGUFFile, LongArray, TensorInfo, read_gguf
+from .header import brief
+from .split import is_split, not_first, read_parts
 from .vocabulary_file import (
     RECONVERT,
     FileVocabulary,
@@ -89,11 +90,24 @@ def check_model_file(
     """
     gguf = read_gguf(path, whole=whole)
     check_architecture(gguf)
+    parts, faults = read_parts(gguf, whole=whole) if is_split(gguf) else ((gguf,), ())
+    if faults:
+        raise faults[0]
+    return check_parts(parts, needs_tokenizer=needs_tokenizer)
+
+
+def check_parts(parts: Sequence[GGUFFile], *, needs_tokenizer: bool = True) -> ModelInfo:
+    """The same for headers that were read: of all parts of a model, in order.
+
+    Raises:
+        ModelFileError: as `check_model_file`.
+    """
+    gguf = parts[0]
     _check_key_types(gguf)
-    parts = _read_parts(gguf, whole=whole)
+    _check_alignment(parts)
     bare = has_no_tokenizer(gguf) and not needs_tokenizer
     vocabulary = bare_vocabulary(gguf) if bare else check_vocabulary(gguf)
-    info = _model_info(gguf, parts, vocabulary)
+    info = _model_info(gguf, tuple(parts), vocabulary)
     _check_fixed_settings(gguf, info)
     _check_tensors(info)
     return info
@@ -109,7 +123,11 @@ def check_architecture(gguf: GGUFFile) -> None:
         ModelFileError: it says otherwise, or nothing.
     """
     architecture = gguf.metadata.get("general.architecture")
-    if architecture == "llama4":
+    if gguf.metadata.get("split.no") and is_split(gguf):
+        # llama.cpp's gguf-split names the architecture in the first only.
+        if architecture in (None, "llama4"):
+            raise not_first(gguf)
+    elif architecture == "llama4":
         return
     if architecture == "clip":
         raise ModelFileError(
@@ -118,14 +136,16 @@ def check_architecture(gguf: GGUFFile) -> None:
             expected="llama4",
             hint="Give the GGUF of the text model.",
         )
-    if architecture is None and gguf.metadata.get("split.no"):
-        raise _not_first(gguf)  # llama.cpp's gguf-split names the architecture in the first only
+    said = f"architecture {brief(architecture)}"
     raise ModelFileError(
         f"{gguf.path} is not a Llama 4 model",
-        found="no general.architecture" if architecture is None else f"architecture {architecture}",
+        found="no general.architecture" if architecture is None else said,
         expected="llama4",
     )
 
+
+# ggml aborts on a mapped tensor that begins elsewhere (TENSOR_ALIGNMENT in ggml-impl.h).
+_LEAST_ALIGNMENT = 32
 
 _NUMBER_OR_LIST = ("u32", "[u32]", "[i32]")
 
@@ -181,11 +201,24 @@ def _check_key_types(gguf: GGUFFile) -> None:
         kind = gguf.types.get(key)
         if kind is not None and kind not in expected:
             raise _bad_key(gguf, key, f"type {kind}", "type " + " or ".join(expected))
+    for key, value in gguf.metadata.items():
+        if isinstance(value, LongArray) and key.startswith(("llama4.", "tokenizer.")):
+            raise _bad_key(gguf, key, f"{value.count:,} numbers", "a few for each token")
+
+
+def _check_alignment(parts: Sequence[GGUFFile]) -> None:
+    for part in parts:
+        if part.alignment < _LEAST_ALIGNMENT:
+            found, expected = part.alignment, f"at least {_LEAST_ALIGNMENT}"
+            raise _bad_key(part, "general.alignment", found, expected)
 
 
 def _bad_key(gguf: GGUFFile, key: str, found: object, expected: object) -> ModelFileError:
     return ModelFileError(
-        f"{gguf.path} has an invalid value of {key}", found=found, expected=expected, hint=RECONVERT
+        f"{gguf.path} has an invalid value of {brief(key)}",
+        found=brief(found),
+        expected=expected,
+        hint=RECONVERT,
     )
 
 
@@ -404,59 +437,3 @@ def _bad_tensor(
     info: ModelInfo, problem: str, found: object = None, expected: object = None
 ) -> ModelFileError:
     return ModelFileError(f"{info.path} {problem}", found=found, expected=expected, hint=RECONVERT)
-
-
-# --- split models
-
-
-def _read_parts(gguf: GGUFFile, *, whole: bool) -> tuple[GGUFFile, ...]:
-    """The headers of all parts; llama.cpp finds them by the name of the first, and so do we."""
-    count = gguf.metadata.get("split.count", 0)
-    assert isinstance(count, int)
-    if count <= 1:
-        return (gguf,)
-    if gguf.metadata.get("split.no") != 0:
-        raise _not_first(gguf)
-    name = part_named(gguf.path.name)
-    if name is None or (name.number, name.count) != (1, count):
-        raise ModelFileError(
-            f"{gguf.path} is the first of {count} parts and is not named like one",
-            expected=f"a name that ends in -00001-of-{count:05d}.gguf",
-            hint="Give the parts the names they were published under.",
-        )
-    parts = [gguf]
-    for index, part in enumerate(name.siblings()[1:], start=1):
-        path = gguf.path.with_name(str(part))
-        if not path.exists():
-            raise ModelFileError(
-                f"{gguf.path} is the first of {count} parts and part {index + 1} is missing",
-                expected=path,
-                hint="Download all parts into one directory.",
-            )
-        parts.append(_read_part(path, index, whole=whole))
-    _check_part_tensors(gguf, parts)
-    return tuple(parts)
-
-
-def _not_first(gguf: GGUFFile) -> ModelFileError:
-    number, count = gguf.metadata.get("split.no"), gguf.metadata.get("split.count")
-    return ModelFileError(
-        f"{gguf.path} is not the first part of its model",
-        found=f"part {number + 1} of {count}" if isinstance(number, int) else "no split.no",
-        hint="Give the file whose name ends in -00001-of-…; the others are found beside it.",
-    )
-
-
-def _read_part(path: Path, index: int, *, whole: bool) -> GGUFFile:
-    part = read_gguf(path, whole=whole)
-    number, kind = part.metadata.get("split.no"), part.types.get("split.no")
-    if number != index or kind != "u16":
-        raise _bad_key(part, "split.no", f"{number} of type {kind}", f"{index} of type u16")
-    return part
-
-
-def _check_part_tensors(gguf: GGUFFile, parts: list[GGUFFile]) -> None:
-    count = sum(len(part.tensors) for part in parts)
-    stated = gguf.metadata.get("split.tensors.count")
-    if stated != count:
-        raise _bad_key(gguf, "split.tensors.count", stated, f"{count}, as the parts hold")

@@ -115,11 +115,11 @@ def test_inspect_check_reads_every_part(
     os.truncate(parts[2], 5)
     record = json.loads(llama4("inspect", parts[0], "--check", "--json").stdout)
     assert [(one["tensor"], one["file"]) for one in record["damage"]] == [
-        (None, str(parts[1])),
-        (None, str(parts[2])),
+        (None, str(parts[0])),
+        (None, str(parts[0])),
     ]
     said = [one["what"] for one in record["damage"]]
-    assert "No such file" in said[0]
+    assert f"1 of 3 parts is missing: {parts[1]}" in said[0]
     assert "is truncated" in said[1]
 
 
@@ -135,13 +135,31 @@ def test_inspect_shows_llama_4_and_its_projector_and_nothing_else(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for command in (["inspect"], ["inspect", "--check"]):
-        result = llama4(*command, "one.gguf")
-        assert result.exit_code == exit_code
-        assert ("is not a Llama 4 model" in result.stderr) is bool(exit_code)
+    result = llama4("inspect", "one.gguf")
+    assert result.exit_code == exit_code
+    assert ("is not a Llama 4 model" in result.stderr) is bool(exit_code)
+    checked = llama4("inspect", "one.gguf", "--check")
+    # One tensor is no whole text model.
+    assert checked.exit_code == (0 if architecture == "clip" else 1)
+    assert ("problem" in checked.stdout) is (architecture == "llama4")
 
 
 def test_inspect_check_is_for_a_gguf(llama4: Command, scout_checkpoint: Path) -> None:
     result = llama4("inspect", scout_checkpoint, "--check")
     assert result.exit_code == 2
     assert "--check reads a GGUF" in result.stderr
+
+
+def test_a_hundred_thousand_missing_parts_are_two_lines(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    """The parts, and that the file says otherwise of itself; in JSON and as a view."""
+    path = tmp_path / "x-00001-of-99999.gguf"
+    path.write_bytes(model.read_bytes())
+    result = llama4("inspect", path, "--check")
+    assert result.exit_code == 1
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem")]
+    assert len(problems) == 2
+    assert f"99,998 of 99,999 parts are missing, the first is {tmp_path}/x-00002" in problems[0]
+    record = json.loads(llama4("inspect", path, "--check", "--json").stdout)
+    assert len(record["damage"]) == 2

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
@@ -12,7 +10,6 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from llama4_edge.errors import ModelFileError
-from llama4_edge.runtime.files import gguf_file
 from llama4_edge.runtime.files.gguf_file import TensorInfo, read_gguf
 from tests.gguf_maker import Value, tiny_model
 
@@ -125,7 +122,7 @@ def test_a_file_without_permission_is_named(whole: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("first_bytes", "said"),
     [
-        (b"\x80\0\0\0\0\0\0\0{}", "is not a GGUF file, found the first bytes b'\\x80"),
+        (b"\xf0\x9f\xa6\x99\0\0\0\0", "is not a GGUF file, found the first bytes b'\\xf0"),
         (b"GGUF\x03", "is truncated, found 5 bytes"),
         (b"GGUF\x01\0\0\0", "found 1, expected 2 or 3"),
         (b"GGUF\x04\0\0\0", "found 4, expected 2 or 3"),
@@ -186,35 +183,11 @@ def test_text_that_is_not_utf8_is_one_clear_error(whole: Path, tmp_path: Path) -
     assert "not UTF-8 in the name of key 1" in _refused(path).problem
 
 
-def test_names_that_differ_only_behind_a_zero_byte_are_doubled(whole: Path, tmp_path: Path) -> None:
+def test_a_name_with_a_zero_byte_is_refused(whole: Path, tmp_path: Path) -> None:
+    """llama.cpp would end the name there, and find another tensor or key than was written."""
     data = whole.read_bytes()
     path = tmp_path / "zero.gguf"
-    path.write_bytes(
-        data.replace(b"blk.0.attn_q.weight", b"blk.0.attn\0_.weight").replace(
-            b"blk.0.attn_k.weight", b"blk.0.attn\0k.weight"
-        )
-    )
-    assert "has the tensor blk.0.attn twice" in _refused(path).problem
-
-
-def test_the_parser_sees_no_more_than_a_header_can_take(
-    whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gguf_file, "HEADER_LIMIT", 4096)
-    assert "failed to read key-value pairs" in str(_refused(whole).found)
-
-
-def test_no_mutation_of_the_header_crashes_the_process(whole: Path, tmp_path: Path) -> None:
-    count = 400
-    script = Path(__file__).with_name("fuzz_headers.py")
-    done = subprocess.run(
-        [sys.executable, script, whole, tmp_path, str(count)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    at = (tmp_path / "number").read_text()
-    assert done.returncode == 0, f"mutation {at}: {done.stderr[-2000:]}"
-    read, refused = map(int, done.stdout.split())
-    # most damage is found; a changed letter of a token, say, is not damage to the header
-    assert refused > count * 3 // 4 and 0 < read < count // 2
+    path.write_bytes(data.replace(b"blk.0.attn_q.weight", b"blk.0.attn\0_.weight"))
+    assert "has a zero byte in the name of tensor" in _refused(path).problem
+    path.write_bytes(data.replace(b"general.name", b"general\0name"))
+    assert "has a zero byte in the name of key 1" in _refused(path).problem

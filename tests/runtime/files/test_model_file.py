@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from llama4_edge.architecture import END_TEXTS
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.files.model_file import check_model_file
@@ -91,6 +90,18 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "llama4.embedding_length, found type u64, expected type u32",
     ),
     "a signed number": (_set(f"{_L}expert_count", 4, I32), "found type i32, expected type u32"),
+    "an alignment at which llama.cpp aborts": (
+        _set("general.alignment", 8, U32),
+        "an invalid value of general.alignment, found 8, expected at least 32",
+    ),
+    "tokens without end": (
+        _set("tokenizer.ggml.scores", [0.0] * (2**22 + 1), F32, F32),
+        "tokenizer.ggml.scores, found 4,194,305 numbers",
+    ),
+    "an architecture of a thousand letters": (
+        _set("general.architecture", "x" * 1000, STR),
+        f"found architecture {'x' * 80}… (1,000 characters), expected llama4",
+    ),
     "a text for a number": (_set(f"{_L}rope.freq_base", "5e5", STR), "found type str"),
     "no width": (_set(f"{_L}embedding_length", 0, U32), "llama4.embedding_length, found 0"),
     "another width": (_set(f"{_L}embedding_length", 128, U32), "a misshapen tensor: "),
@@ -247,7 +258,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a split model that is not named like one": (
         lambda model: model.keys.update({"split.count": Value(2, U16), "split.no": Value(0, U16)}),
-        "expected a name that ends in -00001-of-00002.gguf",
+        "part 1 of 2 and is not named like one, expected damaged-00001-of-00002.gguf",
     ),
 }
 
@@ -359,37 +370,6 @@ def test_llama_cpp_loads_what_is_accepted_and_ends_where_it_says(
     assert list(info.eog_ids) == ends
 
 
-@pytest.mark.parametrize(
-    "texts",
-    [[text] for text in sorted(END_TEXTS - {"<|end_of_text|>"})]
-    + [["<|end|>", "<|return|>", "<|call|>"], ["<|end|>", "<|calls|>", "<|flush|>"]]
-    + [["<|end|>", "<|return|>", "<|flush|>"], ["</s>", "<|tool_response>"], ["</s>", "<|call|>"]],
-    ids=" ".join,
-)
-def test_what_llama_cpp_takes_for_an_end_by_its_text_is_known(
-    texts: list[str], tmp_path: Path
-) -> None:
-    model = tiny_model()
-    tokens = model.keys["tokenizer.ggml.tokens"].value
-    merges = model.keys["tokenizer.ggml.merges"].value
-    types = model.keys["tokenizer.ggml.token_type"].value
-    assert isinstance(tokens, list) and isinstance(merges, list) and isinstance(types, list)
-    first = tokens.index("the")
-    tokens[first : first + len(texts)] = texts  # the third in place of BOS
-    types[first : first + len(texts)] = [3] * len(texts)
-    del merges[1:]
-    info = check_model_file(model.write(tmp_path / "tiny.gguf"))
-    assert list(info.eog_ids) == _decoded(info.path)[1]
-
-
-def test_further_ends_are_those_of_our_own_key(tmp_path: Path) -> None:
-    model = tiny_model()
-    plain = check_model_file(model.write(tmp_path / "plain.gguf"))
-    model.keys["llama4_edge.eog_token_ids"] = Value([5, 7], I32, I32)
-    more = check_model_file(model.write(tmp_path / "more.gguf"))
-    assert set(more.eog_ids) == {*plain.eog_ids, 5, 7}
-
-
 def test_llama_cpp_itself_refuses_another_count_of_tensors(tmp_path: Path) -> None:
     model = tiny_model()
     model.tensors["blk.0.extra.weight"] = np.zeros(4, np.float32)
@@ -399,66 +379,6 @@ def test_llama_cpp_itself_refuses_another_count_of_tensors(tmp_path: Path) -> No
         str(path).encode(), bindings.llama_model_default_params()
     )
     assert "blk.0.extra.weight" in _refused(path).problem
-
-
-# --- split models
-
-
-def _split(directory: Path) -> list[Path]:
-    """A tiny model in two files, as llama-gguf-split writes them."""
-    whole = tiny_model()
-    names = list(whole.tensors)
-    halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    paths = []
-    for number, half in enumerate(halves):
-        split = {
-            "split.no": Value(number, U16),
-            "split.count": Value(2, U16),
-            "split.tensors.count": Value(len(names), I32),
-        }
-        keys = (whole.keys if number == 0 else {}) | split
-        part = TinyModel(keys, {name: whole.tensors[name] for name in half})
-        paths.append(part.write(directory / f"tiny-{number + 1:05d}-of-00002.gguf"))
-    return paths
-
-
-def test_a_split_model_is_whole_when_all_parts_lie_beside_the_first(tmp_path: Path) -> None:
-    first, second = _split(tmp_path)
-    info = check_model_file(first)
-    assert [part.path for part in info.parts] == [first, second]
-    assert info.bytes == first.stat().st_size + second.stat().st_size
-    whole = tiny_model().write(tmp_path / "whole.gguf")
-    assert {tensor.name for tensor in info.tensors} == {
-        tensor.name for tensor in check_model_file(whole).tensors
-    }
-    np.testing.assert_array_equal(_decoded(first)[0], _decoded(whole)[0])
-
-
-def test_a_later_part_is_sent_to_the_first(tmp_path: Path) -> None:
-    error = _refused(_split(tmp_path)[1])
-    assert "is not the first part of its model" in error.problem
-    assert error.found == "part 2 of 2"
-
-
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
-    first, second = _split(tmp_path)
-    second.unlink()
-    error = _refused(first)
-    assert "is the first of 2 parts and part 2 is missing" in error.problem
-    assert error.expected == second
-
-
-def test_a_part_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
-    first, second = _split(tmp_path)
-    second.write_bytes(first.read_bytes())
-    error = _refused(first)
-    assert "split.no" in error.problem and error.expected == "1 of type u16"
-
-
-def test_a_cut_part_is_refused(tmp_path: Path) -> None:
-    first, second = _split(tmp_path)
-    second.write_bytes(second.read_bytes()[:-5000])
-    assert f"{second} is truncated" in _refused(first).problem
 
 
 def test_an_error_is_ready_for_json(tmp_path: Path) -> None:
