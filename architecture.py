@@ -72,6 +72,20 @@ PRE_TOKENIZER_PATTERN = (
     r"|\s+"
 )
 
+# Texts by which llama.cpp takes a token for one that ends a generation, without being told
+# (llama_vocab::impl::load in src/llama-vocab.cpp; the last two lines are those it finds as
+# fim_pad, fim_rep and fim_sep).
+# fmt: off
+END_TEXTS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+))
+# fmt: on
+
 
 def byte_alphabet() -> dict[int, str]:
     """The printable character that stands for each byte in byte-level BPE (GPT-2's encoder.py)."""

@@ -110,7 +110,7 @@ class Model:
         if plan is not None and placement is not None:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
-        self.engine, self.plan = _open(path, wish, plan, on_load_progress)
+        self.engine, self.plan = _open(self.info, wish, plan, on_load_progress)
 
     def __enter__(self) -> Model:
         return self
@@ -337,7 +337,7 @@ def _planned(
 
 
 def _open(
-    path: str | os.PathLike[str],
+    info: ModelInfo,
     settings: EngineSettings,
     plan: Plan | None,
     on_progress: Callable[[float], object] | None,
@@ -345,15 +345,16 @@ def _open(
     """An engine with these settings; or with a plan's, or with those of its fallback."""
     while True:
         if plan is None:
-            need = host_need(path, settings)
+            need = host_need(info.path, settings)
         else:
             settings = replace(
                 plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
             )
             need = plan.host.memory
-        fitted = settings_that_fit(path, settings, need)
+        fitted = settings_that_fit(info.path, settings, need)
         try:
-            return Engine(path, fitted, on_progress=on_progress), plan
+            engine = Engine(info.path, fitted, end_ids=info.eog_ids, on_progress=on_progress)
+            return engine, plan
         except AllocationError as error:
             from .planner import fallback  # only then: the planner takes a while to import
 

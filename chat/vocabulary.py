@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -32,10 +33,25 @@ _T = TypeVar("_T")
 # Values of tokenizer.ggml.token_type (gguf.TokenType).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+"""How added tokens may be matched, as in tokenizers; `convert` says which ones are."""
+
 _MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
 _LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
 _RUN = re.compile(r"\s+|\S+")
 _CHANGE = re.compile(r"\s\S|\S\s")
+
+# Symbols that are alphabetic: letters in circles and squares.
+_ENCIRCLED = frozenset(
+    chr(code)
+    for first, last in (
+        (0x24B6, 0x24E9),
+        (0x1F130, 0x1F149),
+        (0x1F150, 0x1F169),
+        (0x1F170, 0x1F189),
+    )
+    for code in range(first, last + 1)
+)
 
 _CHARACTER_OF = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
@@ -64,6 +80,7 @@ class Vocabulary:
                 expected=f"{len(self._tokens)}",
             )
         self._tokenizer = _build(self._tokens, self._types, merges)
+        self._flags = {name: self._flagged(metadata, name) for name in FLAGS}
         self.bos_id = self._optional_id(metadata, "tokenizer.ggml.bos_token_id")
         self.eos_id = self._optional_id(metadata, "tokenizer.ggml.eos_token_id")
         # As llama.cpp reads it for this kind of tokenizer: absent means no.
@@ -82,7 +99,14 @@ class Vocabulary:
         """The tokens that steer the model and are no text: ``{"<|eot|>": 200008, ...}``."""
         return self._ids_of_types(_CONTROL, _UNKNOWN)
 
-    def encode(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        add_bos: bool = False,
+        limit: int | None = None,
+    ) -> list[int]:
         """The token ids of a text.
 
         Args:
@@ -90,6 +114,8 @@ class Vocabulary:
             special: whether the text of a control token becomes that token. Leave it off for text
                 that came from outside, or it can end its own turn and begin another.
             add_bos: whether the token that begins a text comes first.
+            limit: a number of tokens after which the rest of the text is of no interest. More of
+                them than that are the beginning of a longer list.
 
         Raises:
             VocabularyError: ``add_bos`` is asked of a tokenizer that has no such token.
@@ -98,16 +124,59 @@ class Vocabulary:
         if not isinstance(text, str):
             raise SettingError("a text is not a string", found=repr(text))
         ids = [self._bos()] if add_bos else []
-        pattern = self._pattern if special else self._user_pattern
-        pieces = pattern.split(_valid(text)) if pattern else [_valid(text)]
-        # split() with one group gives text, token, text, token, …, text
-        for index, piece in enumerate(pieces):
-            if index % 2:
-                ids.append(self._matched_ids[piece])
+        for piece in self._pieces(_valid(text), special):
+            if isinstance(piece, int):
+                ids.append(piece)
             else:
                 for part in _parts(piece):
                     ids.extend(self._tokenizer.encode(part, add_special_tokens=False).ids)
+                    if limit is not None and len(ids) > limit:
+                        return ids
         return ids
+
+    def least_tokens(self, text: str) -> int:
+        """How many tokens a text takes at least, known without tokenizing it."""
+        return -(-len(text) // self._longest) if self._longest else 0
+
+    @cached_property
+    def _longest(self) -> int:
+        """The most characters that a token can stand for; 0 where some take any white space."""
+        if self._flags["lstrip"] or self._flags["rstrip"]:
+            return 0
+        return max(map(len, self._tokens))  # a letter of a normal token is a byte
+
+    def _pieces(self, text: str, special: bool) -> Iterator[str | int]:
+        """The text, cut at the added tokens that it names; these as ids.
+
+        As in tokenizers (added_vocabulary.rs): those that are normalized are looked for in what the
+        others leave.
+        """
+        first, then = self._special_patterns if special else self._user_patterns
+        for piece in self._split(text, first):
+            if isinstance(piece, int):
+                yield piece
+            else:
+                yield from self._split(piece, then)
+
+    def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterator[str | int]:
+        begin = 0
+        for match in pattern.finditer(text) if pattern else ():
+            token = self._matched_ids[match[0]]
+            start, end = match.span()
+            if token in self._flags["single_word"] and not _is_alone(text, start, end):
+                continue
+            if token in self._flags["lstrip"]:
+                while start > begin and _is_space(text[start - 1]):
+                    start -= 1
+            if token in self._flags["rstrip"]:
+                while end < len(text) and _is_space(text[end]):
+                    end += 1
+            if begin < start:
+                yield text[begin:start]
+            yield token
+            begin = end
+        if begin < len(text):
+            yield text[begin:]
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; a control token has its name if ``special``, else none.
@@ -157,17 +226,33 @@ class Vocabulary:
         return {**self.control_tokens, **self._ids_of_types(_USER_DEFINED)}
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        return any_of(self._matched_ids)
+    def _special_patterns(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+        return self._patterns(self._matched_ids)
 
     @cached_property
-    def _user_pattern(self) -> re.Pattern[str] | None:
+    def _user_patterns(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
         # Tokens that somebody added as plain words are words in any text, as in llama.cpp.
-        return any_of(self._ids_of_types(_USER_DEFINED))
+        return self._patterns(self._ids_of_types(_USER_DEFINED))
+
+    def _patterns(
+        self, ids: Mapping[str, int]
+    ) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+        """Patterns of the tokens that are found in a text as it is, and in the normalized one."""
+        normalized = {text for text, token in ids.items() if token in self._flags["normalized"]}
+        return any_of(ids.keys() - normalized), any_of(normalized)
 
     def _ids_of_types(self, *types: int) -> dict[str, int]:
         pairs = zip(self._tokens, self._types, strict=True)
         return {text: token for token, (text, kind) in enumerate(pairs) if kind in types and text}
+
+    def _flagged(self, metadata: Mapping[str, object], flag: str) -> frozenset[int]:
+        key = f"llama4_edge.added_tokens.{flag}"
+        ids = _array(metadata, key, int) if key in metadata else ()
+        if not all(0 <= token < len(self._tokens) for token in ids):
+            raise VocabularyError(
+                f"{key} does not hold token ids", expected=f"below {len(self._tokens)}"
+            )
+        return frozenset(ids)
 
     def _bos(self) -> int:
         if self.bos_id is None:
@@ -183,6 +268,28 @@ class Vocabulary:
                 f"{key} is not a token id", found=repr(token), expected=f"below {len(self._tokens)}"
             )
         return token
+
+
+def _is_alone(text: str, start: int, end: int) -> bool:
+    """Whether no letter of a word touches a stretch of a text."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return not ((before and _is_word(before)) or (after and _is_word(after)))
+
+
+def _is_word(character: str) -> bool:
+    """Whether a character is in ``\\w`` of Rust's regex: Unicode's, where Python's is narrower."""
+    category = unicodedata.category(character)
+    return (
+        category[0] in "LM"
+        or category in ("Nd", "Nl", "Pc")
+        or character in "\u200c\u200d"
+        or character in _ENCIRCLED
+    )
+
+
+def _is_space(character: str) -> bool:
+    """Whether a character is in Unicode's white space; Python's has four control codes more."""
+    return character.isspace() and character not in "\x1c\x1d\x1e\x1f"
 
 
 def whole_numbers(tokens: Iterable[object]) -> list[int]:

@@ -270,11 +270,14 @@ def _check_unchanged(job: _Job) -> None:
 
 def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
     """What was decided without being asked for."""
-    notes = []
+    notes = list(vocabulary.notes)
     if any(tensor.stored.dtype == fp8.DTYPE for tensor in mapped):
         notes.append(f"weights stored as {fp8.DTYPE} are decoded to bf16 first")
     if vocabulary.chat_template is None:
         notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
+    if vocabulary.further_ends:
+        names = ", ".join(vocabulary.tokens[end] for end in vocabulary.further_ends)
+        notes.append(f"an answer ends at {names} too, here but not in llama.cpp's own tools")
     return notes
 
 

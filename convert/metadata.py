@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -18,12 +18,16 @@ import numpy.typing as npt
 from ..architecture import PRE_TOKENIZER
 from ..errors import CheckpointError
 from ..quant import Recipe, TensorSpec, role_of
+from .chat_templates import DEFAULT
 from .checkpoint import Checkpoint
 from .config import ModelConfig, RopeScaling
-from .tokenizer import ChatTemplate, Vocabulary
+from .tokenizer import Vocabulary
 
 ROPE_FREQS = "rope_freqs.weight"
 RECIPE_KEY = "llama4_edge.recipe"
+# What llama.cpp has no keys for: all tokens that end a generation, and the flags of added tokens.
+ENDS_KEY = "llama4_edge.eog_token_ids"
+FLAG_KEY = "llama4_edge.added_tokens.{name}"
 # llama.cpp's name for a file without a tokenizer.
 NO_TOKENIZER = "none"
 
@@ -167,8 +171,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
     writer.add_eos_token_id(vocabulary.eos)
+    writer.add_bos_token_id(vocabulary.bos)
     for add, token in (
-        (writer.add_bos_token_id, vocabulary.bos),
         (writer.add_eot_token_id, vocabulary.eot),
         (writer.add_eom_token_id, vocabulary.eom),
         (writer.add_pad_token_id, vocabulary.pad),
@@ -176,20 +180,21 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
         if token is not None:
             add(token)
     writer.add_add_bos_token(vocabulary.add_bos)
-    _add_chat_template(writer, vocabulary.chat_template)
+    if vocabulary.further_ends:
+        writer.add_array(ENDS_KEY, list(vocabulary.ends))
+    for name, ids in vocabulary.flags.items():
+        if ids:
+            writer.add_array(FLAG_KEY.format(name=name), ids)
+    _add_chat_templates(writer, vocabulary.chat_templates)
 
 
-def _add_chat_template(writer: gguf.GGUFWriter, template: ChatTemplate | None) -> None:
-    """One template, or several by name; the package would list the names in a random order."""
+def _add_chat_templates(writer: gguf.GGUFWriter, templates: Mapping[str, str]) -> None:
+    """The default, and others by name; the package would list the names in a random order."""
     keys = gguf.Keys.Tokenizer
-    named = template if isinstance(template, list) else []
-    default = next((entry["template"] for entry in named if entry["name"] == "default"), None)
-    others = sorted(
-        (entry["name"], entry["template"]) for entry in named if entry["name"] != "default"
-    )
-    for name, text in others:
-        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=name), text)
+    others = sorted(templates.keys() - {DEFAULT})
+    for name in others:
+        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=name), templates[name])
     if others:
-        writer.add_array(keys.CHAT_TEMPLATES, [name for name, _ in others])
-    if isinstance(template, str) or default is not None:
-        writer.add_string(keys.CHAT_TEMPLATE, template if isinstance(template, str) else default)
+        writer.add_array(keys.CHAT_TEMPLATES, others)
+    if DEFAULT in templates:
+        writer.add_string(keys.CHAT_TEMPLATE, templates[DEFAULT])

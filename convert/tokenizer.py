@@ -2,66 +2,100 @@
 
 Comes from ``tokenizer.json`` (a byte-level BPE), ``tokenizer_config.json`` and
 ``generation_config.json``. Nothing is assumed: the pre-tokenizer's pattern is compared with
-Llama 4's own.
+Llama 4's own. Where transformers finds a token elsewhere, it is found there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from gguf.constants import TokenType
 
-from ..architecture import PRE_TOKENIZER_PATTERN, byte_alphabet
+from ..architecture import END_TEXTS, PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import VocabularyError
+from ..untrusted import Reader, Record
+from .added_tokens import FLAGS, AddedToken, added_tokens, named_tokens, token_named
+from .chat_templates import DEFAULT, read_chat_templates
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 
-# A chat template, or several with names, as tokenizer_config.json may hold them.
-ChatTemplate = str | list[dict[str, str]]
+# Llama 4's takes 27 MiB, and reading it several times that.
+_TOKENIZER_READER = Reader(VocabularyError, limit=512 << 20, hint="Download it again.")
+_SETTINGS_READER = Reader(VocabularyError, limit=64 << 20)
+
+_SHOWN = 80  # characters of a text that an error shows
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens in order of their ids, with ggml's token types, merges in order of rank, and roles.
 
-    `eot` and `eom` are further tokens that end a generation: llama.cpp knows them by these two keys
-    only, beside `eos`.
+    `ends` are all tokens that end a generation. llama.cpp knows `eos`, `eot` and `eom` of them by
+    keys; the others are for this project's own runtime. `flags` holds, for each name in `FLAGS`,
+    the ids of the added tokens that have it. `notes` says what was decided without being asked for.
     """
 
     tokens: list[str]
     types: list[int]
     merges: list[str]
-    bos: int | None
+    bos: int
     eos: int
     eot: int | None
     eom: int | None
+    ends: tuple[int, ...]
     pad: int | None
     add_bos: bool
-    chat_template: ChatTemplate | None
+    flags: Mapping[str, list[int]]
+    chat_templates: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that a conversation is written with."""
+        return self.chat_templates.get(DEFAULT)
+
+    @property
+    def further_ends(self) -> list[int]:
+        """The ends that llama.cpp has no key for, and does not know by their texts."""
+        known = (self.eos, self.eot, self.eom)
+        return [end for end in self.ends if end not in known and self.tokens[end] not in END_TEXTS]
 
 
 def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
     """The vocabulary of `checkpoint`, one token for each row of the embedding.
 
     Raises:
-        VocabularyError: a file is missing, the tokenizer is no byte-level BPE with Llama 4's
-            pre-tokenizer, or ids clash.
+        VocabularyError: a file is missing or damaged, the tokenizer is no byte-level BPE with Llama
+            4's pre-tokenizer, ids clash, or no token begins or ends a text.
     """
-    tokenizer = checkpoint.json("tokenizer.json")
-    if tokenizer is None:
+    directory = checkpoint.path
+    if not os.path.lexists(directory / "tokenizer.json"):
         raise VocabularyError(
-            f"{checkpoint.path} has no tokenizer.json",
-            hint="Download it from the same repository.",
+            f"{directory} has no tokenizer.json", hint="Download it from the same repository."
         )
-    settings = checkpoint.json("tokenizer_config.json") or {}
+    tokenizer = _TOKENIZER_READER.record(directory / "tokenizer.json")
+    settings = _settings(directory)
+    generation = _read_settings(directory / "generation_config.json")
+    defaults = [generation, *_configs(checkpoint)]
     model = _byte_level_bpe(tokenizer)
     _check_pre_tokenizer(tokenizer)
-    tokens, types = _tokens(tokenizer, model["vocab"], config.hparams.n_vocab)
+    vocab = _checked_vocab(model, config.hparams.n_vocab)
+    added = added_tokens(tokenizer, settings, vocab)
+    tokens, types = _tokens(vocab, added, config.hparams.n_vocab)
     ids = {token: number for number, token in enumerate(tokens)}
-    bos = _special_id(settings, "bos_token", ids)
-    eos, eot, eom = _end_tokens(checkpoint, settings, tokens, ids)
+    before, after = _around_text(tokenizer, len(tokens))
+    bos = _bos(settings, defaults, before, ids)
+    if before not in ([], [bos]):
+        raise VocabularyError(
+            f"{tokenizer.name} puts other tokens before a text than one that begins it",
+            found=", ".join(tokens[number] for number in before[:8]),
+            expected=tokens[bos],
+        )
+    eos, eot, eom, ends = _end_tokens(checkpoint, settings, defaults, ids, tokens)
+    templates, template_note = read_chat_templates(directory)
     return Vocabulary(
         tokens=tokens,
         types=types,
@@ -70,180 +104,265 @@ def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
         eos=eos,
         eot=eot,
         eom=eom,
-        pad=_special_id(settings, "pad_token", ids),
-        add_bos=bos is not None and _adds(tokenizer, tokens[bos]),
-        chat_template=read_chat_template(checkpoint),
+        ends=ends,
+        pad=ids.get(token_named(settings, "pad_token") or ""),
+        add_bos=bool(before),
+        flags=_flags(added),
+        chat_templates=templates,
+        notes=_notes(settings, ids, [tokens[number] for number in after], template_note),
     )
 
 
-def read_chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
-    """The chat template, looked for where transformers keeps it, in its order of precedence."""
-    jinja = checkpoint.text("chat_template.jinja")
-    if jinja is not None:
-        return jinja
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        template = (checkpoint.json(name) or {}).get("chat_template")
-        if isinstance(template, str):
-            return template
-        if isinstance(template, list) and all(_is_named(entry) for entry in template):
-            return [{"name": entry["name"], "template": entry["template"]} for entry in template]
-        if template is not None:
-            raise VocabularyError(
-                f"{checkpoint.path / name} has a chat_template that is not a template",
-                found=type(template).__name__,
-                expected="a string, or a list of objects with name and template",
-            )
-    return None
+# --- files
 
 
-def _is_named(entry: object) -> bool:
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), str) for key in ("name", "template")
-    )
+def _read_settings(path: Path) -> Record:
+    """The object in a JSON file; an empty one where there is no such file."""
+    if os.path.lexists(path):
+        return _SETTINGS_READER.record(path)
+    return _SETTINGS_READER.as_record({}, str(path))
 
 
-def _byte_level_bpe(tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
+def _settings(directory: Path) -> Record:
+    """tokenizer_config.json; in checkpoints of transformers before 4.34 with what
+    special_tokens_map.json says instead."""
+    settings = _read_settings(directory / "tokenizer_config.json")
+    if settings.get("added_tokens_decoder") is not None:
+        return settings
+    older = _read_settings(directory / "special_tokens_map.json")
+    return _SETTINGS_READER.as_record({**settings, **older}, settings.name)
+
+
+def _configs(checkpoint: Checkpoint) -> list[Record]:
+    """config.json, and the text model's part of it."""
+    name = str(checkpoint.path / "config.json")
+    text = checkpoint.config.get("text_config")
+    found = [checkpoint.config, text if isinstance(text, Mapping) else {}]
+    return [_SETTINGS_READER.as_record(value, name) for value in found]
+
+
+# --- what tokenizer.json must be
+
+
+def _byte_level_bpe(tokenizer: Record) -> Record:
     """The BPE model, whose settings must be those llama.cpp works by."""
     model = tokenizer.get("model")
-    if (
-        not isinstance(model, Mapping)
-        or model.get("type", "BPE") != "BPE"
-        or not isinstance(model.get("vocab"), Mapping)
-    ):
-        kind = model.get("type") if isinstance(model, Mapping) else None
-        raise VocabularyError("tokenizer.json is not a BPE model", found=kind, expected="BPE")
+    kind = model.get("type", "BPE") if isinstance(model, Mapping) else None
+    if kind != "BPE" or not isinstance(model, Mapping) or model.get("vocab") is None:
+        raise VocabularyError(
+            f"{tokenizer.name} is not a BPE model", found=repr(kind)[:_SHOWN], expected="BPE"
+        )
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise VocabularyError(
-                f"tokenizer.json sets {setting}, which llama.cpp does not know",
-                found=repr(model[setting]),
+                f"{tokenizer.name} sets {setting}, which llama.cpp does not know",
+                found=repr(model[setting])[:_SHOWN],
             )
     if tokenizer.get("normalizer") is not None:
         raise VocabularyError(
-            "tokenizer.json has a normalizer, which llama.cpp would ignore",
-            found=repr(tokenizer["normalizer"])[:100],
+            f"{tokenizer.name} has a normalizer, which llama.cpp would ignore",
+            found=repr(tokenizer["normalizer"])[:_SHOWN],
         )
-    return model
+    return tokenizer.record("model")
 
 
-def _check_pre_tokenizer(tokenizer: Mapping[str, Any]) -> None:
+def _check_pre_tokenizer(tokenizer: Record) -> None:
     """llama.cpp's pre-tokenizer ``llama4``: split by the pattern, then map bytes to letters."""
     pre = tokenizer.get("pre_tokenizer")
     steps = pre.get("pretokenizers") if isinstance(pre, Mapping) else None
-    if (
-        isinstance(steps, list)
-        and len(steps) == 2
-        and steps[0].get("type") == "Split"
-        and steps[0].get("pattern") == {"Regex": PRE_TOKENIZER_PATTERN}
-        and steps[0].get("behavior") == "Isolated"
-        and not steps[0].get("invert")
-        and steps[1].get("type") == "ByteLevel"
-        and not steps[1].get("add_prefix_space")
-        and not steps[1].get("use_regex")
-    ):
-        return
+    if isinstance(steps, list) and len(steps) == 2 and all(isinstance(it, Mapping) for it in steps):
+        split, level = steps
+        if (
+            split.get("type") == "Split"
+            and split.get("pattern") == {"Regex": PRE_TOKENIZER_PATTERN}
+            and split.get("behavior") == "Isolated"
+            and not split.get("invert")
+            and level.get("type") == "ByteLevel"
+            and not level.get("add_prefix_space")
+            and not level.get("use_regex")
+        ):
+            return
     raise VocabularyError(
-        "tokenizer.json has another pre-tokenizer than Llama 4's",
+        f"{tokenizer.name} has another pre-tokenizer than Llama 4's",
         found=repr(pre)[:160],
         expected="Split by Meta's O200K pattern, isolated, then ByteLevel without a prefix space",
     )
 
 
-def _tokens(
-    tokenizer: Mapping[str, Any], vocab: Mapping[str, Any], size: int
-) -> tuple[list[str], list[int]]:
-    """Tokens and types by id; rows of the embedding without a token become unused padding."""
+# --- tokens
+
+
+def _checked_vocab(model: Record, size: int) -> dict[str, int]:
+    vocab = model.record("vocab")
     texts: dict[int, str] = {}
-    types: dict[int, int] = {}
     for text, number in vocab.items():
         _claim(texts, number, text, size)
-        types[number] = TokenType.NORMAL
-    for added in tokenizer.get("added_tokens") or []:
-        number, text = added.get("id"), added.get("content")
-        if texts.get(number) != text:
-            _claim(texts, number, text, size)
-        special = added.get("special") or (text.startswith("<|") and text.endswith("|>"))
-        types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    return dict(vocab)
+
+
+def _tokens(
+    vocab: Mapping[str, int], added: list[AddedToken], size: int
+) -> tuple[list[str], list[int]]:
+    """Tokens and types by id; rows of the embedding without a token become unused padding."""
+    texts = {number: text for text, number in vocab.items()}
+    types = dict.fromkeys(texts, TokenType.NORMAL)
+    for token in added:
+        if texts.get(token.number) != token.text:
+            _claim(texts, token.number, token.text, size)
+        special = token.special or (token.text.startswith("<|") and token.text.endswith("|>"))
+        types[token.number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
     _check_alphabet(texts, types)
-    if len(set(texts.values())) != len(texts):
-        raise VocabularyError("tokenizer.json gives one token two ids")
-    unused = TokenType.UNUSED
-    return (
-        [texts.get(number, f"[PAD{number}]") for number in range(size)],
-        [int(types.get(number, unused)) for number in range(size)],
-    )
+    taken: dict[str, int] = {}
+    for number, text in texts.items():
+        if taken.setdefault(text, number) != number:
+            raise VocabularyError(
+                f"tokenizer.json gives one token two ids: {text[:_SHOWN]!r}",
+                found=f"{taken[text]} and {number}",
+            )
+    for number in range(size):
+        if number not in texts:
+            texts[number] = _padding(number, taken)
+            taken[texts[number]] = number
+            types[number] = TokenType.UNUSED
+    return [texts[number] for number in range(size)], [int(types[it]) for it in range(size)]
 
 
-def _claim(texts: dict[int, str], number: object, text: object, size: int) -> None:
-    if type(number) is not int or not isinstance(text, str) or not 0 <= number < size:
+def _padding(number: int, taken: Container[str]) -> str:
+    """The text of a row without a token, as llama.cpp's converter writes it, if that is free."""
+    text = f"[PAD{number}]"
+    while text in taken:
+        text = f"[{text}]"
+    return text
+
+
+def _claim(texts: dict[int, str], number: object, text: str, size: int) -> None:
+    if type(number) is not int or not 0 <= number < size:
         raise VocabularyError(
-            f"tokenizer.json has a token out of range: {text!r}",
-            found=f"id {number!r}",
+            f"tokenizer.json has a token out of range: {text[:_SHOWN]!r}",
+            found=f"id {repr(number)[:_SHOWN]}",
             expected=f"0 to {size - 1}, the rows of the embedding",
             hint="tokenizer.json and config.json must be of the same model.",
         )
     if number in texts:
         raise VocabularyError(
             f"tokenizer.json gives id {number} to two tokens",
-            found=f"{texts[number]!r} and {text!r}",
+            found=f"{texts[number][:_SHOWN]!r} and {text[:_SHOWN]!r}",
         )
     texts[number] = text
 
 
 def _check_alphabet(texts: Mapping[int, str], types: Mapping[int, int]) -> None:
     alphabet = set(byte_alphabet().values())
-    lost = alphabet.difference(texts.values())
+    normal = {text: number for number, text in texts.items() if types[number] == TokenType.NORMAL}
+    lost = alphabet.difference(normal)
     if lost:
         raise VocabularyError(
             "tokenizer.json lacks byte tokens, so some text could not be encoded",
             found=f"{len(lost)} of 256 missing",
         )
-    for number, text in texts.items():
-        if types[number] == TokenType.NORMAL and not alphabet.issuperset(text):
+    for text, number in normal.items():
+        if not alphabet.issuperset(text) or not text:
             raise VocabularyError(
-                f"tokenizer.json has a token that is not byte-level: {text!r}", found=f"id {number}"
+                f"tokenizer.json has a token that is not byte-level: {text[:_SHOWN]!r}",
+                found=f"id {number}",
             )
 
 
-def _merges(model: Mapping[str, Any], ids: Mapping[str, int]) -> list[str]:
+def _flags(added: list[AddedToken]) -> dict[str, list[int]]:
+    """The ids of added tokens by flag; ``normalized`` only where it makes a difference."""
+    ids = {
+        name: sorted(token.number for token in added if getattr(token.flags, name))
+        for name in FLAGS
+    }
+    if len(ids["normalized"]) == len(added):
+        ids["normalized"] = []
+    return ids
+
+
+def _merges(model: Record, ids: Mapping[str, int]) -> list[str]:
     """Merges as GGUF has them: both halves with a space between, which no half can hold."""
     merges = []
-    for merge in model.get("merges") or []:
+    for merge in model.elements("merges", default=[]):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        joined = "".join(pair)
-        if len(pair) != 2 or joined not in ids or pair[0] not in ids or pair[1] not in ids:
-            raise VocabularyError("tokenizer.json has a merge of unknown tokens", found=repr(merge))
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(half, str) and half in ids for half in pair)
+            or "".join(pair) not in ids
+        ):
+            raise VocabularyError(
+                "tokenizer.json has a merge of unknown tokens", found=repr(merge)[:_SHOWN]
+            )
         merges.append(" ".join(pair))
     if not merges:
         raise VocabularyError("tokenizer.json has no merges", expected="a list of token pairs")
     return merges
 
 
-def _special_id(settings: Mapping[str, Any], name: str, ids: Mapping[str, int]) -> int | None:
+# --- roles
+
+
+def _special_id(settings: Record, role: str, ids: Mapping[str, int]) -> int | None:
     """The id of a token that tokenizer_config.json names, as text or as an object with content."""
-    token = settings.get(name)
-    if isinstance(token, Mapping):
-        token = token.get("content")
+    token = token_named(settings, role)
     if token is None:
         return None
     if token not in ids:
         raise VocabularyError(
-            f"tokenizer_config.json names a {name} that tokenizer.json lacks", found=repr(token)
+            f"{settings.name} names a {role} that tokenizer.json lacks",
+            found=repr(token[:_SHOWN]),
+            hint="Take both files from the same model.",
         )
     return ids[token]
 
 
+def _bos(
+    settings: Record, defaults: list[Record], before: list[int], ids: Mapping[str, int]
+) -> int:
+    """The token that begins a text: the one that is named, or else put there, or else numbered."""
+    named = _special_id(settings, "bos_token", ids)
+    if named is not None:
+        return named
+    if len(before) == 1:
+        return before[0]
+    for place in defaults:
+        if place.get("bos_token_id") is not None:
+            return place.integer("bos_token_id", most=len(ids) - 1)
+    raise VocabularyError(
+        f"{settings.name} has no bos_token, and no other file says which token begins a text",
+        expected="bos_token, or bos_token_id in generation_config.json or config.json",
+        hint="Take tokenizer_config.json from the model that this one was trained from.",
+    )
+
+
+def _notes(
+    settings: Record, ids: Mapping[str, int], after: list[str], template: str | None
+) -> tuple[str, ...]:
+    """What was decided without being asked for."""
+    notes = [] if template is None else [template]
+    # Those that begin and end a text are there; what fills batches, nothing here needs.
+    absent = sorted(set(named_tokens(settings)).difference(ids))
+    if absent:
+        names = ", ".join(repr(text[:_SHOWN]) for text in absent[:8])
+        notes.append(f"special tokens that tokenizer.json lacks are left out: {names}")
+    if after:
+        text = " and ".join(after[:8])
+        notes.append(f"{text}, which tokenizer.json puts behind every text, is left out")
+    return tuple(notes)
+
+
 def _end_tokens(
     checkpoint: Checkpoint,
-    settings: Mapping[str, Any],
-    tokens: list[str],
+    settings: Record,
+    defaults: list[Record],
     ids: Mapping[str, int],
-) -> tuple[int, int | None, int | None]:
-    """Every id that ends a generation, spread over the keys llama.cpp reads: eos, eot, eom.
+    tokens: list[str],
+) -> tuple[int, int | None, int | None, tuple[int, ...]]:
+    """Every id that ends a generation, first spread over the keys llama.cpp reads: eos, eot, eom.
 
-    It also ends at ``<|end_of_text|>`` by its name, so that this one needs no key of its own.
+    It also ends at some tokens by their texts, so that those need no key.
     """
-    ends = _declared_ends(checkpoint, len(tokens))
+    ends = _declared_ends(defaults, len(tokens))
     named = _special_id(settings, "eos_token", ids)
     if named is not None and named not in ends:
         ends.insert(0, named)
@@ -255,50 +374,58 @@ def _end_tokens(
     eos = ends[0] if named is None else named
     by_text = {tokens[end]: end for end in ends}
     eot, eom = by_text.get("<|eot|>"), by_text.get("<|eom|>")
-    rest = [end for end in ends if end not in (eos, eot, eom) and tokens[end] != "<|end_of_text|>"]
+    rest = [end for end in ends if end not in (eos, eot, eom) and tokens[end] not in END_TEXTS]
     if eot is None and rest:
         eot = rest.pop(0)
     if eom is None and rest:
         eom = rest.pop(0)
-    if rest:
-        raise VocabularyError(
-            "there are more end-of-generation tokens than a GGUF can name",
-            found=", ".join(f"{end} ({tokens[end]})" for end in ends),
-            expected="at most three beside <|end_of_text|>",
-        )
-    return eos, eot, eom
+    return eos, eot, eom, tuple(ends)
 
 
-def _declared_ends(checkpoint: Checkpoint, size: int) -> list[int]:
+def _declared_ends(defaults: list[Record], size: int) -> list[int]:
     """The eos ids of generation_config.json, or else of config.json, in the order given."""
-    generation = checkpoint.json("generation_config.json") or {}
-    text = checkpoint.config.get("text_config")
-    for place in (generation, checkpoint.config, text if isinstance(text, Mapping) else {}):
+    for place in defaults:
         declared = place.get("eos_token_id")
-        if declared is None:
-            continue
         listed = declared if isinstance(declared, list) else [declared]
+        if declared is None or not listed:
+            continue
         if not all(type(end) is int and 0 <= end < size for end in listed):
-            raise VocabularyError(
-                "eos_token_id is out of range", found=repr(declared), expected=f"0 to {size - 1}"
-            )
+            raise place.fault("eos_token_id", f"token ids from 0 to {size - 1}")
         return list(dict.fromkeys(listed))
     return []
 
 
-def _adds(tokenizer: Mapping[str, Any], token: str) -> bool:
-    """Whether the post-processor puts `token` before every text."""
-    return any(
-        template[0].get("SpecialToken", {}).get("id") == token
-        for template in _templates(tokenizer.get("post_processor"))
-        if template
-    )
+def _around_text(tokenizer: Record, size: int) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before every text, and behind it."""
+    before: list[int] = []
+    after: list[int] = []
+    for processor in _processors(tokenizer):
+        if processor.get("type") == "ByteLevel":
+            continue
+        if processor.get("type") != "TemplateProcessing":
+            raise processor.fault("type", "TemplateProcessing, ByteLevel or Sequence")
+        first: list[int] = []
+        last: list[int] = []
+        outside = first
+        for step in processor.records("single"):
+            if step.get("Sequence") is not None:
+                outside = last
+                continue
+            name = step.record("SpecialToken").text("id")
+            numbers = processor.record("special_tokens").record(name).elements("ids")
+            if not all(type(number) is int and 0 <= number < size for number in numbers):
+                raise processor.fault("special_tokens", f"token ids from 0 to {size - 1}")
+            outside += numbers
+        before, after = first + before, after + last
+    return before, after
 
 
-def _templates(processor: object) -> Iterator[list[dict[str, Any]]]:
-    if not isinstance(processor, Mapping):
-        return
-    if processor.get("type") == "TemplateProcessing":
-        yield processor.get("single") or []
-    for inner in processor.get("processors") or []:
-        yield from _templates(inner)
+def _processors(tokenizer: Record) -> Iterator[Record]:
+    """The post-processors, those inside of sequences one by one."""
+    pending = [tokenizer.record("post_processor")] if tokenizer.get("post_processor") else []
+    while pending:
+        processor = pending.pop(0)
+        if processor.get("type") == "Sequence":
+            pending[:0] = processor.records("processors")
+        else:
+            yield processor

@@ -38,6 +38,7 @@ class Engine:
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
+        end_ids: tokens that end an answer, beside those that llama.cpp takes for ends.
         on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
 
     Raises:
@@ -49,12 +50,13 @@ class Engine:
         path: str | os.PathLike[str],
         settings: EngineSettings | None = None,
         *,
+        end_ids: Iterable[int] = (),
         on_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
         self._turns = Turns()
-        self._ends: dict[int, bool] = {}
+        self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
         self._handles = Handles(self.path, self.settings, on_progress)
         self._sequence = CachedSequence(self._handles)
         self.n_vocab = self._handles.n_vocab
@@ -110,7 +112,7 @@ class Engine:
         return self._turns.turn()
 
     def is_end(self, token: int) -> bool:
-        """Whether llama.cpp counts this token as the end of an answer (end of text, turn, …)."""
+        """Whether this token ends an answer (end of text, turn, …)."""
         self._check()
         (token,) = self._checked([token])
         if token not in self._ends:

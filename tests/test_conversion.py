@@ -29,10 +29,13 @@ def converted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vo
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"bos": None, "add_bos": False}, r"tokenizer.*no tokenizer\.ggml\.bos_token_id"),
+        ({"bos": 5000}, r"tokenizer.*tokenizer\.ggml\.bos_token_id: 5000"),
         ({"eos": 5000}, r"tokenizer.*tokenizer\.ggml\.eos_token_id: 5000"),
         ({"merges": ["a b c"]}, "tokenizer.*merge 0: 'a b c'"),
-        ({"chat_template": "{% if %}"}, "has a chat template that cannot be used.*line 1"),
+        (
+            {"chat_templates": {"default": "{% if %}"}},
+            "has a chat template that cannot be used.*line 1",
+        ),
     ],
 )
 def test_what_would_not_open_is_refused_before_it_is_written(

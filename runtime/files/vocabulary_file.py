@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...architecture import PRE_TOKENIZER_NAMES, byte_alphabet
+from ...architecture import END_TEXTS, PRE_TOKENIZER_NAMES, byte_alphabet
 from ...errors import ModelFileError
 from .gguf_file import GGUFFile
 
@@ -39,10 +39,9 @@ _ID_NAMES = (
 )
 # fmt: on
 _ID_KEYS = tuple(f"{name}_token_id" for name in _ID_NAMES)
-# Those of them that end a generation, and the texts of Llama's vocabularies that llama.cpp takes
-# for such without being told.
+# Those of them that end a generation; and our own key, for what llama.cpp has none for.
 _EOG_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-_EOG_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+ENDS_KEY = "llama4_edge.eog_token_ids"
 
 # enum llama_token_type: unknown, control, user-defined, unused; a byte (6) belongs to other kinds.
 _NORMAL = 1
@@ -92,7 +91,10 @@ def check_vocabulary(gguf: GGUFFile) -> FileVocabulary:
     _check_merges(gguf, frozenset(tokens))
     ids = {key: _token_id(gguf, key, len(tokens)) for key in _ID_KEYS}
     ending = {ids[f"{name}_token_id"] for name in _EOG_KEYS}
-    ending |= {tokens.index(text) for text in _EOG_TEXTS if text in tokens}
+    by_text = {text: number for number, text in enumerate(tokens) if text in END_TEXTS}
+    ending |= set(by_text.values())
+    ending -= {by_text[text] for text in _exceptions(frozenset(by_text))}
+    ending |= set(_further_ends(gguf, len(tokens)))
     bos_id, eos_id = ids["bos_token_id"], ids["eos_token_id"]
     assert bos_id is not None and eos_id is not None
     return FileVocabulary(
@@ -101,6 +103,27 @@ def check_vocabulary(gguf: GGUFFile) -> FileVocabulary:
         eos_id=eos_id,
         eog_ids=tuple(sorted(token for token in ending if token is not None)),
     )
+
+
+def _exceptions(texts: frozenset[str]) -> frozenset[str]:
+    """Texts that end nothing in the vocabularies of gpt-oss, Solar and Gemma 4."""
+    calls = not texts.isdisjoint({"<|call|>", "<|calls|>"})
+    exceptions = set()
+    if calls and not texts.isdisjoint({"<|return|>", "<|flush|>"}):
+        exceptions.add("<|end|>")
+    if "<|tool_response>" in texts:
+        exceptions.add("</s>")
+    return texts & exceptions
+
+
+def _further_ends(gguf: GGUFFile, n_tokens: int) -> tuple[int, ...]:
+    ends = gguf.metadata.get(ENDS_KEY, ())
+    if gguf.types.get(ENDS_KEY, "[i32]") != "[i32]":
+        raise _bad(gguf, ENDS_KEY, f"type {gguf.types[ENDS_KEY]}", "type [i32]")
+    assert isinstance(ends, tuple)
+    if not all(0 <= end < n_tokens for end in ends):
+        raise _bad(gguf, ENDS_KEY, ends[:8], f"0 to {n_tokens - 1}")
+    return ends
 
 
 def _bad(gguf: GGUFFile, problem: str, found: object, expected: object) -> ModelFileError:

@@ -92,7 +92,7 @@ def test_named_chat_templates_are_kept_by_name(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
     edit_json(checkpoint / "tokenizer_config.json", lambda it: it.update(chat_template=named))
-    assert read(checkpoint).chat_template == named
+    assert read(checkpoint).chat_templates == {"default": "d", "tool_use": "t"}
 
 
 def test_a_base_model_has_no_chat_template(checkpoint: Path) -> None:
@@ -143,16 +143,7 @@ def test_ends_out_of_range_are_refused(checkpoint: Path) -> None:
         checkpoint,
         "generation_config.json",
         lambda it: it.update(eos_token_id=[1, 4096]),
-        match="eos_token_id is out of range",
-    )
-
-
-def test_more_ends_than_a_gguf_can_name_are_refused(checkpoint: Path) -> None:
-    assert_refused(
-        checkpoint,
-        "generation_config.json",
-        lambda it: it["eos_token_id"].extend([1, 2]),
-        match="more end-of-generation tokens",
+        match="invalid eos_token_id.*token ids from 0 to 1023",
     )
 
 

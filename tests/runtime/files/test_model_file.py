@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from llama4_edge.architecture import END_TEXTS
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.files.model_file import check_model_file
@@ -368,6 +369,37 @@ def test_llama_cpp_loads_what_is_accepted_and_ends_where_it_says(
     logits, ends = _decoded(path)
     assert np.isfinite(logits).all() and np.ptp(logits) > 0.1
     assert list(info.eog_ids) == ends
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [[text] for text in sorted(END_TEXTS - {"<|end_of_text|>"})]
+    + [["<|end|>", "<|return|>", "<|call|>"], ["<|end|>", "<|calls|>", "<|flush|>"]]
+    + [["<|end|>", "<|return|>", "<|flush|>"], ["</s>", "<|tool_response>"], ["</s>", "<|call|>"]],
+    ids=" ".join,
+)
+def test_what_llama_cpp_takes_for_an_end_by_its_text_is_known(
+    texts: list[str], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    tokens = model.keys["tokenizer.ggml.tokens"].value
+    merges = model.keys["tokenizer.ggml.merges"].value
+    types = model.keys["tokenizer.ggml.token_type"].value
+    assert isinstance(tokens, list) and isinstance(merges, list) and isinstance(types, list)
+    first = tokens.index("the")
+    tokens[first : first + len(texts)] = texts  # the third in place of BOS
+    types[first : first + len(texts)] = [3] * len(texts)
+    del merges[1:]
+    info = check_model_file(model.write(tmp_path / "tiny.gguf"))
+    assert list(info.eog_ids) == _decoded(info.path)[1]
+
+
+def test_further_ends_are_those_of_our_own_key(tmp_path: Path) -> None:
+    model = tiny_model()
+    plain = check_model_file(model.write(tmp_path / "plain.gguf"))
+    model.keys["llama4_edge.eog_token_ids"] = Value([5, 7], I32, I32)
+    more = check_model_file(model.write(tmp_path / "more.gguf"))
+    assert set(more.eog_ids) == {*plain.eog_ids, 5, 7}
 
 
 def test_llama_cpp_itself_refuses_another_count_of_tensors(tmp_path: Path) -> None:
