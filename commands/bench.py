@@ -27,7 +27,7 @@ from .declare import (
     usage_errors,
     verbose_flag,
 )
-from .loading import check_exists
+from .model_name import check_name
 from .options import (
     DeviceOptions,
     LayerOptions,
@@ -149,7 +149,7 @@ class SyntheticOptions:
 class BenchOptions:
     """What `llama4 bench` may be asked."""
 
-    model: Path | None = argument(kind=click.Path(path_type=Path), required=False)
+    model: str | None = argument(kind=click.Path(), required=False)
     grid: GridOptions = group(GridOptions)
     where: DeviceOptions = group(DeviceOptions)
     synthetic: SyntheticOptions = group(SyntheticOptions)
@@ -232,8 +232,8 @@ def _measured_file(options: BenchOptions) -> Iterator[Path]:
     if options.model is not None:
         if wanted:
             raise usage_error("--recipe, --type, --layers, --dir and --keep are of --synthetic")
-        check_exists(options.model)
-        yield options.model
+        check_name(options.model, "bench")
+        yield Path(options.model)
         return
     from ..convert.blueprint import blueprint
     from ..measure.synthetic import synthetic_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -18,7 +17,7 @@ from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOpt
 class ChatOptions:
     """What `llama4 chat` may be asked."""
 
-    model: Path = argument(kind=click.Path(path_type=Path))
+    model: str = argument(kind=click.Path())
     system: str | None = option(
         "-sys", "--system", "--system-prompt", kind=str, metavar="TEXT",
         help="A system message before the chat.",
@@ -55,7 +54,7 @@ def chat(options: ChatOptions) -> int:
     with (
         silent_terminal() if interactive else nullcontext(),
         opened_model(
-            options.model, options.engine, options.placement, verbose=options.verbose
+            options.model, "chat", options.engine, options.placement, verbose=options.verbose
         ) as model,
     ):
         # A model without a chat template is refused here, and not at each message.

@@ -11,6 +11,7 @@ from ..terminal.console import note
 from ..terminal.progress import byte_progress
 from . import values
 from .declare import argument, command, flag, given, json_flag, option
+from .model_name import check_name
 from .options import recipe_option, revision_option, type_option
 from .output import give
 
@@ -19,7 +20,7 @@ from .output import give
 class ConvertOptions:
     """What `llama4 convert` may be asked."""
 
-    source: Path = argument(kind=click.Path(path_type=Path))
+    source: str = argument(kind=click.Path())
     output: Path | None = option(
         "-o", "--output", kind=click.Path(path_type=Path), metavar="OUT.gguf",
         help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
@@ -76,6 +77,7 @@ def convert(options: ConvertOptions) -> None:
     from ..conversion import convert as run_conversion
     from ..terminal.tables import report_view
 
+    check_name(options.source, "convert")
     settings = given(options)
     source, output = settings.pop("source"), settings.pop("output", None)
     settings["types"] = values.flattened(options.types)

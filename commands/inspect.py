@@ -10,6 +10,7 @@ import click
 
 from ..terminal.progress import byte_progress
 from .declare import argument, command, flag, json_flag, usage_error
+from .model_name import check_name
 from .output import give
 
 
@@ -17,7 +18,7 @@ from .output import give
 class InspectOptions:
     """What `llama4 inspect` may be asked."""
 
-    file: Path = argument(kind=click.Path(path_type=Path))
+    file: str = argument(kind=click.Path())
     tensors: bool = flag("--tensors", help="A line for each tensor too.")
     check: bool = flag("--check", help="Read all of a GGUF, all its parts, and find damage.")
     as_json: bool = json_flag()
@@ -39,7 +40,8 @@ def inspect(options: InspectOptions) -> int:
     from ..inspection import inspect as run_inspection
     from ..terminal.tables import inspection_view
 
-    if options.check and options.file.is_dir():
+    check_name(options.file, "inspect")
+    if options.check and Path(options.file).is_dir():
         raise usage_error("--check reads a GGUF; a checkpoint is checked as it is converted")
     if options.check:
         with byte_progress() as progress:

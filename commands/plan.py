@@ -23,6 +23,7 @@ from .declare import (
     verbose_flag,
 )
 from .flags import with_flags
+from .model_name import check_name
 from .options import CacheOptions, PlacementOptions, default_context, recipe_option
 from .output import give, show_warnings
 
@@ -125,6 +126,7 @@ def plan(options: PlanOptions) -> int:
 
     if options.model is None:
         raise usage_error("give a MODEL, or --table for all presets")
+    check_name(options.model, "plan")
     plan = find_plan(options.model, **_settings(options))
     if options.check:
         return _show_check(options, plan)
@@ -158,6 +160,7 @@ def _show_table(options: PlanOptions) -> int:
     if "recipe" in settings:
         settings["recipes"] = (settings.pop("recipe"),)
     if options.model is not None:
+        check_name(options.model, "plan")
         settings["models"] = [options.model]
     cells = table(**settings)
     if options.plot is not None:

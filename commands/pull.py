@@ -40,24 +40,21 @@ def pull(options: PullOptions) -> None:
     llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M
     llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M -o models --json | jq -r .model
     """
-    from ..hub.names import parse_repository
+    from ..hub.names import parse_hub_name
     from ..hub.pull import pull as run_pull
     from ..terminal.tables import pulled_view
 
-    # As llama.cpp's -hf has it: org/name:Q4_K_M.
-    repository, _, quantization = options.repository.partition(":")
-    if "/" not in repository:  # the colon of an address
-        repository, quantization = options.repository, ""
-    name = parse_repository(repository)
-    if name is None or (quantization and options.choice):
+    name = parse_hub_name(options.repository)
+    said = (name.file or name.quantization) if name else None
+    if name is None or (said and options.choice):
         raise usage_error(f"{options.repository!r} is not org/name")
     try:
         with byte_progress() as progress:
             pulled = run_pull(
-                name,
-                options.choice or quantization or None,
+                name.repository,
+                options.choice or said,
                 directory=options.directory or Path(),
-                revision=options.revision,
+                revision=options.revision or name.revision,
                 progress=progress,
             )
     except KeyboardInterrupt:

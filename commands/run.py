@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -21,7 +20,7 @@ from .stdin import read_prompt, unread_pipe
 class RunOptions:
     """What `llama4 run` may be asked."""
 
-    model: Path = argument(kind=click.Path(path_type=Path))
+    model: str = argument(kind=click.Path())
     prompt: str | None = argument(required=False)
     document: str | None = argument(required=False, metavar="[-]")
     system: str | None = option(
@@ -65,7 +64,7 @@ def run(options: RunOptions) -> None:
     answering = given(options.answer)
     first = opening(options.system)
     with opened_model(
-        options.model, options.engine, options.placement, verbose=options.verbose
+        options.model, "run", options.engine, options.placement, verbose=options.verbose
     ) as model:
         writer = AnswerWriter()
         try:

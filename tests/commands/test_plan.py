@@ -139,7 +139,7 @@ def test_nonsense_is_a_usage_error(llama4: Command, arguments: list[str], messag
     [
         (["scout", "--gpu", "gtx9000"], "no GPU called 'gtx9000'"),
         (["scout", "-c", "11M"], "n_ctx (-c) is more than"),
-        (["nothing"], "nothing is not a model"),
+        (["nothing"], "nothing does not exist"),
         (["scout", "--check"], "only a GGUF on this machine can be loaded"),
         (["scout", "--gpu", "h100", "-dev", "CUDA0"], "neither workers nor devices"),
     ],

@@ -80,21 +80,3 @@ def test_an_answer_that_the_context_cuts_off_says_so(llama4: Command, model: Pat
 def test_a_prompt_that_is_not_utf8_is_one_line_of_error(llama4: Command, model: Path) -> None:
     error = the_error(llama4("run", model, stdin=b"caf\xe9"))
     assert "standard input is not UTF-8, found byte 0xe9 at offset 3" in error
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("scout", "`llama4 plan` and `llama4 bench --synthetic` know"),
-        ("org/name", "llama4 pull org/name"),
-        ("org/name:Q4_K_M", "llama4 pull org/name Q4_K_M"),
-        ("scuot.gguf", "Did you mean scout.gguf?"),
-        ("nothing.gguf", "there is no file nothing.gguf"),
-    ],
-)
-def test_a_name_without_a_file_is_answered_with_the_next_command(
-    llama4: Command, tmp_path: Path, name: str, hint: str
-) -> None:
-    (tmp_path / "scout.gguf").touch()
-    for command in (["run", name, "Hello"], ["chat", name], ["bench", name]):
-        assert hint in the_error(llama4(*command))
