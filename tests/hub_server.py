@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,7 +67,9 @@ class Fault:
     """What happens to the next `times` requests whose ``GET /path`` the pattern finds.
 
     `status` answers with that instead; `cut` closes the connection after so many bytes of the body;
-    `short` ends the body so many bytes early, in agreement with its headers.
+    `short` ends the body so many bytes early, in agreement with its headers; `body` is that of an
+    answer with a `status`; `raw` is sent instead of HTTP, a piece every `pause` seconds, until the
+    client hangs up.
     """
 
     pattern: str
@@ -76,6 +78,9 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     short: int = 0
+    body: bytes = b"{}"
+    raw: Callable[[], Iterable[bytes]] | None = None
+    pause: float = 0.0
 
 
 @dataclass
@@ -98,6 +103,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.on_request: Callable[[], None] = lambda: None
         self.lock = threading.Lock()
+        self.closing = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -114,6 +120,7 @@ class HubServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.closing.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -206,8 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _answer(self, path: str, fault: Fault | None) -> None:
+        if fault is not None and fault.raw is not None:
+            return self._send_raw(fault.raw(), fault.pause)
         if fault is not None and fault.status is not None:
-            return self._say(fault.status, b"{}", fault.headers)
+            return self._say(fault.status, fault.body, fault.headers)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             return self._list(match[1], match[2] or "revision", match[3] or "main")
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -217,6 +226,14 @@ class _Handler(BaseHTTPRequestHandler):
             checksum = hashlib.md5(entry.served).hexdigest()
             return self._give(entry.served, {"ETag": f'"{checksum}"'}, fault)
         return self._say(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _send_raw(self, pieces: Iterable[bytes], pause: float) -> None:
+        self.close_connection = True
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.request_seen.sent += len(piece)
+            if pause and self.server_of.closing.wait(pause):
+                return
 
     def _list(self, name: str, what: str, revision: str) -> None:
         """What a repository holds: open to everyone, unless it is private."""
