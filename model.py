@@ -149,9 +149,9 @@ class Model:
         with self.engine.turn():
             return self.engine.logits(ids)
 
-    def chat_prompt(self, messages: Messages) -> list[int]:
+    def chat_prompt(self, messages: Messages, *, special: bool = False) -> list[int]:
         """The token ids with which a model is asked to answer messages; see `chat`."""
-        return self._prompts.of_messages(messages)
+        return self._prompts.of_messages(messages, special=special)
 
     @overload
     def generate(
@@ -194,6 +194,9 @@ class Model:
             max_tokens: of the answer; None is until the model ends it or the context is full.
             stop: strings that end the answer, which stops before the first of them; a string is
                 one.
+            special: whether control tokens, such as those that a fine-tune added, are read where
+                the prompt names them and shown by name in the answer. Leave it off for text from
+                outside.
 
         Raises:
             ContextFullError: the prompt alone does not fit into the context.
@@ -201,7 +204,11 @@ class Model:
             SettingError: a setting outside its range, or of the wrong type.
         """
         settings = AnswerSettings.of(options)
-        ids = self._prompts.of_text(prompt) if isinstance(prompt, str) else whole_numbers(prompt)
+        if isinstance(prompt, str):
+            n_ctx = self.engine.settings.n_ctx
+            ids = self._prompts.of_text(prompt, special=settings.special, n_ctx=n_ctx)
+        else:
+            ids = whole_numbers(prompt)
         return self._answer(ids, settings, stream=stream)
 
     @overload
@@ -242,7 +249,9 @@ class Model:
         """
         usual = messages.sampling if isinstance(messages, Conversation) else None
         settings = AnswerSettings.of(options, usual)
-        return self._answer(self._prompts.of_messages(messages), settings, stream=stream)
+        n_ctx = self.engine.settings.n_ctx
+        ids = self._prompts.of_messages(messages, special=settings.special, n_ctx=n_ctx)
+        return self._answer(ids, settings, stream=stream)
 
     def _answer(
         self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool

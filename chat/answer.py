@@ -83,6 +83,7 @@ class Stream(Iterator[str]):
         self._vocabulary = vocabulary
         self._text = TextStream(settings.stop)
         self._max_tokens = settings.max_tokens
+        self._special = settings.special
         self._sampling = settings.sampling.with_seed()
         self._pieces: list[str] = []
         self._tokens: list[int] = []
@@ -234,7 +235,7 @@ class Stream(Iterator[str]):
             self._stopped = True
             return False
         self._tokens.append(token)
-        self._add(self._text.push(self._vocabulary.token_bytes(token)))
+        self._add(self._text.push(self._vocabulary.token_bytes(token, special=self._special)))
         self._stopped = self._text.matched is not None
         return not self._stopped and len(self._tokens) != self._max_tokens
 

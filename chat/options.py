@@ -29,6 +29,7 @@ class AnswerOptions(TypedDict, total=False):
     seed: int | None
     max_tokens: int | None
     stop: str | Iterable[str]
+    special: bool
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class AnswerSettings:
         sampling: how each token is chosen.
         max_tokens: of the answer; None is until the model ends it or the context is full.
         stop: strings that end the answer, which stops before the first of them; a string is one.
+        special: whether control tokens are read where the prompt names them, and shown by name in
+            the answer. A text from outside can then end its own turn and begin another.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -47,6 +50,7 @@ class AnswerSettings:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    special: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -55,6 +59,10 @@ class AnswerSettings:
             )
         check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
+        if not isinstance(self.special, bool):
+            raise SettingError(
+                "special is of the wrong type", found=repr(self.special), expected="True or False"
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:

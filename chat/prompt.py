@@ -1,22 +1,26 @@
 """Messages to token ids: the chat template and the vocabulary of one model, joined.
 
-Promises that only the template writes control tokens: their names in a message are plain text. The
-template is compiled when it is first asked for. Knows nothing of engines.
+Promises that only the template writes control tokens, unless it is asked to read them: their names
+in a message are plain text. What cannot fit into the context is refused without tokenizing all of
+it. The template is compiled when it is first asked for. Knows nothing of engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SettingError
+from ..errors import ContextFullError, SettingError
 from .conversation import Conversation, Message
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
+
+COUNTED = 100_000
+"""Tokens of a prompt that are counted exactly, even where they cannot fit."""
 
 Messages = str | Conversation | Iterable[Mapping[str, Any] | Message]
 """What a model can be asked: a string is one message of the user."""
@@ -50,28 +54,83 @@ class Prompts:
             eos_token="" if eos is None else self._vocabulary.token_text(eos),
         )
 
-    def of_text(self, text: str) -> list[int]:
-        """The token ids of a text to continue, after BOS if the model asks for it."""
-        return self._vocabulary.encode(text, add_bos=self._vocabulary.add_bos)
+    def of_text(self, text: str, *, special: bool = False, n_ctx: int | None = None) -> list[int]:
+        """The token ids of a text to continue, after BOS if the model asks for it.
 
-    def of_messages(self, messages: Messages) -> list[int]:
-        """The token ids with which a model is asked to answer messages.
+        Args:
+            special: whether control tokens are read where the text names them.
+            n_ctx: tokens that the context holds; a text that is far longer is not read to its end.
+
+        Raises:
+            ContextFullError: it is.
+        """
+        tokens: list[int] = []
+        self._extend(tokens, text, special, n_ctx, add_bos=self._vocabulary.add_bos)
+        return tokens
+
+    def of_messages(
+        self, messages: Messages, *, special: bool = False, n_ctx: int | None = None
+    ) -> list[int]:
+        """The token ids with which a model is asked to answer messages; see `of_text`.
 
         Raises:
             TemplateError: there is no template, it does not render these messages, or one of them
                 has an image.
+            ContextFullError: they are far longer than the context.
             SettingError: there are no messages, or they are of the wrong type.
         """
+        mappings = _mappings(messages)
+        for text in _questions(mappings):
+            self._check_length(0, text, n_ctx)
         tokens: list[int] = []
-        for piece in self.template.render(_mappings(messages)):
+        for piece in self.template.render(mappings):
             if piece.control:
                 tokens.append(self._vocabulary.control_tokens[piece.text])
             else:
-                tokens.extend(self._vocabulary.encode(piece.text))
+                self._extend(tokens, piece.text, special, n_ctx)
         bos = self._vocabulary.bos_id
         if self._vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)
         return tokens
+
+    def _extend(
+        self,
+        tokens: list[int],
+        text: str,
+        special: bool,
+        n_ctx: int | None,
+        *,
+        add_bos: bool = False,
+    ) -> None:
+        """Add the ids of a text to those of what comes before it."""
+        self._check_length(len(tokens), text, n_ctx)
+        limit = None if n_ctx is None else max(n_ctx, COUNTED) - len(tokens)
+        tokens += self._vocabulary.encode(text, special=special, add_bos=add_bos, limit=limit)
+        self._check_length(len(tokens), "", n_ctx)
+
+    def _check_length(self, held: int, text: str, n_ctx: int | None) -> None:
+        """Refuse what is known not to fit behind `held` tokens."""
+        if n_ctx is None or not isinstance(text, str):
+            return
+        least = held + self._vocabulary.least_tokens(text)
+        if least > max(n_ctx, COUNTED):
+            raise ContextFullError(
+                "the tokens do not fit into the context",
+                found=f"at least {least} tokens",
+                expected=f"at most {n_ctx}",
+                hint="Shorten the prompt, or open the model with a larger n_ctx.",
+            )
+
+
+def _questions(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The texts that every template writes out: a template may leave out earlier answers."""
+    for message in messages:
+        if isinstance(message, Mapping) and message.get("role") in ("system", "user"):
+            content = message.get("content")
+            for part in content if isinstance(content, list | tuple) else [content]:
+                text = part.get("text") if isinstance(part, Mapping) else part
+                if isinstance(text, str):
+                    yield text
 
 
 def _mappings(messages: Messages) -> list[Mapping[str, Any]]:

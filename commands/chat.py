@@ -66,7 +66,8 @@ def chat(options: ChatOptions) -> int:
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (
-                len(model.chat_prompt(messages)) / model.engine.settings.n_ctx
+                len(model.chat_prompt(messages, special=options.answer.special))
+                / model.engine.settings.n_ctx
             ),
         )
         if interactive:

@@ -43,6 +43,7 @@ _FLAG_OF_ASSIGNED = {
     "recipe": "--recipe",
     "revision": "--revision",
     "seed": "--seed",
+    "special": "--special",
     "stop": "--stop",
     "threads": "-t",
     "types": "--type",

@@ -109,7 +109,6 @@ _TABLE = (
     (("-co", "--color"), Foreign("Colour is used where the terminal has it.")),
     (("--simple-io", "-mli", "--multiline-input"),
      Foreign("Alt-Enter, or a backslash at the end of a line, begins a new line in the chat.")),
-    (("-sp", "--special"), Foreign("Control tokens are not shown.")),
     (("--ignore-eos",), Foreign("An answer ends where the model ends it.")),
     (("--verbosity", "-lv", "--log-verbosity", "--log-verbose", "--log-disable", "--log-file",
       "--log-colors", "--log-prefix", "--log-timestamps", "--perf", "--no-perf", "--show-timings",

@@ -65,6 +65,10 @@ class AnswerOptions:
         "--stop", kind=values.stop_string, metavar="TEXT", multiple=True,
         help="End the answer before TEXT; may be given several times.",
     )  # fmt: skip
+    special: bool = flag(
+        "-sp", "--special",
+        help="Read control tokens where the prompt names them, and show them in the answer.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -328,7 +328,7 @@ def test_a_signal_handler_that_asks_comes_first_and_ends_the_answer_it_interrupt
     answers: list[str] = []
     token_bytes = endless.vocabulary.token_bytes
 
-    def interrupted(token: int) -> bytes:
+    def interrupted(token: int, **_: bool) -> bytes:
         if not answers:
             answers.append("")
             answers[0] = endless.generate("Other", max_tokens=5, sampling=WILD).text
@@ -353,7 +353,7 @@ def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
     asked = threading.Event()
     chosen: list[int] = []
 
-    def interrupting(token: int) -> bytes:
+    def interrupting(token: int, **_: bool) -> bytes:
         chosen.append(token)
         if len(chosen) == 10:  # in the middle of a burst
             signal.pthread_kill(main, signal.SIGALRM)
