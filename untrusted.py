@@ -123,7 +123,7 @@ class Reader:
         if not isinstance(value, Mapping):
             raise self.error(
                 f"{name} is damaged",
-                found=_shown(value),
+                found=shown(value),
                 expected="a JSON object",
                 hint=self.hint,
             )
@@ -241,7 +241,7 @@ class Record(Mapping[str, Any]):
         value = self.fields.get(key)
         return self.reader.error(
             f"{self.name} has {'no' if value is None else 'an invalid'} {key}",
-            found=None if value is None else _shown(value),
+            found=None if value is None else shown(value),
             expected=expected,
             hint=self.reader.hint,
         )
@@ -259,7 +259,7 @@ def lfs_pointer(name: str, error: type[Llama4EdgeError]) -> Llama4EdgeError:
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in few characters; the whole of it may have millions."""
     if isinstance(value, str | bytes):
         return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
@@ -267,7 +267,13 @@ def _shown(value: object) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return f"an object of {len(value)} entries"
-    return repr(value)
+    text = repr(value)  # integers from JSON have at most 4,300 digits
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def brief(name: str) -> str:
+    """A foreign name, shortened where it is as long as no name is."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
 
 
 def _strings(value: object) -> Iterator[str]:

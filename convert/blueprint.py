@@ -20,9 +20,9 @@ from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_over
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
 from .layout import lay_out
-from .names import plan_tensors
 from .output import plan_parts
 from .presets import PRESETS, Preset
+from .text_model import read_text_model
 from .tokenizer import read_vocabulary
 from .vision import VisionWeights, vision_shapes, vision_weights
 
@@ -173,6 +173,7 @@ def _find(model: str) -> _Source:
     if path.is_file():
         described = read_json_object(path)
         config = parse_config(described)
+        config.check_quantization()
         # A config.json says less of what it is than the directory it lies in.
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return _Source(name or model, config, vision=_described(described, config))
@@ -185,7 +186,6 @@ def _find(model: str) -> _Source:
         from .hub import open_repository
 
         checkpoint = open_repository(repository)
-        checkpoint.shards.close()
         name = repository
     else:
         raise CheckpointError(
@@ -194,26 +194,18 @@ def _find(model: str) -> _Source:
             "org/name on the Hugging Face Hub",
             hint=did_you_mean(model, PRESETS),
         )
-    config = _checked_config(checkpoint)
-    return _Source(name, config, checkpoint, vision=_stored(checkpoint))
-
-
-def _checked_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The checkpoint's configuration, held against its tensors."""
-    config = parse_config(checkpoint.config)
-    plan_tensors(config, checkpoint.tensors)
-    return config
+    try:
+        # Held against its tensors.
+        contents = read_text_model(checkpoint)
+    finally:
+        checkpoint.shards.close()
+    return _Source(name, contents.config, checkpoint, vision=vision_weights(contents.vision))
 
 
 def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:
     """What the vision tower weighs that a config.json describes."""
     vision = parse_vision(settings)
     return vision_weights(vision_shapes(vision, config.hparams.n_embd)) if vision else None
-
-
-def _stored(checkpoint: Checkpoint) -> VisionWeights | None:
-    """What the vision tower weighs that a checkpoint holds."""
-    return vision_weights({tensor.name: tensor.shape for tensor in checkpoint.tensors.values()})
 
 
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:

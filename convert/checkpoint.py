@@ -1,52 +1,36 @@
-"""What is in a checkpoint directory: configuration files, and where each tensor's bytes lie.
+"""What is in a checkpoint: configuration files, and where each tensor's bytes lie.
 
-Reads headers only. Every shard's header is checked against the file's length, and the shards
-against their index, so that whoever reads tensor data later finds it where it was promised. Knows
-nothing of Llama 4 and nothing of GGUF.
+Reads headers only. The shards are held against their index, where they have one, and against each
+other's numbers. Knows nothing of Llama 4 and nothing of GGUF.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..untrusted import Reader, brief, shown
+from .directories import CONFIG_NAME, find_checkpoint, is_listed, no_weights
+from .shard_header import StoredTensor, read_shard
 from .shards import LocalShards, Shards
-
-# Bytes a number takes, for each dtype of the safetensors format that a weight can have.
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-# The safetensors format itself sets this limit.
-_MAX_HEADER_BYTES = 100_000_000
+# Published ones have 6 kB and at most 3 MB.
+_CONFIG_LIMIT = 16 << 20
+_INDEX_LIMIT = 64 << 20
 
+# A file's name on common disks; see also `_is_file_name`.
+_MAX_FILE_NAME = 255
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor in a shard: `nbytes` bytes from `offset` of `file`, rows along the last axis."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the tensor holds."""
-        return prod(self.shape)
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+_ADAPTER = re.compile(r"adapter_model.*\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -61,49 +45,20 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     shards: Shards
 
-    def json(self, name: str) -> dict[str, Any] | None:
-        """The object in the JSON file `name`, or None when there is no such file.
-
-        Raises:
-            CheckpointError: the file is not a JSON object.
-        """
-        path = self.path / name
-        return read_json_object(path) if path.is_file() else None
-
-    def text(self, name: str) -> str | None:
-        """The text of the file `name`, or None when there is no such file."""
-        path = self.path / name
-        if not path.is_file():
-            return None
-        return _read_text(path)
-
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """Read the headers of the checkpoint in the directory `source`.
+
+    Args:
+        source: the directory, or the root of a repository in huggingface_hub's cache.
 
     Raises:
         CheckpointError: no such directory, no config.json, or shards that are damaged, missing, or
             not what their index says.
     """
-    path = Path(source)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", expected="a checkpoint directory")
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is a file",
-            expected="the directory that holds config.json and the safetensors",
-            hint=f"Give {path.parent} instead." if path.suffix == ".safetensors" else None,
-        )
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} has no config.json",
-            found=_meta_layout(path) or "no Hugging Face checkpoint",
-            expected="config.json beside the safetensors",
-            hint="Use the same model in Hugging Face's layout: "
-            f"{published_name(str(path.resolve()))}",
-        )
+    path = find_checkpoint(Path(source))
     shards = LocalShards()
-    config = read_json_object(path / "config.json")
+    config = read_json_object(path / CONFIG_NAME)
     return Checkpoint(path, config, read_tensors(path, shards), shards)
 
 
@@ -113,75 +68,98 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds no JSON object.
     """
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON", found=str(error)) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} is damaged", found=type(value).__name__, expected="an object"
-        )
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text", found=str(error)) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read", found=error.strerror) from None
-
-
-def _meta_layout(path: Path) -> str | None:
-    """Says so when the directory is Meta's own layout."""
-    return "Meta's consolidated.*.pth" if any(path.glob("consolidated.*.pth")) else None
-
-
-def published_name(text: str) -> str:
-    """The repository in Hugging Face's layout of the model that a path or a name speaks of.
-
-    Scout Instruct's where it speaks of none.
-    """
-    names = re.findall(r"Llama-4-[A-Z][a-z]+-17B-\d+E(?:-Instruct(?:-FP8)?)?", text)
-    return f"meta-llama/{names[-1] if names else 'Llama-4-Scout-17B-16E-Instruct'}"
+    limit = _INDEX_LIMIT if path.name == INDEX_NAME else _CONFIG_LIMIT
+    return dict(Reader(CheckpointError, limit, hint="Download it again.").record(path))
 
 
 def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint whose index, if it has one, lies in the directory `path`.
+    """Every tensor of the checkpoint in the directory `path`.
 
     Args:
-        path: the directory in which the shards lie, or will lie.
+        path: the directory in which the shards lie, or will lie, and their index, if they have one.
         shards: reads their headers.
 
     Raises:
         CheckpointError: a shard is damaged or missing, or not what the index says.
     """
-    single = shards.size(path / SINGLE_NAME) is not None
-    if (path / INDEX_NAME).is_file():
+    names = shards.names(path)
+    if is_listed(path / INDEX_NAME):
         weight_map = _read_index(path / INDEX_NAME)
-        if single and SINGLE_NAME not in weight_map.values():
+        if SINGLE_NAME in names and SINGLE_NAME not in weight_map.values():
             raise CheckpointError(
                 f"{path} holds two sets of weights",
                 found=f"{SINGLE_NAME}, and {INDEX_NAME} with its shards",
                 expected="one of them",
                 hint=f"Move one away; transformers would load {SINGLE_NAME}.",
             )
+        _check_present(path, sorted(set(weight_map.values())), shards, f"{path / INDEX_NAME} names")
         return _read_indexed(path, weight_map, shards)
-    if single:
-        return {tensor.name: tensor for tensor in read_shard(path / SINGLE_NAME, shards)}
-    shards_here = sorted(path.glob("*.safetensors"))
-    if shards_here:
-        raise CheckpointError(
-            f"{path} has shards but no index",
-            found=f"{len(shards_here)} .safetensors files",
-            expected=INDEX_NAME,
-            hint="Download the index from the same repository.",
-        )
+    chosen = [SINGLE_NAME] if SINGLE_NAME in names else _without_index(path, names)
+    _check_present(path, chosen, shards, f"{path} has")
+    return _read_all(path, chosen, shards)
+
+
+def _without_index(path: Path, names: Sequence[str]) -> list[str]:
+    """The shards that make up a checkpoint whose index is missing.
+
+    A whole set of numbered files, or the only file there is.
+    """
+    weights = [name for name in names if not _ADAPTER.fullmatch(name)]
+    sets: dict[tuple[str, int], dict[int, str]] = {}
+    for name in weights:
+        if match := _NUMBERED.fullmatch(name):
+            stem, number, total = match["stem"], int(match["number"]), int(match["total"])
+            sets.setdefault((stem, total), {})[number] = name
+    # transformers and llama.cpp look for this stem only.
+    own = {key: numbered for key, numbered in sets.items() if key[0] == "model"} or sets
+    if len(own) == 1:
+        (((_, total), numbered),) = own.items()
+        return _whole_set(path, total, numbered)
+    if not sets and len(weights) == 1:
+        return weights
+    if not weights:
+        raise no_weights(path)
+    examples = [next(iter(numbered.values())) for numbered in own.values()] or weights
     raise CheckpointError(
-        f"{path} holds no weights",
-        found=_meta_layout(path),
-        expected=f"{INDEX_NAME} and its shards, or {SINGLE_NAME}",
+        f"{path} has several sets of weights and no index",
+        found=f"{examples[0]}, {examples[1]}" + (", …" if len(examples) > 2 else ""),
+        expected=f"{INDEX_NAME}, or one set",
+        hint="Download the index from the same repository, or move the others away.",
+    )
+
+
+def _whole_set(path: Path, total: int, numbered: Mapping[int, str]) -> list[str]:
+    """The files of a numbered set, in order, none of which may be missing."""
+    absent = sorted(set(range(1, total + 1)).difference(numbered))
+    strange = sorted(numbered.keys() - set(range(1, total + 1)))
+    if not absent and not strange:
+        return [numbered[number] for number in sorted(numbered)]
+    example = next(iter(numbered.values()))
+    if strange:
+        raise CheckpointError(
+            f"{path} has a shard that its own name excludes",
+            found=numbered[strange[0]],
+            expected=f"numbers 1 to {total}",
+        )
+    missing = example.replace(f"-{next(iter(numbered)):05d}-of-", f"-{absent[0]:05d}-of-")
+    raise CheckpointError(
+        f"{path} lacks shards",
+        found=f"{len(absent)} of {total} missing, first {missing}",
+        hint="Download the missing shards.",
+    )
+
+
+def _check_present(path: Path, names: Sequence[str], shards: Shards, who: str) -> None:
+    """Raise if one of the files is not there, or is a link to nothing."""
+    absent = [name for name in names if shards.size(path / name) is None]
+    if not absent:
+        return
+    first = path / absent[0]
+    link = f", a link to {first.readlink()} that leads nowhere" if first.is_symlink() else ""
+    raise CheckpointError(
+        f"{who} missing files",
+        found=f"{len(absent)} of {len(names)} missing, first {absent[0]}{link}",
+        hint="Download the missing shards.",
     )
 
 
@@ -191,26 +169,28 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map", hint="Download the index again.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", ".."):
+        if not _is_file_name(shard):
             raise CheckpointError(
-                f"{index} names an invalid file for {name}",
-                found=repr(shard),
+                f"{index} names an invalid file for {brief(name)}",
+                found=shown(shard),
                 expected="a file in the same directory",
             )
     return weight_map
 
 
-def _read_indexed(
-    path: Path, weight_map: Mapping[str, str], shards: Shards
-) -> dict[str, StoredTensor]:
-    names = sorted(set(weight_map.values()))
-    absent = [name for name in names if shards.size(path / name) is None]
-    if absent:
-        raise CheckpointError(
-            f"{path / INDEX_NAME} names missing files",
-            found=f"{len(absent)} of {len(names)} missing, first {absent[0]}",
-            hint="Download the missing shards.",
-        )
+def _is_file_name(name: object) -> bool:
+    """Whether it can name a file that lies in the directory where it is looked for."""
+    return (
+        isinstance(name, str)
+        and Path(name).name == name
+        and name not in (".", "..")
+        and "\0" not in name
+        and len(os.fsencode(name)) <= _MAX_FILE_NAME
+    )
+
+
+def _read_all(path: Path, names: Sequence[str], shards: Shards) -> dict[str, StoredTensor]:
+    """The tensors of all these shards, each of which only one of them may hold."""
     tensors: dict[str, StoredTensor] = {}
     for shard in names:
         for tensor in read_shard(path / shard, shards):
@@ -219,122 +199,27 @@ def _read_indexed(
                     f"{tensor.name} is stored twice",
                     found=f"in {tensors[tensor.name].file.name} and {shard}",
                 )
-            listed = weight_map.get(tensor.name)
-            if listed != shard:
-                raise CheckpointError(
-                    f"{path / shard} holds {tensor.name}",
-                    found=f"{'no entry' if listed is None else listed} in the index",
-                    expected=f"{shard} in the index",
-                )
             tensors[tensor.name] = tensor
+    return tensors
+
+
+def _read_indexed(
+    path: Path, weight_map: Mapping[str, str], shards: Shards
+) -> dict[str, StoredTensor]:
+    tensors = _read_all(path, sorted(set(weight_map.values())), shards)
+    for tensor in tensors.values():
+        listed = weight_map.get(tensor.name)
+        if listed != tensor.file.name:
+            raise CheckpointError(
+                f"{tensor.file} holds {tensor.name}",
+                found=f"{'no entry' if listed is None else listed} in the index",
+                expected=f"{tensor.file.name} in the index",
+            )
     lost = sorted(weight_map.keys() - tensors.keys())
     if lost:
         raise CheckpointError(
-            f"{path / weight_map[lost[0]]} lacks {lost[0]}",
+            f"{path / weight_map[lost[0]]} lacks {brief(lost[0])}",
             found=f"{len(lost)} tensors in the index that no shard holds",
             hint="Download that shard again.",
         )
     return tensors
-
-
-def read_shard(path: Path, shards: Shards) -> list[StoredTensor]:
-    """The tensors that the safetensors file `path` says it holds, in the order of their bytes.
-
-    Layout: 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
-
-    Raises:
-        CheckpointError: the file is truncated, or its header is damaged or lies about the bytes.
-    """
-    size = shards.size(path) or 0
-    length = int.from_bytes(shards.read(path, 0, 8), "little")
-    if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-        raise CheckpointError(
-            f"{path} is truncated, or not a safetensors file",
-            found=f"{size} bytes and a header length of {length}",
-            hint="Download it again.",
-        )
-    raw = shards.read(path, 8, length)
-    tensors = [
-        _stored_tensor(path, name, entry, start=8 + length)
-        for name, entry in _parse_header(path, raw).items()
-        if name != "__metadata__"
-    ]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_extents(path, tensors, start=8 + length, size=size)
-    return tensors
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path} lists {twice} twice in its header")
-        return entries
-
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} has a damaged header", found=str(error), hint="Download it again."
-        ) from None
-    if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{path} has a damaged header", found=type(header).__name__, expected="a JSON object"
-        )
-    return header
-
-
-def _stored_tensor(path: Path, name: str, entry: object, *, start: int) -> StoredTensor:
-    fields = entry if isinstance(entry, dict) else {}
-    dtype = fields.get("dtype")
-    shape = _whole_numbers(fields.get("shape"))
-    span = _whole_numbers(fields.get("data_offsets"))
-    if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
-        raise CheckpointError(
-            f"{path} has a malformed entry for {name}",
-            found=re.sub(r"\s+", " ", repr(entry))[:120],
-            expected="dtype, shape and data_offsets",
-        )
-    if dtype not in DTYPE_BYTES:
-        raise CheckpointError(
-            f"{path} stores {name} in an unknown dtype",
-            found=dtype,
-            expected=", ".join(DTYPE_BYTES),
-        )
-    nbytes = prod(shape) * DTYPE_BYTES[dtype]
-    if span[1] - span[0] != nbytes:
-        raise CheckpointError(
-            f"{path} gives a wrong extent for {name}",
-            found=f"data_offsets {span[0]} to {span[1]}",
-            expected=f"{nbytes} bytes for {dtype} {list(shape)}",
-        )
-    return StoredTensor(name, dtype, tuple(shape), path, start + span[0], nbytes)
-
-
-def _whole_numbers(value: object) -> list[int] | None:
-    """The list, when it is one of whole numbers."""
-    if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
-        return value
-    return None
-
-
-def _check_extents(path: Path, tensors: list[StoredTensor], *, start: int, size: int) -> None:
-    """Tensors must cover the data exactly: the format allows neither gap nor overlap."""
-    end = start
-    for tensor in tensors:
-        if tensor.offset != end:
-            raise CheckpointError(
-                f"{path} gives a wrong offset for {tensor.name}",
-                found=f"byte {tensor.offset}",
-                expected=f"byte {end}, where the tensor before it ends",
-            )
-        end += tensor.nbytes
-    if end != size:
-        raise CheckpointError(
-            f"{path} is {'truncated' if size < end else 'longer than its header says'}",
-            found=f"{size} bytes",
-            expected=f"{end} bytes",
-            hint="Download it again.",
-        )

@@ -23,7 +23,8 @@ from ..architecture import (
     Hyperparameters,
 )
 from ..errors import UnsupportedError
-from .fp8 import check_quantization
+from ..untrusted import brief, shown
+from .fp8 import quantization_error
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,33 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The text model's hyperparameters, and how its checkpoint stores it.
+    """The text model's hyperparameters, and what config.json says of how it is stored.
 
-    Where `fp8`, weights may be stored as ``fp8`` says, and each expert's are tensors of their own.
+    `quantization` is what config.json has as its ``quantization_config``, None where it has none;
+    the weights may be plain nevertheless.
     """
 
     hparams: Hyperparameters
-    multimodal: bool
     rms_eps: float
     rope_scaling: RopeScaling | None
     tied: bool
-    fp8: bool = False
+    quantization: object = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def fp8(self) -> bool:
+        """Whether weights may be stored as the module ``fp8`` says."""
+        return self.quantization is not None and quantization_error(self.quantization) is None
+
+    def check_quantization(self) -> None:
+        """Refuse quantized weights that cannot be decoded.
+
+        Raises:
+            UnsupportedError: with every setting of config.json that differs.
+        """
+        error = quantization_error(self.quantization) if self.quantization is not None else None
+        if error is not None:
+            raise error
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,22 @@ _IGNORED = frozenset({
 })  # fmt: skip
 
 
+# The largest sizes that are read, about a hundred times those of the published models: what they
+# describe is laid out before a weight is seen. GGUF has 32 bits for positions.
+_MAX_WIDTH = 1 << 21
+_MAX_HEADS = 1 << 14
+_MAX_HEAD_DIM = 1 << 14
+_MAX_VOCABULARY = 1 << 25
+_MAX_POSITIONS = (1 << 32) - 1
+_MAX_ROPE_BASE = 1e15
+_MAX_ROPE_FACTOR = 1e6
+_MAX_VISION_LAYERS = 1 << 12
+_MAX_PIXELS = 1 << 16
+
+# Fields that are not known here, of which a note says so; the others are counted.
+_MAX_UNKNOWN = 10
+
+
 class _Fields:
     """Reads one config object field by field, and remembers the faults and what was read."""
 
@@ -96,19 +128,30 @@ class _Fields:
         value = self._values.get(name)
         return default if value is None else value
 
-    def integer(self, name: str, default: int | None = None, *, low: int = 1) -> int:
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int) -> int:
         value = self.get(name, default)
-        if type(value) is not int or value < low:
-            self.fault(name, value, f"a whole number from {low}")
+        if type(value) is not int or not low <= value <= high:
+            self.fault(name, value, f"a whole number from {low} to {high}")
             return low
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None, *, low: float, high: float) -> float:
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            self.fault(name, value, "a positive number")
-            return 1.0
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+        ):
+            self.fault(name, value, f"a number from {low:g} to {high:g}")
+            return low
         return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.fault(name, value, "true or false")
+            return default
+        return value
 
     def must_be(self, name: str, expected: object, default: object) -> None:
         value = self.get(name, default)
@@ -116,8 +159,8 @@ class _Fields:
             self.fault(name, value, repr(expected))
 
     def fault(self, name: str, value: object, expected: str) -> None:
-        shown = "nothing" if value is None else repr(value)
-        self.faults.append(f"{name}: {shown[:80]} (llama.cpp: {expected})")
+        found = "nothing" if value is None else shown(value)
+        self.faults.append(f"{name}: {found} (llama.cpp: {expected})")
 
     def unknown(self) -> list[str]:
         return sorted(self._values.keys() - self._read - _IGNORED)
@@ -130,71 +173,102 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         UnsupportedError: another architecture, or settings that llama.cpp's Llama 4 does not have;
             the message lists all of them.
     """
-    multimodal, text = _text_config(raw)
+    text = _text_config(raw)
     fields = _Fields(text)
-    n_layer = fields.integer("num_hidden_layers", 48)
-    n_embd = fields.integer("hidden_size", 5120)
-    n_head = fields.integer("num_attention_heads", 40)
-    n_expert = fields.integer("num_local_experts", 16, low=0)
     rope_theta, rope_scaling = _rope(fields)
-    hparams = Hyperparameters(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_head=n_head,
-        n_head_kv=fields.integer("num_key_value_heads", n_head),
-        head_dim=fields.integer("head_dim", n_embd // n_head),
-        n_ff=fields.integer("intermediate_size_mlp", 16384),
-        n_ff_expert=fields.integer("intermediate_size", 8192),
-        n_expert=n_expert,
-        n_expert_used=fields.integer("num_experts_per_tok", 1),
-        moe_step=fields.integer("interleave_moe_layer_step", 1),
-        n_vocab=fields.integer("vocab_size", 202048),
-        n_ctx_train=fields.integer("max_position_embeddings", 131072),
-        rope_theta=rope_theta,
-    )
+    hparams = _hyperparameters(fields, rope_theta)
     config = ModelConfig(
         hparams=hparams,
-        multimodal=multimodal,
-        rms_eps=fields.number("rms_norm_eps", 1e-5),
+        rms_eps=fields.number("rms_norm_eps", 1e-5, low=1e-30, high=1.0),
         rope_scaling=rope_scaling,
-        tied=bool(fields.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
-        fp8=_is_quantized(raw, text),
-        notes=_notes(raw, text, rope_scaling),
+        tied=fields.boolean("tie_word_embeddings", _outer_tie(raw)),
+        quantization=_quantization(raw) or _quantization(text),
+        notes=_notes(text, rope_scaling),
     )
-    _check_size(hparams, fields)
+    fields.must_be("hidden_act", "silu", "silu")
     _check_attention(hparams, fields)
-    _check_experts(hparams, fields)
+    if not fields.faults:
+        _check_layers(hparams, fields)
     if fields.faults:
         raise UnsupportedError(
             f"config.json has {len(fields.faults)} setting(s) that llama.cpp cannot represent",
             found="; ".join(fields.faults),
         )
-    unread = tuple(
-        f"config.json: {name} is not known here and was ignored" for name in fields.unknown()
+    return replace(config, notes=(*config.notes, *_unknown_notes(fields.unknown())))
+
+
+def _hyperparameters(fields: _Fields, rope_theta: float) -> Hyperparameters:
+    n_layer = fields.integer("num_hidden_layers", 48, low=MIN_LAYERS, high=MAX_LAYERS)
+    n_embd = fields.integer("hidden_size", 5120, high=_MAX_WIDTH)
+    n_head = fields.integer("num_attention_heads", 40, high=_MAX_HEADS)
+    n_head_kv = fields.integer("num_key_value_heads", n_head, high=_MAX_HEADS)
+    head_dim = fields.integer("head_dim", n_embd // n_head, low=2, high=_MAX_HEAD_DIM)
+    n_expert = fields.integer("num_local_experts", 16, high=MAX_EXPERTS)
+    if n_head % n_head_kv:
+        fields.fault("num_key_value_heads", n_head_kv, f"a divisor of {n_head} heads")
+    if head_dim % 2:
+        fields.fault("head_dim", head_dim, "an even number, for RoPE")
+    return Hyperparameters(
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        n_ff=fields.integer("intermediate_size_mlp", 16384, high=_MAX_WIDTH),
+        n_ff_expert=fields.integer("intermediate_size", 8192, high=_MAX_WIDTH),
+        n_expert=n_expert,
+        n_expert_used=fields.integer("num_experts_per_tok", 1, high=n_expert),
+        moe_step=fields.integer("interleave_moe_layer_step", 1, high=n_layer),
+        n_vocab=fields.integer("vocab_size", 202048, high=_MAX_VOCABULARY),
+        n_ctx_train=fields.integer("max_position_embeddings", 131072, high=_MAX_POSITIONS),
+        rope_theta=rope_theta,
     )
-    return replace(config, notes=config.notes + unread)
+
+
+def _quantization(settings: Mapping[str, Any]) -> Any:
+    """Under either name: MLX has one of its own. An empty one is none."""
+    return settings.get("quantization_config") or settings.get("quantization") or None
+
+
+def _outer_tie(raw: Mapping[str, Any]) -> bool:
+    """What a multimodal config says of tied embeddings where its text model's says nothing."""
+    return raw.get("tie_word_embeddings") is True
+
+
+def _unknown_notes(names: list[str]) -> list[str]:
+    notes = [
+        f"config.json: {brief(name)} is not known here and was ignored"
+        for name in names[:_MAX_UNKNOWN]
+    ]
+    if len(names) > _MAX_UNKNOWN:
+        notes.append(f"config.json: {len(names) - _MAX_UNKNOWN} more fields were ignored")
+    return notes
 
 
 def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
     """The vision tower that config.json describes, None where it describes none.
 
     Raises:
-        UnsupportedError: sizes that are not positive integers; the message lists all of them.
+        UnsupportedError: sizes that no vision tower has; the message lists all of them.
     """
     settings = raw.get("vision_config")
-    if not isinstance(settings, Mapping):
+    if settings is None:
         return None
+    if not isinstance(settings, Mapping):
+        raise UnsupportedError(
+            "vision_config in config.json is damaged", found=shown(settings), expected="an object"
+        )
     fields = _Fields(settings)
     config = VisionConfig(
-        n_layer=fields.integer("num_hidden_layers", 34),
-        width=fields.integer("hidden_size", 768),
-        n_ff=fields.integer("intermediate_size", 5632),
-        image_size=fields.integer("image_size", 448),
-        patch_size=fields.integer("patch_size", 14),
-        n_channel=fields.integer("num_channels", 3),
-        projector_in=fields.integer("projector_input_dim", 4096),
-        projector_out=fields.integer("projector_output_dim", 4096),
-        vision_out=fields.integer("vision_output_dim", 7680),
+        n_layer=fields.integer("num_hidden_layers", 34, high=_MAX_VISION_LAYERS),
+        width=fields.integer("hidden_size", 768, high=_MAX_WIDTH),
+        n_ff=fields.integer("intermediate_size", 5632, high=_MAX_WIDTH),
+        image_size=fields.integer("image_size", 448, high=_MAX_PIXELS),
+        patch_size=fields.integer("patch_size", 14, high=_MAX_PIXELS),
+        n_channel=fields.integer("num_channels", 3, high=_MAX_PIXELS),
+        projector_in=fields.integer("projector_input_dim", 4096, high=_MAX_WIDTH),
+        projector_out=fields.integer("projector_output_dim", 4096, high=_MAX_WIDTH),
+        vision_out=fields.integer("vision_output_dim", 7680, high=_MAX_WIDTH),
     )
     if fields.faults:
         raise UnsupportedError(
@@ -205,46 +279,42 @@ def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
     return config
 
 
-def _text_config(raw: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
-    """Whether the model is multimodal, and its text model's settings."""
+def _text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text model's settings, which a multimodal model has inside of its own."""
     model_type = raw.get("model_type")
     text = raw.get("text_config")
     if model_type == "llama4" and isinstance(text, Mapping):
-        multimodal = True
-    elif model_type == "llama4_text":
-        multimodal, text = False, raw
-    else:
-        raise UnsupportedError(
-            "config.json is not of a Llama 4 model",
-            found=f"model_type {model_type!r}, architectures {raw.get('architectures')!r}",
-            expected="llama4 with a text_config, or llama4_text",
-        )
-    return multimodal, text
-
-
-def _is_quantized(raw: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint is quantized, in the one way that is known."""
-    settings = raw.get("quantization_config") or text.get("quantization_config")
-    if settings:
-        check_quantization(settings)
-    return bool(settings)
+        return text
+    if model_type == "llama4_text":
+        return raw
+    names = raw.get("architectures")
+    first = names[0] if isinstance(names, list) and names else names
+    raise UnsupportedError(
+        "config.json is not of a Llama 4 model",
+        found=f"model_type {shown(model_type)}, architectures {shown(first)}",
+        expected="llama4 with a text_config, or llama4_text",
+    )
 
 
 def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from either of transformers' forms."""
     theta = fields.get("rope_theta")
     old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
+    for name, value in (("rope_scaling", old), ("rope_parameters", new)):
+        if value is not None and not isinstance(value, Mapping):
+            fields.fault(name, value, "an object")
     settings = new if isinstance(new, Mapping) else old if isinstance(old, Mapping) else {}
     inner = _Fields({"rope_theta": theta, **settings})
-    base = inner.number("rope_theta", 500000.0)
+    base = inner.number("rope_theta", 500000.0, low=1.0, high=_MAX_ROPE_BASE)
     kind = inner.get("rope_type", inner.get("type", "default"))
     rope: RopeScaling | None = None
     if kind == "llama3":
+        least, most = 1 / _MAX_ROPE_FACTOR, _MAX_ROPE_FACTOR
         rope = RopeScaling(
-            factor=inner.number("factor"),
-            low_freq_factor=inner.number("low_freq_factor"),
-            high_freq_factor=inner.number("high_freq_factor"),
-            original_context=inner.integer("original_max_position_embeddings"),
+            factor=inner.number("factor", low=least, high=most),
+            low_freq_factor=inner.number("low_freq_factor", low=least, high=most),
+            high_freq_factor=inner.number("high_freq_factor", low=least, high=most),
+            original_context=inner.integer("original_max_position_embeddings", high=_MAX_POSITIONS),
         )
     elif kind != "default":
         inner.fault("rope_type", kind, "'llama3' or 'default'")
@@ -252,22 +322,28 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     return base, rope
 
 
-def _check_size(hparams: Hyperparameters, fields: _Fields) -> None:
-    if not MIN_LAYERS <= hparams.n_layer <= MAX_LAYERS:
-        fields.fault("num_hidden_layers", hparams.n_layer, f"{MIN_LAYERS} to {MAX_LAYERS}")
-    if hparams.n_head % hparams.n_head_kv:
-        fields.fault(
-            "num_key_value_heads", hparams.n_head_kv, f"a divisor of {hparams.n_head} heads"
-        )
-    if hparams.head_dim % 2:
-        fields.fault("head_dim", hparams.head_dim, "an even number, for RoPE")
-    fields.must_be("hidden_act", "silu", "silu")
-
-
 def _check_attention(hparams: Hyperparameters, fields: _Fields) -> None:
+    fields.must_be("attention_chunk_size", ATTENTION_CHUNK, ATTENTION_CHUNK)
+    tuning = fields.get("attn_temperature_tuning", True)
+    # The oldest configs have 4, which means the same as true.
+    if not isinstance(tuning, int) or not tuning:
+        fields.fault("attn_temperature_tuning", tuning, "always on")
+    fields.must_be("floor_scale", TEMPERATURE_FLOOR, TEMPERATURE_FLOOR)
+    fields.must_be("attn_scale", TEMPERATURE_SCALE, TEMPERATURE_SCALE)
+    fields.must_be("attention_bias", False, False)
+    normalized = hparams.n_expert != EXPERTS_WITHOUT_QK_NORM
+    if fields.boolean("use_qk_norm", True) != normalized:
+        fields.fault(
+            "use_qk_norm",
+            not normalized,
+            f"{normalized} with {hparams.n_expert} experts: off for {EXPERTS_WITHOUT_QK_NORM} only",
+        )
+
+
+def _check_layers(hparams: Hyperparameters, fields: _Fields) -> None:
+    """Which layers attend to what, and which have experts."""
     every = FULL_ATTENTION_EVERY
     uses_rope = [int(not hparams.is_full(layer)) for layer in range(hparams.n_layer)]
-    fields.must_be("attention_chunk_size", ATTENTION_CHUNK, ATTENTION_CHUNK)
     # transformers fills an absent or empty list from the interval, and reads a longer one in part.
     listed = fields.get("no_rope_layers") or None
     interval = fields.get("no_rope_layer_interval", every)
@@ -280,29 +356,6 @@ def _check_attention(hparams: Hyperparameters, fields: _Fields) -> None:
     kinds = ["chunked_attention" if rope else "full_attention" for rope in uses_rope]
     if fields.get("layer_types", kinds) != kinds:
         fields.fault("layer_types", fields.get("layer_types"), f"full at every {every}th layer")
-    if not fields.get("attn_temperature_tuning", True):
-        fields.fault("attn_temperature_tuning", False, "always on")
-    fields.must_be("floor_scale", TEMPERATURE_FLOOR, TEMPERATURE_FLOOR)
-    fields.must_be("attn_scale", TEMPERATURE_SCALE, TEMPERATURE_SCALE)
-    fields.must_be("attention_bias", False, False)
-    normalized = hparams.n_expert != EXPERTS_WITHOUT_QK_NORM
-    if bool(fields.get("use_qk_norm", True)) != normalized:
-        fields.fault(
-            "use_qk_norm",
-            not normalized,
-            f"{normalized} with {hparams.n_expert} experts: off for {EXPERTS_WITHOUT_QK_NORM} only",
-        )
-
-
-def _check_experts(hparams: Hyperparameters, fields: _Fields) -> None:
-    if not 1 <= hparams.n_expert <= MAX_EXPERTS:
-        fields.fault("num_local_experts", hparams.n_expert, f"1 to {MAX_EXPERTS}")
-    if hparams.n_expert_used > hparams.n_expert:
-        fields.fault("num_experts_per_tok", hparams.n_expert_used, f"1 to {hparams.n_expert}")
-    if hparams.moe_step > hparams.n_layer:
-        fields.fault(
-            "interleave_moe_layer_step", hparams.moe_step, f"1 to {hparams.n_layer} layers"
-        )
     with_experts = [layer for layer in range(hparams.n_layer) if hparams.has_experts(layer)]
     if fields.get("moe_layers", with_experts) != with_experts:
         fields.fault(
@@ -312,9 +365,7 @@ def _check_experts(hparams: Hyperparameters, fields: _Fields) -> None:
         )
 
 
-def _notes(
-    raw: Mapping[str, Any], text: Mapping[str, Any], rope: RopeScaling | None
-) -> tuple[str, ...]:
+def _notes(text: Mapping[str, Any], rope: RopeScaling | None) -> tuple[str, ...]:
     """What is no fault, but worth a line in the report."""
     if text.get("max_position_embeddings") == 10485760 and rope is not None and rope.factor == 8:
         return (

@@ -33,10 +33,9 @@ from ..ranges import check_whole
 from ..system.cores import usable_threads
 from . import fp8
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import ModelConfig, parse_config
+from .directories import cached_repository
 from .layout import lay_out
-from .metadata import ROPE_FREQS, cached_repository, rope_factors
-from .names import MappedTensor, left_out_tensors, plan_tensors
+from .metadata import ROPE_FREQS, rope_factors
 from .output import (
     Part,
     PartialOutput,
@@ -49,6 +48,7 @@ from .presets import PRESETS
 from .report import Fallback, Report
 from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .target import check_target, room_shortage
+from .text_model import MappedTensor, TextModel, read_text_model
 from .tokenizer import Vocabulary, read_vocabulary
 
 
@@ -57,9 +57,8 @@ class _Job:
     """Everything that is known once the headers are read."""
 
     checkpoint: Checkpoint
-    config: ModelConfig
+    model: TextModel
     recipe: Recipe
-    mapped: list[MappedTensor]
     assignments: list[Assignment]
     parts: list[Part]
     outputs: dict[str, Output]
@@ -75,12 +74,12 @@ class _Job:
     @property
     def source_files(self) -> list[Path]:
         """All files that numbers come from, those of scales included."""
-        return _source_files(self.mapped)
+        return _source_files(self.model.tensors)
 
     @property
     def source_bytes(self) -> int:
         """Bytes of the tensors that are converted, as stored."""
-        return sum(tensor.stored.nbytes for tensor in self.mapped)
+        return sum(tensor.stored.nbytes for tensor in self.model.tensors)
 
 
 def run(
@@ -173,16 +172,17 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
         CheckpointError: the checkpoint is not whole, or not one llama.cpp can run.
     """
     checkpoint = open_checkpoint(source)
-    config = parse_config(checkpoint.config)
-    mapped = plan_tensors(config, checkpoint.tensors)
+    model = read_text_model(checkpoint)
     nbytes: Counter[str] = Counter()
-    for tensor in mapped:
+    for tensor in model.tensors:
         nbytes.update({to.name: tensor.nbytes // len(tensor.targets) for to in tensor.targets})
     stored_as = {
-        to.name: (to.shape, tensor.stored.dtype) for tensor in mapped for to in tensor.targets
+        to.name: (to.shape, tensor.stored.dtype)
+        for tensor in model.tensors
+        for to in tensor.targets
     }
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
-    left_out = (checkpoint.tensors[name] for name in left_out_tensors(config, checkpoint.tensors))
+    left_out = (checkpoint.tensors[name] for name in model.left_out)
     tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in left_out]
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
 
@@ -194,22 +194,20 @@ def _prepare(
     target: Path,
     split_size: int | None,
 ) -> _Job:
-    config = parse_config(checkpoint.config)
-    mapped = plan_tensors(config, checkpoint.tensors)
-    vocabulary = read_vocabulary(checkpoint, config)
-    layout = lay_out(config, recipe, overrides, checkpoint, vocabulary)
+    model = read_text_model(checkpoint)
+    vocabulary = read_vocabulary(checkpoint, model.config)
+    layout = lay_out(model.config, recipe, overrides, checkpoint, vocabulary)
     parts, outputs = plan_parts(layout.writer, layout.assignments, target, split_size)
     return _Job(
         checkpoint=checkpoint,
-        config=config,
+        model=model,
         recipe=recipe,
-        mapped=mapped,
         assignments=layout.assignments,
         parts=parts,
         outputs=outputs,
-        slabs=_slabs(mapped, outputs),
-        identity=_identity(checkpoint, mapped, parts),
-        notes=(*config.notes, *_notes(mapped, vocabulary)),
+        slabs=_slabs(model.tensors, outputs),
+        identity=_identity(checkpoint, model.tensors, parts),
+        notes=(*model.notes, *_notes(model.tensors, vocabulary)),
     )
 
 
@@ -302,7 +300,7 @@ def _write_tensors(
     progress: Callable[[Progress], None] | None,
 ) -> float:
     """Convert what is not done yet; the share of the source that was."""
-    factors = rope_factors(job.config)
+    factors = rope_factors(job.model.config)
     if factors is not None:
         place = job.outputs[ROPE_FREQS]
         partial.write(place.part, place.offset, factors.data.cast("B"))
@@ -364,7 +362,7 @@ def _report(
             for assigned in job.assignments
             if assigned.wanted is not None
         ),
-        left_out=tuple(left_out_tensors(job.config, job.checkpoint.tensors)),
+        left_out=job.model.left_out,
         notes=(*job.notes, *notes),
     )
 

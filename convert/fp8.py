@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedError
 from ..quant.encode import Bytes, Floats, Halves, f32_to_bf16
+from ..untrusted import brief, shown
 
 DTYPE = "F8_E4M3"
 SCALE_DTYPES = ("BF16", "F32")
@@ -42,6 +43,8 @@ _WEIGHTS = {
     "actorder": None,
 }
 
+_SHOWN = 12  # settings that an error lists
+
 
 def scale_name(weight: str) -> str:
     """The name of the tensor with the scales of the tensor named `weight`."""
@@ -53,45 +56,46 @@ def left_out(name: str) -> bool:
     return name.endswith(tuple(LEFT_OUT))
 
 
-def check_quantization(settings: object) -> None:
-    """Refuse a ``quantization_config`` of config.json that is not the layout described above.
+def quantization_error(settings: object) -> UnsupportedError | None:
+    """Why weights with this ``quantization_config`` of config.json cannot be decoded, if so.
 
-    Raises:
-        UnsupportedError: with every setting that differs.
+    The error names every setting that differs from the layout described above.
     """
     faults = list(_faults(settings)) if isinstance(settings, Mapping) else ["no settings"]
-    if faults:
-        raise UnsupportedError(
-            "the checkpoint is quantized in a way that cannot be converted",
-            found="; ".join(faults),
-            expected="bf16 weights, or compressed-tensors' FP8 with a scale for each channel",
-            hint="Use the repository without a quantization in its name.",
-        )
+    if not faults:
+        return None
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return UnsupportedError(
+        "the checkpoint is quantized in a way that cannot be converted",
+        found="; ".join(faults[:_SHOWN]) + more,
+        expected="bf16 weights, or compressed-tensors' FP8 with a scale for each channel",
+        hint="Use the repository without a quantization in its name.",
+    )
 
 
 def _faults(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, wanted in (("quant_method", "compressed-tensors"), ("format", "float-quantized")):
         if settings.get(name) != wanted:
-            yield f"{name} {settings.get(name)!r}"
+            yield f"{name} {shown(settings.get(name))}"
     sparsity = settings.get("sparsity_config") or {}
     if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
-        yield f"sparsity_config {sparsity!r}"
+        yield f"sparsity_config {shown(sparsity)}"
     if settings.get("transform_config"):
         yield "a transform_config"
     groups = settings.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
-        yield f"config_groups {groups!r}"
+        yield f"config_groups {shown(groups)}"
         return
     for name, group in groups.items():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
-            yield f"{name}: no weights"
+            yield f"{brief(name)}: no weights"
             continue
         if group.get("format") not in (None, "float-quantized"):
-            yield f"{name}: format {group['format']!r}"
+            yield f"{brief(name)}: format {shown(group['format'])}"
         for field, expected in _WEIGHTS.items():
             if weights.get(field) != expected:
-                yield f"{name}: weights.{field} {weights.get(field)!r}"
+                yield f"{brief(name)}: weights.{field} {shown(weights.get(field))}"
 
 
 def scales_of(data: bytes, dtype: str) -> Floats:

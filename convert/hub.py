@@ -35,11 +35,11 @@ from .checkpoint import (
     INDEX_NAME,
     Checkpoint,
     open_checkpoint,
-    published_name,
     read_json_object,
     read_tensors,
 )
 from .config import parse_config
+from .directories import published_name
 from .shards import DiskNeed
 
 SHARDS_AT_A_TIME = 2
@@ -196,6 +196,11 @@ class HubShards:
         # All of these hold file names. `held` counts: fetched, or on the way, and to be dropped.
         self._queue: deque[str] = deque()
         self._held: set[str] = set()
+
+    def names(self, directory: Path) -> list[str]:
+        """The repository's safetensors files, but for those in folders of it."""
+        names = (name for name in self._remote.files if name.endswith(".safetensors"))
+        return sorted(name for name in names if "/" not in name)
 
     def size(self, path: Path) -> int | None:
         """Bytes of the shard, or None when the repository has none of that name."""

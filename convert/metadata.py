@@ -21,6 +21,7 @@ from ..quant import Recipe, TensorSpec, role_of
 from .chat_templates import DEFAULT
 from .checkpoint import Checkpoint
 from .config import ModelConfig, RopeScaling
+from .directories import cached_repository
 from .tokenizer import Vocabulary
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -136,12 +137,6 @@ def _hub_repository(checkpoint: Checkpoint) -> str | None:
     ):
         return cached_repository(checkpoint.path) or named
     return cached_repository(checkpoint.path)
-
-
-def cached_repository(path: Path) -> str | None:
-    """The repository whose snapshot in huggingface_hub's cache `path` is, if it is one."""
-    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", path.absolute().as_posix())
-    return f"{cached.group(1)}/{cached.group(2)}" if cached else None
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, config: ModelConfig) -> None:

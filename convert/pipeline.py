@@ -27,8 +27,8 @@ from ..quant.encode import Bytes, Floats
 from ..system.page_cache import forget_cached
 from ..system.threads import end
 from . import fp8
-from .checkpoint import DTYPE_BYTES, StoredTensor
 from .numbers import VIEWS, Block, encode_stored
+from .shard_header import DTYPE_BYTES, StoredTensor
 from .shards import Shards
 from .slabs import Share, Slab
 

@@ -7,6 +7,7 @@ after the other, which is when a remote one travels.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ class DiskNeed:
 
 class Shards(Protocol):
     """Access to shards by the path at which their data lies, or will lie once acquired."""
+
+    def names(self, directory: Path) -> list[str]:
+        """The safetensors files that `directory` holds or will hold, sorted."""
 
     def size(self, path: Path) -> int | None:
         """Bytes of the shard, or None when there is no such shard."""
@@ -51,12 +55,32 @@ class Shards(Protocol):
         """Nothing is needed any more; an `acquire` that waits ends with an error."""
 
 
+def file_names(directory: Path) -> list[str]:
+    """What lies in a directory, sorted.
+
+    Raises:
+        CheckpointError: it cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be listed", found=error.strerror) from None
+
+
 class LocalShards:
     """Shards that lie in a directory already."""
 
+    def names(self, directory: Path) -> list[str]:
+        """The safetensors files in the directory, links to nothing included."""
+        return [name for name in file_names(directory) if name.endswith(".safetensors")]
+
     def size(self, path: Path) -> int | None:
         """Bytes of the file, or None when there is none."""
-        return path.stat().st_size if path.is_file() else None
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """Bytes of the file.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..quant.types import TensorType
-from .checkpoint import DTYPE_BYTES, StoredTensor
+from .shard_header import DTYPE_BYTES, StoredTensor
 
 # An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece; rows that only follow each
 # other need no such large ones.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..quant.types import BF16, F32
 from .config import VisionConfig
-from .names import VISION_PREFIXES
+from .spelling import VISION_PREFIXES
 
 Shape = tuple[int, ...]
 

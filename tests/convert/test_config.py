@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,7 +83,7 @@ def test_both_forms_of_rope_settings_mean_the_same() -> None:
 
 def test_a_multimodal_config_holds_the_same_text_model() -> None:
     outer = {"model_type": "llama4", "text_config": SCOUT, "vision_config": {}}
-    assert parse_config(outer) == replace(parse_config(SCOUT), multimodal=True)
+    assert parse_config(outer) == parse_config(SCOUT)
 
 
 def test_ties_are_read_from_either_level() -> None:
@@ -158,8 +157,10 @@ def test_another_architecture_is_refused(model_type: str | None) -> None:
 
 
 def test_another_quantization_is_refused_with_the_repository_to_use() -> None:
+    config = parse_config(changed(quantization_config={"quant_method": "fbgemm_fp8"}))
+    assert not config.fp8
     with pytest.raises(UnsupportedError, match=r"quantized in a way.*without a quantization"):
-        parse_config(changed(quantization_config={"quant_method": "fbgemm_fp8"}))
+        config.check_quantization()
 
 
 @pytest.mark.parametrize("outer", [False, True])

@@ -21,7 +21,8 @@ from llama4_edge.convert import slabs
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.converter import inspect_checkpoint
-from llama4_edge.convert.names import plan_tensors, rules_for
+from llama4_edge.convert.names import rules_for
+from llama4_edge.convert.text_model import read_text_model
 from llama4_edge.errors import CheckpointError, DamagedTensorError, UnsupportedError
 from llama4_edge.quant import DEFAULT_RECIPE
 from tests.fixtures import MakeCheckpoint
@@ -224,8 +225,7 @@ def test_the_experts_of_both_forms_are_one_target(
 
 def test_published_maverick_has_a_matrix_for_each_expert_and_the_same_targets() -> None:
     fp8, bf16 = (
-        rules_for(parse_config({**MAVERICK, **settings}))
-        for settings in ({"quantization_config": PUBLISHED}, {})
+        list(rules_for(parse_config(MAVERICK), separate=separate)) for separate in (True, False)
     )
     names = [rule.name.format(layer=layer) for rule, layer in fp8]
     assert len(names) == len(set(names)) == len(bf16) + 24 * (3 * 128 - 2)
@@ -289,16 +289,19 @@ def test_scales_of_another_form_are_refused(
 
 
 def test_a_scale_of_a_weight_that_needs_none_is_refused(fp8_checkpoint: Path) -> None:
-    tensors = dict(open_checkpoint(fp8_checkpoint).tensors)
+    opened = open_checkpoint(fp8_checkpoint)
+    tensors = dict(opened.tensors)
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
-    tensors[name + "_scale"] = tensors[expert("down_proj.weight_scale")]
+    tensors[name + "_scale"] = replace(
+        tensors[expert("down_proj.weight_scale")], name=name + "_scale"
+    )
     with pytest.raises(CheckpointError, match=r"q_proj\.weight_scale is not part of"):
-        plan_tensors(parse_config(open_checkpoint(fp8_checkpoint).config), tensors)
+        read_text_model(replace(opened, tensors=tensors))
 
 
 def test_fp8_without_its_settings_is_refused(fp8_checkpoint: Path) -> None:
     edit_json(fp8_checkpoint / "config.json", lambda config: config.pop("quantization_config"))
-    with pytest.raises(CheckpointError, match=r"experts\.gate_up_proj is missing"):
+    with pytest.raises(CheckpointError, match=r"unsupported dtype, found F8_E4M3"):
         convert(fp8_checkpoint, dry_run=True)
     edit_json(
         fp8_checkpoint / "config.json",

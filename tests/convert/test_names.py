@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from gguf import MODEL_ARCH, get_tensor_name_map
 
-from llama4_edge.convert.checkpoint import StoredTensor, open_checkpoint
+from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import ModelConfig, parse_config
-from llama4_edge.convert.names import MappedTensor, plan_tensors, rules_for
+from llama4_edge.convert.names import rules_for
+from llama4_edge.convert.shard_header import StoredTensor
+from llama4_edge.convert.text_model import MappedTensor, read_text_model
 from llama4_edge.errors import CheckpointError
 
 from .test_config import MAVERICK, SCOUT
@@ -40,7 +42,7 @@ def test_no_tensor_is_claimed_twice(published: dict[str, object], count: int) ->
 def mapped(checkpoint: Path) -> tuple[ModelConfig, dict[str, MappedTensor]]:
     opened = open_checkpoint(checkpoint)
     config = parse_config(opened.config)
-    return config, {item.stored.name: item for item in plan_tensors(config, opened.tensors)}
+    return config, {item.stored.name: item for item in read_text_model(opened).tensors}
 
 
 def test_experts_are_split_and_turned(checkpoint: Path) -> None:
@@ -68,7 +70,7 @@ def altered(checkpoint: Path, ending: str, **changes: object) -> dict[str, Store
 
 
 def plan(checkpoint: Path, tensors: dict[str, StoredTensor]) -> None:
-    plan_tensors(parse_config(open_checkpoint(checkpoint).config), tensors)
+    read_text_model(replace(open_checkpoint(checkpoint), tensors=tensors))
 
 
 def test_a_missing_tensor_is_named(checkpoint: Path) -> None:
@@ -81,19 +83,9 @@ def test_a_missing_tensor_is_named(checkpoint: Path) -> None:
 def test_an_extra_tensor_is_named(checkpoint: Path) -> None:
     tensors = dict(open_checkpoint(checkpoint).tensors)
     name = "language_model.model.layers.2.self_attn.q_proj.bias"
-    tensors[name] = next(iter(tensors.values()))
+    tensors[name] = replace(next(iter(tensors.values())), name=name)
     with pytest.raises(CheckpointError, match=r"q_proj\.bias is not part of a Llama 4 model"):
         plan(checkpoint, tensors)
-
-
-def test_vision_tensors_are_no_part_of_a_text_model(checkpoint: Path) -> None:
-    opened = open_checkpoint(checkpoint)
-    text = replace(parse_config(opened.config), multimodal=False)
-    bare = {name.removeprefix("language_model."): item for name, item in opened.tensors.items()}
-    with pytest.raises(
-        CheckpointError, match=r"(vision_model|multi_modal_projector)\S* is not part"
-    ):
-        plan_tensors(text, bare)
 
 
 def test_a_misshapen_tensor_shows_both_shapes(checkpoint: Path) -> None:

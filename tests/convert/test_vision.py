@@ -12,7 +12,7 @@ from demo.checkpoint import SCOUT_LIKE, TEXT_ONLY, Geometry, Vision
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_vision
-from llama4_edge.convert.names import VISION_PREFIXES
+from llama4_edge.convert.spelling import VISION_PREFIXES
 from llama4_edge.convert.vision import VisionWeights, vision_shapes, vision_weights
 from llama4_edge.errors import UnsupportedError
 from tests.fixtures import MakeCheckpoint
