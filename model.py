@@ -129,6 +129,7 @@ class Model:
         Closing twice is harmless.
         """
         self.engine.close()
+        self._prompts.close()
 
     @property
     def template(self) -> ChatTemplate:
