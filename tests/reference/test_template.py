@@ -50,7 +50,9 @@ def test_metas_template_is_known() -> None:
 
 @pytest.mark.parametrize("tools", [None, [TOOL]], ids=["", "tools"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("source", [chat_template, chat_template + "{# #}"], ids=["known", "process"])
+@pytest.mark.parametrize(
+    "source", [chat_template, chat_template + "{# #}"], ids=["known", "process"]
+)
 def test_metas_template_writes_what_it_does_in_transformers(
     source: str, name: str, tools: list[Any] | None
 ) -> None:
