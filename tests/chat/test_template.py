@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def rendered(
     source: str,
     *messages: dict[str, Any],
     add_generation_prompt: bool = True,
-    variables: dict[str, object] | None = None,
+    variables: Mapping[str, object] | None = None,
 ) -> str:
     pieces = template(source).render(
         messages or [USER], add_generation_prompt=add_generation_prompt, variables=variables
@@ -391,7 +392,7 @@ def test_the_template_of_the_model_in_the_box_is_rendered_here() -> None:
 
 def test_a_known_template_and_the_same_in_a_process_write_the_same() -> None:
     source = (ROOT / "demo" / "Llama-4-Tiny" / "chat_template.jinja").read_text(encoding="utf-8")
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "  Be | brief.\n"},
         {"role": "user", "content": [{"type": "text", "text": "<|eot|> \ud800"}]},
         {"role": "tool", "content": "21"},
