@@ -15,6 +15,8 @@ from .errors import SettingError, did_you_mean
 MAX_INT32 = 2**31 - 1
 """The largest ``int32_t``, as which llama.cpp takes most counts."""
 
+_SHOWN = 200  # characters of a value that an error shows
+
 
 def check_whole(
     name: str, value: object, least: int, most: int | None = None, *, or_none: bool = False
@@ -43,7 +45,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         hint = did_you_mean(value, choices) if isinstance(value, str) else None
         raise SettingError(
-            f"{name} is unknown", found=repr(value), expected=", ".join(choices), hint=hint
+            f"{name} is unknown", found=_text(value), expected=", ".join(choices), hint=hint
         )
 
 
@@ -58,11 +60,20 @@ def as_tuple(name: str, value: object, elements: str) -> tuple[Any, ...]:
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise SettingError(
-            f"{name} is of the wrong type", found=repr(value), expected=f"a list of {elements}"
+            f"{name} is of the wrong type", found=_text(value), expected=f"a list of {elements}"
         )
     return tuple(value)
 
 
 def outside(name: str, value: object, expected: str) -> SettingError:
     """The error for a value outside its range."""
-    return SettingError(f"{name} is outside its range", found=repr(value), expected=expected)
+    return SettingError(f"{name} is outside its range", found=_text(value), expected=expected)
+
+
+def _text(value: object) -> str:
+    """A value as Python writes it, in few characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -240,7 +240,7 @@ class Record(Mapping[str, Any]):
         """The error that the entry `key` is not what was `expected`."""
         value = self.fields.get(key)
         return self.reader.error(
-            f"{self.name} has {'no' if value is None else 'an invalid'} {key}",
+            f"{self.name} has {'no' if value is None else 'an invalid'} {brief(key)}",
             found=None if value is None else shown(value),
             expected=expected,
             hint=self.reader.hint,
@@ -263,13 +263,14 @@ def shown(value: object) -> str:
     """A value in few characters; the whole of it may have millions."""
     if isinstance(value, str | bytes):
         return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
-    if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:
-        return f"an integer of {value.bit_length()} bits"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return f"an object of {len(value)} entries"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -38,7 +38,6 @@ _FLAG_OF_ASSIGNED = {
     "force": "--force",
     "gpus": "--gpu",
     "layers": "--layers",
-    "mmap": "--no-mmap",
     "overrides": "-ot",
     "ram": "--ram",
     "recipe": "--recipe",

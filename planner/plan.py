@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, SettingError
@@ -19,12 +18,14 @@ from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings
 from ..system.files import write_atomically
 from ..units import bytes_text
+from ..untrusted import Reader, Record
 from .layout import DeviceLoad
 from .machine import MachineDevice
-from .record import as_json, entries, entry, texts
 
 FORMAT = 2
 """The version of a plan's JSON."""
+
+_READER = Reader(SettingError, limit=2**24, hint="Make the plan again.")
 
 
 @dataclass(frozen=True)
@@ -83,44 +84,41 @@ class DevicePlan:
         }
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> DevicePlan:
+    def from_record(cls, record: Record) -> DevicePlan:
         """What `as_dict` wrote.
 
         Raises:
             SettingError: an entry is missing, or of another type.
         """
-
-        def count(name: str) -> int:
-            return int(entry(record, name, int))
-
-        name = str(entry(record, "name", str))
+        name = record.text("name")
+        weights = record.record("weights")
         return cls(
             device=MachineDevice(
                 name=name,
-                description=entry(record, "description", str),
-                type=entry(record, "type", str),
-                total_bytes=entry(record, "total_bytes", int, None),
-                free_bytes=entry(record, "free_bytes", int, None),
-                bandwidth=entry(record, "bandwidth", int, None),
-                bandwidth_source=entry(record, "bandwidth_source", str, None),
-                kept_free_bytes=count("kept_free_bytes"),
-                endpoint=entry(record, "endpoint", str, None),
+                description=record.text("description"),
+                type=record.text("type"),
+                total_bytes=_maybe_integer(record, "total_bytes"),
+                free_bytes=_maybe_integer(record, "free_bytes"),
+                bandwidth=_maybe_integer(record, "bandwidth"),
+                bandwidth_source=_maybe_text(record, "bandwidth_source"),
+                kept_free_bytes=record.integer("kept_free_bytes"),
+                endpoint=_maybe_text(record, "endpoint"),
             ),
             load=DeviceLoad(
-                layers=tuple(entries(record, "layers", int)),
-                weights=tuple(
-                    (role, int(entry(record["weights"], role, int)))
-                    for role in entry(record, "weights", dict)
-                ),
-                kv_full_bytes=count("kv_full_bytes"),
-                kv_chunked_bytes=count("kv_chunked_bytes"),
-                read_bytes=count("read_bytes"),
-                kv_read_bytes=count("kv_read_bytes"),
+                layers=_layers(record),
+                weights=tuple((role, weights.integer(role)) for role in weights),
+                kv_full_bytes=record.integer("kv_full_bytes"),
+                kv_chunked_bytes=record.integer("kv_chunked_bytes"),
+                read_bytes=record.integer("read_bytes"),
+                kv_read_bytes=record.integer("kv_read_bytes"),
             ),
             memory=DeviceMemory(
-                name, count("weights_bytes"), count("kv_bytes"), count("compute_bytes")
+                name,
+                record.integer("weights_bytes"),
+                record.integer("kv_bytes"),
+                record.integer("compute_bytes"),
             ),
-            output_bytes=count("output_bytes"),
+            output_bytes=record.integer("output_bytes"),
         )
 
 
@@ -155,13 +153,13 @@ class Images:
         return asdict(self) | {"weights_bytes": self.weights_bytes, "loaded": False}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Images:
+    def from_record(cls, record: Record) -> Images:
         """What `as_dict` wrote.
 
         Raises:
             SettingError: an entry is missing, or of another type.
         """
-        return cls(*(entry(record, field.name, int) for field in fields(cls)))
+        return cls(*(record.integer(field.name) for field in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class Plan:
     def from_disk_bytes(self) -> int:
         """Bytes of mapped weights for which main memory is short, and which would be read from the
         file again and again; 0 where it is not."""
-        return max(-self.host.left_bytes, 0) if self.settings.mmap else 0
+        return max(-self.host.left_bytes, 0)
 
     @property
     def host(self) -> DevicePlan:
@@ -243,7 +241,7 @@ class Plan:
             if not read:
                 continue
             bandwidth = device.device.bandwidth
-            if not bandwidth or (device is self.host and device.left_bytes < 0):
+            if not bandwidth or (device is self.host and self.from_disk_bytes):
                 return None
             seconds += read / bandwidth
         return 1.0 / seconds if seconds else None
@@ -298,7 +296,7 @@ class Plan:
                 for device in self.devices
             },
         }
-        return dict(as_json(record))
+        return dict(_as_json(record))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Plan:
@@ -307,42 +305,46 @@ class Plan:
         Raises:
             SettingError: it is not a plan, is damaged, or is of another version.
         """
+        return cls._from_record(_READER.as_record(record, "the plan"))
+
+    @classmethod
+    def _from_record(cls, record: Record) -> Plan:
         if "format" not in record:
             raise SettingError(
-                "not a plan",
+                f"{record.name} is not a plan",
                 found="no format",
                 expected=f"what `Plan.save` or `llama4 plan --json` writes, format {FORMAT}",
             )
-        if record["format"] != FORMAT:
+        if record.integer("format") != FORMAT:
             raise SettingError(
-                "a plan of another version",
-                found=f"format {record['format']!r}",
+                f"{record.name} is a plan of another version",
+                found=f"format {record['format']}",
                 expected=f"format {FORMAT}",
                 hint="Make it again: `llama4 plan MODEL --json`, or `plan(…).save(…)`.",
             )
-        images = entry(record, "images", dict, None)
-        devices = tuple(map(DevicePlan.from_dict, entries(record, "devices", dict)))
+        devices = tuple(map(DevicePlan.from_record, record.records("devices")))
         if not devices:
-            raise SettingError("the plan has no devices", expected="at least main memory")
+            raise record.fault("devices", "at least main memory")
+        with_images = record.get("images") is not None
         return cls(
-            model=entry(record, "model", str),
-            path=entry(record, "path", str),
-            recipe=entry(record, "recipe", str, None),
-            n_layer=entry(record, "n_layer", int),
-            n_ctx_train=entry(record, "n_ctx_train", int),
+            model=record.text("model"),
+            path=record.text("path"),
+            recipe=_maybe_text(record, "recipe"),
+            n_layer=record.integer("n_layer"),
+            n_ctx_train=record.integer("n_ctx_train"),
             settings=_settings(record),
-            described=entry(record, "described", bool),
+            described=record.boolean("described"),
             devices=devices,
-            images=Images.from_dict(images) if images is not None else None,
-            why=texts(record, "why"),
-            notes=texts(record, "notes"),
+            images=Images.from_record(record.record("images")) if with_images else None,
+            why=record.texts("why"),
+            notes=record.texts("notes"),
             alternatives=tuple(
                 Alternative(
-                    entry(alternative, "what", str),
-                    entry(alternative, "effect", str),
-                    entry(alternative, "fits", bool),
+                    alternative.text("what"),
+                    alternative.text("effect"),
+                    alternative.boolean("fits"),
                 )
-                for alternative in entries(record, "alternatives", dict)
+                for alternative in record.records("alternatives")
             ),
         )
 
@@ -369,49 +371,55 @@ class Plan:
         Raises:
             SettingError: the file cannot be read, or holds no plan of this version.
         """
-        name = os.fspath(path)
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SettingError(
-                f"{name}: the plan cannot be read",
-                found=error.strerror or error,
-                hint="Give a file that `Plan.save` or `llama4 plan --json` wrote.",
-            ) from error
-        except ValueError as error:  # not UTF-8 either
-            raise SettingError(
-                f"{name}: not a plan", found=error, expected="the JSON of a plan"
-            ) from error
-        if not isinstance(record, dict):
-            raise SettingError(
-                f"{name}: not a plan",
-                found=f"JSON that is a {type(record).__name__}",
-                expected="a JSON object",
-            )
-        try:
-            return cls.from_dict(record)
-        except SettingError as error:
-            raise SettingError(
-                f"{name}: {error.problem}",
-                found=error.found,
-                expected=error.expected,
-                hint=error.hint,
-            ) from error
+        return cls._from_record(_READER.record(path))
 
 
-def _settings(record: Mapping[str, Any]) -> EngineSettings:
+def _settings(record: Record) -> EngineSettings:
     """The settings, whose entries lie among the plan's own."""
     try:
-        placement = Placement(**_values(Placement, entry(record, "placement", dict)))
+        placement = Placement(**_values(Placement, record.record("placement")))
         return EngineSettings(**_values(EngineSettings, record) | {"placement": placement})
-    except (TypeError, ValueError, AttributeError) as error:
-        problem = error.problem if isinstance(error, SettingError) else f"a setting: {error}"
-        raise SettingError(f"the plan is damaged: {problem}") from error
+    except SettingError as error:
+        if error.problem.startswith(record.name):
+            raise
+        raise SettingError(
+            f"{record.name} is damaged: {error.problem}",
+            found=error.found,
+            expected=error.expected,
+            hint=_READER.hint,
+        ) from error
 
 
-def _values(kind: type[EngineSettings | Placement], record: Mapping[str, Any]) -> dict[str, Any]:
+def _values(kind: type[EngineSettings | Placement], record: Record) -> dict[str, Any]:
     """The entries for the fields of a value; numbers and lists are checked where it is made."""
-    return {
-        field.name: entry(record, field.name, *[bool] * isinstance(field.default, bool))
-        for field in fields(kind)
-    }
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if isinstance(field.default, bool):
+            values[field.name] = record.boolean(field.name)
+        elif field.name in record:
+            values[field.name] = record[field.name]
+        else:
+            raise record.fault(field.name, "one")
+    return values
+
+
+def _maybe_integer(record: Record, key: str) -> int | None:
+    return None if record.get(key) is None else record.integer(key)
+
+
+def _maybe_text(record: Record, key: str) -> str | None:
+    return None if record.get(key) is None else record.text(key)
+
+
+def _layers(record: Record) -> tuple[int, ...]:
+    layers = record.elements("layers")
+    if not all(type(layer) is int and layer >= 0 for layer in layers):
+        raise record.fault("layers", "a list of whole numbers")
+    return tuple(layers)
+
+
+def _as_json(value: Any) -> Any:
+    """The value with tuples as lists, as JSON has them."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(item) for name, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

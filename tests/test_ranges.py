@@ -49,3 +49,11 @@ def test_an_unknown_choice_is_answered_with_the_nearest() -> None:
     for value in (16, ["f16"], None):
         with pytest.raises(SettingError, match="expected f16, q8_0"):
             check_choice("kv_type", value, ("f16", "q8_0"))
+
+
+def test_an_error_shows_few_characters_of_a_value() -> None:
+    with pytest.raises(SettingError, match=r"found a number of thousands of digits, expected"):
+        check_whole("n", 10**5000, 1, 9)
+    with pytest.raises(SettingError) as caught:
+        check_whole("n", ["x"] * 10**6, 1, 9)
+    assert len(str(caught.value)) < 400

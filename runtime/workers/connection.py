@@ -112,9 +112,9 @@ class Connection:
         connection = weakref.ref(self)
 
         def allocated(buffer_type: int, size: int) -> int | None:
-            buffer: int | None = allocate(buffer_type, size)
-            fault = buffer and _buffer_fault(buffer, size, alignment)
-            if not fault:
+            buffer: int | None = allocate(buffer_type, size) if size < _TOO_MUCH else None
+            fault = _buffer_fault(buffer, size, alignment)
+            if fault is None:
                 return buffer
             if (this := connection()) is not None:
                 this.refuse(*fault)
@@ -225,22 +225,28 @@ def _on_abort(message: bytes | None) -> None:
 # A type of buffers begins with its functions, and a buffer with its own, before its type, its
 # context and its size (ggml-backend-impl.h).
 _ALLOC_BUFFER, _GET_BASE, _SIZE = 1, 1, 13
+_TOO_MUCH = 2**62  # bytes of a buffer, with which no sum overflows
 _POINTER_T = ctypes.c_void_p
 _POINTER = ctypes.sizeof(_POINTER_T)
 _AllocBuffer = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T, ctypes.c_size_t)
 _GetBase = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T)
 
 
-def _buffer_fault(buffer: int, size: int, alignment: int) -> tuple[str, int, str] | None:
+def _buffer_fault(buffer: int | None, size: int, alignment: int) -> tuple[str, int, str] | None:
     """What of a buffer cannot be, found and expected; None where all can.
 
     ggml asks for the address once, and keeps it.
     """
+    if size >= _TOO_MUCH:
+        # Workers say what some tensors take.
+        return "size of a tensor", size, f"less than {_TOO_MUCH} bytes"
+    if not buffer:
+        return None
     get_base = ctypes.c_void_p.from_address(buffer + _GET_BASE * _POINTER).value
     assert get_base is not None
     base = _GetBase(get_base)(buffer) or 0
     has = ctypes.c_size_t.from_address(buffer + _SIZE * _POINTER).value
-    if not size <= has < 2**63:
+    if not size <= has < 2 * _TOO_MUCH:
         return "size of a buffer", has, f"{size} bytes, as was asked for"
     if base == 0 or base % alignment or base + has >= 2**64:
         return "address of a buffer", base, f"a multiple of {alignment} above 0"
