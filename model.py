@@ -50,7 +50,7 @@ class Model:
         placement: where layers and tensors go, chosen by hand; None lets the planner choose.
         devices: names of the GPUs that the planner may use; None is all, () is the CPU alone.
         kv_type: what the KV cache is kept as; None is f16, or what the planner finds better.
-        n_batch, n_ubatch, n_threads, flash_attention, workers: see ``EngineSettings``.
+        n_batch, n_ubatch, n_threads, flash_attention, mmap, workers: see ``EngineSettings``.
         on_load_progress: called with the fraction loaded; returning False cancels.
 
     Without ``plan`` and ``placement`` the model goes where `llama4_edge.plan` says, if there is a
@@ -80,6 +80,7 @@ class Model:
         devices: Sequence[str] | None = None,
         kv_type: KVType | None = None,
         flash_attention: FlashAttention = EngineSettings.flash_attention,
+        mmap: bool = EngineSettings.mmap,
         workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
@@ -93,6 +94,7 @@ class Model:
             placement=_wished_placement(placement, devices),
             kv_type=kv_type or EngineSettings.kv_type,
             flash_attention=flash_attention,
+            mmap=mmap,
             workers=_names("workers", workers),
         )
         if plan is not None:
@@ -129,6 +131,7 @@ class Model:
         Closing twice is harmless.
         """
         self.engine.close()
+        self._prompts.close()
 
     @property
     def template(self) -> ChatTemplate:
@@ -300,7 +303,7 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
     if not isinstance(plan, Plan):
         raise SettingError("plan is of the wrong type", found=repr(plan), expected="a Plan or None")
     usual = EngineSettings()
-    names = ("n_ubatch", "flash_attention", "workers")
+    names = ("n_ubatch", "flash_attention", "mmap", "workers")
     asked = [name for name, value in choices.items() if value is not None]
     asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
     if asked:
@@ -327,6 +330,7 @@ def _planned(
         kv_type=kv_type,
         n_ubatch=wish.n_ubatch,
         flash_attention=wish.flash_attention,
+        mmap=wish.mmap,
         placement=placement,
         devices=None if placement else wish.placement.devices,
         workers=wish.workers,

@@ -1,6 +1,8 @@
 """From messages to a prompt, and from tokens to text.
 
 ``conversation`` is what was said, and its file. ``template`` and ``vocabulary`` turn messages into
-token ids; ``prompt`` joins the two. ``options`` is what an answer is asked for with, ``answer`` is
-what a model returns, and ``streaming`` releases text as soon as it is certain.
+token ids; ``prompt`` joins the two. ``messages`` is what a template may be given, ``rendering`` is
+Jinja, and ``template_process`` the process in which it renders what is not known. ``options`` is
+what an answer is asked for with, ``answer`` is what a model returns, and ``streaming`` releases
+text as soon as it is certain.
 """

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import SessionError, SettingError
 from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
+from ..untrusted import Reader, Record, shown
 
 if TYPE_CHECKING:
     from .answer import Completion
@@ -44,7 +43,7 @@ class Message:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise SettingError(
-                    f"the {name} of a message is not a string", found=repr(value), expected="text"
+                    f"the {name} of a message is not a string", found=shown(value), expected="text"
                 )
 
 
@@ -111,19 +110,23 @@ class Conversation:
         Raises:
             SessionError: the file is missing, damaged, or of another kind or version.
         """
-        source = Path(path)
-        try:
-            text = _read(source)
-        except (OSError, ValueError) as error:
+        file = Reader(SessionError, MAX_BYTES, surrogates=True).record(path)
+        if file.get("format") != FORMAT:
+            raise _damaged(file, "something else", f'an object with "format": "{FORMAT}"')
+        if file.get("version") != VERSION:
             raise SessionError(
-                f"{source}: the conversation cannot be read",
-                found=getattr(error, "strerror", None) or str(error),
-            ) from error
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(source, f"{error}", "JSON") from error
-        return cls._from_dict(source, data)
+                f"{file.name}: the conversation is of a version that this release does not read",
+                found=shown(file.get("version")),
+                expected=str(VERSION),
+                hint="Open it with the release that saved it.",
+            )
+        names = [entry.name for entry in fields(cls)]
+        _expect_keys(file, "the conversation", [*names, "format", "version"])
+        return cls(
+            messages=tuple(map(_message, file.records("messages"))),
+            model=file.text("model"),
+            sampling=_sampling(file.record("sampling")),
+        )
 
     def _as_dict(self) -> dict[str, object]:
         return {
@@ -134,33 +137,12 @@ class Conversation:
             "messages": [asdict(message) for message in self.messages],
         }
 
-    @classmethod
-    def _from_dict(cls, source: Path, data: object) -> Conversation:
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise _damaged(source, "something else", f'an object with "format": "{FORMAT}"')
-        if data.get("version") != VERSION:
-            raise SessionError(
-                f"{source}: the conversation is of a version that this release does not read",
-                found=repr(data.get("version")),
-                expected=str(VERSION),
-                hint="Open it with the release that saved it.",
-            )
-        names = [entry.name for entry in fields(cls)]
-        _expect_keys(source, "the conversation", data, [*names, "format", "version"])
-        if not isinstance(data["model"], str):
-            raise _damaged(source, f'"model": {data["model"]!r}', "a string")
-        return cls(
-            messages=_messages(source, data["messages"]),
-            model=data["model"],
-            sampling=_sampling(source, data["sampling"]),
-        )
-
 
 def _as_messages(messages: object) -> tuple[Message, ...]:
     if isinstance(messages, str | Mapping | Message) or not isinstance(messages, Iterable):
         raise SettingError(
             "messages are of the wrong type",
-            found=repr(messages),
+            found=shown(messages),
             expected="a sequence of Message values",
         )
     return tuple(
@@ -172,62 +154,40 @@ def _as_message(message: object) -> Message:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise SettingError(
             "a message is of the wrong type",
-            found=repr(message),
+            found=shown(", ".join(map(str, message)) if isinstance(message, Mapping) else message),
             expected='a Message, or {"role": "user", "content": "..."}',
         )
     return Message(**message)
 
 
-def _read(source: Path) -> bytes:
-    """The bytes of a regular file that is not too large for a conversation.
-
-    Raises:
-        OSError: it is neither, or cannot be read.
-    """
-    # A FIFO would be waited for here otherwise.
-    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(f"it is larger than {MAX_BYTES} bytes")
-        return file.read()
+def _message(record: Record) -> Message:
+    _expect_keys(record, "a message", [entry.name for entry in fields(Message)])
+    return Message(record.text("role"), record.text("content"))
 
 
-def _messages(source: Path, data: object) -> tuple[Message, ...]:
-    if not isinstance(data, list):
-        raise _damaged(source, f'"messages" as {type(data).__name__}', "a list")
-    for number, item in enumerate(data, start=1):
-        where = f"message {number}"
-        if not isinstance(item, dict):
-            raise _damaged(source, f"{where} as {type(item).__name__}", "an object")
-        _expect_keys(source, where, item, [entry.name for entry in fields(Message)])
-        for key, value in item.items():
-            if not isinstance(value, str):
-                raise _damaged(source, f'{where} with "{key}": {value!r}', "a string")
-    return tuple(Message(**item) for item in data)
-
-
-def _sampling(source: Path, data: object) -> Sampling:
-    if not isinstance(data, dict):
-        raise _damaged(source, f'"sampling" as {type(data).__name__}', "an object")
-    _expect_keys(source, '"sampling"', data, [entry.name for entry in fields(Sampling)])
+def _sampling(record: Record) -> Sampling:
+    _expect_keys(record, '"sampling"', [entry.name for entry in fields(Sampling)])
     try:
-        return Sampling(**data)
+        return Sampling(
+            temperature=record.number("temperature"),
+            top_k=record.integer("top_k"),
+            top_p=record.number("top_p"),
+            min_p=record.number("min_p"),
+            seed=None if record["seed"] is None else record.integer("seed"),
+        )
     except SettingError as error:
-        raise _damaged(source, f'"sampling" where {error}', "settings in their ranges") from error
+        raise _damaged(record, f'"sampling" where {error}', "settings in their ranges") from error
 
 
-def _expect_keys(source: Path, where: str, data: Mapping[str, Any], expected: Any) -> None:
-    if set(data) != set(expected):
-        keys = ", ".join(sorted(data)) or "nothing"
-        raise _damaged(source, f"{where} with {keys}", ", ".join(sorted(expected)))
+def _expect_keys(record: Record, where: str, expected: Iterable[str]) -> None:
+    if set(record) != set(expected):
+        keys = shown(", ".join(sorted(record))) if record else "nothing"
+        raise _damaged(record, f"{where} with {keys}", ", ".join(sorted(expected)))
 
 
-def _damaged(source: Path, found: str, expected: str) -> SessionError:
+def _damaged(record: Record, found: str, expected: str) -> SessionError:
     return SessionError(
-        f"{source}: this is not a saved conversation, or it is damaged",
+        f"{record.name}: this is not a saved conversation, or it is damaged",
         found=found,
         expected=expected,
     )

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextFullError, SettingError
+from ..untrusted import shown
 from .conversation import Conversation, Message
 from .vocabulary import Vocabulary
 
@@ -44,7 +45,7 @@ class Prompts:
         Raises:
             TemplateError: there is none, or it is not valid Jinja.
         """
-        from .template import ChatTemplate  # Jinja takes a while to import
+        from .template import ChatTemplate  # needed for chats alone
 
         bos, eos = self._vocabulary.bos_id, self._vocabulary.eos_id
         return ChatTemplate(
@@ -53,6 +54,11 @@ class Prompts:
             bos_token="" if bos is None else self._vocabulary.token_text(bos),
             eos_token="" if eos is None else self._vocabulary.token_text(eos),
         )
+
+    def close(self) -> None:
+        """End the process in which the template may run; asking again starts another one."""
+        if "template" in self.__dict__:
+            self.template.close()
 
     def of_text(self, text: str, *, special: bool = False, n_ctx: int | None = None) -> list[int]:
         """The token ids of a text to continue, after BOS if the model asks for it.
@@ -141,7 +147,7 @@ def _mappings(messages: Messages) -> list[Mapping[str, Any]]:
     elif isinstance(messages, Mapping | Message) or not isinstance(messages, Iterable):
         raise SettingError(
             "messages are of the wrong type",
-            found=repr(messages),
+            found=shown(messages),
             expected="a string, a list of messages, or a Conversation",
         )
     mappings = [asdict(item) if isinstance(item, Message) else item for item in messages]

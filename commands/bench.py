@@ -32,6 +32,7 @@ from .options import (
     DeviceOptions,
     LayerOptions,
     given_workers,
+    no_mmap_flag,
     one_kv_type,
     placed,
     recipe_option,
@@ -153,6 +154,7 @@ class BenchOptions:
     grid: GridOptions = group(GridOptions)
     where: DeviceOptions = group(DeviceOptions)
     synthetic: SyntheticOptions = group(SyntheticOptions)
+    no_mmap: bool = no_mmap_flag()
     no_warmup: bool = flag("--no-warmup", help="Measure the first run of each test too.")
     as_json: bool = json_flag()
     verbose: bool = verbose_flag()
@@ -211,7 +213,9 @@ def _grid(options: BenchOptions) -> BenchGrid:
     where = placed(options.where, LayerOptions())
     placement = where.get("placement") or Placement(devices=where.get("devices"))
     with usage_errors():
-        base = EngineSettings(placement=placement, **given_workers(options.where))
+        base = EngineSettings(
+            placement=placement, mmap=not options.no_mmap, **given_workers(options.where)
+        )
         return BenchGrid(
             base=base, warmup=not options.no_warmup, **one_kv_type(given(options.grid))
         )

@@ -38,6 +38,7 @@ _FLAG_OF_ASSIGNED = {
     "force": "--force",
     "gpus": "--gpu",
     "layers": "--layers",
+    "mmap": "--no-mmap",
     "overrides": "-ot",
     "ram": "--ram",
     "recipe": "--recipe",

@@ -47,7 +47,7 @@ _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one.
 _ROPE = "RoPE is set as the model file says, and not changed."
 _CACHE = "The KV cache is managed here: pruned for the chunked layers, kept between messages."
 _CORES = "Threads are not pinned here; taskset -c CORES llama4 … pins them."
-_MAPPED = "Model files are always memory-mapped here."
+_MAPPED = "Model files are memory-mapped here, unless --no-mmap is given."
 _GRAMMAR = "Answers are not constrained by grammars here."
 _ADAPTER = "Adapters are not applied here: merge them into the checkpoint before converting it."
 _LOG = "llama.cpp's log is on stderr with -v, and silent without."
@@ -85,10 +85,9 @@ _TABLE = (
     (("--list-devices",), Foreign("`llama4 doctor` lists the devices.")),
     (("--rpc", "-rpc"), Foreign("Other machines are given with --workers HOST:PORT,….")),
     (("--mmap",), Foreign(_MAPPED, ("",))),
-    (("--no-mmap",), Foreign(_MAPPED)),
     (("-mmp",), Foreign(_MAPPED, ("1",))),
     (("-lm", "--load-mode"), Foreign(_MAPPED, ("mmap",))),
-    (("--mlock",), Foreign(f"{_MAPPED} Locking them in memory is not offered.")),
+    (("--mlock",), Foreign(f"Locking in memory is not offered. {_MAPPED}")),
     (("--jinja",), Foreign(_TEMPLATE, ("",))),
     (("--no-jinja", "--chat-template", "--chat-template-file", "--chat-template-kwargs"),
      Foreign(_TEMPLATE)),

@@ -53,6 +53,16 @@ def type_option() -> Any:
     )
 
 
+def no_mmap_flag() -> Any:
+    """Whether the file is copied into memory instead of mapped."""
+    return flag("--no-mmap", help="Copy the model into memory instead of mapping its file.")
+
+
+def with_mmap(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `mmap` instead of what `no_mmap_flag` declares."""
+    return {**settings, "mmap": False} if settings.pop("no_mmap", False) else settings
+
+
 @dataclass(frozen=True)
 class AnswerOptions:
     """How long an answer may be."""
@@ -167,6 +177,8 @@ class EngineOptions:
         help="Tokens of a prompt computed at once.",
     )  # fmt: skip
 
+    no_mmap: bool = no_mmap_flag()
+
     cache: CacheOptions = group(CacheOptions)
 
     @staticmethod
@@ -183,7 +195,7 @@ class EngineOptions:
         Raises:
             click.UsageError: keys and values of different types.
         """
-        return {**given(self), **self.cache.settings()}
+        return {**with_mmap(given(self)), **self.cache.settings()}
 
 
 @dataclass(frozen=True)

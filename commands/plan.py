@@ -24,7 +24,14 @@ from .declare import (
 )
 from .flags import with_flags
 from .model_name import check_name
-from .options import CacheOptions, PlacementOptions, default_context, recipe_option
+from .options import (
+    CacheOptions,
+    PlacementOptions,
+    default_context,
+    no_mmap_flag,
+    recipe_option,
+    with_mmap,
+)
 from .output import give, show_warnings
 
 if TYPE_CHECKING:
@@ -93,6 +100,7 @@ class PlanOptions:
     cache: CacheOptions = group(CacheOptions)
     machine: _Machine = group(_Machine)
     placement: PlacementOptions = group(PlacementOptions)
+    no_mmap: bool = no_mmap_flag()
     table: bool = flag("--table", help="Memory for each quantization and each context.")
     plot: Path | None = option(
         "--plot", kind=click.Path(path_type=Path), metavar="FILE.png",
@@ -178,4 +186,5 @@ def _settings(options: PlanOptions) -> dict[str, Any]:
         **options.cache.settings(),
         **given(options.machine),
         **options.placement.settings(),
+        **with_mmap({"no_mmap": options.no_mmap}),
     }

@@ -17,14 +17,20 @@ from ..architecture import MIN_LAYERS
 from ..errors import CheckpointError, OutputError, UnsupportedError, did_you_mean
 from ..hub.names import parse_repository
 from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_overrides
+from ..ranges import check_whole
+from ..system.files import is_file
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
+from .directories import cached_repository
 from .layout import lay_out
 from .output import plan_parts
 from .presets import PRESETS, Preset
 from .text_model import read_text_model
 from .tokenizer import read_vocabulary
 from .vision import VisionWeights, vision_shapes, vision_weights
+
+# How files end that are no configuration, but lie beside one.
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
 
 SYNTHETIC_KEY = "llama4_edge.synthetic"
 
@@ -132,6 +138,7 @@ def blueprint(
         UnsupportedError: llama.cpp could not run it, or not with so few layers.
         VocabularyError: llama.cpp would read the checkpoint's tokenizer differently.
         RecipeError: no such recipe or type, or an override that fits no tensor.
+        SettingError: layers that are no whole number.
     """
     chosen = recipe_named(recipe)
     overrides = type_overrides(types)
@@ -170,7 +177,7 @@ def _of_preset(preset: Preset) -> _Source:
 def _find(model: str) -> _Source:
     """The file, directory or repository that `model` names."""
     path = Path(model)
-    if path.is_file():
+    if is_file(path) and path.suffix not in _WEIGHTS:
         described = read_json_object(path)
         config = parse_config(described)
         config.check_quantization()
@@ -178,9 +185,9 @@ def _find(model: str) -> _Source:
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return _Source(name or model, config, vision=_described(described, config))
     repository = parse_repository(model)
-    if path.is_dir():
+    if os.path.lexists(path):
         checkpoint = open_checkpoint(path)
-        name = path.resolve().name
+        name = cached_repository(checkpoint.path) or path.resolve().name
     elif repository is not None:
         # Only here, because the hub's client takes longer to import than everything else together.
         from .hub import open_repository
@@ -209,6 +216,7 @@ def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeight
 
 
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:
+    check_whole("layers", layers, 1, or_none=True)
     if layers is None:
         return source.config
     if not MIN_LAYERS <= layers <= source.config.hparams.n_layer:

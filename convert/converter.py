@@ -136,7 +136,7 @@ def run(
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
     """A directory where there is one, else a repository where the name can be one's."""
-    is_here = Path(source).exists()
+    is_here = os.path.lexists(source)
     if is_here and revision is not None:
         raise CheckpointError(
             f"{os.fspath(source)} is a local directory, and has no revisions",

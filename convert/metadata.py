@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..architecture import PRE_TOKENIZER
-from ..errors import CheckpointError
 from ..quant import Recipe, TensorSpec, role_of
 from .chat_templates import DEFAULT
 from .checkpoint import Checkpoint
 from .config import ModelConfig, RopeScaling
 from .directories import cached_repository
+from .model_card import read_card, read_sampling
 from .tokenizer import Vocabulary
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -105,26 +105,44 @@ def origin_of(
 ) -> gguf.Metadata:
     """``general.*``: name, licence, source and defaults, from the model card and the directory.
 
+    As ``gguf.Metadata.load`` has it, from what was read within bounds.
+
     Raises:
-        CheckpointError: the card cannot be read.
+        CheckpointError: the card, or generation_config.json, cannot be read.
     """
     total = sum(math.prod(spec.shape) for spec in tensors)
-    try:
-        origin = gguf.Metadata.load(model_path=checkpoint.path, total_params=total)
-    except Exception as error:  # the package parses a person's YAML and lets any error through
-        raise CheckpointError(
-            f"the model card in {checkpoint.path} cannot be read",
-            found=f"{type(error).__name__}: {error}",
-            hint="Repair or remove its README.md.",
-        ) from error
+    named = checkpoint.config.get("_name_or_path")
+    origin = gguf.Metadata.apply_metadata_heuristic(
+        gguf.Metadata(),
+        model_card=read_card(checkpoint.path),
+        hf_params={"_name_or_path": named} if isinstance(named, str) and _is_text(named) else {},
+        model_path=Path(_as_text(checkpoint.path.name)),
+        total_params=total,
+    )
+    for name, value in read_sampling(checkpoint.path).items():
+        setattr(origin, name, value)
     repository = _hub_repository(checkpoint)
     if repository is not None:
         origin.name = repository.split("/")[1].replace("-", " ")
         origin.organization = repository.split("/")[0]
         origin.source_url = origin.source_url or f"https://huggingface.co/{repository}"
-    origin.name = origin.name or checkpoint.path.resolve().name
+    origin.name = origin.name or _as_text(checkpoint.path.resolve().name)
     origin.size_label = _size_label(config, tensors)
     return origin
+
+
+def _is_text(text: str) -> bool:
+    """Whether a GGUF can hold a string: in Unicode, and without NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def _as_text(name: str) -> str:
+    """The name of a file in Unicode, whatever its bytes are."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _hub_repository(checkpoint: Checkpoint) -> str | None:
@@ -132,7 +150,7 @@ def _hub_repository(checkpoint: Checkpoint) -> str | None:
     named = checkpoint.config.get("_name_or_path")
     if (
         isinstance(named, str)
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", named)
+        and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", named, re.ASCII)
         and not Path(named).exists()
     ):
         return cached_repository(checkpoint.path) or named

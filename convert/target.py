@@ -6,6 +6,7 @@ Asked before anything is written.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,12 @@ def check_target(
             )
     directory = parts[0].path.parent
     if not directory.is_dir():
-        raise OutputError(f"{directory} is not a directory", hint="Make it first.")
+        if directory.exists():
+            raise OutputError(f"{directory} is not a directory", hint="Give another one.")
+        raise OutputError(
+            f"the directory {directory} does not exist",
+            hint=f"Make it first: mkdir -p {shlex.quote(str(directory))}",
+        )
     if not os.access(directory, os.W_OK):
         raise OutputError(f"{directory} cannot be written to", expected="write permission")
     shortage = room_shortage(parts, sources)

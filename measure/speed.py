@@ -236,7 +236,7 @@ class BenchResult:
             "devices": _devices_text(placement),
             "tensor_split": "/".join(f"{share:.2f}" for share in placement.tensor_split or (0,)),
             "tensor_buft_overrides": self._overrides_text(),
-            "load_mode": "auto",
+            "load_mode": "auto" if settings.mmap else "none",
             "lazy_mode": "auto",
             "embeddings": False,
             "no_op_offload": 0,
@@ -329,6 +329,7 @@ def _as_planned(
         n_ctx=max(test.n_ctx for test in grid.tests),
         kv_type=next(kind for kind in get_args(KVType) if kind in grid.kv_type),
         n_ubatch=max(grid.n_ubatch),
+        mmap=grid.base.mmap,
         workers=workers,
         devices=placement.devices,
     )

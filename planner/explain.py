@@ -135,6 +135,11 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
             f"weights repacked for this CPU take {_size(plan.host.repacking_bytes)} more than in "
             "the file"
         )
+    if not plan.settings.mmap:
+        short = max(-plan.host.left_bytes, 0)
+        yield "weights in main memory are copied into it and not mapped from the file" + (
+            f": it is {_size(short)} short" if short else ""
+        )
     if plan.from_disk_bytes:
         yield (
             f"main memory is {_size(plan.from_disk_bytes)} short: llama.cpp maps the file, and "

@@ -195,7 +195,7 @@ class Plan:
     def from_disk_bytes(self) -> int:
         """Bytes of mapped weights for which main memory is short, and which would be read from the
         file again and again; 0 where it is not."""
-        return max(-self.host.left_bytes, 0)
+        return max(-self.host.left_bytes, 0) if self.settings.mmap else 0
 
     @property
     def host(self) -> DevicePlan:
@@ -241,7 +241,7 @@ class Plan:
             if not read:
                 continue
             bandwidth = device.device.bandwidth
-            if not bandwidth or (device is self.host and self.from_disk_bytes):
+            if not bandwidth or (device is self.host and device.left_bytes < 0):
                 return None
             seconds += read / bandwidth
         return 1.0 / seconds if seconds else None

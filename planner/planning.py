@@ -45,6 +45,7 @@ def plan(
     n_ubatch: int = EngineSettings.n_ubatch,
     n_parallel: int = EngineSettings.n_parallel,
     flash_attention: FlashAttention = "auto",
+    mmap: bool = True,
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
@@ -66,6 +67,7 @@ def plan(
         n_ubatch: tokens computed at once.
         n_parallel: sequences of ``n_ctx`` tokens each.
         flash_attention: "auto" is on wherever every device can do it.
+        mmap: whether weights in main memory are mapped from the file, or copied into it.
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
@@ -89,6 +91,7 @@ def plan(
         n_ubatch=n_ubatch,
         n_parallel=n_parallel,
         flash_attention=flash_attention,
+        mmap=mmap,
         # Where a GPU has pinned memory for the weights, llama.cpp repacks none.
         use_extra_bufts=not (named or vram) and use_extra_bufts(),
         workers=as_tuple("workers", workers, "HOST:PORT"),

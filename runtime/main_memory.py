@@ -53,14 +53,16 @@ def settings_that_fit(
     """The settings, where main memory can hold the context; not repacking where weights do not fit.
 
     Weights that are mapped from the file need not be in memory all at once: a warning says how
-    much of them has no place. Repacked ones have to be, and are mapped instead.
+    much of them has no place. Repacked ones have to be, and are mapped instead; so have all of them
+    where the file is not to be mapped.
 
     Args:
         need: bytes that the model takes of main memory.
         memory: what this process can have; None asks the kernel and the cgroups.
 
     Raises:
-        AllocationError: the KV cache and the compute buffers alone are more than is free.
+        AllocationError: the KV cache and the compute buffers alone are more than is free; or the
+            weights too, which are not mapped.
     """
     memory = memory or host_memory()
     context = need.kv + need.compute
@@ -75,6 +77,14 @@ def settings_that_fit(
     short = need.weights + context - memory.free
     if short <= 0:
         return settings
+    if not settings.mmap:
+        raise AllocationError(
+            f"{os.fspath(path)}: the model does not fit into main memory with mmap=False",
+            found=f"{bytes_text(need.weights + context)} for the weights, the KV cache and the "
+            "compute buffers",
+            expected=f"at most {bytes_text(memory.free)} ({memory.source})",
+            hint="Leave mmap on: of weights that are mapped, only what has room is in memory.",
+        )
     logger.warning(
         "%s: %s of the weights are read from the disk again for every token: main memory has %s "
         "free, and the model takes %s",

@@ -54,6 +54,9 @@ class EngineSettings:
         n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
             one for each logical core.
         use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
+        mmap: whether the file is mapped into memory, so that weights on the CPU are read from it as
+            they are needed; without, they are copied into main memory as the model is loaded. A
+            mapped file must not become shorter: the process would end (SIGBUS).
         n_parallel: sequences of ``n_ctx`` tokens that the KV cache has room for. The engine uses
             one; more are for those who want to know what a server would take.
         placement: where layers, tensors and the KV cache go.
@@ -73,6 +76,7 @@ class EngineSettings:
     n_threads: int | None = None
     n_threads_batch: int | None = None
     use_extra_bufts: bool = True
+    mmap: bool = True
     n_parallel: int = 1
     placement: Placement = field(default_factory=Placement)
     kv_type: KVType = "f16"
@@ -84,6 +88,8 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None or "threads" not in name:
                 check_whole(name, value, least, most)
+        if not isinstance(self.mmap, bool):
+            raise outside("mmap", self.mmap, "True or False")
         if not isinstance(self.placement, Placement):
             raise SettingError(
                 "placement is of the wrong type", found=repr(self.placement), expected="a Placement"

@@ -61,8 +61,8 @@ def model_params(
     native.n_gpu_layers = placement.n_gpu_layers
     native.split_mode = _SPLIT_MODE_LAYER
     native.use_extra_bufts = settings.use_extra_bufts
-    if no_alloc:
-        native.no_alloc = True
+    native.no_alloc = no_alloc
+    if no_alloc or not settings.mmap:
         native.load_mode = _LOAD_MODE_NONE
     # One more element than devices: llama.cpp reads up to a null.
     handles = (ctypes.c_void_p * (len(devices) + 1))(*(device.handle for device in devices))

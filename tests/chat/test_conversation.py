@@ -82,7 +82,7 @@ def test_saving_into_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> No
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SessionError, match="cannot be read, found No such file or directory"):
+    with pytest.raises(SessionError, match="does not exist"):
         Conversation.load(tmp_path / "absent.json")
 
 
@@ -98,28 +98,47 @@ def damaged(path: Path, **changes: object) -> Path:
     return path
 
 
+SAMPLING = {"temperature": 1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"format": "other"}, "found something else, expected an object"),
         ({"version": 2}, "a version that this release does not read, found 2, expected 1"),
+        ({"version": 10**4000}, "a version that this release does not read, found an integer of"),
         ({"messages": None}, "expected format, messages, model, sampling, version"),
-        ({"extra": 1}, "the conversation with extra, format"),
-        ({"model": 3}, '"model": 3, expected a string'),
-        ({"messages": {}}, '"messages" as dict, expected a list'),
-        ({"messages": ["hi"]}, "message 1 as str, expected an object"),
-        ({"messages": [{"role": "user"}]}, "message 1 with role, expected content, role"),
-        ({"messages": [{"role": "user", "content": 1}]}, 'message 1 with "content": 1'),
-        ({"sampling": []}, '"sampling" as list, expected an object'),
-        ({"sampling": {"top_k": 1}}, '"sampling" with top_k, expected min_p, seed'),
+        ({"extra": 1}, "the conversation with 'extra, format"),
+        ({"x" * 10**6: 1}, "the conversation with 'format"),
+        ({"model": 3}, "has an invalid model, found 3, expected a string"),
         (
-            {"sampling": {"temperature": -1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
-            "temperature is outside its range, found -1, expected a number from 0.0 up",
+            {"messages": {}},
+            "has an invalid messages, found an object of 0 entries, expected a list",
         ),
         (
-            {"sampling": {"temperature": "a", "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}},
-            "found 'a', expected a number from 0.0 up",
+            {"messages": ["hi"]},
+            "has an invalid messages, found a list of 1, expected a list of obj",
         ),
+        ({"messages": [{"role": "user"}]}, "a message with 'role', expected content, role"),
+        (
+            {"messages": [{"role": "user", "content": 1}]},
+            "messages[0] has an invalid content, found 1",
+        ),
+        ({"sampling": []}, "has an invalid sampling, found a list of 0, expected an object"),
+        ({"sampling": {"top_k": 1}}, "\"sampling\" with 'top_k', expected min_p, seed"),
+        (
+            {"sampling": {**SAMPLING, "temperature": -1}},
+            "temperature is outside its range, found -1.0, expected a number from 0.0 up",
+        ),
+        (
+            {"sampling": {**SAMPLING, "temperature": "x"}},
+            "sampling has an invalid temperature, found 'x', expected a number",
+        ),
+        ({"sampling": {**SAMPLING, "temperature": 10**400}}, "expected a finite number"),
+        ({"sampling": {**SAMPLING, "top_p": None}}, "sampling has no top_p, expected a number"),
+        ({"sampling": {**SAMPLING, "top_k": 1.5}}, "invalid top_k, found 1.5, expected a whole"),
+        ({"sampling": {**SAMPLING, "top_k": True}}, "invalid top_k, found True, expected a whole"),
+        ({"sampling": {**SAMPLING, "seed": 2**32}}, "seed is outside its range"),
     ],
 )
 def test_a_damaged_file_is_refused_with_what_was_found(
@@ -131,11 +150,34 @@ def test_a_damaged_file_is_refused_with_what_was_found(
     assert "talk.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"null"])
-def test_a_file_that_is_something_else_is_refused(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b'{"version": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"[]", "is damaged, found a list of 0, expected a JSON object"),
+        (b"null", "is damaged, found None, expected a JSON object"),
+        (b"{}", "this is not a saved conversation"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
     (tmp_path / "talk.json").write_bytes(data)
-    with pytest.raises(SessionError, match=r"talk\.json: this is not a saved conversation"):
+    with pytest.raises(SessionError, match=message) as caught:
         Conversation.load(tmp_path / "talk.json")
+    assert "talk.json" in str(caught.value)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    CONVERSATION.save(tmp_path / "talk.json")
+    data = (tmp_path / "talk.json").read_bytes()
+    (tmp_path / "talk.json").write_bytes(b"\xef\xbb\xbf" + data)
+    assert Conversation.load(tmp_path / "talk.json") == CONVERSATION
 
 
 def test_a_conversation_grows_by_what_is_said() -> None:
@@ -171,9 +213,12 @@ def test_messages_are_taken_as_mappings_and_in_any_sequence() -> None:
     [
         ("Hello", "messages are of the wrong type, found 'Hello'"),
         (None, "messages are of the wrong type, found None"),
-        ({"role": "user", "content": "x"}, "messages are of the wrong type, found {"),
+        (
+            {"role": "user", "content": "x"},
+            "messages are of the wrong type, found an object of 2 entries",
+        ),
         (["Hello"], "a message is of the wrong type, found 'Hello', expected a Message"),
-        ([{"role": "user"}], "a message is of the wrong type, found {'role': 'user'}"),
+        ([{"role": "user"}], "a message is of the wrong type, found 'role', expected"),
         ([{"role": "user", "content": 5}], "the content of a message is not a string, found 5"),
         ([{"role": None, "content": "x"}], "the role of a message is not a string, found None"),
     ],
@@ -210,7 +255,7 @@ def test_a_file_too_large_for_a_conversation_is_not_read(
 ) -> None:
     CONVERSATION.save(tmp_path / "talk.json")
     monkeypatch.setattr(module, "MAX_BYTES", 100)
-    with pytest.raises(SessionError, match="found it is larger than 100 bytes"):
+    with pytest.raises(SessionError, match=r"is too large, found .* expected at most 100 B"):
         Conversation.load(tmp_path / "talk.json")
 
 

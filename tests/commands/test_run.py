@@ -15,6 +15,12 @@ def test_run_prints_the_answer_and_nothing_else(llama4: Command, model: Path) ->
     assert result.stdout == greedy(model, "Hello", 8).rstrip("\n") + "\n"
 
 
+def test_a_model_that_is_not_mapped_answers_the_same(llama4: Command, model: Path) -> None:
+    result = llama4("run", model, "Hello", *RUN, "--no-mmap")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == greedy(model, "Hello", 8).rstrip("\n") + "\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "prompt"),
     [

@@ -278,7 +278,7 @@ def test_a_failed_conversion_keeps_the_file_it_was_to_replace(
 
 
 def test_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="deep is not a directory"):
+    with pytest.raises(OutputError, match="deep does not exist"):
         convert(checkpoint, tmp_path / "deep" / "o.gguf")
 
 

@@ -79,6 +79,7 @@ def random_plan(seed: int) -> Plan:
             n_batch=rng.randrange(1, 4096),
             n_threads=maybe(3),
             use_extra_bufts=rng.random() < 0.5,
+            mmap=rng.random() < 0.5,
             kv_type=rng.choice(["f16", "q8_0"]),
             placement=Placement(
                 n_gpu_layers=rng.randrange(-1, 50),

@@ -18,6 +18,7 @@ from llama4_edge.runtime.bindings.amx import use_extra_bufts
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.units import bytes_text
 
 GIB = 2**30
 
@@ -266,6 +267,20 @@ def test_the_settings_are_those_of_the_plan() -> None:
         use_extra_bufts=False,
         placement=result.settings.placement,
     )
+
+
+def test_weights_that_are_copied_are_no_weights_on_the_disk() -> None:
+    mapped, copied = (
+        plan("scout", gpus=["rtx4090"], ram=40 * GIB, n_ctx=8192, mmap=mmap)
+        for mmap in (True, False)
+    )
+    assert mapped.settings == replace(copied.settings, mmap=True)
+    assert mapped.from_disk_bytes > 0 and copied.from_disk_bytes == 0
+    assert not mapped.fits and not copied.fits
+    assert (mapped.as_dict()["mmap"], copied.as_dict()["mmap"]) == (True, False)
+    short = f"it is {bytes_text(mapped.from_disk_bytes, digits=2)} short"
+    assert any("copied into it and not mapped" in note and short in note for note in copied.notes)
+    assert not any("reads" in note or "maps the file" in note for note in copied.notes)
 
 
 def test_each_fallback_asks_less_of_the_gpus_until_none_is_left(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama4_edge.errors import AllocationError
@@ -47,6 +49,34 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers() -> None:
         "the KV cache and the compute buffers, expected at most 4.0 GiB (memory.max of a group). "
         'Lower n_ctx, or give n_ctx="max" for the longest context that fits.'
     )
+
+
+def test_weights_that_are_not_mapped_have_to_fit() -> None:
+    copied = replace(SETTINGS, mmap=False)
+    assert settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB)) == copied
+    with pytest.raises(AllocationError) as caught:
+        settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB - 1))
+    assert str(caught.value) == (
+        "scout.gguf: the model does not fit into main memory with mmap=False, found 64.0 GiB for "
+        "the weights, the KV cache and the compute buffers, expected at most 64.0 GiB (memory.max "
+        "of a group). Leave mmap on: of weights that are mapped, only what has room is in memory."
+    )
+
+
+def test_a_model_that_is_copied_answers_as_one_that_is_mapped(scout_int4: Path) -> None:
+    """Its weights are anonymous memory then, and no part of the file is mapped."""
+    tokens = list(range(100, 140))
+    logits, weights, mapped = [], [], []
+    for mmap in (True, False):
+        settings = EngineSettings(n_ctx=512, n_threads=1, mmap=mmap, use_extra_bufts=False)
+        need = host_need(scout_int4, settings)
+        with Engine(scout_int4, settings) as engine:
+            logits.append(engine.logits(tokens))
+            mapped.append(str(scout_int4) in Path("/proc/self/maps").read_text())
+            weights.append((need.weights, engine.memory().on("CPU").weights))
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert mapped == [True, False]
+    assert weights[1][0] == weights[1][1] > 4_000_000
 
 
 def test_what_is_needed_is_what_the_engine_has_then(scout_int4: Path) -> None:

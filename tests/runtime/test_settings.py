@@ -39,6 +39,8 @@ def test_a_setting_out_of_range_is_refused_by_name(
     ("given", "complaint"),
     [
         ({"kv_type": "q5_0"}, "kv_type is unknown, found 'q5_0', expected f16, q8_0, q4_0"),
+        ({"mmap": 1}, "mmap is outside its range, found 1, expected True or False"),
+        ({"mmap": None}, "mmap is outside its range, found None, expected True or False"),
         ({"flash_attention": True}, "flash_attention is unknown, found True, expected auto, on"),
         ({"kv_type": "q8_0", "flash_attention": "off"}, "a KV cache of q8_0 needs flash attention"),
     ],
