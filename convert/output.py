@@ -7,7 +7,6 @@ so that the same command goes on where an interrupted one stopped.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from gguf.gguf_writer import WriterState
 from ..errors import DamagedTensorError, OutputError
 from ..parts import PartName
 from ..quant import Assignment
-from ..system.files import write_atomically
+from ..system.files import disk_hint, sync, write_atomically
 from ..system.locks import lock
 from ..system.page_cache import forget_cached, start_writing
 from ..system.threads import end
@@ -261,9 +260,8 @@ class PartialOutput:
         try:
             if not self._lost:
                 self._lost = True
-                sync = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have the second
                 for descriptor in self._descriptors:
-                    sync(descriptor)
+                    sync(descriptor, data_only=True)
                 self._lost = False
                 self._write_journal(slabs, finishing=False)
                 safe = True
@@ -283,7 +281,7 @@ class PartialOutput:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(self._state(0, finishing=False))
                 file.flush()
-                os.fsync(descriptor)
+                sync(descriptor)
 
     def _write_journal(self, slabs: int, *, finishing: bool) -> None:
         """Replace the journal; only who has locked the parts does."""
@@ -317,7 +315,7 @@ class PartialOutput:
 
     def _finish(self) -> None:
         for descriptor in self._descriptors:
-            os.fsync(descriptor)
+            sync(descriptor)
         for part, offset, length in self._dirty:
             forget_cached(self._descriptors[part], offset, length)
         self._write_journal(self.slabs_done, finishing=True)
@@ -426,11 +424,7 @@ def _rename(parts: Sequence[Part], journal: Path) -> None:
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems have no such thing: names are safe there once they are given.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -456,7 +450,7 @@ def _as_output_error(error: OSError, part: Part) -> OutputError:
     return OutputError(
         f"writing {part.partial} failed",
         found=error.strerror,
-        hint="Free some space or repair the disk, then run the same command again: it resumes.",
+        hint=f"{disk_hint(error)} Then run the same command again: it resumes.",
     )
 
 

@@ -229,7 +229,8 @@ class RepositoryCache:
         moved = self._moved(blob)
         if moved is not None:
             moved.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+        if blob.exists():  # a read-only file system refuses to remove even what is not there
+            blob.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path, file: RemoteFile) -> bool:

@@ -129,7 +129,7 @@ class Repository:
                 f"{file.name} cannot be written to {target.parent}",
                 found=error.strerror,
                 hint=f"{disk_hint(error)} {hint}".strip()
-                + " The same command goes on where this one stopped.",
+                + " Then run the same command again: it goes on where it stopped.",
             ) from error
 
     def _fill(self, file: RemoteFile, sink: BinaryIO, on_bytes: Callable[[int], None]) -> None:

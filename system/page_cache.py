@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 # The largest folio, the unit in which Linux caches a file and drops it.
 _LARGEST_FOLIO = 4 << 20
@@ -14,9 +15,8 @@ def forget_cached(descriptor: int, offset: int, length: int) -> None:
     Those just before are dropped again: they may share a folio that was in use the first time.
     Does nothing on a system without ``posix_fadvise``.
     """
-    if hasattr(os, "posix_fadvise"):
-        begin = max(0, offset - _LARGEST_FOLIO)
-        os.posix_fadvise(descriptor, begin, offset + length - begin, os.POSIX_FADV_DONTNEED)
+    begin = max(0, offset - _LARGEST_FOLIO)
+    _advise(descriptor, begin, offset + length - begin)
 
 
 def start_writing(descriptor: int, offset: int, length: int) -> None:
@@ -24,5 +24,10 @@ def start_writing(descriptor: int, offset: int, length: int) -> None:
 
     Linux does so when it is told that the pages are not needed; it drops only clean ones.
     """
+    _advise(descriptor, offset, length)
+
+
+def _advise(descriptor: int, offset: int, length: int) -> None:
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # a file system that takes no advice
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
