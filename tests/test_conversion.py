@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import llama4_edge
-from llama4_edge.convert import converter
+from llama4_edge.convert import converter, text_model
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.tokenizer import Vocabulary, read_vocabulary
 from llama4_edge.errors import UnsupportedError, VocabularyError
@@ -58,7 +58,7 @@ def test_a_model_that_llama_cpp_cannot_run_is_refused_before_it_is_written(
     scout_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        converter, "parse_config", lambda it: dataclasses.replace(parse_config(it), rms_eps=0.0)
+        text_model, "parse_config", lambda it: dataclasses.replace(parse_config(it), rms_eps=0.0)
     )
     with pytest.raises(UnsupportedError, match=r"layer_norm_rms_epsilon: 0\.0") as refused:
         llama4_edge.convert(scout_checkpoint, tmp_path / "out.gguf")
