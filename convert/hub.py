@@ -140,7 +140,10 @@ def _shard_names(snapshot: Path) -> list[str]:
 
 
 def _has_weights(remote: Repository) -> bool:
-    return any("/" not in name and name.endswith(".safetensors") for name in remote.files)
+    return any(
+        "/" not in name and name.endswith(".safetensors") and not name.startswith("adapter_model.")
+        for name in remote.files
+    )
 
 
 def _no_checkpoint(remote: Repository) -> CheckpointError:

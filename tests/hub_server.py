@@ -30,12 +30,13 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Entry:
-    """A file of a repository; `served` may differ from what the hub lists."""
+    """A file of a repository; `served` and `listed_size` may differ from what it is."""
 
     name: str
     data: bytes
     etag: str
     served: bytes
+    listed_size: int | None = None
 
     @property
     def is_lfs(self) -> bool:
@@ -329,7 +330,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _sibling(entry: Entry) -> dict[str, object]:
-    item: dict[str, object] = {"rfilename": entry.name, "size": len(entry.data), "blobId": "0" * 40}
+    size = len(entry.data) if entry.listed_size is None else entry.listed_size
+    item: dict[str, object] = {"rfilename": entry.name, "size": size, "blobId": "0" * 40}
     if entry.is_lfs:
         item["lfs"] = {"size": len(entry.data), "sha256": entry.etag, "pointerSize": 135}
     else:
