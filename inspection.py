@@ -129,7 +129,8 @@ def _plain(value: object) -> object:
     if isinstance(value, LongArray):
         return value.as_dict()
     if isinstance(value, tuple) and value and isinstance(value[0], float):
-        return tuple(_plain(item) for item in value)
+        finite = all(map(math.isfinite, value))
+        return value if finite else tuple(_plain(item) for item in value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import ModelFileError, did_you_mean
 from ...parts import part_named
 from ...untrusted import LFS_POINTER, lfs_pointer
-from .header import AGAIN, brief
+from .header import AGAIN
 
 PREFIX_BYTES = 4096
 """How many bytes of a file are enough to tell what it is."""
@@ -111,7 +111,8 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _line(prefix: bytes) -> str:
-    return brief(" ".join(prefix.decode("utf-8", "replace").split()))
+    line = " ".join(prefix.decode("utf-8", "replace").split())
+    return line if len(line) <= 80 else f"{line[:80]}…"
 
 
 def again(path: Path) -> str:
@@ -159,7 +160,7 @@ def has_models(path: Path) -> bool:
 
 def _models(path: Path) -> Iterator[Path]:
     """The GGUFs in a directory, or else in those below it; of split ones the first part."""
-    depth = 3 if (path / "snapshots").is_dir() or path.name.startswith("models--") else 2
+    depth = 4 if (path / "snapshots").is_dir() or path.name.startswith("models--") else 2
     looked_at = 0
     level = [path]
     for _ in range(depth):

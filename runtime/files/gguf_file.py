@@ -201,7 +201,7 @@ def _verdict(data: bytes) -> str | None:
         return None
     # The parser's last line only says which part failed; the one before says why.
     reasons = [line.partition(": ")[2] or line for line in log.errors]
-    return "; ".join(brief(reason) for reason in reasons) or "no reason given by ggml"
+    return "; ".join(brief(reason, 300) for reason in reasons) or "no reason given by ggml"
 
 
 def _tensors(raw: tuple[RawTensor, ...], data_offset: int) -> tuple[TensorInfo, ...]:

@@ -61,10 +61,10 @@ AGAIN = "Download or convert the file again."
 """What to do about most damage."""
 
 
-def brief(text: object) -> str:
-    """What a file says, for an error: its beginning, where it is long."""
+def brief(text: object, most: int = _SHOWN) -> str:
+    """What a file says, for an error: its beginning, where it is of more than `most` letters."""
     shown = str(text)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}… ({len(shown):,} characters)"
+    return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
 
 
 @dataclass(frozen=True)

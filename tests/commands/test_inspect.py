@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,25 @@ def test_a_hundred_thousand_missing_parts_are_two_lines(
     assert f"99,998 of 99,999 parts are missing, the first is {tmp_path}/x-00002" in problems[0]
     record = json.loads(llama4("inspect", path, "--check", "--json").stdout)
     assert len(record["damage"]) == 2
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(
+    llama4: Command, model: Path, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Piped, as JSON, in an error, and of what is written; the name in the file is readable."""
+    path = tmp_path / "\udcff.gguf"
+    path.symlink_to(model)
+    assert llama4("inspect", path).stdout.startswith(f"{tmp_path}/\\udcff.gguf\n")
+    assert llama4("inspect", path, "--check").exit_code == 0
+    record = json.loads(llama4("inspect", path, "--json").stdout)
+    assert record["path"] == str(path)
+    assert "\\udcfe.gguf" in the_error(llama4("inspect", tmp_path / "\udcfe.gguf"))
+    source = tmp_path / "d\udcff"
+    source.symlink_to(scout_checkpoint)
+    copied = tmp_path / "c\udcff"
+    shutil.copytree(scout_checkpoint, copied)
+    written = tmp_path / "o\udcff.gguf"
+    result = llama4("convert", copied, "-o", written, "--recipe", "bf16")
+    assert (result.exit_code, "o\\udcff.gguf" in result.stdout) == (0, True)
+    assert read_gguf(written).metadata["general.name"] == "C?"
+    assert "d\\udcff" in llama4("inspect", source).stdout
