@@ -109,6 +109,7 @@ def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
     """
     from .chat.prompt import Prompts
     from .chat.vocabulary import Vocabulary
+    from .convert.chat_templates import template_file
     from .runtime.files.model_file import check_model_file
 
     with _planned_file(parts) as path:
@@ -119,7 +120,7 @@ def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
                 _ = prompts.template
         except TemplateError as error:
             raise VocabularyError(
-                f"{checkpoint} has a chat template that cannot be used",
+                f"{template_file(checkpoint)} holds a chat template that cannot be used",
                 found=error.found or error.problem,
                 hint="Correct it, or remove it to convert the model without one.",
             ) from None

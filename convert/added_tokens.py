@@ -61,7 +61,9 @@ def added_tokens(tokenizer: Record, settings: Record, ids: Mapping[str, int]) ->
         decoder = settings.record("added_tokens_decoder")
         for key in decoder:
             if not (key.isascii() and key.isdecimal() and len(key) < 10):
-                raise decoder.fault(key, "token ids as keys")
+                raise VocabularyError(
+                    f"{decoder.name} has a key that is not a token id", found=repr(key[:80])
+                )
             entry = decoder.record(key)
             text = entry.text("content")
             known = tokens[text].number if text in tokens else ids.get(text, int(key))

@@ -16,8 +16,10 @@ from ..untrusted import Reader
 DEFAULT = "default"
 """The name of the template that a conversation is written with."""
 
+MORE_TEMPLATES = "additional_chat_templates"
+"""The directory of further templates, transformers' CHAT_TEMPLATE_DIR."""
+
 _TEMPLATE = "chat_template.jinja"
-_MORE = "additional_chat_templates"  # transformers' CHAT_TEMPLATE_DIR
 _SETTINGS = ("tokenizer_config.json", "chat_template.json")
 _READER = Reader(VocabularyError, limit=64 << 20)
 
@@ -53,6 +55,11 @@ def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:
     return {}, None
 
 
+def template_file(directory: Path) -> Path:
+    """The file that the templates are from."""
+    return next((source for source, _ in _sources(directory)), directory / _TEMPLATE)
+
+
 def _sources(directory: Path) -> list[tuple[Path, dict[str, str]]]:
     """The first place that has templates, and what it has."""
     files = _files(directory)
@@ -69,7 +76,7 @@ def _sources(directory: Path) -> list[tuple[Path, dict[str, str]]]:
 
 def _files(directory: Path) -> dict[str, str]:
     paths = {DEFAULT: directory / _TEMPLATE} if os.path.lexists(directory / _TEMPLATE) else {}
-    for path in sorted((directory / _MORE).glob("*.jinja")):
+    for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja")):
         paths.setdefault(path.name.removesuffix(".jinja"), path)
     return {_utf8(name): _READER.text(path) for name, path in paths.items()}
 

@@ -12,6 +12,7 @@ will be dropped again is a link to a blob of its own name ending, by which a lat
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ from ..hub.repository import (
     is_offline,
 )
 from ..system.files import is_file
+from .chat_templates import MORE_TEMPLATES
 from .checkpoint import (
     INDEX_NAME,
     Checkpoint,
@@ -52,6 +54,7 @@ SMALL_FILES = {
     "config.json": 16 << 20,
     "generation_config.json": 16 << 20,
     "tokenizer_config.json": 64 << 20,
+    "special_tokens_map.json": 16 << 20,
     "tokenizer.json": 1 << 30,
     "chat_template.json": 16 << 20,
     "chat_template.jinja": 16 << 20,
@@ -59,6 +62,8 @@ SMALL_FILES = {
     "README.md": 8 << 20,
 }
 _MOST_SHARDS = 5000
+_MOST_TEMPLATES = 100
+_TEMPLATE_NAME = re.compile(re.escape(MORE_TEMPLATES) + r"/[^/]+\.jinja")
 # How long a transfer that is no longer wanted may take to notice. Only a network that says
 # nothing at all makes it longer.
 _PARTING_SECONDS = 3.0
@@ -95,15 +100,27 @@ def open_repository(
     config = read_json_object(cache.fetch("config.json", limit=SMALL_FILES["config.json"]))
     # Another model's files need not even be asked for.
     parse_config(config)
-    for name, limit in SMALL_FILES.items():
-        if name in remote.files:
-            cache.fetch(name, limit=limit)
+    for name, limit in _small_files(remote).items():
+        cache.fetch(name, limit=limit)
     cache.remember(revision)
     shards = HubShards(remote, keep=keep_source)
     names = [name for name in _shard_names(cache.snapshot) if name in remote.files]
     check_distinct(remote.id, names)
     shards.fetch_heads(names)
     return Checkpoint(cache.snapshot, config, read_tensors(cache.snapshot, shards), shards)
+
+
+def _small_files(remote: Repository) -> dict[str, int]:
+    """The files beside the shards that are there, each with the bytes that it may have."""
+    present = {name: limit for name, limit in SMALL_FILES.items() if name in remote.files}
+    templates = [name for name in sorted(remote.files) if _TEMPLATE_NAME.fullmatch(name)]
+    if len(templates) > _MOST_TEMPLATES:
+        raise HubError(
+            f"{remote.id} has too many chat templates",
+            found=f"{len(templates)} in {MORE_TEMPLATES}",
+            expected=f"at most {_MOST_TEMPLATES}",
+        )
+    return present | dict.fromkeys(templates, SMALL_FILES["chat_template.jinja"])
 
 
 def _open_cached(repository: str, revision: str | None) -> Checkpoint:

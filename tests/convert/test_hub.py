@@ -18,6 +18,7 @@ from llama4_edge import convert
 from llama4_edge.convert import output
 from llama4_edge.convert.hub import HubShards, open_repository
 from llama4_edge.errors import HubError, OutputError
+from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.hub_server import Fault, HubServer
 
 from .on_hub import NAME, SHARDS, blobs, cached_files, opened, shard, wait_until
@@ -410,3 +411,16 @@ def test_a_damaged_file_is_noticed_and_does_not_stay(published: HubServer) -> No
         shards.acquire(paths[0])
     shards.close()
     assert [path.stat().st_size for path in blobs("*.llama4-edge*")] == [0]
+
+
+def test_further_chat_templates_come_from_their_directory(
+    published: HubServer, tmp_path: Path
+) -> None:
+    entries = published.repositories[NAME].entries
+    files = {name: entry.data for name, entry in entries.items()}
+    more = {"additional_chat_templates/tool_use.jinja": b"{{ tools }}"}
+    published.add(NAME, {**files, **more, "additional_chat_templates/deep/x.jinja": b"x"})
+    convert(NAME, tmp_path / "out.gguf", recipe="bf16")
+    metadata = read_gguf(tmp_path / "out.gguf").metadata
+    assert metadata["tokenizer.chat_templates"] == ("tool_use",)
+    assert metadata["tokenizer.chat_template.tool_use"] == "{{ tools }}"
