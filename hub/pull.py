@@ -21,8 +21,9 @@ from typing import Any
 from ..errors import HubError, OutputError
 from ..parts import part_named
 from ..progress import Progress
+from ..system.files import disk_hint
 from ..units import bytes_text
-from .listing import RemoteFile
+from .listing import RemoteFile, check_distinct
 from .repository import Repository, find_repository, new_digest, partial_path
 
 _PROJECTOR = re.compile(r"(?:^|[-_.])mmproj(?:[-_.]|$)", re.IGNORECASE)
@@ -31,6 +32,7 @@ _PROJECTOR_TYPES = ("f16", "bf16", "f32", "q8_0")
 _ARCHITECTURE = b"general.architecture"
 _HEAD_BYTES = 64 << 10
 _CHUNK = 1 << 20
+_MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,16 @@ def pull(
     _check_architecture(remote, model.parts[0])
     projector = _projector(remote, model)
     files = [*model.parts, *([projector] if projector else [])]
-    before = _check_room(place, files)
-    fetched = _bring(remote, files, place, before, progress)
+    check_distinct(remote.id, [_base(file) for file in files])
+    try:
+        before = _check_room(place, files)
+        fetched = _bring(remote, files, place, before, progress)
+    except OSError as error:
+        raise OutputError(
+            f"{place} cannot be read or written",
+            found=f"{error.strerror}: {error.filename}" if error.filename else error.strerror,
+            hint=disk_hint(error),
+        ) from error
     return Pulled(
         repository=remote.id,
         commit=remote.commit,
@@ -134,7 +144,9 @@ def _choose(remote: Repository, choice: str | None) -> _Model:
     if len(fitting) == 1:
         _check_parts(remote, fitting[0])
         return fitting[0]
-    listed = ", ".join(model.text for model in fitting or models)
+    listed = ", ".join(model.text for model in (fitting or models)[:_MOST_LISTED])
+    more = len(fitting or models) - _MOST_LISTED
+    listed += f" and {more} more" if more > 0 else ""
     if not fitting:
         raise HubError(f"{remote.id} has no {choice}", found=listed, hint="Name one of these.")
     raise HubError(
@@ -190,7 +202,7 @@ def _check_parts(remote: Repository, model: _Model) -> None:
     if numbers and numbers != expected:
         raise HubError(
             f"{remote.id} lacks parts of {model.stem}",
-            found=", ".join(_base(part) for part in model.parts),
+            found=", ".join(_base(part) for part in model.parts[:_MOST_LISTED]),
             hint="Choose another repository, or another --revision of this one.",
         )
 

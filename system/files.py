@@ -32,6 +32,7 @@ _DISK_HINTS = {
     errno.ENOENT: "Make the directory first.",
     errno.ENOTDIR: "A file lies where a directory is needed: move it away.",
     errno.EISDIR: "A directory lies where a file is needed: move it away.",
+    errno.EEXIST: "Something else lies there: move it away.",
     errno.ELOOP: "A symbolic link lies there: move it away.",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
 }
@@ -81,7 +82,7 @@ def open_partial(path: Path) -> BinaryIO:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         file.close()
-        raise OSError(errno.EINVAL, "Not a regular file, or one with another name", str(path))
+        raise OSError(errno.EEXIST, "Not a regular file, or one with another name", str(path))
     return file
 
 

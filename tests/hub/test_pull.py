@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from llama4_edge.errors import HubError, OutputError
 from llama4_edge.hub.pull import pull
+from llama4_edge.hub.repository import find_repository, partial_path
 from llama4_edge.progress import Progress
 from tests.hub_server import Fault, HubServer, running_hub
 
@@ -210,3 +212,64 @@ def test_a_directory_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"is not a directory\. Make it first"):
         pull(NAME, "Q2_K", directory=tmp_path / "nowhere")
     assert hub.requests == []
+
+
+def test_names_that_the_disk_does_not_take_are_one_error(hub: HubServer, place: Path) -> None:
+    # With what is added while it is fetched, the second is too long.
+    for name in ("x" * 200 + ".gguf", "x" * 250 + ".gguf"):
+        hub.add("someone/long", {name: gguf()})
+        try:
+            pull("someone/long", directory=place)
+        except OutputError as error:
+            assert (len(name), "File name too long" in str(error)) == (255, True)
+            assert "Choose a directory with a shorter path" in str(error)
+        else:
+            assert len(name) == 205
+
+
+def test_files_that_differ_only_by_case_are_refused(hub: HubServer, place: Path) -> None:
+    parts = {"a-00001-of-00002.gguf": gguf(), "a-00002-of-00002.gguf": gguf()}
+    hub.add("someone/case", {**parts, "mmproj-F16.gguf": gguf("clip"), "MMPROJ-f16.gguf": gguf()})
+    assert pull("someone/case", directory=place).projector
+    hub.add("someone/case", {"A.gguf": gguf(), "a.gguf": gguf()})
+    with pytest.raises(HubError, match="more than one model"):
+        pull("someone/case", directory=place)
+
+
+def test_a_long_list_of_models_is_cut(hub: HubServer, place: Path) -> None:
+    hub.add("someone/many", {f"{number:04d}-Q4_K_M.gguf": b"GGUF" for number in range(300)})
+    with pytest.raises(HubError, match=r"0039-Q4_K_M \(4 B\) and 260 more") as caught:
+        pull("someone/many", directory=place)
+    assert len(str(caught.value)) < 2000
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, make_fifo, lambda path: path.symlink_to("/dev/full")])
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_lies_under_the_name_of_the_file_is_left_alone(
+    hub: HubServer, place: Path, make: Callable[[Path], None], partial: bool
+) -> None:
+    hub.add("someone/one", {"scout.gguf": gguf()})
+    file = find_repository("someone/one").files["scout.gguf"]
+    target = place / "scout.gguf"
+    make(partial_path(target, file) if partial else target)
+    with pytest.raises((OutputError, HubError), match=r"scout\.gguf"):
+        pull("someone/one", directory=place)
+    assert len(list(place.iterdir())) == 1 and not target.is_file()
+
+
+def test_links_planted_beside_a_file_are_not_written_through(hub: HubServer, place: Path) -> None:
+    hub.add("someone/one", {"scout.gguf": gguf()})
+    file = find_repository("someone/one").files["scout.gguf"]
+    victim = place / "victim"
+    victim.write_bytes(b"mine")
+    partial = partial_path(place / "scout.gguf", file)
+    for link in (partial.symlink_to, partial.hardlink_to):
+        link(victim)
+        with pytest.raises(HubError, match=r"to .*found (Too many|Not a regular)"):
+            pull("someone/one", directory=place)
+        assert victim.read_bytes() == b"mine"
+        partial.unlink()
