@@ -15,7 +15,7 @@ from shlex import quote
 
 from ..convert.presets import PRESETS
 from ..errors import CheckpointError, Llama4EdgeError, ModelFileError, did_you_mean
-from ..hub.names import HubName, parse_hub_name, parse_repository
+from ..hub.names import HubName, other_name, parse_hub_name
 from .declare import usage_error
 
 _UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".aria2")
@@ -84,12 +84,15 @@ def check_name(name: str, command: str) -> None:
 
 
 def _is_repository(name: str) -> bool:
-    return parse_repository(name) is not None and not name.lower().endswith(_FILES)
+    hub = parse_hub_name(name)
+    return hub is not None and hub.is_repository and not name.lower().endswith(_FILES)
 
 
 def _absent(name: str, command: str, taken: _Taken) -> Llama4EdgeError:
     """The error for a name of nothing that is here."""
     hub = None if name.lower().endswith(_FILES) and name.count("/") < 2 else parse_hub_name(name)
+    if other := other_name(name):
+        return taken.error(f"{name} is {other[0]}", hint=other[1])
     scheme, separator, rest = name.partition("://")
     if separator and hub is None:
         hint = "Download it, and give the file."

@@ -40,14 +40,20 @@ def pull(options: PullOptions) -> None:
     llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M
     llama4 pull org/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M -o models --json | jq -r .model
     """
-    from ..hub.names import parse_hub_name
+    from ..hub.names import other_name, parse_hub_name
     from ..hub.pull import pull as run_pull
     from ..terminal.tables import pulled_view
 
     name = parse_hub_name(options.repository)
     said = (name.file or name.quantization) if name else None
-    if name is None or (said and options.choice):
-        raise usage_error(f"{options.repository!r} is not org/name")
+    if name is None:
+        kind, hint = other_name(options.repository) or ("not org/name", "")
+        raise usage_error(f"{options.repository!r} is {kind}. {hint}".rstrip(". "))
+    for flag, one, other in (
+        ("CHOICE", said, options.choice), ("--revision", name.revision, options.revision),
+    ):  # fmt: skip
+        if one and other and one != other:
+            raise usage_error(f"{options.repository!r} says {one}, and {flag} {other}")
     try:
         with byte_progress() as progress:
             pulled = run_pull(

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..architecture import MIN_LAYERS
 from ..errors import CheckpointError, OutputError, UnsupportedError, did_you_mean
-from ..hub.names import parse_repository
+from ..hub.names import parse_hub_name
 from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_overrides
 from ..ranges import check_whole
 from ..system.files import is_file
@@ -184,16 +184,16 @@ def _find(model: str) -> _Source:
         # A config.json says less of what it is than the directory it lies in.
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return _Source(name or model, config, vision=_described(described, config))
-    repository = parse_repository(model)
+    named = parse_hub_name(model)
     if os.path.lexists(path):
         checkpoint = open_checkpoint(path)
         name = cached_repository(checkpoint.path) or path.resolve().name
-    elif repository is not None:
+    elif named is not None and named.is_repository:
         # Only here, because the hub's client takes longer to import than everything else together.
         from .hub import open_repository
 
-        checkpoint = open_repository(repository)
-        name = repository
+        checkpoint = open_repository(named.repository, revision=named.revision)
+        name = named.repository
     else:
         raise CheckpointError(
             f"{model} is not a model",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..errors import CheckpointError, DamagedTensorError, did_you_mean
-from ..hub.names import parse_repository
+from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
     Assignment,
@@ -143,21 +143,30 @@ def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: 
             found=f"revision {revision}",
             hint="Leave it out, or put hf:// before the name if a repository is meant.",
         )
-    repository = parse_repository(os.fspath(source))
     if is_here:
         return open_checkpoint(source)
-    if repository is None:
+    named = parse_hub_name(os.fspath(source))
+    if named is None or not named.is_repository:
         raise _no_source(os.fspath(source))
     # Only here, because the hub's client takes longer to import than everything else together.
     from .hub import open_repository
 
-    return open_repository(repository, revision=revision, keep_source=keep_source)
+    return open_repository(
+        named.repository, revision=revision or named.revision, keep_source=keep_source
+    )
 
 
 def _no_source(name: str) -> CheckpointError:
     """The error that there is no checkpoint of this name; a preset is published somewhere."""
     preset = PRESETS.get(name)
     published = None if preset is None else preset.repository
+    named = parse_hub_name(name)
+    if named is not None:
+        return CheckpointError(
+            f"{name} is not all of a repository",
+            expected=f"{named.repository}, which is converted as a whole",
+            hint=f"For a GGUF: llama4 pull {named.repository} {named.file or named.quantization}",
+        )
     return CheckpointError(
         f"{name} does not exist",
         expected="a checkpoint directory, or org/name on the Hugging Face Hub",

@@ -129,7 +129,7 @@ def _open_cached(repository: str, revision: str | None) -> Checkpoint:
     if commit is None or not is_file(snapshot / "config.json"):
         raise HubError(
             f"{repository} is not in the cache, and offline mode allows nothing else",
-            expected=f"{snapshot / 'config.json'}",
+            expected=snapshot / "config.json" if commit else cache_directory(repository),
             hint="Unset HF_HUB_OFFLINE, or run `hf download` for it where there is a network.",
         )
     names = _shard_names(snapshot)

@@ -63,7 +63,17 @@ def test_what_is_elsewhere_is_fetched_first(
     assert error.startswith(f"{name} {said}")
 
 
-@pytest.mark.parametrize("name", ["org/name", "https://huggingface.co/org/name", "hf://org/name"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "org/name",
+        "https://huggingface.co/org/name",
+        "hf://org/name",
+        "org/name/",
+        "https://huggingface.co/org/name/tree/main",
+        "git@hf.co:org/name.git",
+    ],
+)
 def test_a_repository_is_a_model_for_some_commands(llama4: Command, name: str) -> None:
     for command in (*FILE_COMMANDS, "inspect"):
         assert refusal(llama4, command, name).endswith(PULL_OR_CONVERT)
@@ -75,9 +85,21 @@ def test_a_repository_is_a_model_for_some_commands(llama4: Command, name: str) -
 def test_an_address_of_a_repository_that_is_not_understood_is_put_right(
     llama4: Command, command: str
 ) -> None:
-    error = refusal(llama4, command, "https://huggingface.co/org/name/tree/v2")
+    error = refusal(llama4, command, "https://huggingface.co/org/name/tree/v2/q4")
     revision = " --revision v2" if command == "convert" else ""
     assert error.endswith(f"Give its repository: llama4 {command} org/name{revision}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_known_elsewhere_is_answered_with_what_to_do(llama4: Command, command: str) -> None:
+    assert refusal(llama4, command, "llama4:scout") == (
+        "llama4:scout is a name of Ollama's. Fetch a GGUF from the hub: "
+        "llama4 pull unsloth/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M"
+    )
+    assert refusal(llama4, command, "https://huggingface.co/datasets/org/name") == (
+        "https://huggingface.co/datasets/org/name is a data set on the hub. "
+        "Give a repository of a model: org/name"
+    )
 
 
 def test_the_name_of_a_preset_says_what_knows_it(llama4: Command) -> None:

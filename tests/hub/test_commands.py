@@ -103,3 +103,36 @@ def test_what_names_no_repository_is_a_usage_error(hub: HubServer) -> None:
     assert result.exit_code == 2
     assert "'scout.gguf' is not org/name" in result.stderr
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ["llama4:scout"],
+            "'llama4:scout' is a name of Ollama's. Fetch a GGUF from the hub:",
+        ),
+        (["https://huggingface.co/datasets/a/b"], "is a data set on the hub. Give a repository"),
+        (["a/b:Q4_K_M", "Q8_0"], "'a/b:Q4_K_M' says Q4_K_M, and CHOICE Q8_0"),
+        (["a/b@v1", "--revision", "v2"], "'a/b@v1' says v1, and --revision v2"),
+        (["https://example.org/x.gguf"], "is not org/name"),
+    ],
+)
+def test_what_a_pull_cannot_mean_is_a_usage_error(
+    hub: HubServer, words: list[str], problem: str
+) -> None:
+    result = CliRunner().invoke(main, ["pull", *words])
+    assert result.exit_code == 2
+    assert problem in " ".join(result.stderr.split())
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "name", ["someone/GGUF", "https://huggingface.co/someone/GGUF/tree/main", "someone/GGUF@main"]
+)
+def test_a_repository_of_gguf_files_is_not_converted_but_pulled(hub: HubServer, name: str) -> None:
+    hub.add("someone/GGUF", {"config.json": b"{}", "scout-Q4_K_M.gguf": b"GGUF"})
+    for command in ("convert", "plan"):
+        result = CliRunner().invoke(main, [command, name])
+        assert result.exit_code == 1
+        assert result.stderr.endswith("Fetch one: llama4 pull someone/GGUF\n")

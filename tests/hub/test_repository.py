@@ -9,7 +9,6 @@ import pytest
 
 from llama4_edge.errors import HubError
 from llama4_edge.hub import repository as hub_client
-from llama4_edge.hub.names import parse_repository
 from llama4_edge.hub.transfer import PassingError
 from tests.hub_server import Fault, running_hub
 
@@ -85,21 +84,3 @@ def test_a_digest_that_is_none_is_no_hubs(monkeypatch: pytest.MonkeyPatch, tmp_p
         server.add(NAME, {"big.gguf": b"GGUF"}).entries["big.gguf"].etag = "../../escape"
         with pytest.raises(HubError, match=r"found big\.gguf of .* has no digest"):
             hub_client.find_repository(NAME)
-
-
-@pytest.mark.parametrize(
-    ("text", "repository"),
-    [
-        (NAME, NAME),
-        (f"hf://{NAME}", NAME),
-        (str(Path(f"hf://{NAME}")), NAME),
-        ("Llama-4-Small", None),
-        ("./meta-llama/Llama-4-Small", None),
-        ("/meta-llama/Llama-4-Small", None),
-        ("../Llama-4-Small", None),
-        ("a/b/c", None),
-        ("https://huggingface.co/a/b", "a/b"),
-    ],
-)
-def test_what_names_a_repository(text: str, repository: str | None) -> None:
-    assert parse_repository(text) == repository
