@@ -145,7 +145,7 @@ class ChatTemplate:
         except RenderingError as error:
             raise TemplateError(
                 "the chat template does not render these messages",
-                found=_visible(str(error).replace(mark, "")),
+                found=_visible(str(error).replace(mark, "")) or None,
             ) from error
         pieces = tuple(self._pieces(text, mark))
         if Piece(_IMAGE, control=True) in pieces:
