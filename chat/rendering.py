@@ -14,7 +14,12 @@ import signal
 import struct
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 REQUEST = struct.Struct("<QdQ")
 """Before the body of a request: its bytes, the seconds of computing, and the bytes of memory. The
@@ -46,17 +51,8 @@ class Template:
     """
 
     def __init__(self, source: str) -> None:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            self._template = environment.from_string(source)
+            self._template = _environment().from_string(source)
         except MemoryError:
             raise
         # A template provokes any Python error: IndentationError is one of loops in loops.
@@ -92,27 +88,74 @@ def _description(error: Exception) -> str:
     return name + (text if len(text) <= MAX_FAULT + 20 else text[:MAX_FAULT] + "...")
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is: Jinja's own filter would escape <, > and & for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+def _environment() -> jinja2.Environment:
+    """What templates of the transformers library expect to find."""
+    import jinja2
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """``{% generation %}`` marks, for training, what the assistant says: the text stays."""
+
+        tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class PublicNamespace(Namespace):
+        """A namespace without the names that Python itself looks for."""
+
+        def __init__(*arguments: Any, **values: Any) -> None:
+            self, *positional = arguments
+            Namespace.__init__(self)
+            for name, value in dict(*positional, **values).items():
+                self[name] = value
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if str(name).startswith("_"):
+                raise SecurityError(f"a namespace cannot hold {name!r}")
+            super().__setitem__(name, value)
+
+    class Dictionaries:
+        """Makes dictionaries, and is not the type itself."""
+
+        def __call__(self, *arguments: Any, **values: Any) -> dict[Any, Any]:
+            return dict(*arguments, **values)
+
+        def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+            return dict.fromkeys(keys, value)
+
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own filter would escape <, > and & for HTML.
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    def raise_exception(message: object) -> NoReturn:
+        raise jinja2.TemplateError(str(message))
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-
-
-def _raise_exception(message: object) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(str(message))
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["namespace"] = PublicNamespace
+    environment.globals["dict"] = Dictionaries()
+    return environment
 
 
 # ---- the process
@@ -120,11 +163,7 @@ def _raise_exception(message: object) -> NoReturn:
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    import jinja2.ext
-    import jinja2.sandbox  # noqa: F401 (before the first request comes)
-
-    # Whoever asks decides about Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _confine()
     template: Template | None = None
     most = 0
     while header := _read(REQUEST.size):
@@ -147,9 +186,36 @@ def serve() -> None:
         _write(body)
 
 
+def _confine() -> None:
+    """Import what templates may need, then open no file and no connection any more."""
+    import codecs
+    import html
+    import textwrap
+    import time
+
+    import jinja2.constants
+    import jinja2.debug
+    import jinja2.ext
+    import jinja2.sandbox
+
+    time.localtime()  # reads the time zone
+    for encoding in ("ascii", "latin-1", "unicode_escape", *ENCODING[:1]):
+        codecs.lookup(encoding)
+    _ = html, textwrap, jinja2.constants, jinja2.debug, jinja2.ext, jinja2.sandbox
+    # Whoever asks decides about Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _limit(seconds: float, memory: int) -> None:
     """End this process after so many seconds of computing; refuse it more memory than that."""
     if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
         signal.setitimer(signal.ITIMER_PROF, seconds)
     with suppress(ImportError, ValueError, OSError):
         import resource  # not on Windows

@@ -65,7 +65,9 @@ class TemplateProcess:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._lock = threading.Lock()
+        # A signal handler may ask while its own thread does.
+        self._lock = threading.RLock()
+        self._is_asking = False
         self._child: _Child | None = None
         # At the end of Python too.
         self._finalizer: weakref.finalize[Any, TemplateProcess] | None = None
@@ -85,6 +87,8 @@ class TemplateProcess:
         """
         request = json.dumps(names, ensure_ascii=False).encode(*ENCODING)
         with self._lock:
+            if self._is_asking:
+                return TemplateProcess(self._source).render(names)
             return self._ask(self._running(), request, "to render these messages")
 
     def close(self) -> None:
@@ -102,6 +106,7 @@ class TemplateProcess:
         return self._child
 
     def _ask(self, child: _Child, request: bytes, purpose: str) -> str:
+        self._is_asking = True
         try:
             return child.ask(request, purpose)
         except RenderingError:
@@ -110,6 +115,8 @@ class TemplateProcess:
             # Ctrl-C too: the answer would be that to the next question.
             self._end()
             raise
+        finally:
+            self._is_asking = False
 
     def _end(self) -> None:
         if self._finalizer is not None:
@@ -118,7 +125,8 @@ class TemplateProcess:
 
     def _after_fork(self) -> None:
         """In the process that was forked: the other one goes on with the child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_asking = False
         if self._child is not None:
             self._child.forget()
         if self._finalizer is not None:
@@ -148,7 +156,7 @@ class _Child:
     def __init__(self) -> None:
         from . import rendering
 
-        path = [str(Path(entry).absolute()) for entry in sys.path]
+        path = [str(Path(entry).absolute()) for entry in sys.path if isinstance(entry, str)]
         command = [sys.executable, "-I", "-S", "-c", _PROGRAM, rendering.__file__, *path]
         try:
             self._process = subprocess.Popen(

@@ -225,6 +225,9 @@ def test_a_template_with_a_mistake_is_refused_with_its_line() -> None:
         ("{{ raise_exception.__globals__.os }}", "SecurityError"),
         ("{{ range.__closure__[0] }}", "SecurityError"),
         ("{{ '{0.__class__.__mro__}'.format('') }}", "SecurityError"),
+        ("{% set ns = namespace() %}{% set ns.__init__ = 1 %}", "SecurityError"),
+        ("{{ namespace(__class__=1) }}", "SecurityError"),
+        ("{{ dict.mro() }}", "UndefinedError"),
         ("{% include '/etc/passwd' %}", "TypeError: no loader"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from llama4_edge.chat import template_process as module
-from llama4_edge.chat.rendering import ANSWER, TEXT, RenderingError
+from llama4_edge.chat.rendering import ANSWER, TEXT, RenderingError, Template
 from llama4_edge.chat.template_process import TemplateProcess
 from llama4_edge.errors import TemplateError
 
@@ -146,6 +147,22 @@ def test_ctrl_c_ends_the_rendering_and_not_the_next(process: TemplateProcess) ->
     assert process.render({"x": "next"}) == "next"
 
 
+def test_a_signal_handler_renders_while_its_thread_does(process: TemplateProcess) -> None:
+    answers = []
+
+    def answer(*_: object) -> None:
+        answers.append(process.render({"x": "handler"}))
+
+    previous = signal.signal(signal.SIGALRM, answer)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TemplateError, match="takes too long"):
+            process.render({"x": "endless"})
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert answers == ["handler"]
+
+
 def test_the_process_ends_with_the_template() -> None:
     made = TemplateProcess(SOURCE)
     first = pid(made)
@@ -224,6 +241,55 @@ def test_the_environment_holds_no_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     environment = psutil.Process(pid(made)).environ()
     assert set(environment) <= set(module._VARIABLES) | {"LC_CTYPE"}
     made.close()
+
+
+def test_the_process_can_open_nothing_any_more(process: TemplateProcess) -> None:
+    child = psutil.Process(pid(process))
+    assert child.num_fds() == 3
+    if hasattr(child, "rlimit"):
+        assert child.rlimit(psutil.RLIMIT_NOFILE) == (3, 3)
+
+
+# The arguments that filters and tests need.
+ARGUMENTS = {
+    "attr": "'x'", "batch": "2", "default": "1", "divisibleby": "2", "format": "1", "slice": "2",
+    "groupby": "'real'", "in": "[1]", "replace": "'a', 'b'", "round": "1", "sameas": "1",
+    **dict.fromkeys(["eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<="], "1"),
+    **dict.fromkeys(["gt", "greaterthan", ">", "ge", ">="], "1"),
+}  # fmt: skip
+VALUES = ("'a <b>c</b> &amp; http://x.y/z'", "-7", "[3, 1, 2]", "{'b': 1, 'a': '2'}", "none")
+
+
+def test_every_filter_and_test_of_jinja_works_there_as_here() -> None:
+    import jinja2
+
+    environment = jinja2.Environment()
+    uses = [
+        f"({value}) | {name}({ARGUMENTS.get(name, '')})"
+        for name in sorted(set(environment.filters) - {"random"})
+        for value in VALUES
+    ] + [
+        f"({value}) is {name}({ARGUMENTS.get(name, '')})"
+        for name in sorted(environment.tests)
+        if name.isalpha()
+        for value in VALUES
+    ]
+    uses += ["lipsum(n=1, min=3, max=4) | length > 9", "strftime_now('%c %Z')[:9]", "dict(a=1)"]
+    uses += ["cycler(1, 2).next()", "joiner()() ~ 'x'", "namespace(a=1).a", "range(3) | list"]
+    uses += ["'%5.2f' % 1.5", "'{:>5}'.format(1)", "'a&lt;' | safe | striptags", "'é'.encode()"]
+    branches = [f"{{% elif x == {i} %}}{{{{ {use} }}}}" for i, use in enumerate(uses)]
+    source = "{% if x < 0 %}" + "".join(branches) + "{% endif %}"
+    here, there = Template(source), TemplateProcess(source)
+    for number, use in enumerate(uses):
+        assert outcome(there, number) == outcome(here, number), use
+    there.close()
+
+
+def outcome(template: Template | TemplateProcess, number: int) -> str:
+    try:
+        return re.sub("0x[0-9a-f]+", "an address", template.render({"x": number}))
+    except RenderingError as error:
+        return f"error: {error}"
 
 
 def test_jinja_is_imported_there_and_not_here() -> None:

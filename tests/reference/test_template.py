@@ -67,6 +67,9 @@ def test_metas_template_writes_what_it_does_in_transformers(
         "{% for m in messages %}{{ m | tojson(indent=2) }}{{ loop.index }}{% endfor %}",
         "  {% if true %}\n {{ messages | length }} \n  {% endif %}\n\n",
         "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+        "{% generation %}{{ messages[0].role }}{% endgeneration %} {{ dict(a=1).a }}",
+        "{% set n = namespace({'a': 1}, self=2) %}{% set n.b = 3 %}{{ n.a }}{{ n.self }}{{ n.b }}",
+        "{{ dict.fromkeys([1], 2) }}{{ dict([(1, 2)]) }}",
         "{{ strftime_now('%Y') }}{{ messages[-1].content | string | upper }}",
     ],
 )
