@@ -95,6 +95,8 @@ class _Commands(click.Group):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             _refuse(error)
+        except KeyboardInterrupt:
+            _interrupted()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Read the rest of the command line, and do what it says."""
@@ -105,8 +107,7 @@ class _Commands(click.Group):
         except Llama4EdgeError as error:
             _fail(ctx, error)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(130)
+            _interrupted()
         except BrokenPipeError:
             # The reader has what it wanted. Whatever is still buffered has nowhere to go.
             abandon_stdout()
@@ -118,6 +119,11 @@ class _Commands(click.Group):
                 raise
             name = os.fsdecode(error.filename)
             _fail(ctx, Llama4EdgeError(f"cannot use {name}", found=error.strerror))
+
+
+def _interrupted() -> NoReturn:
+    click.echo("interrupted", err=True)
+    raise click.exceptions.Exit(130)
 
 
 def _refuse(error: click.UsageError, *, as_json: bool = False) -> NoReturn:

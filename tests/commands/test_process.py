@@ -53,6 +53,41 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
 
 
+AT_THE_MODULE = """
+import os, signal, sys
+from llama4_edge.__main__ import main
+class Interrupt:
+    left = int(sys.argv.pop(1))
+    def find_spec(self, name, *_):
+        Interrupt.left -= 1
+        if Interrupt.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+main()
+"""
+
+
+def interrupted_at(module: int, *arguments: object) -> tuple[int, str]:
+    """The exit code of a command that Ctrl-C reached at its n-th module, and what it wrote."""
+    command = [sys.executable, "-c", AT_THE_MODULE, str(module), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [range(2, 402, 60), pytest.param(range(1, 700, 5), marks=pytest.mark.heavy)],
+    ids=["ordinary", "heavy"],
+)
+def test_ctrl_c_at_any_module_is_one_line(modules: range, scout_checkpoint: Path) -> None:
+    for module in modules:
+        exit_code, text = interrupted_at(module, "convert", scout_checkpoint, "--dry-run")
+        if exit_code == 0:
+            break  # it has no more modules
+        assert (exit_code, text.splitlines()[-1]) == (130, "interrupted"), module
+        assert "Traceback" not in text
+
+
 @pytest.mark.parametrize(
     ("prompt", "note"),
     [(["Hello"], b"Standard input was not read: a - after the prompt adds it.\n"),
