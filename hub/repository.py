@@ -11,6 +11,7 @@ Does not know what the files mean.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from ..errors import HubError
 from ..system.files import disk_hint, is_file, open_partial, sync
 from ..system.locks import lock
+from ..units import seconds_text
 from ..untrusted import Reader
 from .listing import COMMIT, LISTING_BYTES, RemoteFile, parse_listing
 from .transfer import Answer, PassingError, RefusedError, answered, not_a_hub, shown
@@ -33,9 +35,12 @@ from .transfer import Answer, PassingError, RefusedError, answered, not_a_hub, s
 # Seconds before each new try; a file that grew by a megabyte since the last starts them anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _GROWTH = 1 << 20
-# However long the hub asks for, nobody waits longer for one try.
+# What takes long to fail is tried once more.
+_SLOW_TRIES = 2
+# However long the hub asks for, nobody waits longer in all.
 _LONGEST_WAIT = 300.0
-_LISTING_SECONDS = 120.0
+_ANNOUNCED_SECONDS = 10.0
+_LISTING_SECONDS = 60.0
 _CHUNK = 1 << 20
 # One answer of the hub's CDN holds 50 GB at most, and a signed address does not live for ever.
 _ANSWER_BYTES = 8 << 30
@@ -48,6 +53,8 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _REVISION = re.compile(
     r"(?!.*(?:\.\.|//|@\{|/$))(?!/)[^\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]{1,255}"
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -351,7 +358,7 @@ def patiently(
         token: the token given by the caller, if any.
         revision: the revision asked for, for errors.
     """
-    failures, before = 0, progress()
+    failures, slow, asked, before = 0, 0, 0.0, progress()
     while True:
         try:
             return attempt()
@@ -366,17 +373,23 @@ def patiently(
         except HTTPError as error:
             passing = PassingError(str(error) or type(error).__name__)
         if progress() - before >= _GROWTH:
-            failures, before = 0, progress()
-        if failures == len(WAITS):
+            failures, slow, asked, before = 0, 0, 0.0, progress()
+        slow += passing.is_slow
+        if failures == len(WAITS) or slow == _SLOW_TRIES or asked >= _LONGEST_WAIT:
             raise HubError(
                 f"{constants.ENDPOINT} cannot give {subject}",
                 found=f"{passing}, {failures + 1} times",
                 hint="Check the network, or wait, then run the same command again: it goes on "
                 "where it stopped. With HF_HUB_OFFLINE=1 only what is cached is used.",
             ) from passing
-        wait = WAITS[failures] if passing.wait is None else passing.wait
+        wait = WAITS[failures]
+        if passing.wait is not None:
+            wait = min(passing.wait, _LONGEST_WAIT - asked)
+            asked += wait
         failures += 1
-        if stop.wait(min(wait, _LONGEST_WAIT)):
+        if wait > _ANNOUNCED_SECONDS and passing.wait is not None:
+            logger.warning("%s: waiting %s for %s", passing, seconds_text(wait), subject)
+        if stop.wait(wait):
             raise StoppedError
 
 

@@ -1,9 +1,9 @@
 """One request to the hub and its answer, bounded in time and in bytes whatever the hub sends.
 
-Promises: the headers come within a minute, redirects included; a body brings at least a kibibyte a
-second or ends; text has a limit and a deadline. The token goes to the hub's own host only, nothing
-is decompressed, and no redirect leaves HTTP. What another try may mend is a `PassingError`, what
-the hub refuses a `RefusedError`, and what no hub answers a `HubError`.
+Promises: the headers come within half a minute, redirects included; a body brings a kibibyte a
+second at least, or ends; text has a limit and a deadline. The token goes to the hub's own host
+only, nothing is decompressed, and no redirect leaves HTTP. What another try may mend is a
+`PassingError`, what the hub refuses a `RefusedError`, and what no hub answers a `HubError`.
 
 Token, endpoint, proxies, certificates and offline mode are huggingface_hub's own settings.
 """
@@ -31,9 +31,9 @@ from ..errors import HubError
 from ..units import bytes_text, seconds_text
 
 # From the request to the headers of its answer, all redirects in between.
-HEADERS_SECONDS = 60.0
+HEADERS_SECONDS = 30.0
 # A transfer ends that brought less than this a second over so many seconds of waiting for it.
-STALL_SECONDS = 60.0
+STALL_SECONDS = 30.0
 STALL_RATE = 1024
 _MOST_REDIRECTS = 10
 # Of the body of an error, which may explain it.
@@ -49,11 +49,18 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class PassingError(Exception):
-    """A failure that another try may not meet; `wait` is how long the hub asked for, in seconds."""
+    """A failure that another try may not meet.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    Args:
+        reason: what failed.
+        wait: how long the hub asked for, in seconds.
+        is_slow: each try takes long to fail so.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, is_slow: bool = False) -> None:
         super().__init__(shown(reason))
         self.wait = wait
+        self.is_slow = is_slow
 
 
 class RefusedError(Exception):
@@ -193,7 +200,8 @@ def _within(seconds: float, job: Callable[[], Answer]) -> Answer:
     except BaseException as error:
         future.add_done_callback(_close)
         if isinstance(error, FutureTimeoutError) and not future.done():
-            raise PassingError(f"no answer within {seconds_text(seconds)}") from None
+            reason = f"no answer within {seconds_text(seconds)}"
+            raise PassingError(reason, is_slow=True) from None
         raise
 
 
@@ -358,8 +366,9 @@ class _Watch:
     def _slow(self) -> PassingError:
         seconds = seconds_text(self._seconds)
         if self._has_deadline:
-            return PassingError(f"an answer that takes more than {seconds}")
-        return PassingError(f"less than {bytes_text(STALL_RATE)} a second for {seconds}")
+            return PassingError(f"an answer that takes more than {seconds}", is_slow=True)
+        reason = f"less than {bytes_text(STALL_RATE)} a second for {seconds}"
+        return PassingError(reason, is_slow=True)
 
     def _end_late_read(self) -> None:
         """Break the connection when one read takes too long: a thread of its own.

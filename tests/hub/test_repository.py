@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -84,3 +85,35 @@ def test_a_digest_that_is_none_is_no_hubs(monkeypatch: pytest.MonkeyPatch, tmp_p
         server.add(NAME, {"big.gguf": b"GGUF"}).entries["big.gguf"].etag = "../../escape"
         with pytest.raises(HubError, match=r"found big\.gguf of .* has no digest"):
             hub_client.find_repository(NAME)
+
+
+def test_nobody_waits_for_ever_for_a_hub_that_asks_for_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Clock(threading.Event):
+        waits: ClassVar[list[float | None]] = []
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits.append(timeout)
+            return False
+
+    def attempt() -> None:
+        raise PassingError("HTTP status 429", 1e9)
+
+    with pytest.raises(HubError, match="HTTP status 429, 2 times"):
+        hub_client.patiently("org/name", "it", attempt, lambda: 0, Clock(), None)
+    assert Clock.waits == [300.0]
+    assert caplog.messages == ["HTTP status 429: waiting 5 min 00 s for it"]
+
+
+def test_what_takes_long_to_fail_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_client, "WAITS", (0.0,) * 5)
+    tries = []
+
+    def attempt() -> None:
+        tries.append(1)
+        raise PassingError("no answer", is_slow=True)
+
+    with pytest.raises(HubError, match="no answer, 2 times"):
+        hub_client.patiently("org/name", "it", attempt, lambda: 0, threading.Event(), None)
+    assert len(tries) == 2
