@@ -117,11 +117,12 @@ def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
             info = check_model_file(path, whole=False)
             prompts = Prompts(Vocabulary(info.gguf.metadata), info.chat_template)
             if info.chat_template is not None:
-                _ = prompts.template
+                prompts.template.close()
         except TemplateError as error:
             raise VocabularyError(
-                f"{template_file(checkpoint)} holds a chat template that cannot be used",
-                found=error.found or error.problem,
+                f"{template_file(checkpoint)} cannot be used: {error.problem}",
+                found=error.found,
+                expected=error.expected,
                 hint="Correct it, or remove it to convert the model without one.",
             ) from None
         except (ModelFileError, VocabularyError) as error:
@@ -131,7 +132,9 @@ def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
 def _of_checkpoint(error: Llama4EdgeError, checkpoint: Path, path: Path) -> Llama4EdgeError:
     """The same error about the checkpoint that the file at `path` was planned from."""
     problem = error.problem.removeprefix(f"{path} ")
-    in_vocabulary = isinstance(error, VocabularyError) or "vocabulary" in problem
+    in_vocabulary = isinstance(error, VocabularyError) or any(
+        word in problem for word in ("vocabulary", "tokenizer.")
+    )
     problem = problem.removeprefix("has a damaged vocabulary: ")
     found = problem if error.found is None else f"{problem}: {error.found}"
     if in_vocabulary:

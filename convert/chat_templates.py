@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VocabularyError
+from ..units import bytes_text
 from ..untrusted import Reader
 
 DEFAULT = "default"
@@ -21,7 +22,9 @@ MORE_TEMPLATES = "additional_chat_templates"
 
 _TEMPLATE = "chat_template.jinja"
 _SETTINGS = ("tokenizer_config.json", "chat_template.json")
-_READER = Reader(VocabularyError, limit=64 << 20)
+_LONGEST = 2 << 20  # bytes; real ones have up to 20,000
+_READER = Reader(VocabularyError, limit=_LONGEST)
+_SETTINGS_READER = Reader(VocabularyError, limit=64 << 20)
 
 
 def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:
@@ -35,6 +38,12 @@ def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:
     for source, templates in _sources(directory):
         templates = {name: text for name, text in templates.items() if text.strip()}
         for name, text in templates.items():
+            if len(text) > _LONGEST:
+                raise VocabularyError(
+                    f"{source} has a chat template that is too large",
+                    found=bytes_text(len(text)),
+                    expected=f"at most {bytes_text(_LONGEST)}",
+                )
             if not name or "\0" in name + text:
                 raise VocabularyError(
                     f"{source} has a chat template that a GGUF cannot hold",
@@ -68,7 +77,7 @@ def _sources(directory: Path) -> list[tuple[Path, dict[str, str]]]:
     for name in _SETTINGS:
         path = directory / name
         if os.path.lexists(path):
-            found = _READER.record(path).get("chat_template")
+            found = _SETTINGS_READER.record(path).get("chat_template")
             if found is not None:
                 return [(path, _by_name(path, found))]
     return []

@@ -34,7 +34,7 @@ def converted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vo
         ({"merges": ["a b c"]}, "tokenizer.*merge 0: 'a b c'"),
         (
             {"chat_templates": {"default": "{% if %}"}},
-            r"chat_template\.jinja holds a chat template that cannot be used.*line 1",
+            r"chat_template\.jinja cannot be used: the chat template is not valid.*line 1",
         ),
     ],
 )

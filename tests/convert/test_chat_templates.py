@@ -80,6 +80,7 @@ def test_files_come_before_settings_and_have_the_names_of_their_files(tmp_path: 
         ([*named(default="d"), None], "is not one: entry 1, found NoneType"),
         ({"default": 5}, "is not one: entry 0"),
         (named(**{"": "t"}), "that a GGUF cannot hold, found an empty name"),
+        ("x" * (3 << 20), r"is too large, found 3\.0 MiB, expected at most 2\.0 MiB"),
         ("a\0b", "that a GGUF cannot hold, found a NUL character in 'default'"),
     ],
 )
@@ -95,7 +96,7 @@ def test_what_is_no_template_is_refused(tmp_path: Path, value: object, said: str
     [
         (b"version https://git-lfs.github.com/spec/v1\noid x", "is a Git LFS pointer"),
         (b"\xe9", "is not UTF-8 text"),
-        (b"x" * (65 << 20), "is too large"),
+        (b"x" * (3 << 20), "is too large"),
     ],
 )
 @pytest.mark.parametrize("name", [JINJA, f"{MORE}/tool_use.jinja"])
