@@ -26,6 +26,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_INTEGER = 2**63 - 1
 """The largest integer that any format here can hold."""
 
+_MAX_DIGITS = 400  # 64-bit integers have 20, and what a float can hold 309
 _SHOWN = 80  # characters of a value that an error shows
 
 
@@ -60,7 +61,10 @@ class Reader:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise self.error(f"{name} is not a regular file")
-                data = b"" if status.st_size > self.limit else file.read(self.limit + 1)
+                # Python reserves what it is asked for. Some files of the kernel have no size.
+                data = b"" if status.st_size > self.limit else file.read(status.st_size)
+                if len(data) == status.st_size:
+                    data += file.read(self.limit + 1 - len(data)) if file.peek(1) else b""
         except (OSError, ValueError) as error:
             raise self._unreadable(path, error) from None
         size = max(status.st_size, len(data))
@@ -107,7 +111,7 @@ class Reader:
         """
         try:
             decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-            value = json.loads(decoded, object_pairs_hook=pairs)
+            value = json.loads(decoded, object_pairs_hook=pairs, parse_int=_integer)
         except RecursionError:
             raise self.error(f"{name} is nested too deeply", hint=self.hint) from None
         except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
@@ -249,6 +253,13 @@ class Record(Mapping[str, Any]):
     def _value(self, key: str, default: object) -> object:
         value = self.fields.get(key)
         return default if value is None else value
+
+
+def _integer(text: str) -> int:
+    """Reading one takes longer than its digits are many."""
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
 
 
 def lfs_pointer(name: str, error: type[Llama4EdgeError]) -> Llama4EdgeError:

@@ -19,6 +19,7 @@ from ..hub.names import parse_hub_name
 from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_overrides
 from ..ranges import check_whole
 from ..system.files import is_file
+from ..units import bytes_text
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
 from .directories import cached_repository
@@ -98,7 +99,11 @@ class Blueprint:
                 file.write(self.header)
                 file.truncate(self.nbytes)
         except OSError as error:
-            raise OutputError(f"{target} cannot be written", found=error.strerror) from error
+            raise OutputError(
+                f"{target} cannot be written",
+                found=error.strerror,
+                expected=f"room for a sparse file of {bytes_text(self.nbytes)}",
+            ) from error
         return target
 
 

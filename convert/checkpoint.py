@@ -183,7 +183,7 @@ def _is_file_name(name: object) -> bool:
     return (
         isinstance(name, str)
         and Path(name).name == name
-        and name not in (".", "..")
+        and name not in ("", ".", "..")
         and "\0" not in name
         and len(os.fsencode(name)) <= _MAX_FILE_NAME
     )

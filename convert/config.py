@@ -104,7 +104,8 @@ _IGNORED = frozenset({
 _MAX_WIDTH = 1 << 21
 _MAX_HEADS = 1 << 14
 _MAX_HEAD_DIM = 1 << 14
-_MAX_VOCABULARY = 1 << 25
+_MAX_VOCABULARY = 1 << 23
+_MAX_PARAMETERS = 1 << 47
 _MAX_POSITIONS = (1 << 32) - 1
 _MAX_ROPE_BASE = 1e15
 _MAX_ROPE_FACTOR = 1e6
@@ -189,6 +190,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     _check_attention(hparams, fields)
     if not fields.faults:
         _check_layers(hparams, fields)
+        _check_parameters(hparams, fields)
     if fields.faults:
         raise UnsupportedError(
             f"config.json has {len(fields.faults)} setting(s) that llama.cpp cannot represent",
@@ -363,6 +365,15 @@ def _check_layers(hparams: Hyperparameters, fields: _Fields) -> None:
             fields.get("moe_layers"),
             f"every {hparams.moe_step}th layer, from the step",
         )
+
+
+def _check_parameters(hparams: Hyperparameters, fields: _Fields) -> None:
+    """Sizes that are possible each, and not together; norms do not count."""
+    attention = 2 * hparams.head_dim * (hparams.n_head + hparams.n_head_kv)
+    feed_forward = 3 * max(hparams.n_ff, hparams.n_ff_expert * (hparams.n_expert + 1))
+    total = hparams.n_embd * (2 * hparams.n_vocab + hparams.n_layer * (attention + feed_forward))
+    if total > _MAX_PARAMETERS:
+        fields.fault("sizes, multiplied", total, f"at most {_MAX_PARAMETERS} parameters")
 
 
 def _notes(text: Mapping[str, Any], rope: RopeScaling | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_a_file_that_is_no_json_object_is_one_error(file: Path, content: bytes, 
 
 
 def test_integers_without_end_and_deep_nesting_are_errors() -> None:
-    with pytest.raises(CheckpointError, match="is not JSON, found Exceeds the limit"):
+    with pytest.raises(CheckpointError, match="is not JSON, found an integer of 5000 digits"):
         READER.parse("9" * 5000, "x")
     with pytest.raises(CheckpointError, match="x is nested too deeply"):
         READER.parse("[" * 200_000, "x")
@@ -129,3 +130,20 @@ def test_an_error_shows_little_of_a_long_value() -> None:
 def test_the_name_of_an_inner_entry_says_where_it_is() -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: files\[1\] has no size"):
         record(files=[{"size": 1}, {}]).records("files")[1].integer("size")
+
+
+def test_an_integer_with_more_digits_than_any_number_has_is_refused() -> None:
+    assert READER.parse(f"[{'9' * 400}]", "x") == [10**400 - 1]
+    with pytest.raises(CheckpointError, match="x is not JSON, found an integer of 401 digits"):
+        READER.parse(f"[{'9' * 401}]", "x")
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    tracemalloc.start()
+    try:
+        assert Reader(CheckpointError, limit=1 << 30).json(file) == {}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
