@@ -1,0 +1,127 @@
+"""No argument of a public function is a traceback, whatever its type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llama4_edge
+from llama4_edge.errors import Llama4EdgeError
+
+WRONG: tuple[Any, ...] = (
+    *(None, True, 3, -1, 2**70, 10**5000, 1.5, float("nan"), "x", "", "a\0b", "\ud800", b"x"),
+    *([], [None], [3], {}, {"x": 1}, (), (1, 2), object()),
+)
+"""What stands where something else belongs; some of it is right somewhere."""
+
+
+def shown(value: object) -> str:
+    return "10**5000" if value == WRONG[5] else ascii(value)[:20]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A public function, and arguments with which it does something quick."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    @property
+    def parameters(self) -> list[str]:
+        names = [
+            name
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        ]
+        return [name for name in dict.fromkeys([*names, *self.arguments]) if name != "self"]
+
+
+OPTIONS: dict[str, Any] = {
+    "max_tokens": 1, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "seed": 1,
+    "stop": "x", "sampling": llama4_edge.Sampling(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calls(
+    tiny_path: Path, scout_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Call]]:
+    out = tmp_path_factory.mktemp("arguments") / "out"
+    talk = llama4_edge.Conversation()
+    plan = llama4_edge.plan(tiny_path)
+
+    def opened(path: Any, **settings: Any) -> None:
+        llama4_edge.Model(path, **settings).close()
+
+    def measured(*arguments: Any, **settings: Any) -> None:
+        list(llama4_edge.bench(*arguments, **settings))
+
+    opened.__signature__ = inspect.signature(llama4_edge.Model)  # type: ignore[attr-defined]
+    measured.__signature__ = inspect.signature(llama4_edge.bench)  # type: ignore[attr-defined]
+    grid = llama4_edge.BenchGrid((4,), (), repetitions=1)
+    with llama4_edge.Model(tiny_path, n_ctx=64) as model:
+        yield {
+            "bench": Call(measured, {"path": tiny_path, "grid": grid}),
+            "convert": Call(
+                llama4_edge.convert,
+                {"source": scout_checkpoint, "output": out, "dry_run": True},
+            ),
+            "doctor": Call(llama4_edge.doctor, {}),
+            "inspect": Call(llama4_edge.inspect, {"path": tiny_path}),
+            "plan": Call(llama4_edge.plan, {"model": tiny_path}),
+            "pull": Call(llama4_edge.pull, {"repository": "org/name"}),
+            "BenchGrid": Call(llama4_edge.BenchGrid, {}),
+            "BenchTest": Call(llama4_edge.BenchTest, {"n_prompt": 1, "n_gen": 1}),
+            "Conversation": Call(llama4_edge.Conversation, {}),
+            "Conversation.load": Call(llama4_edge.Conversation.load, {"path": out}),
+            "Conversation.save": Call(talk.save, {"path": out}),
+            "Conversation.user": Call(talk.user, {"text": "x"}),
+            "Conversation.system": Call(talk.system, {"text": "x"}),
+            "Conversation.assistant": Call(talk.assistant, {"answer": "x"}),
+            "EngineSettings": Call(llama4_edge.EngineSettings, {}),
+            "Message": Call(llama4_edge.Message, {"role": "user", "content": "x"}),
+            "Model": Call(opened, {"path": tiny_path, "n_ctx": 64}),
+            "Placement": Call(llama4_edge.Placement, {}),
+            "Plan.load": Call(llama4_edge.Plan.load, {"path": out}),
+            "Plan.from_dict": Call(llama4_edge.Plan.from_dict, {"record": {}}),
+            "Plan.save": Call(plan.save, {"path": out}),
+            "Sampling": Call(llama4_edge.Sampling, {}),
+            "Model.tokenize": Call(model.tokenize, {"text": "x"}),
+            "Model.detokenize": Call(model.detokenize, {"tokens": [1]}),
+            "Model.logits": Call(model.logits, {"tokens": [1]}),
+            "Model.chat_prompt": Call(model.chat_prompt, {"messages": "x"}),
+            "Model.generate": Call(model.generate, {"prompt": "x"} | OPTIONS),
+            "Model.chat": Call(model.chat, {"messages": "x"} | OPTIONS),
+        }
+
+
+NAMES = (
+    "bench", "convert", "doctor", "inspect", "plan", "pull", "BenchGrid", "BenchTest",
+    "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
+    "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
+    "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
+    "Model.detokenize", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_argument_of_another_type_is_one_error(
+    name: str, calls: dict[str, Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # "x" is a name of a file too
+    call = calls[name]
+    raised = []
+    for parameter in call.parameters:
+        for value in WRONG:
+            try:
+                call.function(**call.arguments | {parameter: value})
+            except Llama4EdgeError as error:
+                assert len(str(error)) < 2000
+            except Exception as error:
+                raised.append(f"{parameter}={shown(value)}: {type(error).__name__}: {error}")
+    assert not raised, "\n".join(raised)
