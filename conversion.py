@@ -22,6 +22,7 @@ from .errors import (
     VocabularyError,
 )
 from .quant import DEFAULT_RECIPE
+from .ranges import as_path, as_tuple, check_callback, check_text
 
 if TYPE_CHECKING:
     from .convert.output import Part
@@ -82,11 +83,13 @@ def convert(
     """
     from .convert.converter import run
 
+    check_text("revision", revision, or_none=True)
+    check_callback("progress", progress)
     return run(
-        source,
-        output,
+        as_path("source", source),
+        None if output is None else as_path("output", output),
         recipe=recipe,
-        types=types,
+        types=as_tuple("types", types, "(regex, type) pairs"),
         split_size=split_size,
         revision=revision,
         keep_source=keep_source,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ModelFileError, SettingError
+from .ranges import as_path, check_callback
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -69,7 +70,8 @@ def inspect(
         SettingError: `check` for a checkpoint.
         EngineError: llama.cpp's library does not load.
     """
-    path = Path(path)
+    path = Path(as_path("path", path))
+    check_callback("progress", progress)
     if path.is_dir() and not _holds_a_model(path):
         if check:
             raise SettingError(

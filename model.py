@@ -22,6 +22,7 @@ from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompts
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .errors import AllocationError, EngineError, SettingError
+from .ranges import as_path, check_callback, value_text, wrong_type
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
@@ -84,6 +85,8 @@ class Model:
         workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
+        path = as_path("path", path)
+        check_callback("on_load_progress", on_load_progress)
         self.info: ModelInfo = check_model_file(path)
         wish = EngineSettings(
             n_ctx=context_length(n_ctx, self.info.hparams.n_ctx_train, os.fspath(path)),
@@ -279,7 +282,7 @@ def _wished_placement(placement: Placement | None, devices: Sequence[str] | None
     if devices is not None:
         raise SettingError(
             "devices are named beside a placement",
-            found=repr(devices),
+            found=value_text(devices),
             expected="Placement(devices=...)",
         )
     return placement
@@ -288,7 +291,7 @@ def _wished_placement(placement: Placement | None, devices: Sequence[str] | None
 def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
     """Several names; a string is one."""
     if not isinstance(names, Iterable):
-        raise SettingError(f"{what} is of the wrong type", found=repr(names), expected="names")
+        raise wrong_type(what, names, "names")
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -301,7 +304,7 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
     from .planner import Plan
 
     if not isinstance(plan, Plan):
-        raise SettingError("plan is of the wrong type", found=repr(plan), expected="a Plan or None")
+        raise wrong_type("plan", plan, "a Plan or None")
     usual = EngineSettings()
     names = ("n_ubatch", "flash_attention", "mmap", "workers")
     asked = [name for name, value in choices.items() if value is not None]

@@ -6,6 +6,7 @@ value outside the range. Knows no setting by name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -36,8 +37,14 @@ def check_whole(
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number, and neither a boolean nor NaN."""
-    return not isinstance(value, bool) and isinstance(value, Real) and value == value
+    """Whether it is a real number that a float can hold, and neither a boolean nor NaN."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        number = float(value)
+    except OverflowError:
+        return False
+    return number == number
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -45,7 +52,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         hint = did_you_mean(value, choices) if isinstance(value, str) else None
         raise SettingError(
-            f"{name} is unknown", found=_text(value), expected=", ".join(choices), hint=hint
+            f"{name} is unknown", found=value_text(value), expected=", ".join(choices), hint=hint
         )
 
 
@@ -59,18 +66,45 @@ def as_tuple(name: str, value: object, elements: str) -> tuple[Any, ...]:
         SettingError: it is something else.
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise SettingError(
-            f"{name} is of the wrong type", found=_text(value), expected=f"a list of {elements}"
-        )
+        raise wrong_type(name, value, f"a list of {elements}")
     return tuple(value)
+
+
+def as_path(name: str, value: object) -> str:
+    """The path in a string or a path-like object, as a string.
+
+    Raises:
+        SettingError: it is something else.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise wrong_type(name, value, "a path")
+    return path
+
+
+def check_text(name: str, value: object, *, or_none: bool = False) -> None:
+    """Raise SettingError if ``value`` is not a string, or None where that is a value too."""
+    if not isinstance(value, str) and not (or_none and value is None):
+        raise wrong_type(name, value, "None or a string" if or_none else "a string")
+
+
+def check_callback(name: str, value: object) -> None:
+    """Raise SettingError if ``value`` is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise wrong_type(name, value, "None or a function")
+
+
+def wrong_type(name: str, value: object, expected: str) -> SettingError:
+    """The error for a value of another type."""
+    return SettingError(f"{name} is of the wrong type", found=value_text(value), expected=expected)
 
 
 def outside(name: str, value: object, expected: str) -> SettingError:
     """The error for a value outside its range."""
-    return SettingError(f"{name} is outside its range", found=_text(value), expected=expected)
+    return SettingError(f"{name} is outside its range", found=value_text(value), expected=expected)
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
     """A value as Python writes it, in few characters."""
     try:
         text = repr(value)

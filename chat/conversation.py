@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SessionError, SettingError
+from ..ranges import as_path
 from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
 from ..untrusted import Reader, Record, shown
@@ -81,7 +82,7 @@ class Conversation:
 
     def assistant(self, answer: str | Completion) -> Conversation:
         """The conversation with an answer at its end."""
-        text = answer if isinstance(answer, str) else answer.text
+        text: Any = answer if isinstance(answer, str) else getattr(answer, "text", answer)
         return replace(self, messages=(*self.messages, Message("assistant", text)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -90,6 +91,7 @@ class Conversation:
         Raises:
             SessionError: the file cannot be written; what was there before is still there.
         """
+        path = as_path("path", path)
         text = json.dumps(self._as_dict(), ensure_ascii=False, indent=2) + "\n"
         # A lone surrogate (a byte that was not UTF-8 on the terminal) cannot be written as UTF-8;
         # "backslashreplace" spells it the way JSON does, so that it comes back when read.
@@ -110,7 +112,7 @@ class Conversation:
         Raises:
             SessionError: the file is missing, damaged, or of another kind or version.
         """
-        file = Reader(SessionError, MAX_BYTES, surrogates=True).record(path)
+        file = Reader(SessionError, MAX_BYTES, surrogates=True).record(as_path("path", path))
         if file.get("format") != FORMAT:
             raise _damaged(file, "something else", f'an object with "format": "{FORMAT}"')
         if file.get("version") != VERSION:

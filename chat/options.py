@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, cast
 
 from ..errors import SettingError, did_you_mean
-from ..ranges import check_whole
+from ..ranges import check_whole, value_text, wrong_type
 from ..runtime.sampling import Sampling
 
 
@@ -54,15 +54,11 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
-            raise SettingError(
-                "sampling is of the wrong type", found=repr(self.sampling), expected="a Sampling"
-            )
+            raise wrong_type("sampling", self.sampling, "a Sampling")
         check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         if not isinstance(self.special, bool):
-            raise SettingError(
-                "special is of the wrong type", found=repr(self.special), expected="True or False"
-            )
+            raise wrong_type("special", self.special, "True or False")
 
     @classmethod
     def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:
@@ -92,7 +88,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     if not all(isinstance(text, str) and text for text in strings):
         raise SettingError(
             "stop cannot end a text",
-            found=repr(stop),
+            found=value_text(stop),
             expected="a string of at least one character, or several",
         )
     return cast("tuple[str, ...]", strings)

@@ -27,6 +27,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import SettingError, VocabularyError
+from ..ranges import value_text
 
 _T = TypeVar("_T")
 
@@ -122,7 +123,7 @@ class Vocabulary:
             SettingError: the text is not a string.
         """
         if not isinstance(text, str):
-            raise SettingError("a text is not a string", found=repr(text))
+            raise SettingError("a text is not a string", found=value_text(text))
         ids = [self._bos()] if add_bos else []
         for piece in self._pieces(_valid(text), special):
             if isinstance(piece, int):
@@ -265,7 +266,9 @@ class Vocabulary:
             return None
         if not isinstance(token, int) or not 0 <= token < len(self._tokens):
             raise VocabularyError(
-                f"{key} is not a token id", found=repr(token), expected=f"below {len(self._tokens)}"
+                f"{key} is not a token id",
+                found=repr(token),
+                expected=f"below {len(self._tokens)}",
             )
         return token
 
@@ -316,7 +319,7 @@ def _whole_number(token: object) -> int:
             return operator.index(cast("SupportsIndex", token))  # NumPy's integers too
         except TypeError:
             pass
-    raise SettingError("a token id is not a whole number", found=repr(token))
+    raise SettingError("a token id is not a whole number", found=value_text(token))
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

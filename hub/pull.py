@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import HubError, OutputError
 from ..parts import part_named
 from ..progress import Progress
+from ..ranges import as_path, check_callback, check_text
 from ..system.files import disk_hint
 from ..units import bytes_text
 from .listing import RemoteFile, check_distinct
@@ -98,7 +99,12 @@ def pull(
         HubError: the repository cannot be had, or not exactly one model in it fits the choice.
         OutputError: the directory is not there, too small, or holds other files of those names.
     """
-    place = Path(directory)
+    check_text("repository", repository)
+    check_text("choice", choice, or_none=True)
+    check_text("revision", revision, or_none=True)
+    check_text("token", token, or_none=True)
+    check_callback("progress", progress)
+    place = Path(as_path("directory", directory))
     if not place.is_dir():
         raise OutputError(f"{place} is not a directory", hint="Make it first.")
     remote = find_repository(repository, revision=revision, token=token)

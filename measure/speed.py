@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
-from ..ranges import check_whole
+from ..ranges import as_path, as_tuple, check_callback, check_whole, wrong_type
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.bindings.devices import list_devices
 from ..runtime.bindings.library import library_info
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from ..planner.plan import Plan
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_OPTIONAL_LISTS = ("n_gpu_layers", "n_cpu_moe")
+_LISTS = (
+    *("n_prompt", "n_gen", "pairs", "n_depth", "n_batch", "n_ubatch", "kv_type"),
+    *("flash_attention", "n_threads", *_OPTIONAL_LISTS),
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,16 @@ class BenchGrid:
     base: EngineSettings = EngineSettings()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, EngineSettings):
+            raise wrong_type("base", self.base, "EngineSettings")
+        for name in _LISTS:
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL_LISTS:
+                object.__setattr__(self, name, as_tuple(name, value, "values"))
+        pairs = (as_tuple("pairs", pair, "(n_prompt, n_gen) pairs") for pair in self.pairs)
+        object.__setattr__(self, "pairs", tuple(pairs))
+        if any(len(pair) != 2 for pair in self.pairs):
+            raise wrong_type("pairs", self.pairs, "a list of (n_prompt, n_gen) pairs")
         lengths = (*self.n_prompt, *self.n_gen, *self.n_depth, *itertools.chain(*self.pairs))
         for value in lengths:
             check_whole("a number of tokens", value, 0)
@@ -289,6 +304,15 @@ def bench(
         SettingError: a device or tensor is named that is not there.
         EngineError: llama.cpp cannot load the model, make a context or decode.
     """
+    path = as_path("path", path)
+    if grid is not None and not isinstance(grid, BenchGrid):
+        raise wrong_type("grid", grid, "None or a BenchGrid")
+    for name, value in (
+        ("on_plan", on_plan),
+        ("on_load_progress", on_load_progress),
+        ("on_test", on_test),
+    ):
+        check_callback(name, value)
     info = check_model_file(path, needs_tokenizer=False)
     grid = _as_planned(path, grid or BenchGrid(), on_plan)
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())

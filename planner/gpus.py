@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import SettingError, did_you_mean
+from ..ranges import wrong_type
 
 _MIB = 2**20
 _GB = 10**9
@@ -127,7 +128,7 @@ def gpus_named(text: str) -> tuple[GPU, ...]:
         SettingError: a name is not in the table, or a count is 0.
     """
     if not isinstance(text, str):
-        raise SettingError("a GPU's name is of the wrong type", found=repr(text), expected="a str")
+        raise wrong_type("a GPU's name", text, "a str")
     gpus: list[GPU] = []
     for part in text.split(","):
         counted = _COUNTED.fullmatch(part.strip())

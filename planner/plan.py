@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import OutputError, SettingError
+from ..ranges import as_path
 from ..runtime.bindings.memory import DeviceMemory
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings
@@ -354,13 +355,14 @@ class Plan:
         Raises:
             OutputError: the file cannot be written.
         """
+        path = as_path("path", path)
         text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2)
         try:
             write_atomically(path, text + "\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter is about the name
             raise OutputError(
-                f"{os.fspath(path)}: the plan cannot be written",
-                found=error.strerror or error,
+                f"{path}: the plan cannot be written",
+                found=getattr(error, "strerror", None) or str(error),
                 hint="Give a file in a directory that exists and that you may write to.",
             ) from error
 
@@ -371,7 +373,7 @@ class Plan:
         Raises:
             SettingError: the file cannot be read, or holds no plan of this version.
         """
-        return cls._from_record(_READER.record(path))
+        return cls._from_record(_READER.record(as_path("path", path)))
 
 
 def _settings(record: Record) -> EngineSettings:

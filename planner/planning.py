@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import SettingError
-from ..ranges import as_tuple
+from ..ranges import as_path, as_tuple, check_text, wrong_type
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
 from ..runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
@@ -76,12 +76,12 @@ def plan(
         SettingError: a setting outside its range, or an unknown GPU.
         Llama4EdgeError: the model cannot be read, or llama.cpp cannot run it.
     """
+    model = as_path("model", model)
+    check_text("recipe", recipe, or_none=True)
     texts = [gpus] if isinstance(gpus, str) else as_tuple("gpus", gpus, "names")
     vram = as_tuple("vram", vram, "bytes")
     if placement is not None and not isinstance(placement, Placement):
-        raise SettingError(
-            "placement is of the wrong type", found=repr(placement), expected="a Placement or None"
-        )
+        raise wrong_type("placement", placement, "a Placement or None")
     named = tuple(gpu for text in texts for gpu in gpus_named(text))
     described = bool(named or vram or ram is not None)
     of_this_machine = devices is not None or (placement is not None and placement.devices)

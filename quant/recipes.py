@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import RecipeError, did_you_mean
+from ..ranges import value_text
 from .roles import role_of
 from .types import (
     BF16,
@@ -138,7 +139,7 @@ def recipe_named(name: str) -> Recipe:
     if recipe is None:
         raise RecipeError(
             "unknown recipe",
-            found=repr(name),
+            found=value_text(name),
             expected=f"one of {', '.join(RECIPES)}",
             hint=did_you_mean(name, RECIPES) if isinstance(name, str) else None,
         )

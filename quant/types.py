@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import RecipeError, did_you_mean
+from ..ranges import value_text
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def type_named(name: str) -> TensorType:
     if tensor_type is None:
         raise RecipeError(
             "unknown tensor type",
-            found=repr(name),
+            found=value_text(name),
             expected="one of " + ", ".join(known.lower() for known in TYPES),
             hint=did_you_mean(name, [known.lower() for known in TYPES]),
         )
@@ -109,7 +110,7 @@ def type_overrides(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, TensorTy
         ):
             raise RecipeError(
                 "types are of the wrong type",
-                found=repr(pair),
+                found=value_text(pair),
                 expected='(regex, type name) pairs, as in ("ffn_down_exps", "q6_k")',
             )
         regex, name = pair

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ContextFullError, EngineError
+from ..ranges import value_text
 from .bindings.memory import MemoryReport
 from .handles import Handles, SamplerChain
 from .sampling import Sampling
@@ -245,14 +246,14 @@ class Engine:
             checked: list[Any] = list(tokens)
         except TypeError:
             raise EngineError(
-                "the tokens are not a list of token ids", found=repr(tokens)
+                "the tokens are not a list of token ids", found=value_text(tokens)
             ) from None
         for index, token in enumerate(checked):
             if type(token) is not int:
                 if not isinstance(token, np.integer):
                     raise EngineError(
                         "a token id is not a whole number",
-                        found=repr(token),
+                        found=value_text(token),
                         expected=f"0 to {self.n_vocab - 1}",
                     )
                 checked[index] = int(token)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from ..ranges import MAX_INT32, as_tuple, check_whole, is_number, outside
+from ..ranges import MAX_INT32, as_tuple, check_whole, is_number, outside, value_text
 
 CPU = "CPU"
 """The name of main memory, pinned or not, repacked or not: in overrides, reports and plans."""
@@ -155,7 +155,7 @@ def cpu_moe_overrides(n_layers: int | None = None) -> tuple[tuple[str, str], ...
 def _names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
-            raise SettingError("a device has no name", found=repr(name))
+            raise SettingError("a device has no name", found=value_text(name))
         if names.count(name) > 1:
             raise SettingError("a device is named twice", found=name)
     if CPU in names:
@@ -188,7 +188,7 @@ def _override(override: object) -> tuple[str, str]:
         raise outside("an override", override, "a pattern and a device")
     pattern, target = pair
     if not isinstance(target, str) or not target:
-        raise SettingError(f"the override {pattern} has no device", found=repr(target))
+        raise SettingError(f"the override {pattern} has no device", found=value_text(target))
     _check_pattern(pattern)
     return pattern, target
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..errors import SettingError
-from ..ranges import MAX_INT32, as_tuple, check_choice, check_whole, outside
+from ..ranges import (
+    MAX_INT32,
+    as_tuple,
+    check_choice,
+    check_whole,
+    outside,
+    value_text,
+    wrong_type,
+)
 from ..system.cores import MAX_THREADS
 from ..untrusted import shown
 from .placement import Placement
@@ -91,9 +99,7 @@ class EngineSettings:
         if not isinstance(self.mmap, bool):
             raise outside("mmap", self.mmap, "True or False")
         if not isinstance(self.placement, Placement):
-            raise SettingError(
-                "placement is of the wrong type", found=repr(self.placement), expected="a Placement"
-            )
+            raise wrong_type("placement", self.placement, "a Placement")
         check_choice("kv_type", self.kv_type, get_args(KVType))
         check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
         if self.kv_type != "f16" and self.flash_attention == "off":
@@ -123,7 +129,7 @@ def context_length(n_ctx: Context, n_ctx_train: int, model: str) -> int:
     if n_ctx > n_ctx_train:
         raise SettingError(
             f"{model}: n_ctx is more than the model was trained for",
-            found=f"{n_ctx} tokens",
+            found=f"{value_text(n_ctx)} tokens",
             expected=f"at most {n_ctx_train}",
             hint="Lower n_ctx.",
         )
