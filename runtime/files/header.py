@@ -24,6 +24,8 @@ MAX_KEYS = 65_536
 MAX_TENSORS = 131_072
 MAX_STRING = 16 * 2**20
 """Bytes of one string. A chat template has a few thousand."""
+MAX_NAME = 65_535
+"""Bytes of a key, as the format has it, or of a tensor's name, of which ggml takes 63."""
 MAX_NUMBERS = 2**24
 """Numbers in all arrays together; a vocabulary has 202,048."""
 MAX_STRINGS = 2**22
@@ -266,18 +268,18 @@ class _Walk:
     # --- bytes
 
     def _name(self, what: str) -> str:
-        raw = self._string(what)
+        raw = self._string(f"the name of {what}", MAX_NAME)
         if b"\0" in raw:
             raise self._error(f"has a zero byte in the name of {what}", repr(raw[:40]))
         return self._text(raw, f"the name of {what}")
 
-    def _string(self, what: str) -> bytes:
+    def _string(self, what: str, most: int = MAX_STRING) -> bytes:
         length = self._number(_U64)
-        if length > MAX_STRING:
+        if length > most:
             raise self._error(
                 f"has a text without end: {brief(what)}",
                 f"{length:,} bytes",
-                f"at most {MAX_STRING:,}",
+                f"at most {most:,}",
             )
         start = self._at
         self._skip(length)

@@ -147,6 +147,8 @@ def check_architecture(gguf: GGUFFile) -> None:
 # ggml aborts on a mapped tensor that begins elsewhere (TENSOR_ALIGNMENT in ggml-impl.h).
 _LEAST_ALIGNMENT = 32
 
+_LONGEST_NAME = 120  # characters of a model's name, which is shown as a title
+
 _NUMBER_OR_LIST = ("u32", "[u32]", "[i32]")
 
 # What llama.cpp reads, with the types it takes: any other type makes it give up, or abort.
@@ -252,7 +254,7 @@ def _model_info(
     )
     return ModelInfo(
         path=gguf.path,
-        name=str(gguf.metadata.get("general.name", gguf.path.stem)),
+        name=brief(gguf.metadata.get("general.name", gguf.path.stem), _LONGEST_NAME),
         hparams=hparams,
         chat_template=None if template is None else str(template),
         bos_id=vocabulary.bos_id,
@@ -316,7 +318,7 @@ def _check_fixed_settings(gguf: GGUFFile, info: ModelInfo) -> None:
         value = gguf.metadata.get(f"llama4.{key}", expected[0])
         if value not in expected:
             words = " or ".join(str(value) for value in expected)
-            raise _bad_key(gguf, f"llama4.{key}", value, words)
+            raise _bad_key(gguf, f"llama4.{key}", value, brief(words))
 
 
 def _computable(info: ModelInfo) -> dict[str, tuple[object, ...]]:

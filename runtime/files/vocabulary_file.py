@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ...architecture import END_TEXTS, PRE_TOKENIZER_NAMES, byte_alphabet
 from ...errors import ModelFileError
 from .gguf_file import GGUFFile
+from .header import brief
 
 RECONVERT = "Convert the checkpoint again, with: llama4 convert"
 
@@ -129,7 +130,7 @@ def _further_ends(gguf: GGUFFile, n_tokens: int) -> tuple[int, ...]:
 def _bad(gguf: GGUFFile, problem: str, found: object, expected: object) -> ModelFileError:
     return ModelFileError(
         f"{gguf.path} has a damaged vocabulary: {problem}",
-        found=found,
+        found=None if found is None else brief(found),
         expected=expected,
         hint=RECONVERT,
     )

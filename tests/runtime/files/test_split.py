@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
+from gguf import GGUFValueType
 
 from llama4_edge import inspect
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.files.gguf_file import end_of_tensors, read_gguf
 from llama4_edge.runtime.files.model_file import check_model_file
 from llama4_edge.runtime.settings import EngineSettings
 from tests.gguf_maker import I32, STR, U16, U32, TinyModel, Value, tiny_model
@@ -267,3 +271,60 @@ def test_parts_that_cannot_be_read_are_one_fault(tmp_path: Path) -> None:
         part.write_bytes(b"GGUF")
     (said,) = _damage(parts[0])
     assert f"{parts[1]} is truncated (and so with 3 more)" in said
+
+
+# --- what other tools write
+
+
+@pytest.mark.parametrize("keep_split", [False, True])
+def test_what_llama_quantize_writes_is_whole(keep_split: bool, tmp_path: Path) -> None:
+    import llama_cpp
+
+    first, _ = split(tmp_path)
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.keep_split, parameters.nthread = 7, keep_split, 1
+    target = tmp_path / ("quantized" if keep_split else "quantized.gguf")
+    assert not llama().llama_model_quantize(
+        str(first).encode(), str(target).encode(), ctypes.byref(parameters)
+    )
+    written = sorted(tmp_path.glob("quantized*"))
+    assert len(written) == 1 + keep_split
+    assert {tensor.type for tensor in check_model_file(written[0]).tensors} >= {"F32", "Q8_0"}
+    assert [_damage(path) for path in written] == [[]] * len(written)
+
+
+@pytest.mark.parametrize("small_first", [False, True])
+def test_what_the_gguf_package_splits_is_whole(small_first: bool, tmp_path: Path) -> None:
+    """As convert_hf_to_gguf.py does it, with a first part of metadata alone or not."""
+    model = tiny_model()
+    writer = gguf.GGUFWriter(
+        tmp_path / "m.gguf", "llama4", split_max_tensors=20, small_first_shard=small_first
+    )
+    del writer.kv_data[0]["general.architecture"]
+    for key, value in model.keys.items():
+        kind = value.type if value.element is None else GGUFValueType.ARRAY
+        writer.add_key_value(key, value.value, kind, sub_type=value.element)
+    for name, data in model.tensors.items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file(tmp_path / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) == 3 + small_first
+    assert len(check_model_file(parts[0]).gguf.tensors) == (0 if small_first else 20)
+    assert [_damage(path) for path in parts] == [[]] * len(parts)
+
+
+@pytest.mark.parametrize("more", [0, 1, 31])
+def test_the_end_may_be_padded_or_not(more: int, tmp_path: Path) -> None:
+    path = tiny_model().write(tmp_path / "tiny.gguf")
+    gguf_file = read_gguf(path)
+    end = end_of_tensors(gguf_file)
+    data = path.read_bytes()[:end]
+    padding = -end % 32
+    path.write_bytes(data + bytes(min(more, padding)))
+    assert _damage(path) == []
+    path.write_bytes(data + bytes(padding) + b"x" * (more + 1))
+    assert _damage(path) == [f"{path} has {more + 1} bytes after the last tensor"]
+    check_model_file(path)  # llama.cpp does not look there
