@@ -52,7 +52,7 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
     """What `inspect` shows of a GGUF or a checkpoint; `tensors` adds a line for each tensor."""
     parts: list[RenderableType] = [
         _title(summary.path),
-        _facts((metadata_text(key), metadata_text(value)) for key, value in _flat(summary.metadata)),
+        _facts((metadata_text(key), metadata_text(it)) for key, it in _flat(summary.metadata)),
         "",
     ]
     if tensors:
