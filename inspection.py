@@ -72,7 +72,7 @@ def inspect(
     """
     path = Path(as_path("path", path))
     check_callback("progress", progress)
-    if path.is_dir() and not _holds_a_model(path):
+    if is_checkpoint(path):
         if check:
             raise SettingError(
                 "check reads a GGUF",
@@ -86,15 +86,14 @@ def inspect(
     return Inspection(_gguf_summary(gguf), _damage(gguf, progress) if check else None)
 
 
-def _holds_a_model(path: Path) -> bool:
-    """Whether a directory has a GGUF instead of a checkpoint."""
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a directory, and not one that has GGUFs instead of a checkpoint."""
     from .runtime.files.foreign import has_models
 
-    return (
-        not any(path.glob("*.safetensors"))
-        and not (path / "config.json").exists()
-        and (has_models(path))
-    )
+    if not path.is_dir():
+        return False
+    is_one = (path / "config.json").exists() or any(path.glob("*.safetensors"))
+    return is_one or not has_models(path)
 
 
 def _gguf_header(file: Path, *, whole: bool) -> GGUFFile:
@@ -126,7 +125,7 @@ def _gguf_summary(gguf: GGUFFile) -> FileSummary:
 
 def _plain(value: object) -> object:
     """A value of metadata, ready for JSON, which has no infinities and no NaN."""
-    from .runtime.files.gguf_file import LongArray
+    from .runtime.files.header import LongArray
 
     if isinstance(value, LongArray):
         return value.as_dict()

@@ -38,10 +38,11 @@ def inspect(options: InspectOptions) -> int:
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
     from ..inspection import inspect as run_inspection
+    from ..inspection import is_checkpoint
     from ..terminal.tables import inspection_view
 
     check_name(options.file, "inspect")
-    if options.check and Path(options.file).is_dir():
+    if options.check and is_checkpoint(Path(options.file)):
         raise usage_error("--check reads a GGUF; a checkpoint is checked as it is converted")
     if options.check:
         with byte_progress() as progress:

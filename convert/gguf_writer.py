@@ -34,8 +34,6 @@ class GGUFWriter(gguf.GGUFWriter):  # type: ignore[misc]  # no type information 
                 return _array(GGUFValueType.STRING, len(val), _strings(val))
             if kinds == {int}:
                 return _array(GGUFValueType.INT32, len(val), np.array(val, "<i4").tobytes())
-        if isinstance(val, str):  # the name of a directory may be no UTF-8
-            val = val.encode("utf-8", "replace").decode()
         packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
         return packed
 

@@ -23,7 +23,6 @@ from .foreign import PREFIX_BYTES, absent, again, directory, foreign
 from .header import (
     HEADER_LIMIT,
     Header,
-    LongArray,
     RawTensor,
     TooShortError,
     brief,
@@ -34,8 +33,6 @@ from .header import (
 MAGIC = b"GGUF"
 """The first bytes of every GGUF."""
 _VERSIONS = (2, 3)
-
-__all__ = ["HEADER_LIMIT", "MAGIC", "GGUFFile", "LongArray", "TensorInfo", "read_gguf"]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from ...architecture import (
     Hyperparameters,
 )
 from ...errors import ModelFileError
-from .gguf_file import GGUFFile, LongArray, TensorInfo, read_gguf
-from .header import brief
+from .gguf_file import GGUFFile, TensorInfo, read_gguf
+from .header import LongArray, brief
 from .split import is_split, not_first, read_parts
 from .vocabulary_file import (
     RECONVERT,

@@ -145,6 +145,15 @@ def test_inspect_shows_llama_4_and_its_projector_and_nothing_else(
     assert ("problem" in checked.stdout) is (architecture == "llama4")
 
 
+def test_a_directory_with_one_gguf_names_it(llama4: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    alone = tmp_path / "models" / "scout.gguf"
+    alone.symlink_to(model)
+    for words in (["inspect"], ["inspect", "--check"], ["run"], ["bench"]):
+        said = the_error(llama4(*words, tmp_path / "models", *(["hi"] * (words == ["run"]))))
+        assert f"found one GGUF in it, scout.gguf. Give that file: {alone}" in said
+
+
 def test_inspect_check_is_for_a_gguf(llama4: Command, scout_checkpoint: Path) -> None:
     result = llama4("inspect", scout_checkpoint, "--check")
     assert result.exit_code == 2
@@ -184,5 +193,5 @@ def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(
     written = tmp_path / "o\udcff.gguf"
     result = llama4("convert", copied, "-o", written, "--recipe", "bf16")
     assert (result.exit_code, "o\\udcff.gguf" in result.stdout) == (0, True)
-    assert read_gguf(written).metadata["general.name"] == "C?"
+    assert read_gguf(written).metadata["general.name"] == "C\ufffd"
     assert "d\\udcff" in llama4("inspect", source).stdout

@@ -104,7 +104,7 @@ def _nbytes(shape: tuple[int, ...], kind: int) -> int:
     count = 1
     for length in shape:
         count *= length
-    return min(count // block * size, 2**40)
+    return min(count // int(block) * int(size), 2**40)
 
 
 def _tree(model: TinyModel) -> Tree:

@@ -13,7 +13,8 @@ import pytest
 
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.files import header
-from llama4_edge.runtime.files.gguf_file import LongArray, read_gguf
+from llama4_edge.runtime.files.gguf_file import read_gguf
+from llama4_edge.runtime.files.header import LongArray
 from tests.gguf_maker import F32, STR, U32, Value, tiny_model
 
 
