@@ -86,8 +86,7 @@ class Prompts:
             SettingError: there are no messages, or they are of the wrong type.
         """
         mappings = _mappings(messages)
-        for text in _questions(mappings):
-            self._check_length(0, text, n_ctx)
+        self._check_length(0, sum(len(text.strip()) for text in _contents(mappings)), n_ctx)
         tokens: list[int] = []
         for piece in self.template.render(mappings):
             if piece.control:
@@ -109,17 +108,16 @@ class Prompts:
         add_bos: bool = False,
     ) -> None:
         """Add the ids of a text to those of what comes before it."""
-        self._check_length(len(tokens), text, n_ctx)
+        if isinstance(text, str):
+            self._check_length(len(tokens), len(text), n_ctx)
         limit = None if n_ctx is None else max(n_ctx, COUNTED) - len(tokens)
         tokens += self._vocabulary.encode(text, special=special, add_bos=add_bos, limit=limit)
-        self._check_length(len(tokens), "", n_ctx)
+        self._check_length(len(tokens), 0, n_ctx)
 
-    def _check_length(self, held: int, text: str, n_ctx: int | None) -> None:
-        """Refuse what is known not to fit behind `held` tokens."""
-        if n_ctx is None or not isinstance(text, str):
-            return
-        least = held + self._vocabulary.least_tokens(text)
-        if least > max(n_ctx, COUNTED):
+    def _check_length(self, held: int, characters: int, n_ctx: int | None) -> None:
+        """Refuse a text that is known not to fit behind `held` tokens."""
+        least = held + self._vocabulary.least_tokens(characters)
+        if n_ctx is not None and least > max(n_ctx, COUNTED):
             raise ContextFullError(
                 "the tokens do not fit into the context",
                 found=f"at least {least} tokens",
@@ -128,15 +126,14 @@ class Prompts:
             )
 
 
-def _questions(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The texts that every template writes out: a template may leave out earlier answers."""
+def _contents(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The texts of messages, which a template may trim."""
     for message in messages:
-        if isinstance(message, Mapping) and message.get("role") in ("system", "user"):
-            content = message.get("content")
-            for part in content if isinstance(content, list | tuple) else [content]:
-                text = part.get("text") if isinstance(part, Mapping) else part
-                if isinstance(text, str):
-                    yield text
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list | tuple) else [content]:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                yield text
 
 
 def _mappings(messages: Messages) -> list[Mapping[str, Any]]:

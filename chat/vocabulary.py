@@ -37,6 +37,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 """How added tokens may be matched, as in tokenizers; `convert` says which ones are."""
 
+_SHOWN = 80  # characters of a text that an error shows
 _MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
 _LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
 _RUN = re.compile(r"\s+|\S+")
@@ -135,9 +136,9 @@ class Vocabulary:
                         return ids
         return ids
 
-    def least_tokens(self, text: str) -> int:
-        """How many tokens a text takes at least, known without tokenizing it."""
-        return -(-len(text) // self._longest) if self._longest else 0
+    def least_tokens(self, characters: int) -> int:
+        """How many tokens a text of that length takes at least."""
+        return -(-characters // self._longest) if self._longest else 0
 
     @cached_property
     def _longest(self) -> int:
@@ -331,16 +332,26 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _build(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> Tokenizer:
-    """The byte-level BPE of the normal tokens; the others are never made by merging."""
-    pairs = zip(tokens, types, strict=True)
-    vocabulary = {text: token for token, (text, kind) in enumerate(pairs) if kind == _NORMAL}
+    """The byte-level BPE of the normal tokens, and of added ones that merging makes too."""
+    pairs = _merge_pairs(merges)
+    made = {first + second for first, second in pairs}
+    vocabulary = {
+        text: token
+        for token, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind == _NORMAL or (kind == _USER_DEFINED and text in made)
+    }
     _expect_bytes(vocabulary)
+    # Said here, because tokenizers panics on some of these.
+    unknown = made - vocabulary.keys()
+    if unknown:
+        raise VocabularyError(
+            "tokenizer.ggml.merges makes a token that is not a normal one",
+            found=repr(min(unknown)[:_SHOWN]),
+        )
     try:
         # tiktoken takes a whole word that is in the vocabulary as one token: ignore_merges.
         # (Constructing BPE takes 0.7 s for Llama 4's 439,802 merges, going through JSON 1.9 s.)
-        model = BPE(vocabulary, _merge_pairs(merges), ignore_merges=True)
-    except VocabularyError:
-        raise
+        model = BPE(vocabulary, pairs, ignore_merges=True)
     except Exception as error:  # tokenizers raises plain Exception for a merge of unknown tokens
         raise VocabularyError("tokenizer.ggml.merges cannot be used", found=str(error)) from error
     tokenizer = Tokenizer(model)

@@ -29,6 +29,11 @@ class Flags:
     single_word: bool = False
     normalized: bool = False
 
+    @property
+    def unusual(self) -> bool:
+        """Whether the token is not matched wherever its text stands, and that alone."""
+        return self.lstrip or self.rstrip or self.single_word
+
 
 FLAGS = tuple(field.name for field in fields(Flags))
 

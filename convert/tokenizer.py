@@ -8,7 +8,7 @@ Llama 4's own. Where transformers finds a token elsewhere, it is found there.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .config import ModelConfig
 _TOKENIZER_READER = Reader(VocabularyError, limit=512 << 20, hint="Download it again.")
 _SETTINGS_READER = Reader(VocabularyError, limit=64 << 20)
 
+_MOST_PROCESSORS = 100  # real ones have two
 _SHOWN = 80  # characters of a text that an error shows
 
 
@@ -99,7 +100,10 @@ def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
     return Vocabulary(
         tokens=tokens,
         types=types,
-        merges=_merges(model, ids),
+        merges=_merges(
+            model,
+            {token for token, kind in zip(tokens, types, strict=True) if kind != TokenType.CONTROL},
+        ),
         bos=bos,
         eos=eos,
         eot=eot,
@@ -109,7 +113,7 @@ def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
         add_bos=bool(before),
         flags=_flags(added),
         chat_templates=templates,
-        notes=_notes(settings, ids, [tokens[number] for number in after], template_note),
+        notes=_notes(settings, ids, added, [tokens[number] for number in after], template_note),
     )
 
 
@@ -279,7 +283,7 @@ def _flags(added: list[AddedToken]) -> dict[str, list[int]]:
     return ids
 
 
-def _merges(model: Record, ids: Mapping[str, int]) -> list[str]:
+def _merges(model: Record, tokens: Container[str]) -> list[str]:
     """Merges as GGUF has them: both halves with a space between, which no half can hold."""
     merges = []
     for merge in model.elements("merges", default=[]):
@@ -287,11 +291,12 @@ def _merges(model: Record, ids: Mapping[str, int]) -> list[str]:
         if (
             not isinstance(pair, list)
             or len(pair) != 2
-            or not all(isinstance(half, str) and half in ids for half in pair)
-            or "".join(pair) not in ids
+            or not all(isinstance(half, str) and half in tokens for half in pair)
+            or "".join(pair) not in tokens
         ):
             raise VocabularyError(
-                "tokenizer.json has a merge of unknown tokens", found=repr(merge)[:_SHOWN]
+                "tokenizer.json has a merge of unknown or special tokens",
+                found=repr(merge)[:_SHOWN],
             )
         merges.append(" ".join(pair))
     if not merges:
@@ -336,10 +341,21 @@ def _bos(
 
 
 def _notes(
-    settings: Record, ids: Mapping[str, int], after: list[str], template: str | None
+    settings: Record,
+    ids: Mapping[str, int],
+    added: list[AddedToken],
+    after: list[str],
+    template: str | None,
 ) -> tuple[str, ...]:
     """What was decided without being asked for."""
     notes = [] if template is None else [template]
+    flagged = [token.text for token in added if token.flags.unusual]
+    if flagged:
+        names = ", ".join(repr(text[:_SHOWN]) for text in flagged[:8])
+        notes.append(
+            f"lstrip, rstrip and single_word of {names} are honoured here, but not in llama.cpp's "
+            "own tools"
+        )
     # Those that begin and end a text are there; what fills batches, nothing here needs.
     absent = sorted(set(named_tokens(settings)).difference(ids))
     if absent:
@@ -420,12 +436,16 @@ def _around_text(tokenizer: Record, size: int) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _processors(tokenizer: Record) -> Iterator[Record]:
+def _processors(tokenizer: Record) -> list[Record]:
     """The post-processors, those inside of sequences one by one."""
+    found: list[Record] = []
     pending = [tokenizer.record("post_processor")] if tokenizer.get("post_processor") else []
     while pending:
-        processor = pending.pop(0)
+        processor = pending.pop()
         if processor.get("type") == "Sequence":
-            pending[:0] = processor.records("processors")
+            pending += reversed(processor.records("processors"))
         else:
-            yield processor
+            found.append(processor)
+        if len(found) + len(pending) > _MOST_PROCESSORS:
+            raise tokenizer.fault("post_processor", f"at most {_MOST_PROCESSORS} steps")
+    return found

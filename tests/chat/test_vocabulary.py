@@ -179,7 +179,8 @@ def test_control_tokens_are_found_by_name(vocabulary: Vocabulary) -> None:
         ({"token_type": tuple(TYPES[1:])}, f"found {len(TOKENS) - 1} types"),
         ({"merges": ("th",)}, "found 'th', expected two tokens and one space"),
         ({"merges": ("t h e",)}, "found 't h e', expected two tokens and one space"),
-        ({"merges": ("t absent",)}, "tokenizer.ggml.merges cannot be used"),
+        ({"merges": ("t absent",)}, "a token that is not a normal one, found 'tabsent'"),
+        ({"merges": ("xy z",)}, "tokenizer.ggml.merges cannot be used"),
         ({"tokens": ("absent", *TOKENS[1:])}, "found 255 of them, not 0x00, expected all 256"),
         ({"tokens": (*TOKENS[:257], "a b", *TOKENS[258:])}, "byte-level alphabet, found 'a b'"),
         ({"eos_token_id": len(TOKENS)}, "tokenizer.ggml.eos_token_id is not a token id"),
@@ -199,3 +200,27 @@ def test_a_tokenizer_without_bos_cannot_begin_with_it() -> None:
 
 def test_any_of_nothing_is_no_pattern() -> None:
     assert any_of([]) is None
+
+
+def test_a_word_that_somebody_added_is_still_made_by_merging() -> None:
+    added = TOKENS.index("the")
+    types = tuple(4 if at == added else kind for at, kind in enumerate(TYPES))
+    flags = {"llama4_edge.added_tokens.single_word": (added,)}
+    vocabulary = Vocabulary({**metadata(token_type=types), **flags})
+    assert vocabulary.encode("bathe") == [*ids("ba"), added]
+    assert vocabulary.encode("the") == [added]
+
+
+def test_merging_never_makes_a_control_token() -> None:
+    types = tuple(3 if at == TOKENS.index("the") else kind for at, kind in enumerate(TYPES))
+    with pytest.raises(
+        VocabularyError, match="makes a token that is not a normal one, found 'the'"
+    ):
+        Vocabulary(metadata(token_type=types))
+
+
+@pytest.mark.parametrize("merge", ["the the", "th th", "t ÿÿÿÿ"])
+def test_a_merge_into_nothing_is_refused(merge: str) -> None:
+    # tokenizers panics where the merged token would be longer than all others.
+    with pytest.raises(VocabularyError, match="makes a token that is not a normal one"):
+        Vocabulary(metadata(merges=("t h", "th e", merge)))

@@ -165,6 +165,18 @@ def test_what_is_left_out_is_said(checkpoint: Path) -> None:
     )
 
 
+def test_flags_that_llama_cpp_does_not_know_are_said(checkpoint: Path) -> None:
+    edit(
+        checkpoint, {TOKENIZER: last_added(lstrip=True), SETTINGS: without("added_tokens_decoder")}
+    )
+    vocabulary = read(checkpoint)
+    assert vocabulary.flags["lstrip"] == [1023]
+    assert vocabulary.notes == (
+        f"lstrip, rstrip and single_word of {vocabulary.tokens[1023]!r} are honoured here, but not "
+        "in llama.cpp's own tools",
+    )
+
+
 def test_padding_never_has_the_name_of_a_token(checkpoint: Path) -> None:
     def change(tokenizer: dict[str, Any]) -> None:
         last = tokenizer["added_tokens"].pop()
@@ -203,8 +215,8 @@ def last_added(**values: object) -> Edit:
         ({SETTINGS: setting(added_tokens_decoder=[1])}, "invalid added_tokens_decoder"),
         ({SETTINGS: setting(added_tokens_decoder={"99999": {"content": "<z>"}})}, "out of range"),
         ({TOKENIZER: lambda it: it["model"].update(merges=5)}, "invalid merges, found 5"),
-        ({TOKENIZER: lambda it: it["model"].update(merges=[None])}, "merge of unknown tokens"),
-        ({TOKENIZER: lambda it: it["model"].update(merges=[[1, 2]])}, "merge of unknown tokens"),
+        ({TOKENIZER: lambda it: it["model"].update(merges=[None])}, "merge of unknown"),
+        ({TOKENIZER: lambda it: it["model"].update(merges=[[1, 2]])}, "merge of unknown"),
         ({TOKENIZER: lambda it: it["model"].update(vocab=[1])}, "invalid vocab"),
         ({TOKENIZER: lambda it: it["model"]["vocab"].update(x=1.5)}, "out of range: 'x'"),
         ({TOKENIZER: lambda it: it["model"]["vocab"].update({"": 1023})}, "gives id 1023 to two"),

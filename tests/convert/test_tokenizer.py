@@ -125,11 +125,11 @@ def set_pre(field: str, value: object) -> Edit:
         (lambda it: it["model"].update(type="Unigram"), "is not a BPE"),
         (lambda it: it["model"].update(byte_fallback=True), "sets byte_fallback"),
         (lambda it: it["model"].update(merges=[]), "has no merges"),
-        (lambda it: it["model"]["merges"].append(["a", "nope"]), "merge of unknown tokens"),
+        (lambda it: it["model"]["merges"].append(["a", "nope"]), "merge of unknown"),
         (lambda it: it["model"]["vocab"].update(new=5000), "out of range.* 'new'|'new'.*id 5000"),
         (lambda it: it["model"]["vocab"].update(new=3), "gives id 3 to two tokens"),
         (lambda it: it["model"]["vocab"].update({"é ": 900}), "gives id|not byte-level"),
-        (lambda it: it["model"]["vocab"].pop("a"), "lacks byte tokens|unknown tokens"),
+        (lambda it: it["model"]["vocab"].pop("a"), "lacks byte tokens|unknown"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
