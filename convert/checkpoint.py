@@ -29,7 +29,9 @@ _INDEX_LIMIT = 64 << 20
 # A file's name on common disks; see also `_is_file_name`.
 _MAX_FILE_NAME = 255
 
-_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+_NUMBERED = re.compile(
+    r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,5})[-_]of[-_](?P<total>\d{1,5})\.safetensors"
+)
 _ADAPTER = re.compile(r"adapter_model.*\.safetensors")
 
 
@@ -141,7 +143,9 @@ def _whole_set(path: Path, total: int, numbered: Mapping[int, str]) -> list[str]
             found=numbered[strange[0]],
             expected=f"numbers 1 to {total}",
         )
-    missing = example.replace(f"-{next(iter(numbered)):05d}-of-", f"-{absent[0]:05d}-of-")
+    match = _NUMBERED.fullmatch(example)
+    begin, end = match.span("number") if match else (0, 0)
+    missing = f"{example[:begin]}{absent[0]:0{end - begin}d}{example[end:]}"
     raise CheckpointError(
         f"{path} lacks shards",
         found=f"{len(absent)} of {total} missing, first {missing}",

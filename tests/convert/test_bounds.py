@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from llama4_edge.convert.checkpoint import INDEX_NAME, open_checkpoint
 from llama4_edge.convert.config import parse_config, parse_vision
 from llama4_edge.convert.text_model import read_text_model
 from llama4_edge.errors import CheckpointError, UnsupportedError
+from tests.hub_server import HubServer
 
 from .conftest import (
     edit_header,
@@ -26,6 +26,7 @@ from .conftest import (
     shards_of,
     write_shard,
 )
+from .on_hub import NAME
 from .test_config import SCOUT, changed
 
 MIB = 1 << 20
@@ -300,10 +301,11 @@ def test_experts_one_by_one_of_the_largest_model_are_not_all_named(checkpoint: P
     assert len(data) > 0
 
 
-def test_what_a_hub_s_config_says_is_bounded_alike(checkpoint: Path) -> None:
-    """`convert` and `blueprint` refuse before a tokenizer is read."""
-    (checkpoint / "tokenizer.json").unlink()
+def test_what_a_hub_s_config_says_is_bounded_alike(hub: HubServer, checkpoint: Path) -> None:
     edit_text_config(checkpoint, vocab_size=2**31)
-    with pytest.raises(UnsupportedError, match="vocab_size"):
-        convert(checkpoint, dry_run=True)
-    assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "llama4"
+    hub.add(NAME, checkpoint)
+    for reads in (blueprint, convert):
+        with pytest.raises(UnsupportedError, match="vocab_size: 2147483648"):
+            reads(NAME)
+    # Nothing but the configuration was fetched.
+    assert hub.sent(r"\.safetensors|tokenizer") == 0

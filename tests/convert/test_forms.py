@@ -324,6 +324,8 @@ def test_weights_that_are_quantized_are_refused_with_their_settings(forms: MakeF
         "model-00001-of-00001.safetensors",
         "consolidated.safetensors",
         "pytorch_model-00001-of-00001.safetensors",
+        "model.fp16.safetensors",
+        "model_1_of_1.safetensors",
         "weights.safetensors",
     ],
 )
@@ -362,6 +364,7 @@ def test_numbered_shards_need_no_index(forms: MakeForms) -> None:
             r"several sets of weights and no index, found model-00001-of-00002\.safetensors, "
             r"model-00001-of-00003\.safetensors",
         ),
+        (["model_1_of_2.safetensors"], r"found 1 of 2 missing, first model_2_of_2\.safetensors"),
         (["a.safetensors", "b.safetensors"], r"several sets.* a\.safetensors, b\.safetensors"),
     ],
 )
