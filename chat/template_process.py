@@ -102,7 +102,11 @@ class TemplateProcess:
             self._end()
             self._child = _Child()
             self._finalizer = weakref.finalize(self, self._child.end)
-            self._ask(self._child, self._source.encode(*ENCODING), "to compile")
+            try:
+                self._ask(self._child, self._source.encode(*ENCODING), "to compile")
+            except RenderingError:
+                self._end()
+                raise
         return self._child
 
     def _ask(self, child: _Child, request: bytes, purpose: str) -> str:

@@ -134,7 +134,7 @@ def test_no_template_is_a_traceback_or_takes_long(
     monkeypatch.setattr(template_process, "SECONDS", 0.05)
     monkeypatch.setattr(template_process, "MEMORY_BYTES", 96 << 20)
     # Each starts a process.
-    few = settings(effort, max_examples=30 if effort is ORDINARY else 3000)
+    few = settings(effort, max_examples=30 if effort is ORDINARY else 2000)
     fuzz(check_template, TEMPLATES, few)
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert largest < 1 << 20  # KiB: of all processes that this one has waited for

@@ -30,12 +30,12 @@ def test_the_process_of_the_template_ends_with_the_model(tiny_path: Path) -> Non
     before = children()
     model = Model(tiny_path, n_ctx=256, n_threads=1)
     model.generate("Hello", max_tokens=1)
-    assert children() == before
+    assert children() <= before
     model.chat("Hello", max_tokens=1)
     model.chat("Hello", max_tokens=1)
     assert len(children() - before) == 1
     model.close()
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_hostile_template_leaves_the_model_for_plain_text(
