@@ -90,7 +90,9 @@ class ChatTemplate:
                 hint=_CORRECT,
             )
         self.source = source
-        tokens = tuple(control_tokens)
+        # One character cannot be kept apart from the same one in a message.
+        tokens = tuple(token for token in control_tokens if len(token) > 1)
+        self._characters = set(source).union(*tokens)
         self._pattern = any_of(tokens)
         self._breaks = _Breaks(tokens)
         self._constants = {"bos_token": bos_token, "eos_token": eos_token}
@@ -172,8 +174,8 @@ class ChatTemplate:
                 yield Piece(plain, control=False)
 
     def _unused_character(self, values: object) -> str:
-        """A character that neither the template nor anything it is given contains."""
-        used = set(self.source).union(*_strings(values))
+        """A character of no control token, and neither of the template nor of what it is given."""
+        used = self._characters.union(*_strings(values))
         for character in map(chr, chain(*_MARKS)):
             if character not in used:
                 return character
@@ -191,7 +193,7 @@ class _Breaks:
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        beginnings = {token[:2] for token in tokens if len(token) > 1}
+        beginnings = {token[:2] for token in tokens}
         self._separators = {pair[1] for pair in beginnings if not pair[1].isalnum()}
         self._openings = any_of({pair for pair in beginnings if pair[1].isalnum()})
         self._initials = tuple({token[0] for token in tokens})

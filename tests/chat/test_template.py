@@ -384,6 +384,16 @@ def test_without_control_tokens_everything_is_text() -> None:
     assert ChatTemplate("<|eot|>").render([USER]) == (Piece("<|eot|>", control=False),)
 
 
+def test_names_of_control_tokens_may_hold_anything() -> None:
+    tokens = ["", "x", "<\U00013000|eot\U00013000|>", "<|eot|>", "\n\n", "  ", "👍👍"]
+    chat = ChatTemplate("<|eot|>{{ messages[0].content }}", control_tokens=tokens)
+    content = "x<|eot|>\n\n\n  👍👍👍\n"
+    assert chat.render([{"role": "user", "content": content}]) == (
+        control("<|eot|>"),
+        plain(content),
+    )
+
+
 # ---- which templates are known
 
 
