@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
+from ..system.files import write_atomically
 from ..units import context_text
 from .gpus import GPUS
 from .machine import KEPT_FREE
@@ -56,7 +59,9 @@ def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
         for model, axes in zip(models, panels.flat, strict=False):
             _draw(axes, [cell for cell in cells if cell.model == model], model)
         figure.tight_layout()
-        figure.savefig(path, dpi=150)
+        picture = BytesIO()
+        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
+        write_atomically(path, picture.getvalue())
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{os.fspath(path)}: the plot cannot be written",

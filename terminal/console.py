@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Wider than any line: what is piped is never folded or cut.
 _UNFOLDED = 100_000
+# Columns that the tables need.
+_NARROWEST = 60
 
 
 def fill_closed_streams() -> None:
@@ -83,7 +85,9 @@ def show(view: RenderableType) -> None:
     """Print a result on stdout; a pipe gets no padding at the ends of lines."""
     out = console()
     if out.file.isatty():
-        # What may neither fold nor be cut, such as a command to copy, is left to the terminal.
+        # Where no table fits, the terminal folds its lines, and no number is cut. So it does with
+        # what may neither fold nor be cut, such as a command to copy.
+        out.width = max(out.width, _NARROWEST)
         out.print(view, crop=False)
         return
     with out.capture() as captured:
@@ -106,7 +110,9 @@ def complain(text: str) -> None:
 
     # What a parser says may have several lines.
     words = " ".join(filter(None, map(str.strip, text.split("\n"))))
-    line = Text.assemble(("error:", "bold red"), " ", one_line(shortened(words, LONGEST_LINE)))
+    line = Text.assemble(
+        ("error:", "bold red"), " ", one_line(shortened(words, LONGEST_LINE, end=500))
+    )
     console(stderr=True).print(line, soft_wrap=True)
 
 

@@ -66,11 +66,16 @@ def visible(value: T) -> T:
     return cast(T, changed)
 
 
-def shortened(text: str, longest: int) -> str:
-    """Text of at most about `longest` characters; of more, the beginning, their number, the end."""
+def shortened(text: str, longest: int, *, end: int = 0) -> str:
+    """Text of up to `longest` characters; of more, the beginning and their number.
+
+    Args:
+        end: characters of the end of a longer text that are shown too.
+    """
     if len(text) <= longest:
         return text
-    return f"{text[: longest // 2]}… ({len(text):,} characters)…{text[-(longest // 4) :]}"
+    tail = f" …{text[-end:]}" if end else ""
+    return f"{text[: longest // 2]}… ({len(text):,} characters){tail}"
 
 
 def visible_json(text: str) -> str:

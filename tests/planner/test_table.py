@@ -117,3 +117,5 @@ def test_a_picture_that_cannot_be_written_is_one_error(
         plot(scout, tmp_path / "no" / "such.png")
     with pytest.raises(OutputError, match="the plot cannot be written"):
         plot(scout, tmp_path / "picture.docx")
+    with pytest.raises(OutputError, match="Not a regular file"):
+        plot(scout, "/dev/full")

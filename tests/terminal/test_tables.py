@@ -35,7 +35,7 @@ def shown(view: RenderableType, width: int) -> list[str]:
         (["token"] * 202_048, "202,048 values"),
         ("one\ntwo", "one⏎two"),
         ("\x1b[2Jcleared", "␛[2Jcleared"),
-        ("x" * 3000, "x" * 60 + "… (3,000 characters)…" + "x" * 30),
+        ("x" * 3000, "x" * 60 + "… (3,000 characters)"),
     ],
 )
 def test_a_metadata_value_is_one_short_harmless_line(value: object, text: str) -> None:
@@ -87,11 +87,29 @@ def test_a_narrow_terminal_folds_the_types_and_cuts_no_number(summary: FileSumma
     )
 
 
-def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+@pytest.mark.parametrize("width", [1, 2, 5, 20, 59])
+def test_a_terminal_too_narrow_for_a_table_folds_it_itself(
+    summary: FileSummary, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    def lines(columns: int) -> list[str]:
+        screen = Screen()
+        monkeypatch.setattr(sys, "stdout", screen)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(summary_view(summary, tensors=True))
+        return screen.getvalue().splitlines()
 
+    assert lines(width) == lines(60)
+    assert "…" not in "".join(lines(width))
+
+
+class Screen(io.StringIO):
+    """A terminal in memory."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "CMAKE_ARGS=-DGGML_CUDA=ON python -m pip install " + "--a-long-option " * 8 + "x"
     finding = Finding("problem", "llama.cpp was built without what this machine has", command)
     diagnosis = replace(doctor(), findings=(finding,))
