@@ -114,6 +114,12 @@ class _Commands(click.Group):
             ctx.exit(141)
         except MemoryError:
             _fail(ctx, Llama4EdgeError("this machine has not enough memory for that"))
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            problem = "no more threads can be started"
+            hint = "Give this process more memory (ulimit -v) or threads (ulimit -u)."
+            _fail(ctx, Llama4EdgeError(problem, hint=hint))
         except OSError as error:
             if error.filename is None:
                 raise

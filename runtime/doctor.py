@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import EngineError
+from ..errors import AllocationError, EngineError
 from ..system.cores import (
     cpu_quota,
     described_cpu,
@@ -98,7 +98,8 @@ def doctor() -> Diagnosis:
         amx = extra_buffers_are_safe()
         devices = list_devices()
     except EngineError as error:
-        findings = (Finding("problem", f"{error.problem}: {error.found}", build_command()),)
+        fix = None if isinstance(error, AllocationError) else build_command()
+        findings = (Finding("problem", f"{error.problem}: {error.found}", fix),)
     else:
         findings = (
             Finding("ok", f"llama.cpp {library.llama_cpp} loads"),

@@ -6,6 +6,7 @@ whichever is less.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,20 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
                 min(limit, memory.total), least, source if least == left else memory.source
             )
     return memory
+
+
+def address_space_left() -> int | None:
+    """Bytes that this process may still map (``ulimit -v``); None where nothing limits them."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    import psutil
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(0, limit - int(psutil.Process().memory_info().vms))
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int, str]]:

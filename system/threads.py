@@ -16,7 +16,10 @@ def end(pool: ThreadPoolExecutor) -> None:
         ended.set()
 
     # In a thread: CPython before 3.13 takes a thread for ended when its join is interrupted.
-    threading.Thread(target=wait, name="end").start()
+    try:
+        threading.Thread(target=wait, name="end").start()
+    except RuntimeError:  # there can be no more threads
+        wait()
     while not ended.is_set():
         with suppress(KeyboardInterrupt):
             ended.wait()

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AllocationError, EngineError
+from ...system.memory import address_space_left
+from ...units import bytes_text
 from .build import LLAMA_CPP_PYTHON, build_command
 
 logger = logging.getLogger("llama4_edge.llama_cpp")
@@ -171,9 +173,22 @@ def _interrupt_main() -> None:
 _referenced: list[object] = []
 
 
+# What the library, a graph and threads take before a model does. With less, ggml or the C library
+# would end the process.
+_LEAST_LEFT = 256 * 2**20
+
+
 @functools.cache
 def _load() -> Any:
     """Import the bindings, take over the log, initialise the backends. Once a process."""
+    left = address_space_left()
+    if left is not None and left < _LEAST_LEFT:
+        raise AllocationError(
+            "the limit of this process's memory (ulimit -v) leaves too little for llama.cpp",
+            found=bytes_text(left),
+            expected=f"at least {bytes_text(_LEAST_LEFT)}, and what the model takes",
+            hint="Raise the limit, or lift it: ulimit -v unlimited",
+        )
     # When ggml gives up it would start a debugger, if there is one, for a page of backtrace.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:

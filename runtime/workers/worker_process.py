@@ -19,6 +19,7 @@ from dataclasses import asdict
 
 import psutil
 
+from ...errors import Llama4EdgeError
 from ..bindings.devices import Device, list_devices, rpc_function
 from ..bindings.library import native_function
 from .lending import Loan
@@ -82,5 +83,8 @@ def _end_with_input() -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    try:
+        serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    except Llama4EdgeError as error:
+        sys.stderr.write(f"error: {error}\n")
     sys.exit(1)
