@@ -151,12 +151,14 @@ def _check_prefix(path: Path, prefix: bytes) -> None:
             f"{path} has the wrong byte order",
             found="a big-endian file",
             expected="a little-endian one",
+            hint="Take the little-endian file of the same model: most are.",
         )
     if version not in _VERSIONS:
         raise ModelFileError(
             f"{path} has a GGUF version that llama.cpp does not read",
             found=version,
             expected=" or ".join(map(str, _VERSIONS)),
+            hint="Convert the original checkpoint, with: llama4 convert",
         )
 
 

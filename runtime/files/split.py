@@ -39,7 +39,7 @@ def read_parts(
             return (gguf,), ()
         return (gguf,), (_check_types(gguf, 1, PartName("", 1, 1)) or _not_named(gguf),)
     paths = [gguf.path.with_name(str(part)) for part in name.siblings()]
-    faults = _Faults(len(paths))
+    faults = _Faults()
     parts: dict[int, GGUFFile] = {}
     for number, path in enumerate(paths, start=1):
         if number == name.number:
@@ -58,8 +58,7 @@ def read_parts(
 class _Faults:
     """What is wrong with parts, by kind: the first of each kind, and how many there are."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self) -> None:
         self._first: dict[str, ModelFileError] = {}
         self._numbers: dict[str, int] = {}
 
@@ -73,9 +72,9 @@ class _Faults:
     def _error(self, kind: str, first: ModelFileError) -> ModelFileError:
         number = self._numbers[kind]
         if kind == "missing":
-            are = "is missing: " if number == 1 else "are missing, the first is "
+            parts = "part is missing: " if number == 1 else "parts are missing, the first is "
             return ModelFileError(
-                f"{number:,} of {self._count:,} parts {are}{first.problem}",
+                f"{number:,} {parts}{first.problem}",
                 hint="Download all parts into one directory.",
             )
         more = f" (and so with {number - 1:,} more)" if number > 1 else ""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,17 @@ def test_a_model_that_is_copied_answers_as_one_that_is_mapped(scout_int4: Path) 
     np.testing.assert_array_equal(logits[0], logits[1])
     assert mapped == [True, False]
     assert weights[1][0] == weights[1][1] > 4_000_000
+
+
+def test_a_file_that_was_copied_may_vanish(scout_int4: Path, tmp_path: Path) -> None:
+    """Where it is mapped, a file that becomes shorter ends the process (SIGBUS)."""
+    path = tmp_path / "scout.gguf"
+    shutil.copy(scout_int4, path)
+    with Engine(path, EngineSettings(n_ctx=512, n_threads=1, mmap=False)) as engine:
+        before = engine.logits([1, 2, 3])
+        os.truncate(path, 0)
+        engine.clear()
+        np.testing.assert_array_equal(engine.logits([1, 2, 3]), before)
 
 
 def test_what_is_needed_is_what_the_engine_has_then(scout_int4: Path) -> None:

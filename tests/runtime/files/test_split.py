@@ -136,7 +136,7 @@ def _with_keys(number: int, **keys: Value) -> Callable[[Parts, Parts], object]:
 
 _GONE = Value(None, U16)
 FAULTS: dict[str, tuple[Callable[[Parts, Parts], object], str]] = {
-    "part 2 is missing": (lambda parts, other: parts[1].unlink(), "1 of 2 parts is missing: "),
+    "part 2 is missing": (lambda parts, other: parts[1].unlink(), "1 part is missing: "),
     "part 2 is a copy of part 1": (
         _copied,
         "is not the part that its name says, found part 1 of 2, expected part 2 of 2",
@@ -250,7 +250,7 @@ def test_a_whole_model_under_a_part_s_name_is_opened_and_not_called_sound(tmp_pa
     assert check_model_file(path).parts[0].path == path  # as llama.cpp opens it
     said = "\n".join(_damage(path))
     assert "has no split.no, expected part 1 of 3" in said
-    assert f"2 of 3 parts are missing, the first is {tmp_path}/tiny-00002-of-00003.gguf" in said
+    assert f"2 parts are missing, the first is {tmp_path}/tiny-00002-of-00003.gguf" in said
 
 
 def test_a_hundred_thousand_missing_parts_are_one_fault(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_hundred_thousand_missing_parts_are_one_fault(tmp_path: Path) -> None:
     shutil.copy(split(tmp_path)[0], path)
     faults = _damage(path)
     assert faults == [
-        f"99,998 of 99,999 parts are missing, the first is {tmp_path}/x-00002-of-99999.gguf. "
+        f"99,998 parts are missing, the first is {tmp_path}/x-00002-of-99999.gguf. "
         "Download all parts into one directory.",
         f"{path} is not the part that its name says, found part 1 of 2, expected part 1 of 99,999. "
         "Download all parts of one model into one directory, under their published names.",
