@@ -28,6 +28,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import SettingError, VocabularyError
 from ..ranges import value_text
+from ..untrusted import shown
 
 _T = TypeVar("_T")
 
@@ -37,7 +38,6 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 """How added tokens may be matched, as in tokenizers; `convert` says which ones are."""
 
-_SHOWN = 80  # characters of a text that an error shows
 _MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
 _LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
 _RUN = re.compile(r"\s+|\S+")
@@ -268,7 +268,7 @@ class Vocabulary:
         if not isinstance(token, int) or not 0 <= token < len(self._tokens):
             raise VocabularyError(
                 f"{key} is not a token id",
-                found=repr(token),
+                found=shown(token),
                 expected=f"below {len(self._tokens)}",
             )
         return token
@@ -346,7 +346,7 @@ def _build(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -
     if unknown:
         raise VocabularyError(
             "tokenizer.ggml.merges makes a token that is not a normal one",
-            found=repr(min(unknown)[:_SHOWN]),
+            found=shown(min(unknown)),
         )
     try:
         # tiktoken takes a whole word that is in the vocabulary as one token: ignore_merges.
@@ -370,7 +370,7 @@ def _merge_pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
         if len(pair) != 2 or not all(pair):
             raise VocabularyError(
                 "tokenizer.ggml.merges has an entry that is not two tokens",
-                found=repr(" ".join(pair)),
+                found=shown(" ".join(pair)),
                 expected="two tokens and one space between them",
             )
     return cast("list[tuple[str, str]]", pairs)
@@ -389,7 +389,9 @@ def _expect_bytes(vocabulary: Mapping[str, int]) -> None:
     unknown = set().union(*vocabulary) - _BYTE_OF.keys()
     if unknown:
         text = next(text for text in vocabulary if not unknown.isdisjoint(text))
-        raise VocabularyError("a token is not written in the byte-level alphabet", found=repr(text))
+        raise VocabularyError(
+            "a token is not written in the byte-level alphabet", found=shown(text)
+        )
 
 
 def _parts(text: str) -> Iterator[str]:
@@ -438,7 +440,7 @@ def _expect(metadata: Mapping[str, object], key: str, expected: tuple[str, ...])
     if value not in expected:
         raise VocabularyError(
             f"{key} names a tokenizer that is not Llama 4's",
-            found=repr(value),
+            found=shown(value),
             expected=" or ".join(expected),
             hint="Convert the model again with `llama4 convert`.",
         )

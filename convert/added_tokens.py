@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import VocabularyError
-from ..untrusted import Record
+from ..untrusted import Record, shown
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that tokenizer_config.json may name, one each."""
@@ -67,7 +67,7 @@ def added_tokens(tokenizer: Record, settings: Record, ids: Mapping[str, int]) ->
         for key in decoder:
             if not (key.isascii() and key.isdecimal() and len(key) < 10):
                 raise VocabularyError(
-                    f"{decoder.name} has a key that is not a token id", found=repr(key[:80])
+                    f"{decoder.name} has a key that is not a token id", found=shown(key)
                 )
             entry = decoder.record(key)
             text = entry.text("content")
@@ -90,7 +90,7 @@ def _add(tokens: dict[str, AddedToken], entry: Record, number: int) -> None:
     if text in tokens and tokens[text].number != number:
         raise VocabularyError(
             f"{entry.name} gives a token a second id",
-            found=f"{text[:80]!r} as {tokens[text].number} and {number}",
+            found=f"{shown(text)} as {tokens[text].number} and {number}",
         )
     if text:  # tokenizers ignores the others
         tokens[text] = AddedToken(number, text, special, flags)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import VocabularyError
 from ..units import bytes_text
-from ..untrusted import Reader
+from ..untrusted import Reader, shown
 
 DEFAULT = "default"
 """The name of the template that a conversation is written with."""
@@ -47,19 +47,19 @@ def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:
             if not name or "\0" in name + text:
                 raise VocabularyError(
                     f"{source} has a chat template that a GGUF cannot hold",
-                    found="an empty name" if not name else f"a NUL character in {name[:80]!r}",
+                    found="an empty name" if not name else f"a NUL character in {shown(name)}",
                 )
         if not templates or DEFAULT in templates:
             return templates, None
         if len(templates) > 1:
             raise VocabularyError(
                 f"{source} has several chat templates and none called {DEFAULT}",
-                found=", ".join(map(repr, list(templates)[:8])),
+                found=", ".join(map(shown, list(templates)[:8])),
                 expected=f"one called {DEFAULT}, which conversations are written with",
                 hint=f"Rename the one to use to {DEFAULT}.",
             )
         (name,) = templates
-        note = f"the chat template {name!r} is the only one, and is taken for the default"
+        note = f"the chat template {shown(name)} is the only one, and is taken for the default"
         return {DEFAULT: templates[name]}, note
     return {}, None
 

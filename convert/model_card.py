@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from ..untrusted import Reader
+from ..untrusted import Reader, brief
 
 if TYPE_CHECKING:
     import yaml
@@ -23,7 +23,6 @@ _CARD = Reader(CheckpointError, limit=64 << 20, hint=_HINT)
 _GENERATION = Reader(CheckpointError, limit=1 << 20, hint=_HINT)
 _LONGEST = 1 << 20  # characters of YAML; most have a thousand
 _DEEPEST = 100  # YAML inside of YAML
-_SHOWN = 80  # characters of a value that an error shows
 
 _OF_MODEL = (
     "name", "author", "version", "organization", "description", "finetune", "basename",
@@ -136,7 +135,7 @@ def _values(path: Path, events: Iterator[yaml.Event]) -> list[Any]:
     open_values: list[list[Any]] = [[]]
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            raise _bad(path, f"the alias *{event.anchor[:_SHOWN]}", "values written out")
+            raise _bad(path, f"the alias *{brief(event.anchor)}", "values written out")
         if isinstance(event, yaml.ScalarEvent):
             is_null = event.implicit[0] and event.value in ("", "~", "null", "Null", "NULL")
             open_values[-1].append(None if is_null else event.value)

@@ -8,6 +8,7 @@ Llama 4's own. Where transformers finds a token elsewhere, it is found there.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from gguf.constants import TokenType
 
 from ..architecture import END_TEXTS, PRE_TOKENIZER_PATTERN, byte_alphabet
 from ..errors import VocabularyError
-from ..untrusted import Reader, Record
+from ..untrusted import Reader, Record, shown
 from .added_tokens import FLAGS, AddedToken, added_tokens, named_tokens, token_named
 from .chat_templates import DEFAULT, read_chat_templates
 from .checkpoint import Checkpoint
@@ -27,7 +28,6 @@ _TOKENIZER_READER = Reader(VocabularyError, limit=512 << 20, hint="Download it a
 _SETTINGS_READER = Reader(VocabularyError, limit=64 << 20)
 
 _MOST_PROCESSORS = 100  # real ones have two
-_SHOWN = 80  # characters of a text that an error shows
 
 
 @dataclass(frozen=True)
@@ -154,18 +154,18 @@ def _byte_level_bpe(tokenizer: Record) -> Record:
     kind = model.get("type", "BPE") if isinstance(model, Mapping) else None
     if kind != "BPE" or not isinstance(model, Mapping) or model.get("vocab") is None:
         raise VocabularyError(
-            f"{tokenizer.name} is not a BPE model", found=repr(kind)[:_SHOWN], expected="BPE"
+            f"{tokenizer.name} is not a BPE model", found=shown(kind), expected="BPE"
         )
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise VocabularyError(
                 f"{tokenizer.name} sets {setting}, which llama.cpp does not know",
-                found=repr(model[setting])[:_SHOWN],
+                found=shown(model[setting]),
             )
     if tokenizer.get("normalizer") is not None:
         raise VocabularyError(
             f"{tokenizer.name} has a normalizer, which llama.cpp would ignore",
-            found=repr(tokenizer["normalizer"])[:_SHOWN],
+            found=reprlib.repr(tokenizer["normalizer"]),
         )
     return tokenizer.record("model")
 
@@ -188,7 +188,7 @@ def _check_pre_tokenizer(tokenizer: Record) -> None:
             return
     raise VocabularyError(
         f"{tokenizer.name} has another pre-tokenizer than Llama 4's",
-        found=repr(pre)[:160],
+        found=reprlib.repr(pre),
         expected="Split by Meta's O200K pattern, isolated, then ByteLevel without a prefix space",
     )
 
@@ -220,7 +220,7 @@ def _tokens(
     for number, text in texts.items():
         if taken.setdefault(text, number) != number:
             raise VocabularyError(
-                f"tokenizer.json gives one token two ids: {text[:_SHOWN]!r}",
+                f"tokenizer.json gives one token two ids: {shown(text)}",
                 found=f"{taken[text]} and {number}",
             )
     for number in range(size):
@@ -242,15 +242,15 @@ def _padding(number: int, taken: Container[str]) -> str:
 def _claim(texts: dict[int, str], number: object, text: str, size: int) -> None:
     if type(number) is not int or not 0 <= number < size:
         raise VocabularyError(
-            f"tokenizer.json has a token out of range: {text[:_SHOWN]!r}",
-            found=f"id {repr(number)[:_SHOWN]}",
+            f"tokenizer.json has a token out of range: {shown(text)}",
+            found=f"id {shown(number)}",
             expected=f"0 to {size - 1}, the rows of the embedding",
             hint="tokenizer.json and config.json must be of the same model.",
         )
     if number in texts:
         raise VocabularyError(
             f"tokenizer.json gives id {number} to two tokens",
-            found=f"{texts[number][:_SHOWN]!r} and {text[:_SHOWN]!r}",
+            found=f"{shown(texts[number])} and {shown(text)}",
         )
     texts[number] = text
 
@@ -267,7 +267,7 @@ def _check_alphabet(texts: Mapping[int, str], types: Mapping[int, int]) -> None:
     for text, number in normal.items():
         if not alphabet.issuperset(text) or not text:
             raise VocabularyError(
-                f"tokenizer.json has a token that is not byte-level: {text[:_SHOWN]!r}",
+                f"tokenizer.json has a token that is not byte-level: {shown(text)}",
                 found=f"id {number}",
             )
 
@@ -296,7 +296,7 @@ def _merges(model: Record, tokens: Container[str]) -> list[str]:
         ):
             raise VocabularyError(
                 "tokenizer.json has a merge of unknown or special tokens",
-                found=repr(merge)[:_SHOWN],
+                found=reprlib.repr(merge),
             )
         merges.append(" ".join(pair))
     if not merges:
@@ -315,7 +315,7 @@ def _special_id(settings: Record, role: str, ids: Mapping[str, int]) -> int | No
     if token not in ids:
         raise VocabularyError(
             f"{settings.name} names a {role} that tokenizer.json lacks",
-            found=repr(token[:_SHOWN]),
+            found=shown(token),
             hint="Take both files from the same model.",
         )
     return ids[token]
@@ -351,7 +351,7 @@ def _notes(
     notes = [] if template is None else [template]
     flagged = [token.text for token in added if token.flags.unusual]
     if flagged:
-        names = ", ".join(repr(text[:_SHOWN]) for text in flagged[:8])
+        names = ", ".join(shown(text) for text in flagged[:8])
         notes.append(
             f"lstrip, rstrip and single_word of {names} are honoured here, but not in llama.cpp's "
             "own tools"
@@ -359,7 +359,7 @@ def _notes(
     # Those that begin and end a text are there; what fills batches, nothing here needs.
     absent = sorted(set(named_tokens(settings)).difference(ids))
     if absent:
-        names = ", ".join(repr(text[:_SHOWN]) for text in absent[:8])
+        names = ", ".join(shown(text) for text in absent[:8])
         notes.append(f"special tokens that tokenizer.json lacks are left out: {names}")
     if after:
         text = " and ".join(after[:8])
