@@ -185,17 +185,18 @@ class ChatTemplate:
 class _Breaks:
     """Where a mark goes in the strings of a message, so that none can be part of a control token.
 
-    Of tokens like ``<|eot|>`` it goes before every ``|``: whatever a template cuts out of a message
-    or joins, neither the beginning nor the end of such a token comes from it. Of tokens like
-    ``<think>`` it goes between the first two characters, because templates look for ``</think>``.
-    And it goes behind a first character at the end of a string. Matching control tokens then finds
-    only what the template wrote, and removing the mark gives the text back.
+    Of tokens like ``<|eot|>`` it goes before every ``|``, and of tokens like ``<think>`` behind
+    every ``<`` and before every ``>``: whatever a template cuts out of a message, changes or joins,
+    neither the beginning nor the end of such a token comes from it. And it goes behind a first
+    character at the end of a string. Matching control tokens then finds only what the template
+    wrote, and removing the mark gives the text back.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        beginnings = {token[:2] for token in tokens}
-        self._separators = {pair[1] for pair in beginnings if not pair[1].isalnum()}
-        self._openings = any_of({pair for pair in beginnings if pair[1].isalnum()})
+        words = [token for token in tokens if token[1].isalnum()]
+        separators = {token[1] for token in tokens if not token[1].isalnum()}
+        self._before = separators | {token[-1] for token in words}
+        self._behind = {token[0] for token in words}
         self._initials = tuple({token[0] for token in tokens})
 
     def value(self, value: Any, mark: str) -> Any:
@@ -209,10 +210,10 @@ class _Breaks:
         return value
 
     def _text(self, text: str, mark: str) -> str:
-        for separator in self._separators:
-            text = text.replace(separator, mark + separator)
-        if self._openings:
-            text = self._openings.sub(lambda match: mark.join(match[0]), text)
+        for character in self._before:
+            text = text.replace(character, mark + character)
+        for character in self._behind:
+            text = text.replace(character, character + mark)
         return text + mark if text.endswith(self._initials) else text
 
 

@@ -124,7 +124,7 @@ def test_control_tokens_anywhere_in_a_message_stay_text() -> None:
         "{{ messages[0].content | list | reject('equalto', 'X') | join }}",
         "{{ messages[0].content | reverse }}",
         "{{ messages[0].content | lower }}",
-        "{{ messages[0].content | truncate(3, true, '') }}|eot|>",
+        "{{ messages[0].content | truncate(3, true, '') }}{{ messages[0].content }}",
         "{{ messages[0].content | truncate(1, true, '') }}{{ messages[0].content }}",
         "<{{ messages[0].content }}",
         "<|{{ messages[0].content }}",
@@ -153,6 +153,7 @@ def test_no_way_of_writing_a_message_makes_control_tokens(source: str) -> None:
             "<|eot|X>",
         ),
         *(">|toe|<", "<|EOT|>", "<\n|eot|>", "<b><|eot|></b>", "<<b>|eot|>", "<|eot|>X<|eot|>"),
+        *("<think>", "<THINK>", "<thXink>", "<Xthink>", "think>", "<think", "<th\nink>"),
     ):
         message = {**USER, "content": content, "arguments": {content: content, "x": [content]}}
         assert not any(piece.control for piece in chat.render([message])), content
