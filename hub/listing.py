@@ -45,8 +45,9 @@ def parse_listing(data: bytes, repository: str) -> tuple[str, dict[str, RemoteFi
     if not COMMIT.fullmatch(commit):
         raise record.fault("sha", "a commit")
     files: dict[str, RemoteFile] = {}
-    for entry in record.records("siblings", default=[]):
-        file = _file(entry)
+    for number, entry in enumerate(record.elements("siblings", default=[])):
+        # One at a time: millions of entries that are none would be as many objects.
+        file = _file(_READER.as_record(entry, f"{repository}: siblings[{number}]"))
         if file.name in files:
             raise HubError(f"{repository} has two files {file.name}")
         files[file.name] = file

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
-from huggingface_hub import constants, get_token, hf_hub_url
+from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from ..errors import HubError
@@ -30,7 +30,15 @@ from ..system.locks import lock
 from ..units import seconds_text
 from ..untrusted import Reader
 from .listing import COMMIT, LISTING_BYTES, RemoteFile, parse_listing
-from .transfer import Answer, PassingError, RefusedError, answered, not_a_hub, shown
+from .transfer import (
+    Answer,
+    PassingError,
+    RefusedError,
+    answered,
+    known_token,
+    not_a_hub,
+    shown,
+)
 
 # Seconds before each new try; a file that grew by a megabyte since the last starts them anew.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -398,7 +406,7 @@ def _explained(
 ) -> HubError:
     """What the hub's error means for the person who asked, and what to do."""
     page = f"{constants.ENDPOINT}/{repository}"
-    known = (token or get_token()) is not None
+    known = known_token(token) is not None
     if error.code == "GatedRepo":
         return _gated(error, repository, page, known=known)
     if error.code == "RevisionNotFound":

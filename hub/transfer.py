@@ -23,10 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import get_session
 
+from .._version import __version__
 from ..errors import HubError
 from ..units import bytes_text, seconds_text
 
@@ -142,10 +143,9 @@ def answered(
         HTTPError: the connection failed.
         OfflineModeIsEnabled: nothing may be asked for.
     """
-    sent = _headers(token, headers or {})
     # Timeouts of the client are for each read, and whoever sends a byte at a time never meets one.
     seconds = max(HEADERS_SECONDS, 2.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    answer = _within(seconds, lambda: _exchange(url, sent))
+    answer = _within(seconds, lambda: _exchange(url, _headers(token, headers or {})))
     try:
         yield answer
     finally:
@@ -167,21 +167,40 @@ def shown(text: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
-def _headers(token: str | None, more: Mapping[str, str]) -> dict[str, str]:
-    # A body that comes compressed anyway is refused: a kilobyte of it may be a gigabyte.
-    headers = {"Accept-Encoding": "identity", **more}
-    built: dict[str, str] = build_hf_headers(
-        token=token, library_name="llama4-edge", headers=headers
-    )
-    authorization = built.get("authorization", "")
-    # The client's own error about it would show the token.
-    if not (authorization.isascii() and authorization.isprintable()):
+def known_token(token: str | None) -> str | None:
+    """The token that is sent: this one, or the one that ``hf auth login`` or HF_TOKEN has set.
+
+    Raises:
+        HubError: it cannot be had, or is not one.
+    """
+    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        try:
+            token = get_token()
+        except Exception as error:  # the client's, about a file or the hub's answer to a renewal
+            raise HubError(
+                "the token for the hub cannot be had",
+                found=shown(f"{type(error).__name__}: {error}"),
+                hint="Set HF_TOKEN, or run `hf auth login`.",
+            ) from error
+    # The client's own error about it would show it.
+    if token is not None and not (token.isascii() and token.isprintable()):
         raise HubError(
             "the token for the hub is not one",
             found="other characters than letters, digits and underscores",
             hint="Correct or unset HF_TOKEN, or run `hf auth login`.",
         )
-    return built
+    return token
+
+
+def _headers(token: str | None, more: Mapping[str, str]) -> dict[str, str]:
+    # huggingface_hub's own headers say more, for which it asks the hub without any bounds.
+    headers = {"User-Agent": f"llama4-edge/{__version__}"}
+    # A body that comes compressed anyway is refused: a kilobyte of it may be a gigabyte.
+    headers |= {"Accept-Encoding": "identity", **more}
+    sent = known_token(token)
+    if sent is not None:
+        headers["Authorization"] = f"Bearer {sent}"
+    return headers
 
 
 def _within(seconds: float, job: Callable[[], Answer]) -> Answer:

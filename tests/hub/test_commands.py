@@ -136,3 +136,22 @@ def test_a_repository_of_gguf_files_is_not_converted_but_pulled(hub: HubServer, 
         result = CliRunner().invoke(main, [command, name])
         assert result.exit_code == 1
         assert result.stderr.endswith("Fetch one: llama4 pull someone/GGUF\n")
+
+
+def test_nothing_is_asked_of_the_hub_but_what_is_needed(
+    hub: HubServer, make_gguf: MakeGGUF, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.add("someone/GGUF", {"scout.gguf": make_gguf(scout_checkpoint, "int4").read_bytes()})
+    home = tmp_path / "elsewhere"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+    }
+    environment.pop("HF_HUB_CACHE", None)
+    words = [sys.executable, "-m", "llama4_edge", "pull", "someone/GGUF"]
+    subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, check=True)
+    views = {one.path.split("/")[1 if "/cdn/" in one.path else 3] for one in hub.requests}
+    assert views == {"someone", "resolve", "cdn"}
+    assert not home.exists()
