@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,3 +286,12 @@ def test_an_index_of_too_many_shards_is_refused(
     with pytest.raises(HubError, match="names too many shards, found 6, expected at most 5"):
         open_repository(NAME)
     assert published.sent("safetensors") == published.sent("index.json")
+
+
+def test_every_file_that_a_conversion_reads_is_fetched() -> None:
+    room = Path(convert_hub.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in room.glob("*.py")]
+    sources.append((room.parent / "conversion.py").read_text(encoding="utf-8"))
+    names = set(re.findall(r'"(\w[\w.-]*\.(?:json|jinja|md))"', "".join(sources)))
+    assert "tokenizer.json" in names
+    assert names - {"adapter_config.json"} <= SMALL_FILES.keys()

@@ -450,3 +450,27 @@ def test_an_endpoint_that_is_none(
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     with pytest.raises(HubError):
         find_repository(NAME)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"hf_secret\xc3\xa9", b"hf_secret\x1b[0m", None])
+def test_a_token_file_that_holds_none_is_one_error(hub: HubServer, content: bytes | None) -> None:
+    path = Path(constants.HF_TOKEN_PATH)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(HubError, match=r"token for the hub (is not|cannot)") as caught:
+        find_repository(NAME)
+    assert "hf_secret" not in str(caught.value)
+    assert hub.requests == []
+
+
+def test_millions_of_entries_that_are_none_take_little_more_than_their_text() -> None:
+    data = b'{"sha":"' + b"a" * 40 + b'","siblings":[' + b"{}," * 500_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(HubError, match="has no rfilename"):
+            parse_listing(data, NAME)
+        assert tracemalloc.get_traced_memory()[1] < 60 * len(data)
+    finally:
+        tracemalloc.stop()
