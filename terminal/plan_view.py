@@ -218,12 +218,14 @@ def _images(plan: Plan) -> Iterator[str]:
 def _next(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         return
+    settings = plan.settings
+    flags = list(llama_cpp_flags(plan))
     if plan.recipe is None and not plan.described:
-        settings = plan.settings
         workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
         yield f"llama4 chat {quote(plan.path)} -c {settings.n_ctx}{workers}"
-    flags = " ".join(llama_cpp_flags(plan))
-    yield f"as flags of run, chat and llama.cpp: {flags}"
+        if flags == [f"-c {settings.n_ctx}"]:
+            return
+    yield f"as flags of run, chat and llama.cpp: {' '.join(flags)}"
 
 
 def llama_cpp_flags(plan: Plan) -> Iterator[str]:

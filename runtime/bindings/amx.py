@@ -21,8 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import EngineError
 from ...system.cores import cpu_model
 from ...system.files import write_atomically
+from ...untrusted import Reader
 from .build import build_command
 from .library import library_info, system_info
 
@@ -33,6 +35,8 @@ TIMEOUT = 60.0
 """Seconds after which a trial counts as failed."""
 
 logger = logging.getLogger(__name__)
+
+_CACHED = Reader(EngineError, limit=2**20)
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,11 @@ def _cache_path(identity: Mapping[str, object]) -> Path | None:
 def _read_cache(path: Path, identity: Mapping[str, object]) -> AMXState | None:
     """The result cached in `path`; None where there is none, or where it is damaged."""
     try:
-        kept = json.loads(path.read_text())
-        if kept["identity"] != identity or not isinstance(kept["survived"], bool):
+        kept = _CACHED.record(path)
+        if kept.record("identity").fields != identity:
             return None
-        return AMXState(True, kept["survived"], True, str(kept["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return AMXState(True, kept.boolean("survived"), True, kept.text("reason"))
+    except EngineError:
         return None
 
 

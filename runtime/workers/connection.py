@@ -97,7 +97,7 @@ class Connection:
                     expected="Linux or macOS",
                 )
         assert self.socket is not None
-        _keep_alive(self.socket)
+        keep_alive(self.socket)
         for device in self.native_devices:
             self._check_buffers_of(device.buffer_type)
 
@@ -256,7 +256,7 @@ def _buffer_fault(buffer: int | None, size: int, alignment: int) -> tuple[str, i
 # --- sockets
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def keep_alive(connection: socket.socket) -> None:
     """Have the kernel ask a silent machine whether it is there, and end the connection if not."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ import psutil
 from ...errors import Llama4EdgeError
 from ..bindings.devices import Device, list_devices, rpc_function
 from ..bindings.library import native_function
+from .connection import keep_alive
 from .lending import Loan
 
 
@@ -59,10 +61,14 @@ def serve(address: str, port: int, n_threads: int) -> None:
 
 def _report(output: int, devices: Sequence[Device], loan: Loan) -> None:
     """Write the line when ggml listens, which does not say where."""
-    while not (ports := _listening_ports()):
+    while not (listening := _listening()):
         time.sleep(0.01)
+    descriptor, port = listening[0]
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        # Accepted connections inherit it: a client that vanished makes room for another.
+        keep_alive(listener)
     record = {
-        "port": ports[0],
+        "port": port,
         "devices": [asdict(device) for device in devices],
         "lent_bytes": loan.lent_bytes,
     }
@@ -70,9 +76,10 @@ def _report(output: int, devices: Sequence[Device], loan: Loan) -> None:
     os.close(output)
 
 
-def _listening_ports() -> list[int]:
+def _listening() -> list[tuple[int, int]]:
+    """The descriptors and ports on which this process listens."""
     connections = psutil.Process().net_connections("tcp4")
-    return [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
+    return [(one.fd, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN]
 
 
 def _end_with_input() -> None:

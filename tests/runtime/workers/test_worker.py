@@ -148,6 +148,15 @@ def test_a_client_takes_no_more_memory_than_the_worker_lends() -> None:
         greet(worker.address, worker.port, "here", patience=5.0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what the kernel does")
+def test_a_client_whose_machine_vanished_makes_room_for_another() -> None:
+    with running_worker(port=0, n_threads=1) as worker, greeted(worker):
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        local, established, asks_whether_it_is_there = f":{worker.port:04X}", "01", "02"
+        (timer,) = (row[5] for row in rows if row[1].endswith(local) and row[3] == established)
+        assert timer.startswith(asks_whether_it_is_there)
+
+
 def test_a_process_that_takes_more_than_it_lends_ends_where_the_kernel_refuses_nothing() -> None:
     code = """
 import sys
