@@ -24,7 +24,7 @@ _TEMPLATE = "chat_template.jinja"
 _SETTINGS = ("tokenizer_config.json", "chat_template.json")
 _LONGEST = 2 << 20  # bytes; real ones have up to 20,000
 _READER = Reader(VocabularyError, limit=_LONGEST)
-_SETTINGS_READER = Reader(VocabularyError, limit=64 << 20)
+_SETTINGS_READER = Reader(VocabularyError, limit=16 << 20)
 
 
 def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import yaml
 
 _HINT = "Repair or remove it: the model does not need it."
-_CARD = Reader(CheckpointError, limit=64 << 20, hint=_HINT)
+_CARD = Reader(CheckpointError, limit=16 << 20, hint=_HINT)
 _GENERATION = Reader(CheckpointError, limit=1 << 20, hint=_HINT)
 _LONGEST = 1 << 20  # characters of YAML; most have a thousand
 _DEEPEST = 100  # YAML inside of YAML
