@@ -100,12 +100,13 @@ def open_repository(
     config = read_json_object(cache.fetch("config.json", limit=SMALL_FILES["config.json"]))
     # Another model's files need not even be asked for.
     parse_config(config)
-    for name, limit in _small_files(remote).items():
+    small = _small_files(remote)
+    for name, limit in small.items():
         cache.fetch(name, limit=limit)
     cache.remember(revision)
     shards = HubShards(remote, keep=keep_source)
     names = [name for name in _shard_names(cache.snapshot) if name in remote.files]
-    check_distinct(remote.id, names)
+    check_distinct(remote.id, [*small, *names])
     shards.fetch_heads(names)
     return Checkpoint(cache.snapshot, config, read_tensors(cache.snapshot, shards), shards)
 

@@ -155,5 +155,5 @@ def test_no_answer_is_a_traceback(hub: HubServer, effort: settings) -> None:
                 remote.download("model.gguf", target)
                 assert target.read_bytes() == CONTENT
 
-    few = settings(effort, max_examples=min(2000, effort.max_examples))
+    few = settings(effort, max_examples=min(10_000, effort.max_examples))
     fuzz(check, answers(), few)

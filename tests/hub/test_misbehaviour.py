@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -14,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from llama4_edge.errors import HubError
 from llama4_edge.hub import repository as hub_client
@@ -474,3 +479,55 @@ def test_millions_of_entries_that_are_none_take_little_more_than_their_text() ->
         assert tracemalloc.get_traced_memory()[1] < 60 * len(data)
     finally:
         tracemalloc.stop()
+
+
+def test_a_hub_without_tls_where_it_should_be(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("http:", "https:"))
+    with pytest.raises(HubError, match=r"cannot give someone/model, found .*SSL"):
+        find_repository(NAME)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_certificate_that_is_not_trusted_is_said_at_once(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = "req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -subj /CN=127.0.0.1 -days 1"
+    subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                context.wrap_socket(listener.accept()[0], server_side=True)
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(
+            HubError, match=r"certificate of 127\.0\.0\.1 is not trusted.*CERT_FILE"
+        ):
+            find_repository(NAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTP_PROXY", "nonsense://x"), ("HTTP_PROXY", "http://["), ("HTTP_PROXY", "http://a b:c"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1"), ("HTTP_PROXY", "http://127.0.0.1:1"),
+        ("SSL_CERT_FILE", "/nowhere"),
+    ],
+)  # fmt: skip
+def test_a_damaged_environment_is_one_error(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    close_session()
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv(name, value)
+    try:
+        with suppress(HubError):
+            find_repository(NAME)
+    finally:
+        close_session()
