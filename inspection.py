@@ -188,5 +188,5 @@ def _bounded(damage: list[Damage]) -> list[Damage]:
     if not rest:
         return damage
     certain = any(fault.certain for fault in rest)
-    what = f"{len(rest):,} more faults of this kind, the next in {rest[0].tensor}"
+    what = f"{len(rest):,} more faults of tensors, the next in {rest[0].tensor}"
     return [*damage[:MAX_DAMAGE], Damage(None, rest[0].file, rest[0].offset, what, certain)]

@@ -10,7 +10,10 @@ import pytest
 
 import llama4_edge
 from llama4_edge.errors import CheckpointError, ModelFileError, SettingError
+from llama4_edge.inspection import MAX_DAMAGE
 from llama4_edge.progress import Progress
+from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.gguf_maker import tiny_model
 
 
 def test_a_gguf_is_summed_up_and_not_checked_unasked(scout_int4: Path) -> None:
@@ -48,6 +51,20 @@ def test_a_check_reads_every_byte_and_finds_what_is_missing(
     inspection = llama4_edge.inspect(cut, check=True)
     assert inspection.damaged
     assert json.loads(json.dumps(inspection.as_dict()))["damage"][0]["file"] == str(cut)
+
+
+def test_a_thousand_damaged_tensors_are_a_hundred_lines_and_one(tmp_path: Path) -> None:
+    path = tiny_model(layers=12).write(tmp_path / "tiny.gguf")
+    header = read_gguf(path)
+    with path.open("r+b") as file:
+        file.truncate(header.data_offset)
+    damage = llama4_edge.inspect(path, check=True).damage
+    assert damage is not None
+    assert len(header.tensors) == 160 and len(damage) == MAX_DAMAGE + 1
+    assert all("bytes are missing" in fault.what for fault in damage[:-1])
+    next_one = header.tensors[MAX_DAMAGE].name
+    assert damage[-1].what == f"60 more faults of tensors, the next in {next_one}"
+    assert (damage[-1].tensor, damage[-1].certain) == (None, True)
 
 
 def test_what_cannot_be_inspected_is_named(scout_checkpoint: Path, tmp_path: Path) -> None:

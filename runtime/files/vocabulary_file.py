@@ -27,6 +27,10 @@ _TYPES: dict[str, tuple[str, ...]] = {
     "add_bos_token": ("bool",),
     "add_eos_token": ("bool",),
     "add_sep_token": ("bool",),
+    "add_space_prefix": ("bool",),
+    "remove_extra_whitespaces": ("bool",),
+    "normalizer.lowercase": ("bool",),
+    "normalizer.strip_accents": ("bool",),
     "suppress_tokens": ("[i32]",),
 }
 _REQUIRED = ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id")

@@ -95,6 +95,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         _set("general.alignment", 8, U32),
         "an invalid value of general.alignment, found 8, expected at least 32",
     ),
+    "a normalizer of another type": (
+        _set("tokenizer.ggml.normalizer.lowercase", 1, U32),
+        "tokenizer.ggml.normalizer.lowercase, found type u32, expected type bool",
+    ),
     "tokens without end": (
         _set("tokenizer.ggml.scores", [0.0] * (2**22 + 1), F32, F32),
         "tokenizer.ggml.scores, found 4,194,305 numbers",
