@@ -22,7 +22,7 @@ from ..system.files import is_file
 from ..units import bytes_text
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config, parse_vision
-from .directories import cached_repository
+from .directories import cached_repository, is_listed
 from .layout import lay_out
 from .output import plan_parts
 from .presets import PRESETS, Preset
@@ -190,7 +190,7 @@ def _find(model: str) -> _Source:
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return _Source(name or model, config, vision=_described(described, config))
     named = parse_hub_name(model)
-    if os.path.lexists(path):
+    if is_listed(path):
         checkpoint = open_checkpoint(path)
         name = cached_repository(checkpoint.path) or path.resolve().name
     elif named is not None and named.is_repository:

@@ -33,7 +33,7 @@ from ..ranges import check_whole
 from ..system.cores import usable_threads
 from . import fp8
 from .checkpoint import Checkpoint, open_checkpoint
-from .directories import cached_repository
+from .directories import cached_repository, is_listed
 from .layout import lay_out
 from .metadata import ROPE_FREQS, rope_factors
 from .output import (
@@ -136,7 +136,7 @@ def run(
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
     """A directory where there is one, else a repository where the name can be one's."""
-    is_here = os.path.lexists(source)
+    is_here = is_listed(Path(source))
     if is_here and revision is not None:
         raise CheckpointError(
             f"{os.fspath(source)} is a local directory, and has no revisions",

@@ -7,7 +7,6 @@ says what it is and what to do next. Knows nothing of what config.json says.
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Sequence
@@ -49,8 +48,14 @@ def find_checkpoint(source: Path) -> Path:
 
 
 def is_listed(path: Path) -> bool:
-    """Whether a directory lists this name; what it stands for may not be a file, or be gone."""
-    return os.path.lexists(path)
+    """Whether there is something of this name, be it no file, gone, or not to be looked at."""
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def cached_repository(path: Path) -> str | None:
@@ -78,7 +83,7 @@ def no_weights(path: Path) -> CheckpointError:
 
 
 def _absent(path: Path, error: OSError | ValueError) -> CheckpointError:
-    if path.is_symlink():
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
         return CheckpointError(
             f"{path} is a symbolic link to a directory that does not exist",
             found=path.readlink(),
