@@ -20,6 +20,8 @@ TEMPERATURE_SCALE = 0.1
 MIN_LAYERS = 4
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
+# Its graph has no room for the sums of more than some thirty a layer: it aborts. Models have one.
+MAX_EXPERTS_USED = 16
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..architecture import (
     EXPERTS_WITHOUT_QK_NORM,
     FULL_ATTENTION_EVERY,
     MAX_EXPERTS,
+    MAX_EXPERTS_USED,
     MAX_LAYERS,
     MIN_LAYERS,
     TEMPERATURE_FLOOR,
@@ -219,7 +220,9 @@ def _hyperparameters(fields: _Fields, rope_theta: float) -> Hyperparameters:
         n_ff=fields.integer("intermediate_size_mlp", 16384, high=_MAX_WIDTH),
         n_ff_expert=fields.integer("intermediate_size", 8192, high=_MAX_WIDTH),
         n_expert=n_expert,
-        n_expert_used=fields.integer("num_experts_per_tok", 1, high=n_expert),
+        n_expert_used=fields.integer(
+            "num_experts_per_tok", 1, high=min(n_expert, MAX_EXPERTS_USED)
+        ),
         moe_step=fields.integer("interleave_moe_layer_step", 1, high=n_layer),
         n_vocab=fields.integer("vocab_size", 202048, high=_MAX_VOCABULARY),
         n_ctx_train=fields.integer("max_position_embeddings", 131072, high=_MAX_POSITIONS),

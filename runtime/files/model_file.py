@@ -17,6 +17,7 @@ from pathlib import Path
 from ...architecture import (
     ATTENTION_CHUNK,
     MAX_EXPERTS,
+    MAX_EXPERTS_USED,
     MAX_LAYERS,
     MIN_LAYERS,
     Hyperparameters,
@@ -246,7 +247,13 @@ def _model_info(
         n_ff=_number(gguf, "llama4.feed_forward_length", layers=n_layer),
         n_ff_expert=_number(gguf, "llama4.expert_feed_forward_length", layers=n_layer),
         n_expert=n_expert,
-        n_expert_used=_number(gguf, "llama4.expert_used_count", 1, n_expert, layers=n_layer),
+        n_expert_used=_number(
+            gguf,
+            "llama4.expert_used_count",
+            1,
+            min(n_expert, MAX_EXPERTS_USED),
+            layers=n_layer,
+        ),
         moe_step=_number(gguf, "llama4.interleave_moe_layer_step", 1, n_layer),
         n_vocab=vocabulary.size,
         n_ctx_train=_number(gguf, "llama4.context_length"),

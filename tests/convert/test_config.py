@@ -122,6 +122,7 @@ def test_an_unknown_field_is_noted() -> None:
         ({"num_local_experts": 0}, "num_local_experts: 0"),
         ({"attention_bias": True}, "attention_bias: True"),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: 17 .*1 to 16"),
+        ({"num_local_experts": 32, "num_experts_per_tok": 17}, "num_experts_per_tok: 17 .*1 to 16"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok: 0"),
         ({"moe_layers": [3, 7]}, "moe_layers"),
         ({"interleave_moe_layer_step": 0}, "interleave_moe_layer_step: 0"),

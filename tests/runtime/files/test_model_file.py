@@ -140,6 +140,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         _set(f"{_L}expert_used_count", 5, U32),
         "expert_used_count, found 5, expected a number between 1 and 4",
     ),
+    "more experts used than llama.cpp's graph has room for": (
+        lambda model: (
+            _set(f"{_L}expert_count", 64, U32)(model),
+            _set(f"{_L}expert_used_count", 17, U32)(model),
+        ),
+        "expert_used_count, found 17, expected a number between 1 and 16",
+    ),
     "no expert width": (
         _drop(f"{_L}expert_feed_forward_length"),
         "expert_feed_forward_length, found no such key",
