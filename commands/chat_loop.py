@@ -17,7 +17,8 @@ from ..chat.conversation import Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError, did_you_mean
 from ..terminal.answer import AnswerWriter, speed_text
 from ..terminal.console import complain, note
-from ..terminal.prompt import Prompt, Source, decode, history_file
+from ..terminal.history import history_file
+from ..terminal.prompt import Prompt, Source, decode
 from .flags import with_flags
 from .full_context import cut_off, with_hint
 

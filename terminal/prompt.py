@@ -6,23 +6,21 @@ what a message means; the commands are only completed here.
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import Llama4EdgeError, SessionError
+from ..errors import Llama4EdgeError
 from ..units import bytes_text
+from .history import open_history
 from .keyboard import Keyboard
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer
     from prompt_toolkit.formatted_text import StyleAndTextTuples
-    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
 
@@ -92,9 +90,9 @@ class Prompt:
         self, commands: Sequence[str], file_commands: Sequence[str], history: Path | None
     ) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.history import InMemoryHistory
 
-        past: History = InMemoryHistory() if history is None else FileHistory(str(history))
+        past = InMemoryHistory() if history is None else open_history(history)
         self._keyboard = Keyboard()
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
@@ -156,33 +154,6 @@ def _typed_text(keys: bytes) -> tuple[str, bool]:
         elif not isinstance(press.key, Keys):
             text += press.data
     return text.strip("\n"), bool(pressed) and pressed[-1].key is Keys.ControlD
-
-
-def history_file() -> Path:
-    """The file of earlier messages, made if it is absent, readable by its owner only.
-
-    Raises:
-        SessionError: it cannot be made or written.
-    """
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # the XDG rules say to ignore it then
-        state = Path("~/.local/state")
-    path = state / "llama4-edge" / "history"
-    try:
-        path = path.expanduser()
-        folder = path.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        os.close(descriptor)
-        if not regular:  # reading a pipe would wait, and a device never ends
-            raise OSError(0, "not a regular file")
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody has a home here
-        raise SessionError(
-            f"the history {path} cannot be written, earlier messages will not be offered",
-            found=error.strerror if isinstance(error, OSError) else str(error),
-        ) from error
-    return path
 
 
 def too_long(what: str) -> Llama4EdgeError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,9 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from llama4_edge.errors import Llama4EdgeError, SessionError
+from llama4_edge.errors import Llama4EdgeError
 from llama4_edge.terminal import prompt
-from llama4_edge.terminal.prompt import Lines, Prompt, _typed_text, decode, history_file
+from llama4_edge.terminal.prompt import Lines, Prompt, _typed_text, decode
 
 COMMANDS = ("/help", "/save", "/system")
 ALT_ENTER, ENTER, CTRL_C, CTRL_D = "\x1b\r", "\r", "\x03", "\x04"
@@ -167,51 +165,3 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_place() -> None:
         decode(b"abc\xc3(", "standard input")
     assert caught.value.problem == "standard input is not UTF-8"
     assert caught.value.found == "byte 0xc3 at offset 3"
-
-
-def test_the_history_is_for_its_owner_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    path = history_file()
-    assert path == tmp_path / "state" / "llama4-edge" / "history"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("state", ["", "relative/state"])
-def test_a_state_home_that_is_no_absolute_path_is_ignored(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", state)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert history_file() == tmp_path / ".local" / "state" / "llama4-edge" / "history"
-
-
-def test_a_history_that_cannot_be_written_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "state").write_text("a file where a folder should be")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    with pytest.raises(SessionError, match=r"history .* cannot be written"):
-        history_file()
-
-
-def test_a_history_that_is_a_pipe_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (tmp_path / "llama4-edge").mkdir()
-    os.mkfifo(tmp_path / "llama4-edge" / "history")
-    with pytest.raises(SessionError, match="found not a regular file"):
-        history_file()
-
-
-def test_without_a_home_there_is_no_history_and_that_is_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def homeless(_path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    with pytest.raises(SessionError, match=r"cannot be written, .* Could not determine home"):
-        history_file()
