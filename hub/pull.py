@@ -22,7 +22,7 @@ from ..errors import HubError, OutputError
 from ..parts import part_named
 from ..progress import Progress
 from ..ranges import as_path, check_callback, check_text
-from ..system.files import disk_hint
+from ..system.files import disk_hint, is_directory
 from ..units import bytes_text
 from .listing import RemoteFile, check_distinct
 from .repository import Repository, find_repository, new_digest, partial_path
@@ -105,7 +105,7 @@ def pull(
     check_text("token", token, or_none=True)
     check_callback("progress", progress)
     place = Path(as_path("directory", directory))
-    if not place.is_dir():
+    if not is_directory(place):
         raise OutputError(f"{place} is not a directory", hint="Make it first.")
     remote = find_repository(repository, revision=revision, token=token)
     model = _choose(remote, choice)

@@ -51,6 +51,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_directory(path: Path) -> bool:
+    """Whether a directory is there that can be reached."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def sync(descriptor: int, *, data_only: bool = False) -> None:
     """Bring what was written to the disk, as far as its file system can.
 
@@ -78,12 +86,12 @@ def open_partial(path: Path) -> BinaryIO:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(path, flags, 0o666), "a+b")
-    status = os.fstat(file.fileno())
+    descriptor = os.open(path, flags, 0o666)
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        file.close()
+        os.close(descriptor)
         raise OSError(errno.EEXIST, "Not a regular file, or one with another name", str(path))
-    return file
+    return os.fdopen(descriptor, "a+b")
 
 
 def write_atomically(

@@ -211,6 +211,10 @@ def test_progress_counts_every_byte_once(hub: HubServer, place: Path) -> None:
 def test_a_directory_that_is_not_there(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"is not a directory\. Make it first"):
         pull(NAME, "Q2_K", directory=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / ("x" * 300), "x/" * 3000, "a\0b"):
+        with pytest.raises(OutputError, match="is not a directory"):
+            pull(NAME, "Q2_K", directory=directory)
     assert hub.requests == []
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from llama4_edge.system.files import write_atomically
+from llama4_edge.system.files import (
+    disk_hint,
+    is_directory,
+    is_file,
+    open_partial,
+    sync,
+    write_atomically,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -89,3 +96,79 @@ def test_what_a_killed_process_left_under_the_temporary_name_is_removed(tmp_path
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "absent/file", "new")
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"])
+def test_a_file_system_without_fsync_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(errno, name)
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    write_atomically(tmp_path / "f", "text")
+    assert (tmp_path / "f").read_text() == "text"
+    with (tmp_path / "f").open("rb") as file:
+        sync(file.fileno(), data_only=True)
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT", "EROFS"])
+def test_a_disk_that_loses_what_was_written_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "f").write_text("old")
+
+    def refuse(_: int) -> None:
+        raise OSError(getattr(errno, name), "lost")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="lost"):
+        write_atomically(tmp_path / "f", "new")
+    assert ((tmp_path / "f").read_text(), names(tmp_path)) == ("old", ["f"])
+
+
+def test_a_name_with_no_room_for_more_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127):
+        write_atomically(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+
+
+def test_what_is_written_bit_by_bit_is_a_file_of_its_own(tmp_path: Path) -> None:
+    with open_partial(tmp_path / "f") as file:
+        file.write(b"one")
+    with open_partial(tmp_path / "f") as file:
+        file.write(b"two")
+        file.seek(0)
+        assert file.read() == b"onetwo"
+    (tmp_path / "link").symlink_to("f")
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "dangling", "directory", "fifo"):
+        with pytest.raises(OSError, match=name):
+            open_partial(tmp_path / name)
+    (tmp_path / "hard").hardlink_to(tmp_path / "f")
+    with pytest.raises(FileExistsError, match="one with another name"):
+        open_partial(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == b"onetwo"
+
+
+def test_a_path_that_cannot_be_one_is_neither_file_nor_directory(tmp_path: Path) -> None:
+    for path in (
+        tmp_path / ("x" * 300),
+        tmp_path / "a\0b",
+        Path("x/" * 3000),
+        tmp_path / "nothing",
+    ):
+        assert not is_file(path)
+        assert not is_directory(path)
+
+
+def test_every_reason_of_a_disk_is_followed_by_what_to_do() -> None:
+    for number in errno.errorcode:
+        assert disk_hint(OSError(number, "x")).endswith(".")
+    assert "space" not in disk_hint(OSError(errno.EROFS, "x"))
+    assert "Check that disk" in disk_hint(OSError("of no number"))

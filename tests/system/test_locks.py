@@ -44,7 +44,10 @@ def test_a_process_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+NO_LOCKS = ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL", "EPERM", "EACCES")
+
+
+@pytest.mark.parametrize("number", [getattr(errno, name) for name in NO_LOCKS], ids=NO_LOCKS)
 def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
