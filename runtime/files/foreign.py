@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from ...errors import ModelFileError, did_you_mean
@@ -154,41 +154,45 @@ def directory(path: Path) -> ModelFileError:
 
 
 def has_models(path: Path) -> bool:
-    """Whether a directory has a GGUF in it."""
-    return any(True for _ in _models(path))
+    """Whether a directory has a GGUF in it, or in one of those below."""
+    return bool(_models(path))
 
 
-def _models(path: Path) -> Iterator[Path]:
+def _models(path: Path) -> list[Path]:
     """The GGUFs in a directory, or else in those below it; of split ones the first part."""
     depth = 4 if (path / "snapshots").is_dir() or path.name.startswith("models--") else 2
-    looked_at = 0
-    level = [path]
+    most, level = _MOST_ENTRIES, [path]
     for _ in range(depth):
+        models: list[Path] = []
         below: list[Path] = []
-        found = False
         for folder in level:
-            try:
-                entries = list(_entries(folder, _MOST_ENTRIES - looked_at))
-            except OSError:
-                continue
-            looked_at += len(entries)
-            for entry in entries:
-                if entry.name.endswith(".gguf") and "mmproj" not in entry.name:
-                    part = part_named(entry.name)
-                    if entry.is_file() and (part is None or part.number == 1):
-                        found = True
-                        yield Path(entry.path)
-                elif entry.is_dir() and not entry.name.startswith("."):
-                    below.append(Path(entry.path))
-        if found:
-            return
+            entries = _entries(folder, most)
+            most -= len(entries)
+            models += [Path(entry.path) for entry in entries if _is_model(entry)]
+            below += [Path(entry.path) for entry in entries if _is_folder(entry)]
+        if models:
+            return models
         level = below
+    return []
 
 
-def _entries(folder: Path, most: int) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        for _, entry in zip(range(most), entries, strict=False):
-            yield entry
+def _is_model(entry: os.DirEntry[str]) -> bool:
+    part = part_named(entry.name)
+    named = entry.name.endswith(".gguf") and "mmproj" not in entry.name
+    return named and (part is None or part.number == 1) and Path(entry.path).is_file()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and Path(entry.path).is_dir()
+
+
+def _entries(folder: Path, most: int) -> list[os.DirEntry[str]]:
+    """What is in a directory, `most` of it; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, max(most, 0)))
+    except (OSError, ValueError):
+        return []
 
 
 def absent(path: Path) -> ModelFileError:
@@ -208,10 +212,7 @@ def absent(path: Path) -> ModelFileError:
 
 def _similar(path: Path) -> str | None:
     """A hint at GGUFs beside the path that are called nearly like it."""
-    try:
-        names = [entry.name for entry in _entries(path.parent, _MOST_ENTRIES)]
-    except (OSError, ValueError):
-        return None
+    names = [entry.name for entry in _entries(path.parent, _MOST_ENTRIES)]
     models = [name for name in names if name.endswith(".gguf")]
     return did_you_mean(path.name, models)
 

@@ -172,6 +172,15 @@ def test_a_checkpoint_directory_is_sent_to_the_converter(scout_checkpoint: Path)
     assert f"llama4 convert {scout_checkpoint}" in said
 
 
+def test_links_that_lead_in_a_circle_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").symlink_to("a.gguf")
+    (tmp_path / "d").symlink_to("d")
+    (tmp_path / "up").symlink_to("..")
+    assert "is not a model file, found a directory" in _refused(tmp_path)
+    with pytest.raises(CheckpointError):
+        inspect(tmp_path)
+
+
 def test_an_empty_directory_is_still_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         inspect(tmp_path)
