@@ -20,13 +20,13 @@ from math import prod
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..errors import SettingError
+from ..errors import AllocationError, SettingError
 from ..ranges import as_path, as_tuple, check_callback, check_whole, wrong_type
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.bindings.devices import list_devices
 from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
-from ..runtime.main_memory import has_gpus
+from ..runtime.main_memory import has_gpus, host_need, settings_that_fit
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
 from ..runtime.settings import EngineSettings, FlashAttention, KVType
 from ..system.cores import decoding_threads
@@ -36,11 +36,14 @@ if TYPE_CHECKING:
     from ..planner.plan import Plan
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_LENGTHS = ("n_prompt", "n_gen", "pairs", "n_depth")
 _OPTIONAL_LISTS = ("n_gpu_layers", "n_cpu_moe")
 _LISTS = (
-    *("n_prompt", "n_gen", "pairs", "n_depth", "n_batch", "n_ubatch", "kv_type"),
-    *("flash_attention", "n_threads", *_OPTIONAL_LISTS),
+    *_LENGTHS,
+    *("n_batch", "n_ubatch", "kv_type", "flash_attention", "n_threads", *_OPTIONAL_LISTS),
 )
+_MOST = 10_000  # tests, which would take days
+_LONGEST = 2**24  # tokens of a test, more than any Llama 4 was trained for
 
 
 @dataclass(frozen=True)
@@ -107,22 +110,42 @@ class BenchGrid:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL_LISTS:
                 object.__setattr__(self, name, as_tuple(name, value, "values"))
-        pairs = (as_tuple("pairs", pair, "(n_prompt, n_gen) pairs") for pair in self.pairs)
-        object.__setattr__(self, "pairs", tuple(pairs))
-        if any(len(pair) != 2 for pair in self.pairs):
+        pairs = tuple(as_tuple("pairs", pair, "(n_prompt, n_gen) pairs") for pair in self.pairs)
+        if any(len(pair) != 2 for pair in pairs):
             raise wrong_type("pairs", self.pairs, "a list of (n_prompt, n_gen) pairs")
-        lengths = (*self.n_prompt, *self.n_gen, *self.n_depth, *itertools.chain(*self.pairs))
+        object.__setattr__(self, "pairs", pairs)
+        lengths = (*self.n_prompt, *self.n_gen, *self.n_depth, *itertools.chain(*pairs))
         for value in lengths:
             check_whole("a number of tokens", value, 0)
         check_whole("the number of repetitions", self.repetitions, 1)
-        if not self.tests:
+        self._check_size()
+        # Settings that do not go together are refused now, and not after an hour of the others.
+        for _ in self.cases():
+            pass
+
+    def _check_size(self) -> None:
+        """Raise SettingError if there is nothing to measure, or more than anybody waits for."""
+        lengths = len(self.n_prompt) + len(self.n_gen) + len(self.pairs)
+        settings = (getattr(self, name) for name in _LISTS if name not in _LENGTHS)
+        # A list of settings that is None has one value, which is the base's.
+        choices = prod(1 if values is None else len(values) for values in settings)
+        count = len(self.n_depth) * lengths * choices
+        if count > _MOST:
+            raise SettingError(
+                "there are too many tests", found=f"{count:,}", expected=f"at most {_MOST:,}"
+            )
+        if not count or not self.tests:
             raise SettingError(
                 "there is nothing to measure",
                 hint="Give a length other than 0 to -p, -n or -pg.",
             )
-        # Settings that do not go together are refused now, and not after an hour of the others.
-        for _ in self.cases():
-            pass
+        longest = max(test.n_ctx for test in self.tests)
+        if longest > _LONGEST:
+            raise SettingError(
+                "a test is too long",
+                found=f"{longest:,} tokens",
+                expected=f"at most {_LONGEST:,}, n_prompt, n_gen and n_depth together",
+            )
 
     @property
     def tests(self) -> tuple[BenchTest, ...]:
@@ -316,6 +339,7 @@ def bench(
     info = check_model_file(path, needs_tokenizer=False)
     grid = _as_planned(path, grid or BenchGrid(), on_plan)
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())
+    base = replace(base, use_extra_bufts=_repacks(path, replace(grid, base=base)))
     cases = list(replace(grid, base=base).cases())
     for case in cases:
         check_overrides(case.settings.placement.overrides, [tensor.name for tensor in info.tensors])
@@ -360,6 +384,24 @@ def _as_planned(
     if on_plan is not None:
         on_plan(planned)
     return replace(grid, base=replace(grid.base, placement=planned.settings.placement))
+
+
+def _repacks(path: str, grid: BenchGrid) -> bool:
+    """Whether weights are repacked for the CPU: not where main memory is short of room for them.
+
+    Raises:
+        AllocationError: the longest of the contexts does not fit into main memory.
+    """
+    longest = max((case.settings for case in grid.cases()), key=lambda settings: settings.n_ctx)
+    try:
+        return settings_that_fit(path, longest, host_need(path, longest)).use_extra_bufts
+    except AllocationError as error:
+        raise AllocationError(
+            error.problem,
+            found=error.found,
+            expected=error.expected,
+            hint="Lower n_prompt, n_gen or n_depth.",
+        ) from None
 
 
 def _measure(

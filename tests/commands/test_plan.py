@@ -182,3 +182,11 @@ def test_an_interrupt_ends_it_soon_and_whole(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
+def test_flags_that_the_command_has_already_are_not_said_again(
+    llama4: Command, tiny_path: Path
+) -> None:
+    shown = llama4("plan", tiny_path, "-c", 128).stdout
+    assert f"llama4 chat {tiny_path} -c 128" in " ".join(shown.split())
+    assert shown.count("-c 128") == 1

@@ -15,7 +15,7 @@ import pytest
 
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.presets import PRESETS
-from llama4_edge.errors import EngineError, SettingError
+from llama4_edge.errors import AllocationError, EngineError, SettingError
 from llama4_edge.measure import speed as bench_module
 from llama4_edge.measure.speed import BenchGrid, BenchResult, BenchTest, bench
 from llama4_edge.measure.speed_engine import BenchEngine
@@ -24,6 +24,7 @@ from llama4_edge.runtime.bindings.library import llama
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.system.memory import HostMemory
 from tests.small_config import N_VOCAB, SMALL
 
 N_EXPERT = 16
@@ -288,3 +289,30 @@ def function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
     found = library[name]
     found.restype, found.argtypes = result, list(arguments)
     return found
+
+
+@pytest.mark.parametrize(
+    ("grid", "complaint"),
+    [
+        ({"n_prompt": 3}, "n_prompt is of the wrong type, found 3, expected a list of values"),
+        ({"n_batch": ()}, "there is nothing to measure"),
+        ({"pairs": [(1,)]}, "pairs is of the wrong type"),
+        ({"base": None}, "base is of the wrong type, found None, expected EngineSettings"),
+        ({"n_prompt": range(1, 3001), "n_depth": range(3000)}, "too many tests, found 9,003,000"),
+        ({"n_prompt": (2**31 - 1,)}, "a test is too long, found 2,147,483,647 tokens"),
+        ({"n_depth": (2**24,)}, "a test is too long, found 16,777,728 tokens"),
+    ],
+)
+def test_a_grid_that_nobody_can_measure_is_refused(grid: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingError, match=complaint):
+        BenchGrid(**grid)
+
+
+def test_a_context_that_does_not_fit_into_main_memory_is_refused_before_it_is_made(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = HostMemory(total=2**30, free=2**20, source="a test")
+    monkeypatch.setattr("llama4_edge.runtime.main_memory.host_memory", lambda: little)
+    with pytest.raises(AllocationError, match="Lower n_prompt, n_gen or n_depth") as caught:
+        next(bench(tiny_path, BenchGrid(n_prompt=(4096,), n_gen=())))
+    assert "does not fit into main memory" in caught.value.problem
