@@ -17,6 +17,13 @@ def bytes_text(count: int, *, digits: int = 1) -> str:
     return _scaled(count, 1024, _BYTES, " ", digits)
 
 
+def told_apart(first: int, second: int) -> tuple[str, str]:
+    """Two different numbers of bytes for one sentence, with as many digits as tell them apart."""
+    texts = [(bytes_text(first, digits=n), bytes_text(second, digits=n)) for n in (1, 2, 3)]
+    exact = f"{first:,} bytes", f"{second:,} bytes"
+    return next((pair for pair in texts if pair[0] != pair[1]), exact)
+
+
 def count_text(count: int) -> str:
     """`count` in thousands, millions, billions (10^9): ``107.8B``."""
     return _scaled(count, 1000, _COUNTS, "", 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Llama4EdgeError
-from .units import bytes_text
+from .units import told_apart
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that stands for one which ``git lfs pull`` would fetch."""
@@ -69,10 +69,11 @@ class Reader:
             raise self._unreadable(path, error) from None
         size = max(status.st_size, len(data))
         if size > self.limit:
+            found, limit = told_apart(size, self.limit)
             raise self.error(
                 f"{name} is too large",
-                found=bytes_text(size),
-                expected=f"at most {bytes_text(self.limit)}",
+                found=found,
+                expected=f"at most {limit}",
                 hint=self.hint,
             )
         if data.startswith(LFS_POINTER):

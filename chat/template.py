@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from ..errors import TemplateError
-from ..units import bytes_text
+from ..units import told_apart
 from .messages import checked_messages, checked_tools, checked_variables
 from .rendering import MAX_FAULT, RenderingError, Template
 from .template_process import TemplateProcess
@@ -83,10 +83,11 @@ class ChatTemplate:
                 "for plain text (`llama4 run --raw`, `Model.generate`).",
             )
         if len(source) > MAX_CHARACTERS:
+            found, most = told_apart(len(source), MAX_CHARACTERS)
             raise TemplateError(
                 "the chat template is too large",
-                found=bytes_text(len(source)),
-                expected=f"at most {bytes_text(MAX_CHARACTERS)}",
+                found=found,
+                expected=f"at most {most}",
                 hint=_CORRECT,
             )
         self.source = source

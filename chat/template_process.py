@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
-from ..units import bytes_text
+from ..units import bytes_text, told_apart
 from .rendering import ANSWER, ENCODING, FAULT, MEMORY, REQUEST, TEXT, RenderingError
 
 SECONDS = 2.0
@@ -203,10 +203,11 @@ class _Child:
             self._write(request)
             kind, size = ANSWER.unpack(self._read(ANSWER.size))
             if size > most:
+                found, limit = told_apart(size, most)
                 raise TemplateError(
                     "the chat template writes too much",
-                    found=bytes_text(size),
-                    expected=f"at most {bytes_text(most)}",
+                    found=found,
+                    expected=f"at most {limit}",
                 )
             answer = self._read(size).decode(*ENCODING)
         except (OSError, EOFError):

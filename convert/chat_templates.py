@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VocabularyError
-from ..units import bytes_text
+from ..units import told_apart
 from ..untrusted import Reader, shown
 
 DEFAULT = "default"
@@ -39,10 +39,11 @@ def read_chat_templates(directory: Path) -> tuple[dict[str, str], str | None]:
         templates = {name: text for name, text in templates.items() if text.strip()}
         for name, text in templates.items():
             if len(text) > _LONGEST:
+                found, most = told_apart(len(text), _LONGEST)
                 raise VocabularyError(
                     f"{source} has a chat template that is too large",
-                    found=bytes_text(len(text)),
-                    expected=f"at most {bytes_text(_LONGEST)}",
+                    found=found,
+                    expected=f"at most {most}",
                 )
             if not name or "\0" in name + text:
                 raise VocabularyError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import OutputError
-from ..units import bytes_text
+from ..units import told_apart
 from .output import Part
 from .shards import DiskNeed
 
@@ -89,9 +89,10 @@ def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None
     free = shutil.disk_usage(directory).free
     if free >= needed:
         return None
+    found, expected = told_apart(free, needed)
     return OutputError(
         f"{directory} has too little free space for {what}",
-        found=f"{bytes_text(free)} free",
-        expected=bytes_text(needed),
+        found=f"{found} free",
+        expected=expected,
         hint="Free some space, choose another disk, or a recipe with fewer bits.",
     )

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from ..errors import HubError
 from ..system.files import disk_hint, is_file, open_partial, write_atomically
 from ..system.locks import lock
-from ..units import bytes_text
+from ..units import told_apart
 from .listing import COMMIT, RemoteFile, is_file_name
 from .repository import Repository, cache_directory, cached_commit, partial_path
 
@@ -72,10 +72,11 @@ class RepositoryCache:
         place = self.snapshot / name
         file = self._remote.files[name]
         if limit is not None and file.size > limit:
+            found, most = told_apart(file.size, limit)
             raise HubError(
                 f"{name} of {self._remote.id} is too large",
-                found=bytes_text(file.size),
-                expected=f"at most {bytes_text(limit)}",
+                found=found,
+                expected=f"at most {most}",
             )
         if self.is_there(name):
             return place

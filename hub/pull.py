@@ -23,7 +23,7 @@ from ..parts import part_named
 from ..progress import Progress
 from ..ranges import as_path, check_callback, check_text
 from ..system.files import disk_hint, is_directory
-from ..units import bytes_text
+from ..units import bytes_text, told_apart
 from .listing import RemoteFile, check_distinct
 from .repository import Repository, find_repository, new_digest, partial_path
 
@@ -283,10 +283,11 @@ def _check_room(place: Path, files: Iterable[RemoteFile]) -> int:
         missing += file.size - nbytes
     free = shutil.disk_usage(place).free
     if missing > free:
+        found, expected = told_apart(free, missing)
         raise OutputError(
             f"{place} has too little free space",
-            found=f"{bytes_text(free)} free",
-            expected=bytes_text(missing),
+            found=f"{found} free",
+            expected=expected,
             hint="Free some space, or choose another disk.",
         )
     return there

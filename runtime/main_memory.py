@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..errors import AllocationError
 from ..system.memory import HostMemory, host_memory
-from ..units import bytes_text
+from ..units import bytes_text, told_apart
 from .bindings.devices import offload_devices
 from .bindings.memory import DeviceMemory, measure
 from .placement import CPU
@@ -67,30 +67,32 @@ def settings_that_fit(
     memory = memory or host_memory()
     context = need.kv + need.compute
     if context > memory.free:
+        found, free = told_apart(context, memory.free)
         raise AllocationError(
             f"{os.fspath(path)}: a context of {settings.n_ctx:,} tokens does not fit into main "
             "memory",
-            found=f"{bytes_text(context)} for the KV cache and the compute buffers",
-            expected=f"at most {bytes_text(memory.free)} ({memory.source})",
+            found=f"{found} for the KV cache and the compute buffers",
+            expected=f"at most {free} ({memory.source})",
             hint='Lower n_ctx, or give n_ctx="max" for the longest context that fits.',
         )
     short = need.weights + context - memory.free
     if short <= 0:
         return settings
     if not settings.mmap:
+        found, free = told_apart(need.weights + context, memory.free)
         raise AllocationError(
             f"{os.fspath(path)}: the model does not fit into main memory with mmap=False",
-            found=f"{bytes_text(need.weights + context)} for the weights, the KV cache and the "
-            "compute buffers",
-            expected=f"at most {bytes_text(memory.free)} ({memory.source})",
+            found=f"{found} for the weights, the KV cache and the compute buffers",
+            expected=f"at most {free} ({memory.source})",
             hint="Leave mmap on: of weights that are mapped, only what has room is in memory.",
         )
+    free, whole = told_apart(memory.free, need.weights + context)
     logger.warning(
         "%s: %s of the weights are read from the disk again for every token: main memory has %s "
         "free, and the model takes %s",
         os.fspath(path),
         bytes_text(short),
-        bytes_text(memory.free),
-        bytes_text(need.weights + context),
+        free,
+        whole,
     )
     return replace(settings, use_extra_bufts=False)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from llama4_edge.units import bytes_text, context_text, count_text, rate_text, seconds_text
+from llama4_edge.units import (
+    bytes_text,
+    context_text,
+    count_text,
+    rate_text,
+    seconds_text,
+    told_apart,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,20 @@ def test_rates_have_a_digit_after_the_point_below_100(rate: float, text: str) ->
 )  # fmt: skip
 def test_durations_are_as_a_person_says_them(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "texts"),
+    [
+        (2**30, 2**31, ("1.0 GiB", "2.0 GiB")),
+        (2**30, 2**30 + 2**24, ("1.00 GiB", "1.02 GiB")),
+        (2**30, 2**30 + 2**20, ("1.000 GiB", "1.001 GiB")),
+        (2**30, 2**30 + 1, ("1,073,741,824 bytes", "1,073,741,825 bytes")),
+        (0, 1, ("0 B", "1 B")),
+        (1023, 1024, ("1023 B", "1.0 KiB")),
+    ],
+)
+def test_two_numbers_of_a_sentence_look_different(
+    first: int, second: int, texts: tuple[str, str]
+) -> None:
+    assert told_apart(first, second) == texts

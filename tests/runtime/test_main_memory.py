@@ -47,8 +47,9 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(AllocationError) as caught:
         settings_that_fit("scout.gguf", SETTINGS, NEED, memory(4 * GIB - 1))
     assert str(caught.value) == (
-        "scout.gguf: a context of 4,096 tokens does not fit into main memory, found 4.0 GiB for "
-        "the KV cache and the compute buffers, expected at most 4.0 GiB (memory.max of a group). "
+        "scout.gguf: a context of 4,096 tokens does not fit into main memory, found "
+        "4,294,967,296 bytes for the KV cache and the compute buffers, expected at most "
+        "4,294,967,295 bytes (memory.max of a group). "
         'Lower n_ctx, or give n_ctx="max" for the longest context that fits.'
     )
 
@@ -59,9 +60,10 @@ def test_weights_that_are_not_mapped_have_to_fit() -> None:
     with pytest.raises(AllocationError) as caught:
         settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB - 1))
     assert str(caught.value) == (
-        "scout.gguf: the model does not fit into main memory with mmap=False, found 64.0 GiB for "
-        "the weights, the KV cache and the compute buffers, expected at most 64.0 GiB (memory.max "
-        "of a group). Leave mmap on: of weights that are mapped, only what has room is in memory."
+        "scout.gguf: the model does not fit into main memory with mmap=False, found "
+        "68,719,476,736 bytes for the weights, the KV cache and the compute buffers, expected at "
+        "most 68,719,476,735 bytes (memory.max of a group). "
+        "Leave mmap on: of weights that are mapped, only what has room is in memory."
     )
 
 
