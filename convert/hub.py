@@ -49,17 +49,17 @@ SHARDS_AT_A_TIME = 2
 # Covers the header of every shard that is published; a longer one costs one more request.
 _HEAD_BYTES = 128 << 10
 _HEADS_AT_A_TIME = 8
-# What a conversion reads beside the shards, and a hundred times what each has at most.
+# What a conversion reads beside the shards, and how many bytes of each its reader takes.
 SMALL_FILES = {
     "config.json": 16 << 20,
-    "generation_config.json": 16 << 20,
-    "tokenizer_config.json": 64 << 20,
+    "generation_config.json": 1 << 20,
+    "tokenizer_config.json": 16 << 20,
     "special_tokens_map.json": 16 << 20,
-    "tokenizer.json": 1 << 30,
+    "tokenizer.json": 256 << 20,
     "chat_template.json": 16 << 20,
-    "chat_template.jinja": 16 << 20,
-    INDEX_NAME: 128 << 20,
-    "README.md": 8 << 20,
+    "chat_template.jinja": 2 << 20,
+    INDEX_NAME: 64 << 20,
+    "README.md": 16 << 20,
 }
 _MOST_SHARDS = 5000
 _MOST_TEMPLATES = 100

@@ -205,10 +205,14 @@ class RepositoryCache:
         if not is_new:
             _copy(blob, place)
             return
-        _move(moved or blob, place)
-        if blob.name.endswith(STAGED_SUFFIX):
-            name = place.relative_to(self.directory).as_posix()
-            write_atomically(blob, _MOVED + name.encode())
+        if not blob.name.endswith(STAGED_SUFFIX):
+            _move(blob, place)
+            return
+        # Whoever finds the file in its place finds the note too, and `sweep` what lies in between.
+        moving = blob.with_name(f"{blob.name}.moving")
+        _move(moved or blob, moving)
+        write_atomically(blob, _MOVED + place.relative_to(self.directory).as_posix().encode())
+        _move(moving, place)
 
     def _moved(self, blob: Path) -> Path | None:
         """Where the file lies whose staged blob is such a note."""
