@@ -115,6 +115,8 @@ class TooShortError(Exception):
 
 def read_bytes(descriptor: int, most: int, offset: int = 0) -> bytes:
     """Bytes of a file: `most`, or as many as there are."""
+    # No larger buffer than the file: memory may be short.
+    most = min(most, max(os.fstat(descriptor).st_size - offset, 0))
     data = os.pread(descriptor, most, offset)
     while len(data) < most:  # a signal, or a network, may cut a read short
         more = os.pread(descriptor, most - len(data), offset + len(data))
