@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import operator
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -29,6 +28,7 @@ from ..architecture import PRE_TOKENIZER_NAMES, PRE_TOKENIZER_PATTERN, byte_alph
 from ..errors import SettingError, VocabularyError
 from ..ranges import value_text
 from ..untrusted import shown
+from .matching import Matcher, is_alone, is_space
 
 _T = TypeVar("_T")
 
@@ -42,18 +42,6 @@ _MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
 _LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
 _RUN = re.compile(r"\s+|\S+")
 _CHANGE = re.compile(r"\s\S|\S\s")
-
-# Symbols that are alphabetic: letters in circles and squares.
-_ENCIRCLED = frozenset(
-    chr(code)
-    for first, last in (
-        (0x24B6, 0x24E9),
-        (0x1F130, 0x1F149),
-        (0x1F150, 0x1F169),
-        (0x1F170, 0x1F189),
-    )
-    for code in range(first, last + 1)
-)
 
 _CHARACTER_OF = byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
@@ -153,25 +141,24 @@ class Vocabulary:
         As in tokenizers (added_vocabulary.rs): those that are normalized are looked for in what the
         others leave.
         """
-        first, then = self._special_patterns if special else self._user_patterns
+        first, then = self._special_matchers if special else self._user_matchers
         for piece in self._split(text, first):
             if isinstance(piece, int):
                 yield piece
             else:
                 yield from self._split(piece, then)
 
-    def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterator[str | int]:
+    def _split(self, text: str, matcher: Matcher) -> Iterator[str | int]:
         begin = 0
-        for match in pattern.finditer(text) if pattern else ():
-            token = self._matched_ids[match[0]]
-            start, end = match.span()
-            if token in self._flags["single_word"] and not _is_alone(text, start, end):
+        for start, end in matcher.find(text):
+            token = self._matched_ids[text[start:end]]
+            if token in self._flags["single_word"] and not is_alone(text, start, end):
                 continue
             if token in self._flags["lstrip"]:
-                while start > begin and _is_space(text[start - 1]):
+                while start > begin and is_space(text[start - 1]):
                     start -= 1
             if token in self._flags["rstrip"]:
-                while end < len(text) and _is_space(text[end]):
+                while end < len(text) and is_space(text[end]):
                     end += 1
             if begin < start:
                 yield text[begin:start]
@@ -228,20 +215,18 @@ class Vocabulary:
         return {**self.control_tokens, **self._ids_of_types(_USER_DEFINED)}
 
     @cached_property
-    def _special_patterns(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-        return self._patterns(self._matched_ids)
+    def _special_matchers(self) -> tuple[Matcher, Matcher]:
+        return self._matchers(self._matched_ids)
 
     @cached_property
-    def _user_patterns(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    def _user_matchers(self) -> tuple[Matcher, Matcher]:
         # Tokens that somebody added as plain words are words in any text, as in llama.cpp.
-        return self._patterns(self._ids_of_types(_USER_DEFINED))
+        return self._matchers(self._ids_of_types(_USER_DEFINED))
 
-    def _patterns(
-        self, ids: Mapping[str, int]
-    ) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-        """Patterns of the tokens that are found in a text as it is, and in the normalized one."""
+    def _matchers(self, ids: Mapping[str, int]) -> tuple[Matcher, Matcher]:
+        """Finders of the tokens that are sought in a text as it is, and in the normalized one."""
         normalized = {text for text, token in ids.items() if token in self._flags["normalized"]}
-        return any_of(ids.keys() - normalized), any_of(normalized)
+        return Matcher(ids.keys() - normalized), Matcher(normalized)
 
     def _ids_of_types(self, *types: int) -> dict[str, int]:
         pairs = zip(self._tokens, self._types, strict=True)
@@ -272,28 +257,6 @@ class Vocabulary:
                 expected=f"below {len(self._tokens)}",
             )
         return token
-
-
-def _is_alone(text: str, start: int, end: int) -> bool:
-    """Whether no letter of a word touches a stretch of a text."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return not ((before and _is_word(before)) or (after and _is_word(after)))
-
-
-def _is_word(character: str) -> bool:
-    """Whether a character is in ``\\w`` of Rust's regex: Unicode's, where Python's is narrower."""
-    category = unicodedata.category(character)
-    return (
-        category[0] in "LM"
-        or category in ("Nd", "Nl", "Pc")
-        or character in "\u200c\u200d"
-        or character in _ENCIRCLED
-    )
-
-
-def _is_space(character: str) -> bool:
-    """Whether a character is in Unicode's white space; Python's has four control codes more."""
-    return character.isspace() and character not in "\x1c\x1d\x1e\x1f"
 
 
 def whole_numbers(tokens: Iterable[object]) -> list[int]:
