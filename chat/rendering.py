@@ -192,6 +192,7 @@ def _confine() -> None:
     import html
     import textwrap
     import time
+    import unicodedata
 
     import jinja2.constants
     import jinja2.debug
@@ -201,7 +202,8 @@ def _confine() -> None:
     time.localtime()  # reads the time zone
     for encoding in ("ascii", "latin-1", "unicode_escape", *ENCODING[:1]):
         codecs.lookup(encoding)
-    _ = html, textwrap, jinja2.constants, jinja2.debug, jinja2.ext, jinja2.sandbox
+    _ = html, textwrap, unicodedata
+    _ = jinja2.constants, jinja2.debug, jinja2.ext, jinja2.sandbox
     # Whoever asks decides about Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(ImportError, ValueError, OSError):

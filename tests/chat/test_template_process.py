@@ -278,7 +278,7 @@ def test_every_filter_and_test_of_jinja_works_there_as_here() -> None:
     uses += ["cycler(1, 2).next()", "joiner()() ~ 'x'", "namespace(a=1).a", "range(3) | list"]
     uses += ["'%5.2f' % 1.5", "'{:>5}'.format(1)", "'a&lt;' | safe | striptags", "'é'.encode()"]
     branches = [f"{{% elif x == {i} %}}{{{{ {use} }}}}" for i, use in enumerate(uses)]
-    source = "{% if x < 0 %}" + "".join(branches) + "{% endif %}"
+    source = "{% set é = 1 %}{{ é }}{% if x < 0 %}" + "".join(branches) + "{% endif %}"
     here, there = Template(source), TemplateProcess(source)
     for number, use in enumerate(uses):
         assert outcome(there, number) == outcome(here, number), use
