@@ -33,10 +33,12 @@ class Foreign:
     Args:
         instead: what to do here, as a sentence; ``{command}`` is the command that was given.
         accepted: the values with which it asks for what happens here anyway; "" is no value.
+        ours: values for which there is an option here, and that option.
     """
 
     instead: str
     accepted: tuple[str, ...] = ()
+    ours: tuple[tuple[str, str], ...] = ()
 
 
 _SAMPLERS = "The samplers here are top-k, top-p, min-p and temperature, in llama.cpp's order."
@@ -85,8 +87,8 @@ _TABLE = (
     (("--list-devices",), Foreign("`llama4 doctor` lists the devices.")),
     (("--rpc", "-rpc"), Foreign("Other machines are given with --workers HOST:PORT,….")),
     (("--mmap",), Foreign(_MAPPED, ("",))),
-    (("-mmp",), Foreign(_MAPPED, ("1",))),
-    (("-lm", "--load-mode"), Foreign(_MAPPED, ("mmap",))),
+    (("-mmp",), Foreign(_MAPPED, ("1",), (("0", "--no-mmap"),))),
+    (("-lm", "--load-mode"), Foreign(_MAPPED, ("auto", "mmap"), (("none", "--no-mmap"),))),
     (("--mlock",), Foreign(f"Locking in memory is not offered. {_MAPPED}")),
     (("--jinja",), Foreign(_TEMPLATE, ("",))),
     (("--no-jinja", "--chat-template", "--chat-template-file", "--chat-template-kwargs"),
@@ -254,7 +256,10 @@ def _unknown(
         raise click.UsageError(_no_such_option(ctx, word, name, options), ctx)
     if assigned or "" not in foreign.accepted:
         value = value if assigned else rest[0] if rest else ""
-        if value not in foreign.accepted:
+        ours = dict(foreign.ours).get(value)
+        if ours is not None and ours in options:
+            yield ours
+        elif value not in foreign.accepted:
             raise click.UsageError(
                 f"{name} is an option of llama.cpp that `{ctx.command_path}` does not take. "
                 f"{foreign.instead.replace('{command}', ctx.command_path)}",

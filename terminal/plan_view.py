@@ -244,6 +244,8 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
         yield f"-ot '{pattern}={device}'"
     if not placement.offload_kqv:
         yield "-nkvo"
+    if not settings.mmap:
+        yield "-lm none"
     if settings.kv_type != "f16":
         yield f"-ctk {settings.kv_type} -ctv {settings.kv_type}"
 
