@@ -107,6 +107,8 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
 
 def _canonical(parts: list[str]) -> str:
     """The name in the tables, or where they have none the name itself; without wrappers."""
+    if not parts:
+        return ""
     start = 0
     while start < len(parts) - 1 and parts[start] in _OUTER:
         start += 1

@@ -71,9 +71,9 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
         CheckpointError: a tensor is missing, unknown, of another shape, or not of floats.
     """
     config = parse_config(checkpoint.config)
-    if any(tensor.dtype not in FLOAT_DTYPES for tensor in checkpoint.tensors.values()):
-        config.check_quantization()
     spelling = spell(checkpoint.tensors)
+    if any(tensor.dtype not in FLOAT_DTYPES for tensor in spelling.text.values()):
+        config.check_quantization()
     notes = [*config.notes, *_spelling_notes(spelling)]
     left_out = [tensor.name for tensor in spelling.vision.values()] + spelling.computed
     if config.quantization is not None:

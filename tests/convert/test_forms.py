@@ -435,6 +435,14 @@ def test_a_missing_tensor_s_error_has_the_checkpoint_s_spelling_and_a_name_that_
     )
 
 
+@pytest.mark.parametrize("name", ["module", "_orig_mod.module", ".", "", "model", "lm_head"])
+def test_a_name_of_nothing_but_wrappers_is_unexpected(forms: MakeForms, name: str) -> None:
+    made = forms(TEXT)
+    made.write({**made.tensors, name: made.tensors["model.norm.weight"]})
+    with pytest.raises(CheckpointError, match=r"is not part of a Llama 4|invalid name"):
+        convert(made.other, dry_run=True)
+
+
 def test_an_adapter_beside_the_weights_is_noted(forms: MakeForms) -> None:
     made = forms(ONE_FILE)
     (made.other / "adapter_config.json").write_text("{}")
