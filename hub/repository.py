@@ -92,20 +92,19 @@ class Repository:
         """
         file = self.files[name]
         end = min(offset + length, file.size)
-        data = b""
+        data = bytearray()
 
         def attempt() -> None:
-            nonlocal data
             if offset + len(data) < end:
                 with self._body(file, offset + len(data), end) as chunks:
                     for chunk in chunks:
                         self._check_stop()
-                        data += chunk
+                        data.extend(chunk)
                 if offset + len(data) < end:
                     raise PassingError("a truncated response")
 
         self._patiently(file.name, attempt)
-        return data
+        return bytes(data)
 
     def download(
         self,
