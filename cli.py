@@ -113,7 +113,11 @@ class _Commands(click.Group):
             abandon_stdout()
             ctx.exit(141)
         except MemoryError:
-            _fail(ctx, Llama4EdgeError("this machine has not enough memory for that"))
+            # Said without what draws errors: there may be no memory for it either.
+            sys.stderr.write("error: this machine has not enough memory for that\n")
+            ctx.exit(1)
+        except ImportError as error:
+            _fail(ctx, _import_failure(error))
         except RuntimeError as error:
             if "start new thread" not in str(error):
                 raise
@@ -125,6 +129,17 @@ class _Commands(click.Group):
                 raise
             name = os.fsdecode(error.filename)
             _fail(ctx, Llama4EdgeError(f"cannot use {name}", found=error.strerror))
+
+
+def _import_failure(error: ImportError) -> Llama4EdgeError:
+    """The error that a package is missing, damaged, or has no memory to be loaded into."""
+    # NumPy explains at length, and ends in what the system said.
+    reason = str(error).strip().splitlines()[-1].removeprefix("Original error was: ")
+    return Llama4EdgeError(
+        f"the module {error.name} cannot be loaded" if error.name else "a module cannot be loaded",
+        found=reason,
+        hint="Install llama4-edge again, or give it more memory: ulimit -v shows a limit.",
+    )
 
 
 def _interrupted() -> NoReturn:

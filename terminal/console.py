@@ -127,7 +127,7 @@ class _LogLines(logging.Handler):
         """Write one record."""
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
-            text = f"{record.levelname.lower()}: {self._shown(text)}"
+            text = one_line(f"{record.levelname.lower()}: {self._shown(text)}")
         sys.stderr.write(f"{printable(text)}\n")
 
 

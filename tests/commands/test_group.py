@@ -17,6 +17,8 @@ from llama4_edge import Sampling, __version__
 from llama4_edge.cli import COMMANDS, main
 from llama4_edge.commands.flags import with_flags
 from llama4_edge.quant import RECIPES
+from llama4_edge.terminal.console import complain, note, show_log
+from llama4_edge.terminal.visible import one_line
 from tests.command_line import Command, the_error
 
 
@@ -140,7 +142,7 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["run", "x", "hi", "-dev", "CUDA0,CUDA0"], "a device is named twice, found CUDA0"),
         (["run", "x", "hi", "--kv", "q2"], "'q2' is not one of"),
         (["run", "x", "hi", "-ncmoe", "-1"], "'-1' is not a whole number from 0 to 1024"),
-        (["worker", "--port", "65536"], "'65536' is not a whole number from 1 to 65535"),
+        (["worker", "--port", "65536"], "'65536' is not a whole number from 0 to 65535"),
         (["run", "x", "hi", "--stop", ""], "the empty text would end every answer"),
         (["chat", "x", "--min-p", "1"], "min_p (--min-p) is outside its range"),
         (["talk"], "No such command 'talk'"),
@@ -210,6 +212,35 @@ def test_a_wrong_value_of_flash_attention_names_the_flag_and_its_choices(
 def test_a_flag_in_an_error_takes_no_full_stop_of_the_sentence() -> None:
     assert with_flags("Give n_ctx=4096.") == "Give n_ctx=4096 (-c 4096)."
     assert with_flags("temperature=0.7.") == "temperature=0.7 (--temp 0.7)."
+
+
+def test_a_module_that_does_not_load_is_one_line(
+    llama4: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("long\nOriginal error was: libx.so: failed to map", name="numpy")
+
+    monkeypatch.setattr("llama4_edge.inspection.inspect", fail)
+    assert the_error(llama4("inspect", "/")) == (
+        "error: the module numpy cannot be loaded, found libx.so: failed to map. Install "
+        "llama4-edge again, or give it more memory: ulimit -v shows a limit."
+    )
+
+
+def test_notes_errors_and_warnings_are_one_visible_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "a\x1b[2J\x9b31m\nerror: b\u202e\u200b\u2028"
+    show_log(verbose=False, shown=str)
+    for say in (note, complain, logging.getLogger("llama4_edge").warning):
+        say(name)
+        (line,) = capsys.readouterr().err.split("\n")[:-1]
+        assert "␛[2J" in line
+        assert one_line(line) == line
+    complain("x" * 2**22 + ". Do that.")
+    line = capsys.readouterr().err
+    assert len(line) < 4000
+    assert line.endswith(". Do that.\n")
 
 
 def test_no_text_in_json_can_steer_a_terminal(llama4: Command) -> None:
