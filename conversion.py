@@ -158,9 +158,7 @@ def _of_checkpoint(error: Llama4EdgeError, checkpoint: Path, path: Path) -> Llam
 @contextmanager
 def _planned_file(parts: Sequence[Part]) -> Iterator[Path]:
     """The first of the parts, which all end with their headers."""
-    from tempfile import TemporaryDirectory
-
-    from .system.temporary import temporary_path
+    from .system.temporary import temporary_directory, temporary_path
 
     prefix = "llama4-convert-"
     if len(parts) == 1:
@@ -168,8 +166,8 @@ def _planned_file(parts: Sequence[Part]) -> Iterator[Path]:
             yield _write_header(path, parts[0])
         return
     # Parts are found by their names.
-    with TemporaryDirectory(prefix=prefix) as directory:
-        paths = [_write_header(Path(directory) / part.path.name, part) for part in parts]
+    with temporary_directory(prefix) as directory:
+        paths = [_write_header(directory / part.path.name, part) for part in parts]
         yield paths[0]
 
 

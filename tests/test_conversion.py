@@ -13,7 +13,7 @@ import llama4_edge
 from llama4_edge.convert import converter, text_model
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.tokenizer import Vocabulary, read_vocabulary
-from llama4_edge.errors import UnsupportedError, VocabularyError
+from llama4_edge.errors import OutputError, UnsupportedError, VocabularyError
 
 
 def converted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vocabulary]) -> None:
@@ -76,3 +76,16 @@ def test_checking_leaves_no_temporary_file(
     )
     assert len(report.outputs) > 1
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("split_size", [None, 400_000])
+def test_without_a_place_for_temporary_files_nothing_is_written(
+    scout_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    split_size: int | None,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match=r"no temporary file can be made.*Set TMPDIR to a direc"):
+        llama4_edge.convert(scout_checkpoint, tmp_path / "out.gguf", split_size=split_size)
+    assert list(tmp_path.iterdir()) == []
