@@ -60,7 +60,7 @@ class Conversation:
         messages: oldest first; mappings with "role" and "content" are taken too.
 
     Raises:
-        SettingError: the messages are of the wrong type.
+        SettingError: the messages, the name or the sampling are of the wrong type.
     """
 
     messages: tuple[Message, ...] = ()
@@ -69,6 +69,14 @@ class Conversation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", _as_messages(self.messages))
+        for name, kind in (("model", str), ("sampling", Sampling)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise SettingError(
+                    f"the {name} of a conversation is of the wrong type",
+                    found=shown(value),
+                    expected="a string" if kind is str else "a Sampling",
+                )
 
     def system(self, text: str) -> Conversation:
         """The same conversation with this system message, in place of the one it begins with."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ SAMPLING = {"temperature": 1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}
     [
         ({"format": "other"}, "found something else, expected an object"),
         ({"version": 2}, "a version that this release does not read, found 2, expected 1"),
-        ({"version": 10**4000}, "a version that this release does not read, found an integer of"),
+        ({"version": 10**4000}, "is not JSON, found an integer of 4001 digits"),
         ({"messages": None}, "expected format, messages, model, sampling, version"),
         ({"extra": 1}, "the conversation with 'extra, format"),
         ({"x" * 10**6: 1}, "the conversation with 'format"),
@@ -134,7 +135,7 @@ SAMPLING = {"temperature": 1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}
             {"sampling": {**SAMPLING, "temperature": "x"}},
             "sampling has an invalid temperature, found 'x', expected a number",
         ),
-        ({"sampling": {**SAMPLING, "temperature": 10**400}}, "expected a finite number"),
+        ({"sampling": {**SAMPLING, "temperature": 10**400}}, "found an integer of 401 digits"),
         ({"sampling": {**SAMPLING, "top_p": None}}, "sampling has no top_p, expected a number"),
         ({"sampling": {**SAMPLING, "top_k": 1.5}}, "invalid top_k, found 1.5, expected a whole"),
         ({"sampling": {**SAMPLING, "top_k": True}}, "invalid top_k, found True, expected a whole"),
@@ -230,6 +231,31 @@ def test_what_is_no_message_is_refused(
     with pytest.raises(SettingError) as caught:
         Conversation(messages)
     assert str(caught.value).startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (
+            lambda wrong: Conversation(model=wrong),
+            "the model of a conversation is of the wrong type",
+        ),
+        (lambda wrong: Conversation(sampling=wrong), "the sampling of a conversation is of the wr"),
+        (lambda wrong: Conversation().user(wrong), "the content of a message is not a string"),
+        (lambda wrong: Conversation().system(wrong), "the content of a message is not a string"),
+        (lambda wrong: Conversation().assistant(wrong), "the content of a message is not a string"),
+        (lambda wrong: Message(wrong, "x"), "the role of a message is not a string"),
+    ],
+)
+@pytest.mark.parametrize(
+    "wrong", [None, 5, b"x", {"text": "x"}, ["x"], 10**4000], ids=lambda it: type(it).__name__
+)
+def test_values_of_the_wrong_type_are_one_error(
+    make: Callable[[Any], object], found: str, wrong: Any
+) -> None:
+    with pytest.raises(SettingError, match=found) as caught:
+        make(wrong)
+    assert len(str(caught.value)) < 200
 
 
 def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path: Path) -> None:
