@@ -147,7 +147,10 @@ def test_ctrl_c_ends_the_rendering_and_not_the_next(process: TemplateProcess) ->
     assert process.render({"x": "next"}) == "next"
 
 
-def test_a_signal_handler_renders_while_its_thread_does(process: TemplateProcess) -> None:
+def test_a_signal_handler_renders_while_its_thread_does(
+    process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.5)
     answers = []
 
     def answer(*_: object) -> None:
@@ -155,7 +158,7 @@ def test_a_signal_handler_renders_while_its_thread_does(process: TemplateProcess
 
     previous = signal.signal(signal.SIGALRM, answer)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(TemplateError, match="takes too long"):
             process.render({"x": "endless"})
     finally:
