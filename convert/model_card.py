@@ -22,6 +22,7 @@ _HINT = "Repair or remove it: the model does not need it."
 _CARD = Reader(CheckpointError, limit=16 << 20, hint=_HINT)
 _GENERATION = Reader(CheckpointError, limit=1 << 20, hint=_HINT)
 _LONGEST = 1 << 20  # characters of YAML; most have a thousand
+_MOST = 5000  # tags, or sources
 _DEEPEST = 100  # YAML inside of YAML
 
 _OF_MODEL = (
@@ -177,18 +178,27 @@ def _text(path: Path, key: str, value: object) -> str:
     return value
 
 
-def _texts(path: Path, key: str, value: object) -> list[str]:
+def _elements(path: Path, key: str, value: object) -> list[Any]:
     values = value if isinstance(value, list) else [value]
-    return [_text(path, key, item) for item in values if item is not None]
+    if len(values) > _MOST:
+        raise _bad(path, f"{len(values)} of {key}", f"at most {_MOST}")
+    return [item for item in values if item is not None]
+
+
+def _texts(path: Path, key: str, value: object) -> list[str]:
+    return [_text(path, key, item) for item in _elements(path, key, value)]
 
 
 def _sources(path: Path, key: str, value: object) -> list[str | dict[str, str]]:
-    values = value if isinstance(value, list) else [value]
     return [
-        {name: _text(path, f"{key}: {name}", text) for name, text in item.items()
-         if name in _OF_SOURCE and text is not None}
-        if isinstance(item, Mapping)
-        else _text(path, key, item)
-        for item in values
-        if item is not None
-    ]  # fmt: skip
+        _source(path, key, item) if isinstance(item, Mapping) else _text(path, key, item)
+        for item in _elements(path, key, value)
+    ]
+
+
+def _source(path: Path, key: str, fields: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: _text(path, f"{key}: {name}", text)
+        for name, text in fields.items()
+        if name in _OF_SOURCE and text is not None
+    }

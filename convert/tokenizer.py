@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig
 
 # Llama 4's takes 27 MiB, and reading it several times that.
-_TOKENIZER_READER = Reader(VocabularyError, limit=256 << 20, hint="Download it again.")
+_TOKENIZER_READER = Reader(VocabularyError, limit=128 << 20, hint="Download it again.")
 _SETTINGS_READER = Reader(VocabularyError, limit=16 << 20)
 
 _MOST_PROCESSORS = 100  # real ones have two

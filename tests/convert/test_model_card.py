@@ -119,6 +119,8 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ('name: "\\ud800"', "found .*(surrogate|Unicode)"),
         ("name: \x07", "found .*expected YAML"),
         ("!!python/object/apply:os.system {: }: x: y", "found .*expected YAML"),
+        (f"tags: [{'a, ' * 6000}]", "found 6000 of tags, expected at most 5000"),
+        (f"base_model: [{'a/b, ' * 6000}]", "found 6000 of base_model, expected at most 5000"),
         ("x" * 2_000_000, "begins with too much YAML, found 2000001 characters"),
     ],
 )
