@@ -133,7 +133,10 @@ class SyntheticOptions:
         help="Only the first N layers, at least 4.  [default: all]",
     )
     directory: Path | None = option(
-        "--dir", kind=Path, metavar="DIR", help="Where the synthetic file is while it is measured."
+        "--dir",
+        kind=values.FilePath(),
+        metavar="DIR",
+        help="Where the synthetic file is while it is measured.",
     )
     keep: bool = flag("--keep", help="Keep the synthetic model for the next time.")
 

@@ -22,7 +22,7 @@ class ConvertOptions:
 
     source: str = argument(kind=click.Path())
     output: Path | None = option(
-        "-o", "--output", kind=click.Path(path_type=Path), metavar="OUT.gguf",
+        "-o", "--output", kind=values.FilePath(), metavar="OUT.gguf",
         help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
     )  # fmt: skip
     recipe: str | None = recipe_option("Which type each tensor gets; see below.")

@@ -237,7 +237,7 @@ def _meant_as_switch(word: str) -> bool:
     return (
         _switches(word) is not None
         or _NUMBER.fullmatch(word) is not None
-        or word.lower() in ("yes", "no", "none")
+        or word.lower() in ("", "yes", "no", "none")
         or did_you_mean(word, _SWITCH) is not None
     )
 

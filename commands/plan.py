@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
-
 from ..terminal.console import note
 from ..terminal.progress import loading_progress
 from . import values
@@ -103,7 +101,7 @@ class PlanOptions:
     no_mmap: bool = no_mmap_flag()
     table: bool = flag("--table", help="Memory for each quantization and each context.")
     plot: Path | None = option(
-        "--plot", kind=click.Path(path_type=Path), metavar="FILE.png",
+        "--plot", kind=values.FilePath(), metavar="FILE.png",
         help="The table as a picture too.",
     )  # fmt: skip
     check: bool = flag("--check", help="Load the model so, and compare what llama.cpp allocates.")

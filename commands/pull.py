@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from ..terminal.console import note
 from ..terminal.progress import byte_progress
+from . import values
 from .declare import argument, command, json_flag, option, usage_error
 from .options import revision_option
 from .output import give
@@ -21,7 +20,7 @@ class PullOptions:
     repository: str = argument()
     choice: str | None = argument(required=False)
     directory: Path | None = option(
-        "-o", "--output", kind=click.Path(path_type=Path), metavar="DIR",
+        "-o", "--output", kind=values.FilePath(), metavar="DIR",
         help="Where the files go.  [default: this directory]",
     )  # fmt: skip
     revision: str | None = revision_option()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import click
 
@@ -22,6 +23,19 @@ LARGEST = 2**31 - 1
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 _TOKENS = re.compile(r"(\d+)\s*([KM]?)", re.IGNORECASE)
+
+
+class FilePath(click.Path):
+    """The name of a file or a directory, which shells complete; an empty one is a mistake."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:

@@ -145,6 +145,8 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["worker", "--port", "65536"], "'65536' is not a whole number from 0 to 65535"),
         (["run", "x", "hi", "--stop", ""], "the empty text would end every answer"),
         (["chat", "x", "--min-p", "1"], "min_p (--min-p) is outside its range"),
+        (["convert", "x", "-o", ""], "'-o' / '--output': the name is empty"),
+        (["plan", "--table", "--plot", ""], "'--plot': the name is empty"),
         (["talk"], "No such command 'talk'"),
         (["--jsn"], "No such option"),
     ],
@@ -198,7 +200,7 @@ def test_a_usage_error_says_how_the_command_is_used_and_then_one_line(llama4: Co
     ]
 
 
-@pytest.mark.parametrize("word", ["onn", "yes", "2", "of"])
+@pytest.mark.parametrize("word", ["onn", "yes", "2", "of", ""])
 def test_a_wrong_value_of_flash_attention_names_the_flag_and_its_choices(
     llama4: Command, word: str
 ) -> None:
