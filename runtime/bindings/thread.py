@@ -133,7 +133,7 @@ class NativeThread:
         try:
             if interrupt is not None:
                 raise interrupt
-            if not call.ended:
+            if not call.ended or self._lost:
                 self.check()  # raises: a worker was lost
             if self._closed and call.stopping:
                 raise _ended()

@@ -4,7 +4,7 @@ ggml's RPC client ends the process when a connection is lost: it calls ``ggml_ab
 that waits for an answer. `catch_aborts` has that thread wait for ever instead, in the callback that
 ggml offers before it gives up, after marking the connection as lost.
 
-Promises that llama.cpp hears of a buffer only what can be; that a connection which ends, and one
+Promises that llama.cpp hears of buffers only what can be; that a connection which ends, and one
 whose machine vanishes, can be told from one whose worker computes; and that every other abort of
 ggml ends the process as before.
 """
@@ -26,6 +26,7 @@ from typing import Protocol
 from ...errors import WorkerError
 from ..bindings.devices import NativeDevice, native_device, rpc_function
 from ..bindings.library import native_function
+from .buffers import Fault, check_buffers
 from .handshake import Greeting, impossible
 from .stand_in import StandIn
 
@@ -83,7 +84,7 @@ class Connection:
         with StandIn(self._greeting) as stand_in:
             # ggml reads a port up to what is no digit, and takes the whole for the worker's name,
             # under which it would go on with a connection that was lost.
-            alias = f"127.0.0.1:{stand_in.port}#{next(_numbers)}"
+            alias = f"127.0.0.1:{stand_in.port} for {self.name} #{next(_numbers)}"
             registry = add_server(alias.encode())
             handles = [device_of(registry, index) for index in range(count_of(registry))]
             # As long as this backend lives, ggml keeps the connection: without it, there would be a
@@ -98,36 +99,19 @@ class Connection:
                 )
         assert self.socket is not None
         keep_alive(self.socket)
+        # What ggml keeps for ever keeps no connection.
+        here = weakref.ref(self)
+
+        def refuse(fault: Fault) -> None:
+            if (connection := here()) is not None:
+                connection.refuse(fault)
+
         for device in self.native_devices:
-            self._check_buffers_of(device.buffer_type)
+            check_buffers(device.buffer_type, refuse)
 
-    def _check_buffers_of(self, buffer_type: int) -> None:
-        """Have llama.cpp get only buffers that can be, of those that the worker gives."""
-        place = ctypes.c_void_p.from_address(buffer_type + _ALLOC_BUFFER * _POINTER)
-        assert place.value is not None
-        allocate = _AllocBuffer(place.value)
-        alignment = native_function("ggml_backend_buft_get_alignment", ctypes.c_size_t, _POINTER_T)(
-            buffer_type
-        )
-        connection = weakref.ref(self)
-
-        def allocated(buffer_type: int, size: int) -> int | None:
-            buffer: int | None = allocate(buffer_type, size) if size < _TOO_MUCH else None
-            fault = _buffer_fault(buffer, size, alignment)
-            if fault is None:
-                return buffer
-            if (this := connection()) is not None:
-                this.refuse(*fault)
-            return None
-
-        # ggml keeps both for ever.
-        callback = _AllocBuffer(allocated)
-        _referenced.append(callback)
-        place.value = ctypes.cast(callback, ctypes.c_void_p).value
-
-    def refuse(self, what: str, found: int, expected: str) -> None:
+    def refuse(self, fault: Fault) -> None:
         """Give the worker up for something that it said."""
-        self.fault = impossible(self.name, what, found, expected)
+        self.fault = impossible(self.name, *fault)
         self.cut()
 
     def leave(self) -> None:
@@ -218,39 +202,6 @@ def _on_abort(message: bytes | None) -> None:
     finally:
         while True:
             threading.Event().wait()
-
-
-# --- buffers
-
-# A type of buffers begins with its functions, and a buffer with its own, before its type, its
-# context and its size (ggml-backend-impl.h).
-_ALLOC_BUFFER, _GET_BASE, _SIZE = 1, 1, 13
-_TOO_MUCH = 2**62  # bytes of a buffer, with which no sum overflows
-_POINTER_T = ctypes.c_void_p
-_POINTER = ctypes.sizeof(_POINTER_T)
-_AllocBuffer = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T, ctypes.c_size_t)
-_GetBase = ctypes.CFUNCTYPE(_POINTER_T, _POINTER_T)
-
-
-def _buffer_fault(buffer: int | None, size: int, alignment: int) -> tuple[str, int, str] | None:
-    """What of a buffer cannot be, found and expected; None where all can.
-
-    ggml asks for the address once, and keeps it.
-    """
-    if size >= _TOO_MUCH:
-        # Workers say what some tensors take.
-        return "size of a tensor", size, f"less than {_TOO_MUCH} bytes"
-    if not buffer:
-        return None
-    get_base = ctypes.c_void_p.from_address(buffer + _GET_BASE * _POINTER).value
-    assert get_base is not None
-    base = _GetBase(get_base)(buffer) or 0
-    has = ctypes.c_size_t.from_address(buffer + _SIZE * _POINTER).value
-    if not size <= has < 2 * _TOO_MUCH:
-        return "size of a buffer", has, f"{size} bytes, as was asked for"
-    if base == 0 or base % alignment or base + has >= 2**64:
-        return "address of a buffer", base, f"a multiple of {alignment} above 0"
-    return None
 
 
 # --- sockets

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ...errors import EngineError, SettingError, WorkerError
+from ...errors import SettingError, WorkerError
 from ..bindings.devices import Device, NativeDevice, describe
 from ..bindings.thread import NativeThread
 from ..settings import split_endpoint
@@ -83,19 +83,15 @@ class Workers:
 
     def check(self) -> None:
         """Raise WorkerError if one of them is gone."""
-        self._check_faults()
+        for connection in self._connections:
+            if connection.fault is not None:
+                raise connection.fault
         names = " or ".join(connection.name for connection in self._connections if connection.lost)
         if names:
             raise WorkerError(
                 f"the worker {names} was lost, and with it its part of the model",
                 hint="See that it runs, then open the model again.",
             )
-
-    def _check_faults(self) -> None:
-        """Raise WorkerError if one of them said what cannot be."""
-        for connection in self._connections:
-            if connection.fault is not None:
-                raise connection.fault
 
     def open(self) -> None:
         """Have llama.cpp connect to those to which it is not connected yet.
@@ -114,11 +110,7 @@ class Workers:
         Raises:
             WorkerError: a worker was lost, before or meanwhile.
         """
-        try:
-            return self.thread.call(work, limit=limit)
-        except EngineError:
-            self._check_faults()  # llama.cpp fails where it gets no buffer
-            raise
+        return self.thread.call(work, limit=limit)
 
     def watch(self) -> None:
         """Give up those whose machines acknowledge nothing any more."""

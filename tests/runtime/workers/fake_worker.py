@@ -32,8 +32,12 @@ class Lie:
 
 
 @contextmanager
-def fake_worker(lies: Sequence[Lie] = ()) -> Iterator[str]:
-    """Serve one client after the other; where, as ``HOST:PORT``."""
+def fake_worker(lies: Sequence[Lie] = (), fill: int = 0) -> Iterator[str]:
+    """Serve one client after the other; where, as ``HOST:PORT``.
+
+    Args:
+        fill: the byte of which all that it computes consists.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
 
@@ -43,7 +47,7 @@ def fake_worker(lies: Sequence[Lie] = ()) -> Iterator[str]:
                 connection, _ = listener.accept()
                 connections.append(connection)
                 with suppress(OSError):
-                    _serve(connection, lies)
+                    _serve(connection, lies, fill)
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -60,13 +64,13 @@ def fake_worker(lies: Sequence[Lie] = ()) -> Iterator[str]:
             one.close()
 
 
-def _serve(connection: socket.socket, lies: Sequence[Lie]) -> None:
+def _serve(connection: socket.socket, lies: Sequence[Lie], fill: int) -> None:
     buffers, turns = 0, Counter[int]()
     while True:
         command, length = struct.unpack("<BQ", _exactly(connection, 9))
         request = _exactly(connection, length)
         buffers += command == ALLOC_BUFFER
-        answer = _true_answer(command, request, buffers)
+        answer = _true_answer(command, request, buffers, fill)
         if answer is None:
             continue
         turn, turns[command] = turns[command], turns[command] + 1
@@ -82,12 +86,12 @@ def _serve(connection: socket.socket, lies: Sequence[Lie]) -> None:
             return
 
 
-def _true_answer(command: int, request: bytes, buffers: int) -> bytes | None:
+def _true_answer(command: int, request: bytes, buffers: int, fill: int) -> bytes | None:
     """The answer to a question; None to what is no question."""
     if command == ALLOC_BUFFER:
         return struct.pack("<QQ", buffers, *struct.unpack("<4xQ", request))
     if command == GET_TENSOR:
-        return bytes(int.from_bytes(request[-8:], "little"))
+        return bytes([fill]) * int.from_bytes(request[-8:], "little")
     if command == BUFFER_GET_BASE:
         return struct.pack("<Q", (int.from_bytes(request, "little") % 2**20 << 36) or 2**60)
     return {

@@ -98,6 +98,7 @@ import resource, sys
 from llama4_edge import plan
 from llama4_edge.errors import Llama4EdgeError
 from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings
 from llama4_edge.runtime.bindings.library import llama
 llama()
@@ -107,8 +108,10 @@ for line in sys.stdin:
     try:
         if what == "plan":
             plan(sys.argv[1], workers=[endpoint])
+        # Its routers at the worker, its experts here.
+        overrides = (("ffn_.*_exps", "CPU"),) if what == "experts" else ()
         settings = EngineSettings(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1,
-                                  workers=(endpoint,))
+                                  workers=(endpoint,), placement=Placement(overrides=overrides))
         with Engine(sys.argv[1], settings) as engine:
             engine.logits([1, 2, 3])
         print("ok", flush=True)
@@ -162,22 +165,56 @@ def client(tiny_path: Path) -> Iterator[_Client]:
 
 
 def test_a_fake_worker_that_says_the_truth_is_used(client: _Client) -> None:
-    for what in ("plan", "engine"):
+    for what in ("plan", "engine", "experts"):
         with fake_worker() as endpoint:
             assert client.use(what, endpoint) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("lie", "complaint"),
+    [
+        (Lie(BUFFER_GET_BASE, bytes(8)), "address of a buffer, found 0, expected a multiple of 64"),
+        (Lie(BUFFER_GET_BASE, b"\1" + bytes(7)), "address of a buffer, found 1"),
+        (Lie(BUFFER_GET_BASE, b"\xc0" + b"\xff" * 7), "address of a buffer, found 184467440737095"),
+        (Lie(ALLOC_BUFFER, b"\1" + bytes(15)), "size of a buffer, found 0, expected "),
+        (Lie(ALLOC_BUFFER, b"\1" + bytes(7) + b"\xff" * 8), "size of a buffer, found 184467440"),
+        (Lie(GET_ALLOC_SIZE, bytes(7) + b"\x80"), "size of a tensor, found 9223372036854775808"),
+        (Lie(GET_ALIGNMENT, bytes(8)), "alignment of buffers, found 0"),
+    ],
+)
+def test_what_cannot_be_is_an_error_that_names_the_worker(
+    client: _Client, lie: Lie, complaint: str
+) -> None:
+    with fake_worker([lie]) as endpoint:
+        said = client.use("engine", endpoint)
+    assert said.startswith(f"error the worker {endpoint} has an impossible {complaint}")
+
+
+def test_numbers_of_experts_that_there_are_not_are_an_error_that_names_the_worker(
+    client: _Client,
+) -> None:
+    with fake_worker(fill=127) as endpoint:
+        assert client.use("experts", endpoint) == (
+            f"error the worker {endpoint} has an impossible number of an expert, "
+            "found 2139062143, expected 0 to 3"
+        )
 
 
 @efforts
 def test_no_answer_ends_the_process_that_uses_a_worker(tiny_path: Path, effort: settings) -> None:
     client = _Client(tiny_path)
 
-    def check(case: tuple[str, list[Lie]]) -> None:
-        what, lies = case
-        with fake_worker(lies) as endpoint:
+    def check(case: tuple[str, list[Lie], int]) -> None:
+        what, lies, fill = case
+        with fake_worker(lies, fill) as endpoint:
             said = client.use(what, endpoint)
         assert said == "ok" or said.startswith("error ")
 
-    cases = st.tuples(st.sampled_from(["plan", "engine"]), _lies(_GREETING | _LATER))
+    cases = st.tuples(
+        st.sampled_from(["plan", "engine", "experts"]),
+        _lies(_GREETING | _LATER),
+        st.sampled_from([0, 1, 127, 128, 255]),
+    )
     try:
         fuzz(check, cases, settings(effort, max_examples=effort.max_examples // 5))
     finally:
