@@ -20,6 +20,7 @@ from .declare import usage_error
 
 _UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".aria2")
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".pth", ".pt", *_UNFINISHED)
+_CONFIG = "config.json"
 # Files of a directory that are compared with a name that is not there.
 _MOST_FILES = 1000
 
@@ -76,11 +77,45 @@ def check_name(name: str, command: str) -> None:
             f"{name} is not finished",
             hint="Give the llama4 convert, or llama4 pull, that began it once more: it resumes.",
         )
-    if command == "plan" and path.suffix == ".safetensors" and path.is_file():
+    if path.is_dir():
+        _check_directory(path, command, taken)
+    elif (command == "plan" and path.suffix == ".safetensors") or (
+        command not in ("plan", "convert") and path.name == _CONFIG
+    ):
+        next_command = command if taken.directories else "convert"
         raise CheckpointError(
             f"{name} is one file of a checkpoint",
-            hint=f"Give its directory: llama4 plan {quote(str(path.parent))}",
+            hint=f"Give its directory: llama4 {next_command} {quote(str(path.parent))}",
         )
+
+
+def _check_directory(path: Path, command: str, taken: _Taken) -> None:
+    """Refuse a directory that holds what another command, or name, is for."""
+    entries = _entries(path)
+    ggufs = sorted(entry.path for entry in entries if entry.name.endswith(".gguf"))
+    if (path / _CONFIG).exists() or (ggufs and not taken.repositories):
+        return
+    if command == "plan" and ggufs:
+        raise ModelFileError(
+            f"{path} is a directory, not a model file",
+            found=f"{ggufs[0]} in it",
+            hint=f"Give the file: llama4 plan {quote(ggufs[0])}",
+        )
+    if taken.directories:
+        return
+    inside = sorted(entry.path for entry in entries if _is_checkpoint(Path(entry.path)))
+    checkpoint = str(path) if _is_checkpoint(path) else inside[0] if inside else None
+    if checkpoint is not None:
+        raise ModelFileError(
+            f"{path} is a directory, not a model file",
+            found=f"the checkpoint {checkpoint}",
+            hint=f"Turn it into a GGUF: llama4 convert {quote(checkpoint)}",
+        )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint's directory, or a repository in the hub's cache with one."""
+    return any(True for _ in (*path.glob(_CONFIG), *path.glob(f"snapshots/*/{_CONFIG}")))
 
 
 def _is_repository(name: str) -> bool:

@@ -125,6 +125,35 @@ def test_a_link_to_nothing_and_an_unfinished_file_say_so(
         assert error.startswith("x.gguf.partial is not finished. Give the llama4 convert")
 
 
+@pytest.mark.parametrize("command", FILE_COMMANDS)
+def test_a_directory_with_a_checkpoint_is_converted_first(
+    llama4: Command, command: str, scout_checkpoint: Path
+) -> None:
+    Path("above").mkdir()
+    Path("above/one").symlink_to(scout_checkpoint)
+    Path("hub/models--org--name/snapshots").mkdir(parents=True)
+    Path("hub/models--org--name/snapshots/c0ffee").symlink_to(scout_checkpoint)
+    for name, checkpoint in [
+        ("above", "above/one"),
+        ("hub", "hub/models--org--name"),
+        ("hub/models--org--name", "hub/models--org--name"),
+    ]:
+        error = refusal(llama4, command, name)
+        assert error.endswith(f"Turn it into a GGUF: llama4 convert {checkpoint}")
+        assert llama4("convert", checkpoint, "--dry-run").exit_code == 0
+    assert f"llama4 convert {scout_checkpoint}" in refusal(llama4, command, scout_checkpoint)
+    config = scout_checkpoint / "config.json"
+    assert refusal(llama4, command, config).endswith(f"llama4 convert {scout_checkpoint}")
+
+
+def test_a_directory_of_ggufs_is_no_model_to_plan(llama4: Command, model: Path) -> None:
+    Path("ggufs").mkdir()
+    Path("ggufs/a b.gguf").symlink_to(model)
+    assert refusal(llama4, "plan", "ggufs").endswith("llama4 plan 'ggufs/a b.gguf'")
+    for command in (*FILE_COMMANDS, "inspect"):
+        assert "ggufs/a b.gguf" in refusal(llama4, command, "ggufs")
+
+
 def test_one_file_of_a_checkpoint_is_not_planned(llama4: Command, scout_checkpoint: Path) -> None:
     shard = next(scout_checkpoint.glob("*.safetensors"))
     error = refusal(llama4, "plan", shard)
