@@ -100,7 +100,7 @@ def check_whole(directory: Path) -> None:
 
 def checker(sound: Path, name: str) -> Callable[[bytes], None]:
     """A check of the checkpoint with other bytes in the file `name`."""
-    whole = every(20)
+    whole = every(50)
 
     def check(data: bytes) -> None:
         (sound / name).write_bytes(data)
@@ -160,7 +160,7 @@ def header_checker(sound: Path) -> tuple[dict[str, Any], Callable[[bytes], None]
     config = read_json_object(sound / "config.json")
     # Any names: the index would know them all to be wrong.
     (sound / INDEX_NAME).unlink()
-    whole = every(20)
+    whole = every(50)
 
     def check(beginning: bytes) -> None:
         shards = MemoryShards({shard.name: beginning}, len(data))
