@@ -22,6 +22,7 @@ from ._version import __version__
 from .conversion import convert
 
 if TYPE_CHECKING:
+    from .async_model import AsyncModel, AsyncStream
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .convert.report import Fallback, Report
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AllocationError": "errors",
+    "AsyncModel": "async_model",
+    "AsyncStream": "async_model",
     "BenchGrid": "measure.speed",
     "BenchResult": "measure.speed",
     "BenchTest": "measure.speed",
@@ -111,6 +114,8 @@ _MODULES = {
 __all__ = [
     "RECIPES",
     "AllocationError",
+    "AsyncModel",
+    "AsyncStream",
     "BenchGrid",
     "BenchResult",
     "BenchTest",

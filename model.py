@@ -1,7 +1,7 @@
 """A model that is asked in text and answers in text: the Python API.
 
 Promises that it goes where the planner says unless it is placed by hand, that what is known not to
-fit is refused before it loads, and that threads which ask at the same time get their turns. Knows
+fit is refused before it loads, and that any number of threads may ask at the same time. Knows
 nothing of terminals.
 """
 
@@ -48,6 +48,8 @@ class Model:
             ``n_threads``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less; "max" is the longest context that fits.
+        n_parallel: requests that are answered at the same time, each in a context of ``n_ctx``
+            tokens of its own. More than that wait, in the order in which they came.
         placement: where layers and tensors go, chosen by hand; None lets the planner choose.
         devices: names of the GPUs that the planner may use; None is all, () is the CPU alone.
         kv_type: what the KV cache is kept as; None is f16, or what the planner finds better.
@@ -74,6 +76,7 @@ class Model:
         *,
         plan: Plan | None = None,
         n_ctx: Context = None,
+        n_parallel: int = EngineSettings.n_parallel,
         n_batch: int = EngineSettings.n_batch,
         n_ubatch: int = EngineSettings.n_ubatch,
         n_threads: int | None = None,
@@ -90,6 +93,7 @@ class Model:
         self.info: ModelInfo = check_model_file(path)
         wish = EngineSettings(
             n_ctx=context_length(n_ctx, self.info.hparams.n_ctx_train, os.fspath(path)),
+            n_parallel=n_parallel,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
@@ -129,7 +133,7 @@ class Model:
         )
 
     def close(self) -> None:
-        """End the answer that is being made, in any thread, and free the model.
+        """End the answers that are being made, in any thread, and free the model.
 
         Closing twice is harmless.
         """
@@ -151,13 +155,18 @@ class Model:
 
     def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
-        ids = whole_numbers(tokens)
-        with self.engine.turn():
-            return self.engine.logits(ids)
+        return self.engine.logits(whole_numbers(tokens))
+
+    def text_prompt(self, prompt: str | Iterable[int], *, special: bool = False) -> list[int]:
+        """The token ids that `generate` goes on with; see there."""
+        if not isinstance(prompt, str):
+            return whole_numbers(prompt)
+        return self._prompts.of_text(prompt, special=special, n_ctx=self.engine.settings.n_ctx)
 
     def chat_prompt(self, messages: Messages, *, special: bool = False) -> list[int]:
         """The token ids with which a model is asked to answer messages; see `chat`."""
-        return self._prompts.of_messages(messages, special=special)
+        n_ctx = self.engine.settings.n_ctx
+        return self._prompts.of_messages(messages, special=special, n_ctx=n_ctx)
 
     @overload
     def generate(
@@ -182,19 +191,42 @@ class Model:
         self, prompt: str | Iterable[int], *, stream: bool, **options: Unpack[AnswerOptions]
     ) -> Completion | Stream: ...
 
+    @overload
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        stream: Literal[True],
+        **options: Unpack[AnswerOptions],
+    ) -> list[Stream]: ...
+
     def generate(
         self,
         prompt: str | Iterable[int],
         *,
         stream: bool = False,
+        n: int | None = None,
         **options: Unpack[AnswerOptions],
-    ) -> Completion | Stream:
+    ) -> Completion | Stream | list[Completion] | list[Stream]:
         """Continue a text or token ids, without a chat template.
 
         Args:
             prompt: text, tokenized without control tokens and after BOS if the model asks for it;
                 or token ids, taken as they are.
-            stream: whether to get the text piece by piece; the prompt has then been read.
+            stream: whether to get the text piece by piece, beginning at once.
+            n: how many answers to give; the prompt is read once. With a seed, each has a seed that
+                is one more than that of the one before. None is one answer that is not in a list.
             temperature, top_k, top_p, min_p, seed: how tokens are chosen; see ``Sampling``.
             sampling: all of these at once. Those that are given beside it win.
             max_tokens: of the answer; None is until the model ends it or the context is full.
@@ -210,12 +242,8 @@ class Model:
             SettingError: a setting outside its range, or of the wrong type.
         """
         settings = AnswerSettings.of(options)
-        if isinstance(prompt, str):
-            n_ctx = self.engine.settings.n_ctx
-            ids = self._prompts.of_text(prompt, special=settings.special, n_ctx=n_ctx)
-        else:
-            ids = whole_numbers(prompt)
-        return self._answer(ids, settings, stream=stream)
+        ids = self.text_prompt(prompt, special=settings.special)
+        return self._answer(ids, settings, stream=stream, n=n)
 
     @overload
     def chat(
@@ -236,12 +264,32 @@ class Model:
         self, messages: Messages, *, stream: bool, **options: Unpack[AnswerOptions]
     ) -> Completion | Stream: ...
 
+    @overload
     def chat(
-        self, messages: Messages, *, stream: bool = False, **options: Unpack[AnswerOptions]
-    ) -> Completion | Stream:
+        self,
+        messages: Messages,
+        *,
+        n: int,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, n: int, stream: Literal[True], **options: Unpack[AnswerOptions]
+    ) -> list[Stream]: ...
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion | Stream | list[Completion] | list[Stream]:
         """Answer the last of some messages; see `generate` for the other arguments.
 
-        What these messages share with the last request is not decoded again.
+        What these messages share with what a sequence of the model holds is not decoded again.
 
         Args:
             messages: mappings with "role" and "content", or `Message` values, oldest first; a
@@ -253,22 +301,37 @@ class Model:
             ContextFullError: the messages alone do not fit into the context.
             SettingError: a setting outside its range, or of the wrong type.
         """
-        usual = messages.sampling if isinstance(messages, Conversation) else None
-        settings = AnswerSettings.of(options, usual)
-        n_ctx = self.engine.settings.n_ctx
-        ids = self._prompts.of_messages(messages, special=settings.special, n_ctx=n_ctx)
-        return self._answer(ids, settings, stream=stream)
+        settings = chat_settings(messages, options)
+        ids = self.chat_prompt(messages, special=settings.special)
+        return self._answer(ids, settings, stream=stream, n=n)
 
     def _answer(
-        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool
-    ) -> Completion | Stream:
-        answer = Stream(self.engine, self.vocabulary, prompt, settings)
-        if stream:
-            return answer
-        with answer:
-            for _piece in answer:
-                pass
-        return answer.completion
+        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
+    ) -> Completion | Stream | list[Completion] | list[Stream]:
+        answers: list[Stream] = []
+        try:
+            for one in settings.each(n):
+                after = answers[-1] if answers else None
+                answers.append(
+                    Stream(self.engine, self.vocabulary, prompt, one, paced=stream, after=after)
+                )
+            if stream:
+                return answers if n is not None else answers[0]
+            for answer in answers:
+                for _piece in answer:
+                    pass
+        except BaseException:
+            for answer in answers:
+                answer.close()
+            raise
+        completions = [answer.completion for answer in answers]
+        return completions if n is not None else completions[0]
+
+
+def chat_settings(messages: Messages, options: AnswerOptions) -> AnswerSettings:
+    """The settings that keywords ask for, beside those of a conversation."""
+    usual = messages.sampling if isinstance(messages, Conversation) else None
+    return AnswerSettings.of(options, usual)
 
 
 def _wished_placement(placement: Placement | None, devices: Sequence[str] | None) -> Placement:
@@ -306,7 +369,7 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
     if not isinstance(plan, Plan):
         raise wrong_type("plan", plan, "a Plan or None")
     usual = EngineSettings()
-    names = ("n_ubatch", "flash_attention", "mmap", "workers")
+    names = ("n_parallel", "n_ubatch", "flash_attention", "mmap", "workers")
     asked = [name for name, value in choices.items() if value is not None]
     asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
     if asked:
@@ -332,6 +395,7 @@ def _planned(
         n_ctx=wish.n_ctx if n_ctx is None else n_ctx,
         kv_type=kv_type,
         n_ubatch=wish.n_ubatch,
+        n_parallel=wish.n_parallel,
         flash_attention=wish.flash_attention,
         mmap=wish.mmap,
         placement=placement,

@@ -1,27 +1,28 @@
 """An answer: while it is being made, and whole.
 
-Promises that the pieces of a stream together are the text of its completion, however it ended.
-Knows nothing of templates, of plans, or of what a model is loaded from.
+Promises that the pieces of a stream together are the text of its completion, however it ended; and
+that an answer which nobody reads any more is ended. Knows nothing of templates, of plans, or of
+what a model is loaded from.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from ..errors import EngineError
 from ..runtime.engine import Engine
+from ..runtime.scheduler import Outcome, Request
 from .options import AnswerSettings
 from .streaming import TextStream
 from .vocabulary import Vocabulary
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Outcome
 """Why an answer ended, in OpenAI's words: the model or a stop string ended it, or ``max_tokens`` or
 the context was full."""
 
@@ -31,7 +32,7 @@ class Completion:
     """An answer, and what it took.
 
     ``tokens`` are the generated ids, without the one that ended the answer but with those of a stop
-    string. ``finish_reason`` is None for an answer that its reader closed before it ended, and
+    string. ``finish_reason`` is None for an answer that was closed or cancelled before it ended,
     ``stop_string`` the stop string that ended it, None where there was none. ``prompt_tokens``
     counts the whole prompt, ``reused_tokens`` the part of it that was still in the cache. ``seed``
     is the one that was used.
@@ -58,18 +59,17 @@ class Completion:
         return _rate(len(self.tokens), self.decode_seconds)
 
 
-class Stream(Iterator[str]):
-    """An answer while it is being made: iterate over it for pieces of text.
-
-    Closing it, leaving its ``with`` block or asking the model something else in the same thread
-    ends it; leaving a ``for`` loop early does no harm. Other threads wait for its end.
+class Answer:
+    """An answer that is being made: what those who wait for it in one way or another share.
 
     Args:
-        prompt: checked token ids. They are decoded before this returns.
+        prompt: token ids.
+        paced: whether it waits for its reader, who may be slow or gone.
+        after: an answer to a prompt that begins like this one and is to be read first.
 
     Raises:
         ContextFullError: the prompt does not fit into the context.
-        EngineError: the prompt is empty, or llama.cpp failed.
+        EngineError: the prompt is empty, or the model was closed.
     """
 
     def __init__(
@@ -78,34 +78,161 @@ class Stream(Iterator[str]):
         vocabulary: Vocabulary,
         prompt: Sequence[int],
         settings: AnswerSettings,
+        *,
+        paced: bool = True,
+        after: Answer | None = None,
     ) -> None:
         self._engine = engine
-        self._vocabulary = vocabulary
-        self._text = TextStream(settings.stop)
-        self._max_tokens = settings.max_tokens
-        self._special = settings.special
-        self._sampling = settings.sampling.with_seed()
-        self._pieces: list[str] = []
-        self._tokens: list[int] = []
-        # Pieces to hand out, each with the number of tokens that it ends with.
-        self._ready: deque[tuple[str, int]] = deque()
-        self._handed_out = 0
-        self._stopped = False
-        self._finish_reason: FinishReason | None = None
-        self._ended = False
-        self._decode_seconds = 0.0
-        self._prompt_tokens = len(prompt)
-        # One step at a time; reentrant for signal handlers, which find the step half done.
+        sampling = settings.sampling.with_seed()
+        self._seed = sampling.seed or 0
+        self._text = _Text(vocabulary, settings)
+        # Pieces that were handed out, each with the number of tokens that it ends with.
+        self._read: list[tuple[str, int]] = []
+        self._finished = self._closed = False
+        self._request: Request = engine.request(
+            prompt,
+            sampling,
+            settings.max_tokens,
+            self._text.accept,
+            paced=paced,
+            after=None if after is None else after._request,
+        )
+        # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
+        # knows of it does not keep it.)
+        forget = weakref.finalize(self, engine.scheduler.cancel, self._request)
+        forget.atexit = False
+        engine.scheduler.submit(self._request)
+
+    def cancel(self) -> None:
+        """End the answer soon, in whichever thread: within a token, or a piece of the prompt.
+
+        Who reads it gets what is there, and then its end.
+        """
+        self._engine.scheduler.cancel(self._request)
+
+    def close(self) -> None:
+        """End the answer after the last piece that was read; a complete one stays as it is."""
+        if not self._is_complete:
+            self._closed = True
+            self.cancel()
+            self._request.notify()
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer, once it is complete or was closed.
+
+        Raises:
+            EngineError: the answer is not complete yet.
+        """
+        if self._engine.closed or self._request.error is not None:
+            self.close()
+        if not (self._closed or self._is_complete):
+            raise EngineError(
+                "the answer is not complete yet", hint="Read the stream to its end, or close it."
+            )
+        request, text = self._request, self._text
+        reason = None if self._closed else request.outcome
+        n_read = self._read[-1][1] if self._read else 0
+        return Completion(
+            text="".join(piece for piece, _ in self._read),
+            tokens=tuple(text.tokens[:n_read] if self._closed else text.tokens),
+            finish_reason=reason,
+            stop_string=text.stop.matched if reason else None,
+            prompt_tokens=request.n_prompt,
+            reused_tokens=request.reused_tokens,
+            seed=self._seed,
+            prefill_seconds=request.prefill_seconds,
+            decode_seconds=request.decode_seconds,
+        )
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether it has ended without an error, and all of it was read."""
+        request, text = self._request, self._text
+        if request.ended and not (self._finished or text.ready or request.error):
+            self._finished = True
+            text.finish()
+        return self._finished and not text.ready
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._text.ready) or self._request.ended or self._closed
+
+    def _take(self) -> str | None:
+        """The next piece if one is there; None while there is none.
+
+        Raises:
+            StopIteration: the answer is complete, or was closed or cancelled.
+            BaseException: what ended it.
+        """
+        # Looked at first: when the end is seen, all that was made before it is there.
+        ended = self._request.ended
+        if self._closed or self._is_complete:
+            raise StopIteration
+        if self._text.ready:
+            piece, count = self._text.ready[0]
+            self._read.append((piece, count))
+            self._text.ready.popleft()
+            self._request.take(count)
+            return piece
+        if ended and self._request.error is not None:
+            raise self._request.error
+        return None
+
+
+class _Text:
+    """The tokens of an answer and their text; the engine's thread adds, a reader takes away.
+
+    ``ready`` are pieces to hand out, each with the number of tokens that it ends with.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, settings: AnswerSettings) -> None:
+        self.tokens: list[int] = []
+        self.ready: deque[tuple[str, int]] = deque()
+        self.stop = TextStream(settings.stop)
+        self._vocabulary, self._special = vocabulary, settings.special
+
+    def accept(self, token: int, is_end: bool) -> bool:
+        """Take a token into the answer; whether more are wanted."""
+        if is_end:
+            return False
+        self.tokens.append(token)
+        self._add(self.stop.push(self._vocabulary.token_bytes(token, special=self._special)))
+        return self.stop.matched is None
+
+    def finish(self) -> None:
+        """No more tokens come: what was held back belongs to the answer."""
+        self._add(self.stop.finish())
+
+    def _add(self, text: str) -> None:
+        if text:
+            self.ready.append((text, len(self.tokens)))
+
+
+class Stream(Answer, Iterator[str]):
+    """An answer while it is being made: iterate over it for pieces of text.
+
+    It begins as soon as the model has a sequence free, and goes on while it is read. Closing it or
+    leaving its ``with`` block ends it, and so does forgetting it; leaving a ``for`` loop early does
+    no harm. Other threads wait for its end where no sequence is free; its own thread ends it then
+    by waiting for something else of the model.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        settings: AnswerSettings,
+        *,
+        paced: bool = True,
+        after: Answer | None = None,
+    ) -> None:
+        super().__init__(engine, vocabulary, prompt, settings, paced=paced, after=after)
+        # One piece at a time; reentrant for signal handlers, which find the step half done.
         self._stepping = threading.RLock()
         self._process = os.getpid()
-        self._reading = self._closing = False
-        with ExitStack() as resources:
-            self._turn = resources.enter_context(engine.turn())
-            started = time.perf_counter()
-            self._reused_tokens = engine.prefill(prompt)
-            self._prefill_seconds = time.perf_counter() - started
-            self._sampler = resources.enter_context(engine.sampler(self._sampling, self._turn))
-            self._resources = resources.pop_all()
+        self._reading = False
 
     def __enter__(self) -> Stream:
         return self
@@ -117,10 +244,13 @@ class Stream(Iterator[str]):
         """The next piece of text, never empty.
 
         Raises:
-            StopIteration: the answer is complete, or the stream was closed.
-            EngineError: the model was asked something else meanwhile, or was closed; or a signal
-                handler asks for a piece while the next one is being made.
+            StopIteration: the answer is complete, or was closed or cancelled.
+            EngineError: llama.cpp failed; the model was closed, or something else was waited for
+                while no sequence was free; or a signal handler asks for a piece while the next one
+                is being made.
         """
+        thread = threading.current_thread()
+        self._request.owned_by(thread, thread.is_alive)
         with self._one_step():
             if self._reading:
                 raise EngineError(
@@ -129,55 +259,19 @@ class Stream(Iterator[str]):
                 )
             try:
                 self._reading = True
-                return self._next()
-            except EngineError:
-                if self._closing:  # and the model was perhaps asked something else since
+                while (piece := self._take()) is None:
+                    self._engine.scheduler.wait(self._request, lambda: self._has_news)
+                return piece
+            except StopIteration:
+                raise
+            except BaseException:
+                if self._closed and self._request.error is None:
                     raise StopIteration from None
+                # As with a generator: what was interrupted is over, and the model goes on.
+                self.close()
                 raise
             finally:
                 self._reading = False
-                if self._closing:
-                    self._close()
-
-    def _next(self) -> str:
-        if self._turn.superseded:
-            self._close()
-            self._turn.check()
-        while not (self._ready or self._ended or self._closing):
-            started = time.perf_counter()
-            try:
-                self._step()
-            except BaseException:
-                # As with a generator: what was interrupted is over, and the model goes on.
-                self._close()
-                raise
-            finally:
-                self._decode_seconds += time.perf_counter() - started
-        if self._closing or not self._ready:
-            raise StopIteration
-        piece, self._handed_out = self._ready.popleft()
-        self._pieces.append(piece)
-        return piece
-
-    def close(self) -> None:
-        """End the answer after the last piece that was read; a complete one stays as it is.
-
-        From a signal handler that interrupts the reading, it ends when the reading goes on.
-        """
-        with self._one_step():
-            if self._reading:
-                self._closing = True
-            else:
-                self._close()
-
-    def _close(self) -> None:
-        if self._ended and not self._ready:
-            return
-        if not self._ended:
-            self._end(None)
-        self._finish_reason = None
-        self._ready.clear()
-        del self._tokens[self._handed_out :]
 
     @contextmanager
     def _one_step(self) -> Iterator[None]:
@@ -187,68 +281,6 @@ class Stream(Iterator[str]):
             self._process, self._reading, self._stepping = os.getpid(), False, threading.RLock()
         with self._stepping:
             yield
-
-    @property
-    def completion(self) -> Completion:
-        """The whole answer, once it is complete or was closed.
-
-        Raises:
-            EngineError: the answer is not complete yet.
-        """
-        if not self._turn.usable:
-            self.close()
-        if not self._ended or self._ready:
-            raise EngineError(
-                "the answer is not complete yet", hint="Read the stream to its end, or close it."
-            )
-        return Completion(
-            text="".join(self._pieces),
-            tokens=tuple(self._tokens),
-            finish_reason=self._finish_reason,
-            stop_string=self._text.matched if self._finish_reason else None,
-            prompt_tokens=self._prompt_tokens,
-            reused_tokens=self._reused_tokens,
-            seed=self._sampling.seed or 0,
-            prefill_seconds=self._prefill_seconds,
-            decode_seconds=self._decode_seconds,
-        )
-
-    def _step(self) -> None:
-        """Choose the first token, or a burst of the following ones."""
-        if len(self._tokens) == self._max_tokens:
-            self._end("length")
-        elif not self._tokens:
-            token = self._sampler()
-            self._accept(token, self._engine.is_end(token))
-        elif not self._engine.tokens_left:
-            self._end("length")
-        else:
-            self._sampler.burst(self._tokens[-1], self._accept)
-        if self._stopped:
-            self._end("stop")
-
-    def _accept(self, token: int, is_end: bool) -> bool:
-        """Take a token into the answer, in whichever thread; whether more are wanted."""
-        if self._ended or self._closing:  # the former where a lost worker's thread was left behind
-            return False
-        if is_end:
-            self._stopped = True
-            return False
-        self._tokens.append(token)
-        self._add(self._text.push(self._vocabulary.token_bytes(token, special=self._special)))
-        self._stopped = self._text.matched is not None
-        return not self._stopped and len(self._tokens) != self._max_tokens
-
-    def _add(self, text: str) -> None:
-        if text:
-            self._ready.append((text, len(self._tokens)))
-
-    def _end(self, reason: FinishReason | None) -> None:
-        """Finish; the text that was held back belongs to the answer."""
-        self._ended = True
-        self._finish_reason = reason
-        self._resources.close()
-        self._add(self._text.finish())
 
 
 def _rate(count: int, seconds: float) -> float:

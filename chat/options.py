@@ -12,7 +12,7 @@ from typing import Any, TypedDict, cast
 
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_whole, value_text, wrong_type
-from ..runtime.sampling import Sampling
+from ..runtime.sampling import MAX_SEED, Sampling
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -81,6 +81,17 @@ class AnswerSettings:
         flat = {name: rest.pop(name) for name in names if name in rest}
         settings = cls(**{"sampling": sampling or Sampling(), **rest})
         return replace(settings, sampling=replace(settings.sampling, **flat))
+
+    def each(self, n: int | None) -> list[AnswerSettings]:
+        """These settings for each of ``n`` answers, whose seeds follow one another.
+
+        Raises:
+            SettingError: ``n`` is not a whole number from 1 up; None is one.
+        """
+        check_whole("n", n, 1, or_none=True)
+        first = self.sampling.with_seed()
+        seeds = [((first.seed or 0) + index) % (MAX_SEED + 1) for index in range(n or 1)]
+        return [replace(self, sampling=replace(first, seed=seed)) for seed in seeds]
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

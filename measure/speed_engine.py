@@ -9,9 +9,7 @@ import ctypes
 from collections.abc import Sequence
 
 from ..errors import ContextFullError, SettingError
-from ..runtime.bindings.batch import SEQUENCE
 from ..runtime.engine import Engine
-from ..runtime.sequence import CachedSequence
 from ..runtime.settings import EngineSettings
 
 _DESCRIPTION_BYTES = 128
@@ -64,7 +62,7 @@ class BenchEngine(Engine):
             self.close()
             raise
         self.settings = settings
-        self._sequence = CachedSequence(self._handles)
+        self._set_up()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Decode these tokens after those in the cache, with the logits after the last one.
@@ -107,9 +105,9 @@ class BenchEngine(Engine):
         llama, context = self._handles.llama, self._handles.context
 
         def read() -> bytes:
-            size = int(llama.llama_state_seq_get_size(context, SEQUENCE))
+            size = int(llama.llama_state_seq_get_size(context, self._sequence.number))
             buffer = (ctypes.c_uint8 * size)()
-            llama.llama_state_seq_get_data(context, buffer, size, SEQUENCE)
+            llama.llama_state_seq_get_data(context, buffer, size, self._sequence.number)
             return bytes(buffer)
 
         return self._call(read)
@@ -121,7 +119,7 @@ class BenchEngine(Engine):
         def write() -> bool:
             buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
             self._sequence.unsure = True
-            if llama.llama_state_seq_set_data(context, buffer, len(state), SEQUENCE):
+            if llama.llama_state_seq_set_data(context, buffer, len(state), self._sequence.number):
                 self._sequence.restored(tokens)
                 return True
             return False

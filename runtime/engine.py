@@ -1,17 +1,18 @@
 """Token ids in, logits and token ids out: one model and one context of llama.cpp.
 
 Promises that llama.cpp, which ends the process on some input, only ever sees input it accepts; that
-an interrupted call leaves the engine usable; and that any thread may call it: calls are made one
-after the other. Who needs several with nobody between them takes a `turn`. Knows nothing of text.
+an interrupted call leaves the engine usable; and that any thread may call it. Requests are answered
+by a `Scheduler`, several at a time; all else is done to the first sequence, one call after the
+other. Knows nothing of text.
 """
 
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -22,16 +23,13 @@ import numpy.typing as npt
 from ..errors import ContextFullError, EngineError
 from ..ranges import value_text
 from .bindings.memory import MemoryReport
-from .handles import Handles, SamplerChain
+from .handles import Handles
 from .sampling import Sampling
-from .sequence import CachedSequence, reusable_prefix
+from .scheduler import Request, Scheduler
+from .sequence import CachedSequence, Piece, decode, reusable_prefix
 from .settings import EngineSettings
-from .turns import Turn, Turns
 
 _T = TypeVar("_T")
-
-BURST_SECONDS = 0.02
-"""How long tokens are chosen in one call before they are handed on: a person sees no delay."""
 
 
 class Engine:
@@ -56,14 +54,21 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
-        self._turns = Turns()
-        self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
-        self._handles = Handles(self.path, self.settings, on_progress)
-        self._sequence = CachedSequence(self._handles)
+        self._handles = Handles(self.path, self.settings, on_progress, end_ids)
+        self._set_up()
         self.n_vocab = self._handles.n_vocab
         # A forgotten engine is freed soon: whoever forgets it may be in the middle of anything.
         self._free = weakref.finalize(self, self._handles.close, wait=False)
         self._free.atexit = False  # `bindings.thread` sees to that
+
+    def _set_up(self) -> None:
+        """Nothing is held, and nobody asks."""
+        settings = self.settings
+        every = [CachedSequence(self._handles, number) for number in range(settings.n_parallel)]
+        self._sequence = every[0]
+        # Where nobody else can wait, more is handed to llama.cpp in one call.
+        n_read = settings.n_ubatch if settings.n_parallel > 1 else settings.n_batch
+        self.scheduler = Scheduler(self._handles, every, settings.n_ctx, n_read)
 
     def __enter__(self) -> Engine:
         return self
@@ -82,8 +87,8 @@ class Engine:
         What another thread is doing with them ends first, with an EngineError.
         """
         self._free.detach()
-        self._turns.close()
         self._handles.close()
+        self.scheduler.close()
 
     @property
     def closed(self) -> bool:
@@ -103,22 +108,31 @@ class Engine:
             self._call(lambda: None)
         return self.settings.n_ctx - len(self._sequence.tokens)
 
-    def turn(self) -> AbstractContextManager[Turn]:
-        """A block in which this thread alone uses the engine, as far as others ask for turns too.
+    def request(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int | None,
+        accept: Callable[[int, bool], bool],
+        *,
+        paced: bool = True,
+        after: Request | None = None,
+    ) -> Request:
+        """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
 
         Raises:
-            EngineError: the engine was closed, or this thread asked for a later turn meanwhile.
+            ContextFullError: the prompt does not fit.
+            EngineError: it has no tokens, one is not the id of a token, or the engine was closed.
         """
         self._check()
-        return self._turns.turn()
+        checked = self._checked_prompt(prompt)
+        return Request(checked, sampling, max_tokens, accept, paced=paced, after=after)
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer (end of text, turn, …)."""
         self._check()
         (token,) = self._checked([token])
-        if token not in self._ends:
-            self._call(lambda: self._note_end(token))
-        return self._ends[token]
+        return self._handles.thread.call(lambda: self._handles.is_end(token))
 
     def memory(self) -> MemoryReport:
         """The bytes that llama.cpp has on each device; a file that is mapped counts as weights."""
@@ -162,17 +176,15 @@ class Engine:
         self._call(lambda: self._append(checked))
 
     @contextmanager
-    def sampler(self, sampling: Sampling, turn: Turn | None = None) -> Iterator[Sampler]:
+    def sampler(self, sampling: Sampling) -> Iterator[Callable[[], int]]:
         """What chooses the next token from the logits after the last one.
 
-        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known.
-
-        Args:
-            turn: the turn in which it is used, outside of which it raises EngineError.
+        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known. Calling it
+        raises EngineError where nothing was decoded last, or the logits are NaN.
         """
         chain = self._call(lambda: self._handles.make_sampler(sampling))
         try:
-            yield Sampler(self, chain, turn)
+            yield lambda: self._call(lambda: self._sequence.sample(chain))
         finally:
             self._handles.free_sampler(chain)
 
@@ -183,11 +195,13 @@ class Engine:
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; the array is the caller's.
 
-        The tokens are decoded from the first one on, ``n_outputs`` at a time.
+        The tokens are decoded from the first one on, ``n_outputs`` at a time, in a sequence that is
+        waited for as by a request.
 
         Raises:
             ContextFullError: they do not fit.
-            EngineError: one is not the id of a token, or llama.cpp failed.
+            EngineError: one is not the id of a token, llama.cpp failed, or this thread asked for
+                something else meanwhile.
         """
         self._check()
         prompt = self._checked(tokens)
@@ -195,22 +209,31 @@ class Engine:
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
+        size = min(self.settings.n_outputs, self._handles.n_batch)
+        # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
+        # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
+        # accuracy where many keys are attended to, and the first piece has few.
+        edges = [0, *range(len(prompt) % size or size, len(prompt) + 1, size)]
+        with self._lent_sequence() as request:
 
-        def work() -> npt.NDArray[np.float32]:
-            self._sequence.keep(0)
-            size = min(self.settings.n_outputs, self._handles.n_batch)
-            # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
-            # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
-            # accuracy where many keys are attended to, and the first piece has few.
-            edges = [0, *range(len(prompt) % size or size, len(prompt) + 1, size)]
-            for begin, end in pairwise(edges):
-                if self._handles.thread.stopping:
-                    break
-                self._sequence.decode(prompt[begin:end], outputs=end - begin)
-                result[begin:end] = self._sequence.output_rows(end - begin)
-            return result
+            def rows(begin: int, end: int) -> bool:
+                """Whether those from ``begin`` on are there; not where they have to come anew."""
+                self._handles.thread.rearm()
+                if (sequence := request.sequence) is None:
+                    return True
+                sequence.settle()
+                sequence.keep(begin)
+                if not decode(self._handles, [Piece(sequence, prompt[begin:end], end - begin)]):
+                    return False  # an abort that was meant for an earlier batch hit this one
+                result[begin:end] = sequence.output_rows(end - begin)
+                return True
 
-        return self._call(work)
+            pieces = list(pairwise(edges))
+            while not all(self._handles.thread.call(partial(rows, *piece)) for piece in pieces):
+                pass
+            if request.error is not None:
+                raise request.error
+        return result
 
     # --- in the caller's thread
 
@@ -219,11 +242,29 @@ class Engine:
             raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
         self._handles.thread.check()
 
+    @contextmanager
+    def _lent_sequence(self) -> Iterator[Request]:
+        """A request that has a sequence, for use in the engine's thread."""
+        request = Request()
+        try:
+            self.scheduler.submit(request)
+            self.scheduler.wait(request, lambda: request.sequence is not None or request.ended)
+            yield request
+        finally:
+            self.scheduler.cancel(request)
+
     def _call(self, work: Callable[[], _T]) -> _T:
-        """What ``work`` returns, called in the engine's thread when what is remembered is true."""
+        """What ``work`` returns, called in the engine's thread when what is remembered is true.
+
+        It has the first sequence for itself, which nobody may be answered in meanwhile.
+        """
         self._check()
 
         def call() -> _T:
+            if self.scheduler.uses(self._sequence):
+                raise EngineError(
+                    "the engine is answering a request", hint="Wait for its end, or cancel it."
+                )
             self._sequence.settle()
             return work()
 
@@ -271,72 +312,7 @@ class Engine:
         held = len(self._sequence.tokens)
         if held == self.settings.n_ctx:
             raise _full(held + 1, self.settings.n_ctx)
-        self._sequence.decode(token, outputs=1)
-
-    def _sample(self, chain: SamplerChain) -> int:
-        token = self._sequence.sample(chain)
-        self._note_end(token)
-        return token
-
-    def _note_end(self, token: int) -> None:
-        if token not in self._ends:
-            self._ends[token] = self._handles.is_end(token)
-
-
-class Sampler:
-    """Chooses tokens from an engine's logits; ``Engine.sampler`` makes it."""
-
-    def __init__(self, engine: Engine, chain: SamplerChain, turn: Turn | None) -> None:
-        self._engine, self._chain, self._turn = engine, chain, turn
-
-    def __call__(self) -> int:
-        """A token, chosen from the logits after the last one.
-
-        Raises:
-            EngineError: nothing was decoded last, or the logits are NaN.
-        """
-        return self._engine._call(self._choose)
-
-    def burst(self, token: int, accept: Callable[[int, bool], bool]) -> None:
-        """``append`` a token and choose the next one, and go on with that while more are wanted.
-
-        All of it is one call to the engine's thread, of about `BURST_SECONDS`: waking a thread of
-        an idle machine takes up to 0.2 ms, as long as a token of a small model.
-
-        Args:
-            accept: called in the engine's thread with each token that was chosen, and with whether
-                it is one that ends an answer; returns whether to go on. It must not call the
-                engine. A full context ends the burst too.
-
-        Raises:
-            ContextFullError, EngineError: as ``append`` and the choice alone.
-        """
-        engine = self._engine
-        following = engine._checked([token])
-
-        def work() -> None:
-            nonlocal following
-            until = time.monotonic() + BURST_SECONDS
-            while True:
-                self._check_turn()
-                engine._append(following)
-                following = [engine._sample(self._chain)]
-                (chosen,) = following
-                if not accept(chosen, engine._ends[chosen]) or engine._handles.thread.stopping:
-                    return
-                is_full = len(engine._sequence.tokens) == engine.settings.n_ctx
-                if is_full or time.monotonic() > until:
-                    return
-
-        engine._call(work)
-
-    def _choose(self) -> int:
-        self._check_turn()
-        return self._engine._sample(self._chain)
-
-    def _check_turn(self) -> None:
-        if self._turn is not None:
-            self._turn.check()
+        self._sequence.extend(token)
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

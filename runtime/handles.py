@@ -7,12 +7,16 @@ Knows nothing of what a context holds.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import EngineError, WorkerError
 from .bindings.batch import Batch
@@ -37,11 +41,13 @@ class Handles:
     """A loaded model with a context, ready to decode. Close it.
 
     ``model``, ``context``, ``memory`` (the context's KV cache), ``vocab`` and ``batch`` are for
-    calls in ``thread`` alone.
+    calls in ``thread`` alone. ``n_parallel`` is how many sequences the context has, ``n_decoded``
+    counts the batches that were decoded: the logits are those of the last one.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
         on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
+        end_ids: tokens that end an answer, beside those that llama.cpp takes for ends.
 
     Raises:
         EngineError: llama.cpp cannot load the model or make the context; its own words are given.
@@ -53,6 +59,7 @@ class Handles:
         path: Path,
         settings: EngineSettings,
         on_progress: Callable[[float], object] | None = None,
+        end_ids: Iterable[int] = (),
     ) -> None:
         self.path = path
         self.llama = llama()
@@ -60,6 +67,9 @@ class Handles:
         self.context: Any = None
         self._batch: Batch | None = None
         self._chains: list[SamplerChain] = []
+        self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
+        self._views: dict[int, npt.NDArray[np.float32]] = {}
+        self.n_decoded = 0
         self.workers = connect(settings.workers)
         self.thread = self.workers.thread
         self.thread.on_end = self._free
@@ -86,6 +96,7 @@ class Handles:
             EngineError: llama.cpp cannot; there is none then.
         """
         params = context_params(settings)
+        self.n_parallel = settings.n_parallel
 
         def make() -> None:
             self._free_context()
@@ -107,14 +118,31 @@ class Handles:
         return self.thread.call(lambda: report_of(self.context, self.params.devices))
 
     def is_end(self, token: int) -> bool:
-        """Whether llama.cpp counts this token as the end of an answer; called in the thread."""
-        return bool(self.llama.llama_vocab_is_eog(self.vocab, token))
+        """Whether this token ends an answer; called in the thread."""
+        if token not in self._ends:
+            self._ends[token] = bool(self.llama.llama_vocab_is_eog(self.vocab, token))
+        return self._ends[token]
 
     @property
     def batch(self) -> Batch:
         """The batch of the context."""
         assert self._batch is not None
         return self._batch
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """The logits of a token of the last batch, float32 of [n_vocab]; a view, for now only.
+
+        Called in the thread.
+        """
+        pointer = self.llama.llama_get_logits_ith(self.context, row)
+        address = ctypes.addressof(pointer.contents)
+        # Making an array takes microseconds; llama.cpp's buffer is nearly always the same.
+        if (view := self._views.get(address)) is None:
+            if len(self._views) > self.n_parallel:
+                self._views.clear()
+            view = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+            self._views[address] = view
+        return view
 
     def make_sampler(self, sampling: Sampling) -> SamplerChain:
         """A chain of llama.cpp's samplers; called in the thread."""
@@ -124,7 +152,10 @@ class Handles:
 
     def free_sampler(self, chain: SamplerChain) -> None:
         """Free a chain soon; called anywhere."""
-        self.thread.post(lambda: self._free_chain(chain))
+        if self.thread.is_current:
+            self._free_chain(chain)
+        else:
+            self.thread.post(lambda: self._free_chain(chain))
 
     # --- how they are made and freed
 
@@ -171,6 +202,7 @@ class Handles:
         # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
         self.n_batch = int(self.llama.llama_n_batch(self.context))
         self._batch = Batch(self.llama, self.n_batch)
+        self.n_decoded = 0
         self.n_vocab = int(self.llama.llama_vocab_n_tokens(self.vocab))
 
     def _free(self) -> None:
@@ -183,9 +215,7 @@ class Handles:
             self.llama.llama_model_free(model)
 
     def _free_context(self) -> None:
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            self.llama.llama_batch_free(batch.native)
+        self._batch = None
         context, self.context = self.context, None
         if context:
             self.llama.llama_free(context)

@@ -1,4 +1,4 @@
-"""What the one sequence of a context holds, and decoding after it.
+"""What each sequence of a context holds, and decoding after it, several in one batch.
 
 Promises that what it remembers is what llama.cpp holds, or that it knows that it is unsure of that;
 and that what is kept of earlier calls changes the time an answer takes and never the answer. Used
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
-from .bindings.batch import SEQUENCE
 from .bindings.library import captured_log, refused
 from .handles import Handles, SamplerChain
 
@@ -29,9 +29,9 @@ def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) 
     At least the last token is always decoded, because its logits are wanted.
 
     Args:
-        cached: the tokens in the KV cache.
-        tokens: the tokens that are wanted in the cache.
-        highest: the highest position at which llama.cpp was asked to decode since the cache was
+        cached: the tokens of a sequence in the KV cache.
+        tokens: the tokens that are wanted there.
+        highest: the highest position at which llama.cpp was asked to decode since the sequence was
             cleared, whether that succeeded or not; -1 for none.
     """
     pairs = zip(cached, tokens[:-1], strict=False)
@@ -48,30 +48,35 @@ def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) 
 
 
 class CachedSequence:
-    """The tokens in the KV cache, and whether the logits after the last one are there.
+    """The tokens of one sequence in the KV cache, and whether the logits after them are there.
 
-    ``highest`` is the highest position at which llama.cpp was asked to decode since the cache was
-    cleared, -1 for none. ``unsure`` is whether only llama.cpp knows which tokens it holds.
+    Each sequence has cells of its own: what happens to one leaves the others alone.
+
+    ``highest`` is the highest position at which llama.cpp was asked to decode since the sequence
+    was cleared, -1 for none. ``unsure`` is whether only llama.cpp knows which tokens it holds.
+
+    Args:
+        number: llama.cpp's, from 0.
     """
 
-    def __init__(self, handles: Handles) -> None:
+    def __init__(self, handles: Handles, number: int = 0) -> None:
+        self.number = number
         self.tokens: list[int] = []
         self.highest = -1
         self.unsure = False
-        self._has_logits = False
         self._handles = handles
+        # The batch that the logits after the last token are of, and its token there.
+        self._batch, self._row = -1, -1
 
     def settle(self) -> None:
         """Be sure again, after a call that failed or was interrupted."""
         if not self.unsure:
             return
         llama, memory = self._handles.llama, self._handles.memory
-        held = int(llama.llama_memory_seq_pos_max(memory, SEQUENCE)) + 1
+        held = int(llama.llama_memory_seq_pos_max(memory, self.number)) + 1
         if held <= 0:
             # The chunked layers may hold nothing where the others still do.
-            llama.llama_memory_clear(memory, False)
-            self.highest = -1
-        self._has_logits = False
+            self._clear()
         del self.tokens[max(held, 0) :]
         self.unsure = False
 
@@ -79,16 +84,35 @@ class CachedSequence:
         """Drop all tokens but the first ``count``."""
         if count == len(self.tokens):
             return
-        llama, memory = self._handles.llama, self._handles.memory
         self.unsure = True
-        self._has_logits = False
+        self._batch = -1
         if count:
-            llama.llama_memory_seq_rm(memory, SEQUENCE, count, -1)
+            llama, memory = self._handles.llama, self._handles.memory
+            llama.llama_memory_seq_rm(memory, self.number, count, -1)
         else:
-            llama.llama_memory_clear(memory, False)
-            self.highest = -1
+            self._clear()
         del self.tokens[count:]
         self.unsure = False
+
+    def copy(self, source: CachedSequence) -> None:
+        """Hold what another sequence holds; all of its cells are copied before the next batch."""
+        self.unsure = True
+        self._batch = -1
+        llama, memory = self._handles.llama, self._handles.memory
+        self._clear()
+        llama.llama_memory_seq_cp(memory, source.number, self.number, -1, -1)
+        self.tokens = list(source.tokens)
+        self.highest = source.highest
+        self.unsure = False
+
+    def _clear(self) -> None:
+        llama, memory = self._handles.llama, self._handles.memory
+        if self._handles.n_parallel == 1:
+            # The cells are filled from the first one on then, as in a context that is new.
+            llama.llama_memory_clear(memory, False)
+        else:
+            llama.llama_memory_seq_rm(memory, self.number, -1, -1)
+        self.highest = -1
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Decode tokens that fit, with logits for the last.
@@ -96,55 +120,48 @@ class CachedSequence:
         A call that is to stop does so within one operation of ggml's graph on the CPU. On a GPU,
         llama.cpp cannot stop before the end of the current piece of n_batch tokens.
         """
-        size = self._handles.n_batch
-        for begin in range(0, len(tokens), size):
-            if self._handles.thread.stopping:
-                return
-            is_last = begin + size >= len(tokens)
-            self.decode(tokens[begin : begin + size], outputs=int(is_last))
-
-    def decode(self, tokens: Sequence[int], *, outputs: int) -> None:
-        """Decode at most n_batch tokens that fit, with logits for the last ``outputs``.
-
-        Raises:
-            EngineError: llama.cpp failed; the tokens are not held then.
-        """
-        handles, first = self._handles, len(self.tokens)
-        handles.batch.fill(tokens, first, outputs)
-        # From here until llama.cpp has succeeded, only llama.cpp knows which tokens it holds.
-        self.unsure = True
-        self._has_logits = False
-        self.tokens.extend(tokens)
-        self.highest = max(self.highest, first + len(tokens) - 1)
-        with captured_log() as log:
-            status = int(handles.llama.llama_decode(handles.context, handles.batch.native))
-            if outputs:
-                # A GPU has only been told what to do so far: the time it takes belongs here.
-                handles.llama.llama_synchronize(handles.context)
-        if status == _ABORTED:
-            return
-        if status != 0:
+        start, thread = len(self.tokens), self._handles.thread
+        is_done = False
+        while not is_done and not thread.stopping:
+            # An abort that was meant for an earlier batch can hit this one: the rest is decoded.
+            thread.rearm()
             self.settle()
-            raise refused(f"{handles.path}: llama.cpp cannot decode (status {status})", log)
-        self._has_logits = outputs > 0
+            rest = tokens[len(self.tokens) - start :]
+            if not rest:
+                self.keep(len(self.tokens) - 1)
+                rest = tokens[-1:]
+            piece = rest[: self._handles.n_batch]
+            is_last = len(piece) == len(rest)
+            is_done = decode(self._handles, [Piece(self, piece, int(is_last))]) and is_last
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Only llama.cpp knows from here on which of these tokens it holds after the others."""
+        self.unsure = True
+        self._batch = -1
+        self.tokens.extend(tokens)
+        self.highest = max(self.highest, len(self.tokens) - 1)
+
+    def end(self, row: int) -> None:
+        """They are held, with the logits after the last one at this token of the batch or -1."""
         self.unsure = False
+        self._batch, self._row = self._handles.n_decoded, row
 
     def restored(self, tokens: Sequence[int]) -> None:
         """Remember these tokens, which llama.cpp was given as a state."""
         self.tokens = list(tokens)
         self.highest = len(tokens) - 1
-        self.unsure = self._has_logits = False
+        self.unsure = False
+        self._batch = -1
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """The logits after the last token, float32 of [n_vocab]; a view, good until the next call.
 
         Raises:
-            EngineError: no token was decoded last.
+            EngineError: no token of this sequence was decoded last.
         """
-        if not self._has_logits:
+        if self._batch != self._handles.n_decoded or self._row < 0:
             raise EngineError("there are no logits: no token was decoded last")
-        pointer = self._handles.llama.llama_get_logits_ith(self._handles.context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self._handles.n_vocab,))
+        return self._handles.logits(self._row)
 
     def sample(self, chain: SamplerChain) -> int:
         """A token, chosen from the logits after the last one.
@@ -155,15 +172,58 @@ class CachedSequence:
         if not chain.native:
             raise EngineError("a sampler was used after its block had ended")
         # NaN has no order, and llama.cpp's sorting has no defence against it.
-        if not math.isfinite(float(self.last_logits().max())):
+        if not math.isfinite(float(np.maximum.reduce(self.last_logits()))):
             raise EngineError(
                 f"{self._handles.path}: the model's logits are NaN or infinite",
                 hint="The file's weights are damaged: convert the model again.",
             )
         llama, context = self._handles.llama, self._handles.context
-        return int(llama.llama_sampler_sample(chain.native, context, -1))
+        return int(llama.llama_sampler_sample(chain.native, context, self._row))
 
     def output_rows(self, count: int) -> npt.NDArray[np.float32]:
         """The logits of the last ``count`` outputs, float32 of [count, n_vocab]; such a view."""
         pointer = self._handles.llama.llama_get_logits(self._handles.context)
         return np.ctypeslib.as_array(pointer, shape=(count, self._handles.n_vocab))
+
+
+class Piece(NamedTuple):
+    """Tokens to decode after those that a sequence holds; the last ``outputs`` return logits."""
+
+    sequence: CachedSequence
+    tokens: Sequence[int]
+    outputs: int
+
+
+def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
+    """Decode at most n_batch tokens that fit, of sequences in the order of their numbers.
+
+    Returns:
+        Whether that was done; it was aborted otherwise, and the sequences are unsure.
+
+    Raises:
+        EngineError: llama.cpp failed; what it did before that is held, without logits.
+    """
+    batch = handles.batch
+    batch.clear()
+    rows = []
+    n_outputs = 0
+    for sequence, tokens, outputs in pieces:
+        row = batch.add(tokens, sequence.number, len(sequence.tokens), outputs)
+        rows.append(row if outputs else -1)
+        n_outputs += outputs
+        sequence.begin(tokens)
+    handles.n_decoded += 1
+    with captured_log() as log:
+        status = int(handles.llama.llama_decode(handles.context, batch.native))
+        if n_outputs:
+            # A GPU has only been told what to do so far: the time it takes belongs here.
+            handles.llama.llama_synchronize(handles.context)
+    if status == _ABORTED:
+        return False
+    if status != 0:
+        for sequence, _, _ in pieces:
+            sequence.settle()
+        raise refused(f"{handles.path}: llama.cpp cannot decode (status {status})", log)
+    for (sequence, _, _), row in zip(pieces, rows, strict=True):
+        sequence.end(row)
+    return True

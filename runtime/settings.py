@@ -65,8 +65,8 @@ class EngineSettings:
         mmap: whether the file is mapped into memory, so that weights on the CPU are read from it as
             they are needed; without, they are copied into main memory as the model is loaded. A
             mapped file must not become shorter: the process would end (SIGBUS).
-        n_parallel: sequences of ``n_ctx`` tokens that the KV cache has room for. The engine uses
-            one; more are for those who want to know what a server would take.
+        n_parallel: requests that are answered at the same time, each with room for ``n_ctx``
+            tokens in the KV cache.
         placement: where layers, tensors and the KV cache go.
         kv_type: what keys and values are kept as; all but f16 need flash attention.
         flash_attention: "auto" is on wherever every device can do it.
@@ -100,6 +100,9 @@ class EngineSettings:
             raise outside("mmap", self.mmap, "True or False")
         if not isinstance(self.placement, Placement):
             raise wrong_type("placement", self.placement, "a Placement")
+        if self.n_batch < self.n_parallel:
+            expected = f"at least n_parallel, {self.n_parallel}"
+            raise outside("n_batch", self.n_batch, expected)
         check_choice("kv_type", self.kv_type, get_args(KVType))
         check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
         if self.kv_type != "f16" and self.flash_attention == "off":

@@ -268,7 +268,7 @@ def test_a_stream_is_the_same_however_long_its_bursts_are(
     endless: Model, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     whole = endless.generate("Hello", max_tokens=30, sampling=WILD)
-    monkeypatch.setattr("llama4_edge.runtime.engine.BURST_SECONDS", seconds)
+    monkeypatch.setattr("llama4_edge.runtime.scheduler.BURST_SECONDS", seconds)
     with endless.generate("Hello", max_tokens=30, sampling=WILD, stream=True) as stream:
         pieces = list(stream)
     assert "".join(pieces) == whole.text
@@ -284,14 +284,28 @@ def test_a_stream_is_the_same_however_long_its_bursts_are(
     assert endless.generate("Hello", max_tokens=30, sampling=WILD).text == whole.text
 
 
-def test_a_later_request_ends_an_open_stream_and_says_so(endless: Model) -> None:
+def test_waiting_for_a_later_answer_ends_an_open_stream_and_says_so(endless: Model) -> None:
     first = endless.generate("Hello", sampling=WILD, stream=True)
-    next(first)
+    read = [next(first)]
     second = endless.generate("Other", max_tokens=5, sampling=WILD, stream=True)
-    with pytest.raises(EngineError, match="ended by a later request to the same model"):
-        next(first)
-    assert first.completion.finish_reason is None
+    read.append(next(first))  # nobody has waited for the second one yet
     assert "".join(second) == endless.generate("Other", max_tokens=5, sampling=WILD).text
+    with pytest.raises(EngineError, match="ended by a later request to the same model"):
+        read.extend(first)
+    completion = first.completion
+    assert completion.finish_reason is None
+    # What was there could be read.
+    whole = endless.generate("Hello", sampling=WILD)
+    assert whole.text.startswith(completion.text)
+    assert completion.text.startswith("".join(read))
+    assert completion.tokens == whole.tokens[: len(completion.tokens)]
+
+
+def test_streams_that_are_opened_together_are_read_in_their_order(endless: Model) -> None:
+    asked = [f"Hello {number}" for number in range(5)]
+    alone = [endless.generate(text, max_tokens=20, sampling=WILD).text for text in asked]
+    streams = [endless.generate(text, max_tokens=20, sampling=WILD, stream=True) for text in asked]
+    assert ["".join(stream) for stream in streams] == alone
 
 
 def test_a_complete_stream_stays_complete_after_a_later_request(endless: Model) -> None:
@@ -306,45 +320,26 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(
     endless: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = endless.generate("Hello", max_tokens=20, sampling=WILD).text
-    stream = endless.generate("Hello", max_tokens=20, sampling=WILD, stream=True)
-    piece = next(stream)
+    stream = endless.generate("Hello", sampling=WILD, stream=True)
+    pieces = [next(stream)]
 
-    def interrupt(_tokens: list[int]) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(endless.engine, "_append", interrupt)
+        patch.setattr(endless.engine.scheduler, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            list(stream)
+            pieces.extend(stream)
     assert stream.completion.finish_reason is None
-    assert stream.completion.text == piece
+    assert stream.completion.text == "".join(pieces)
     assert endless.generate("Hello", max_tokens=20, sampling=WILD).text == expected
-
-
-def test_a_signal_handler_that_asks_comes_first_and_ends_the_answer_it_interrupts(
-    endless: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = endless.generate("Other", max_tokens=5, sampling=WILD).text
-    answers: list[str] = []
-    token_bytes = endless.vocabulary.token_bytes
-
-    def interrupted(token: int, **_: bool) -> bytes:
-        if not answers:
-            answers.append("")
-            answers[0] = endless.generate("Other", max_tokens=5, sampling=WILD).text
-        return token_bytes(token)
-
-    monkeypatch.setattr(endless.vocabulary, "token_bytes", interrupted)
-    with pytest.raises(EngineError, match="ended by a later request"):
-        endless.generate("Hello", max_tokens=20, sampling=WILD)
-    assert answers == [expected]
 
 
 @pytest.mark.parametrize("asks", ["close", "__next__"])
 def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
     endless: Model, monkeypatch: pytest.MonkeyPatch, asks: str
 ) -> None:
-    monkeypatch.setattr("llama4_edge.runtime.engine.BURST_SECONDS", 60.0)
+    monkeypatch.setattr("llama4_edge.runtime.scheduler.BURST_SECONDS", 60.0)
     whole = endless.generate("Hello", max_tokens=60, sampling=WILD)
     stream = endless.generate("Hello", max_tokens=60, sampling=WILD, stream=True)
     token_bytes = endless.vocabulary.token_bytes
@@ -379,7 +374,10 @@ def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
         signal.signal(signal.SIGALRM, before)
     completion = stream.completion
     assert len(chosen) < 60
-    assert (completion.text, completion.finish_reason) == ("".join(pieces), None)
+    assert completion.finish_reason is None
+    # An error of the handler can come while a piece is on its way.
+    assert completion.text.startswith("".join(pieces))
+    assert len(stream._read) - len(pieces) in (0, int(asks != "close"))
     assert completion.tokens == whole.tokens[: len(completion.tokens)]
     monkeypatch.undo()
     assert endless.detokenize(completion.tokens) == completion.text
@@ -392,7 +390,7 @@ def test_logits_end_a_stream_and_are_the_engines(endless: Model) -> None:
     assert logits.shape == (3, N_VOCAB)
     assert logits.dtype == np.float32
     with pytest.raises(EngineError, match="ended by a later request"):
-        next(stream)
+        list(stream)
 
 
 def test_sampling_fields_given_flat_are_those_of_sampling(endless: Model) -> None:
@@ -515,6 +513,113 @@ def test_closing_lets_a_thread_go_that_waits_for_its_turn(tiny_path: Path) -> No
         with pytest.raises(EngineError, match="the model was closed"):
             waiting.result(60)
     assert stream.completion.finish_reason is None
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model that answers four at a time, and never by itself ends an answer."""
+    path = never_ending().write(tmp_path_factory.mktemp("several") / "m.gguf")
+    with Model(path, n_ctx=256, n_threads=1, n_parallel=4) as loaded:
+        yield loaded
+
+
+def test_thirty_two_threads_are_answered_as_alone(several: Model) -> None:
+    def ask(number: int) -> str:
+        sampling = replace(WILD, seed=number)
+        stream = several.chat(f"Hello {number}", max_tokens=20, sampling=sampling, stream=True)
+        return "".join(stream)
+
+    expected = [ask(number) for number in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, range(32)))
+    # Rounding may choose another token where two are as good as equal.
+    assert sum(one != two for one, two in zip(found, expected, strict=True)) <= 1
+
+
+def test_streams_of_one_thread_are_answered_at_the_same_time(several: Model) -> None:
+    streams = [several.generate(f"Hello {number}", stream=True) for number in range(4)]
+    pieces = [next(stream) for stream in streams]
+    assert all(pieces)
+    assert not any(stream._request.ended for stream in streams)
+    for stream in streams:
+        stream.close()
+
+
+def test_a_stream_is_cancelled_from_another_thread_and_keeps_what_is_there(several: Model) -> None:
+    stream = several.generate("Hello", sampling=WILD, stream=True)
+    pieces = [next(stream)]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(stream.cancel).result(60)
+    pieces.extend(stream)
+    completion = stream.completion
+    assert (completion.finish_reason, completion.text) == (None, "".join(pieces))
+    assert several.detokenize(completion.tokens) == completion.text
+    assert len(completion.tokens) < 252
+
+
+def test_a_closed_stream_lets_the_thread_go_that_reads_it(several: Model) -> None:
+    stream = several.generate("Hello " * 30, sampling=WILD, stream=True)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(list, stream)
+        stream.close()
+        assert "".join(reading.result(60)) == stream.completion.text
+
+
+def test_ctrl_c_ends_the_request_of_its_thread_alone(several: Model) -> None:
+    expected = several.generate("Other", max_tokens=200, sampling=WILD).text
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            others = [
+                pool.submit(several.generate, "Other", max_tokens=200, sampling=WILD)
+                for _ in range(3)
+            ]
+            main = threading.main_thread().ident
+            assert main is not None
+            timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                while True:
+                    several.generate("Hello", sampling=WILD)
+            timer.join()
+            assert [len(other.result(60).tokens) for other in others] == [200] * 3
+    assert several.generate("Other", max_tokens=200, sampling=WILD).text == expected
+    assert not several.engine.scheduler._running
+
+
+def test_several_answers_to_one_prompt_read_it_once(several: Model) -> None:
+    answers = several.generate("Once upon a time", n=6, max_tokens=10, sampling=WILD)
+    assert [one.seed for one in answers] == [11, 12, 13, 14, 15, 16]
+    assert len({one.text for one in answers}) == 6
+    assert (
+        answers[1].text
+        == several.generate("Once upon a time", max_tokens=10, sampling=replace(WILD, seed=12)).text
+    )
+    streams = several.generate("Once upon a time", n=2, max_tokens=10, sampling=WILD, stream=True)
+    assert ["".join(one) for one in streams] == [one.text for one in answers[:2]]
+    generate: Callable[..., object] = several.generate
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(SettingError, match="n is outside its range"):
+            generate("x", n=wrong)
+
+
+def test_two_models_answer_at_the_same_time(several: Model, endless: Model) -> None:
+    expected = several.generate("Hello", max_tokens=50, sampling=WILD).text
+    with ThreadPoolExecutor(8) as pool:
+        models = [several, endless] * 4
+        asked = [
+            pool.submit(model.generate, "Hello", max_tokens=50, sampling=WILD) for model in models
+        ]
+        assert {one.result(60).text for one in asked} == {expected}
+
+
+def test_a_plan_decides_how_many_are_answered_at_a_time(tiny_path: Path) -> None:
+    from llama4_edge import plan
+
+    chosen = plan(tiny_path, n_ctx=256, n_parallel=2)
+    with Model(tiny_path, plan=chosen, n_threads=1) as model:
+        assert len(model.engine.scheduler._sequences) == 2
+    with pytest.raises(SettingError, match=r"a plan decides .* found n_parallel"):
+        Model(tiny_path, plan=chosen, n_parallel=4)
 
 
 @pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -1,36 +1,71 @@
-"""Tokens as llama.cpp takes them: one batch for one sequence, refilled for each call.
+"""Tokens as llama.cpp takes them: a batch of pieces of sequences, filled anew for each call.
 
 Knows nothing of models.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-SEQUENCE = 0
-"""The one sequence that an engine decodes."""
+import numpy.typing as npt
 
 
 class Batch:
-    """A llama_batch for one sequence, allocated once and seen through NumPy."""
+    """A llama_batch for ``size`` tokens, each of one sequence, in memory that NumPy owns."""
 
     def __init__(self, bindings: Any, size: int) -> None:
-        self.native = bindings.llama_batch_init(size, 0, 1)
-        self._token = np.ctypeslib.as_array(self.native.token, shape=(size,))
-        self._pos = np.ctypeslib.as_array(self.native.pos, shape=(size,))
-        self._output = np.ctypeslib.as_array(self.native.logits, shape=(size,))
-        np.ctypeslib.as_array(self.native.n_seq_id, shape=(size,))[:] = 1
-        for index in range(size):
-            self.native.seq_id[index][0] = SEQUENCE
+        self.native = bindings.llama_batch()
+        self._token = np.zeros(size, dtype=np.int32)
+        self._pos = np.zeros(size, dtype=np.int32)
+        self._sequence = np.zeros(size, dtype=np.int32)
+        self._output = np.zeros(size, dtype=np.int8)
+        self._counts = np.ones(size, dtype=np.int32)
+        # llama.cpp wants a pointer to a list of sequences for each token: a list of one.
+        each = self._sequence.itemsize * np.arange(size, dtype=np.uintp)
+        self._lists = each + np.uintp(self._sequence.ctypes.data)
+        for name, array in (
+            ("token", self._token),
+            ("pos", self._pos),
+            ("n_seq_id", self._counts),
+            ("seq_id", self._lists),
+            ("logits", self._output),
+        ):
+            _point(self.native, name, array)
 
-    def fill(self, tokens: Sequence[int], first: int, outputs: int) -> None:
-        """Hold these tokens from position ``first`` on; the last ``outputs`` return logits."""
+    def clear(self) -> None:
+        """Hold no tokens."""
+        self.native.n_tokens = 0
+
+    def add(self, tokens: Sequence[int], sequence: int, first: int, outputs: int) -> int:
+        """Hold these tokens too, from position ``first`` of a sequence on.
+
+        Args:
+            outputs: how many of the last ones return logits.
+
+        Returns:
+            The place of the last one in the batch.
+        """
+        begin = int(self.native.n_tokens)
         count = len(tokens)
-        self.native.n_tokens = count
-        self._token[:count] = tokens
-        self._pos[:count] = np.arange(first, first + count)
-        self._output[:count] = 0
-        self._output[count - outputs : count] = 1
+        self.native.n_tokens = end = begin + count
+        if count == 1:
+            self._token[begin] = tokens[0]
+            self._pos[begin] = first
+            self._sequence[begin] = sequence
+            self._output[begin] = outputs
+            return begin
+        self._token[begin:end] = tokens
+        self._pos[begin:end] = np.arange(first, first + count)
+        self._sequence[begin:end] = sequence
+        self._output[begin:end] = 0
+        self._output[end - outputs : end] = 1
+        return end - 1
+
+
+def _point(native: Any, name: str, array: npt.NDArray[Any]) -> None:
+    """Have a pointer of a struct point to an array."""
+    kind = dict(native._fields_)[name]
+    setattr(native, name, ctypes.cast(array.ctypes.data, kind))

@@ -52,6 +52,10 @@ class Remote(Protocol):
         """Give all of them up: they are lost."""
 
 
+News = queue.SimpleQueue[None]
+"""Tells one caller that what it waits for may have come; what is put in is of no account."""
+
+
 class _Call(Generic[_T]):
     """One call: begun at most once, and never after it was refused."""
 
@@ -82,6 +86,7 @@ class NativeThread:
         self._lock = threading.RLock()
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._pending: list[_Call[Any]] = []
+        self._awaited: list[News] = []
         self._current: _Call[Any] | None = None
         self._closed = False
         self._done = threading.Event()
@@ -151,6 +156,33 @@ class NativeThread:
         if not self.is_foreign:
             self._calls.put(_Call(work))
 
+    def wait(self, news: News, is_there: Callable[[], bool]) -> None:
+        """Until something is there that posted work brings; looked for whenever there are news.
+
+        Raises:
+            EngineError: as `call`, or this is the thread itself, which would wait for ever.
+            WorkerError: as `call`.
+        """
+        if self.is_current:
+            raise EngineError("the engine's own thread cannot wait for an answer")
+        self._awaited.append(news)
+        try:
+            with self._unlocked():
+                while not is_there():
+                    self.check()
+                    with suppress(queue.Empty):
+                        news.get(timeout=_LOOK_EVERY)
+                    if self._remote is not None:
+                        self._remote.watch()
+        finally:
+            self._awaited.remove(news)
+        _park_if_python_ends()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether more calls wait for the thread."""
+        return not self._calls.empty()
+
     @property
     def is_current(self) -> bool:
         """Whether this is the thread itself."""
@@ -188,6 +220,18 @@ class NativeThread:
         assert address is not None
         return address, ctypes.addressof(self._stop_text)
 
+    def abort_graph(self) -> None:
+        """Have ggml give up the graph that it computes on the CPU; called anywhere."""
+        self._stop_text[0] = b"x"
+
+    def rearm(self) -> bool:
+        """In the thread: let ggml compute again, unless the present call is to stop; whether so."""
+        self._stop_text[0] = b"\0"
+        if self.stopping:
+            self._stop_text[0] = b"x"
+            return False
+        return True
+
     def check(self) -> None:
         """Raise EngineError or WorkerError if no call can be made."""
         _park_if_python_ends()
@@ -206,6 +250,8 @@ class NativeThread:
         with self._lock:
             for call in self._pending:
                 call.reports.put(None)
+        for news in list(self._awaited):
+            news.put(None)
 
     def end(
         self, *, free: bool = True, then: Callable[[], None] | None = None, wait: bool = True
@@ -224,8 +270,11 @@ class NativeThread:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                for call in list(self._pending):
+                posted = () if self._current is None else (self._current,)
+                for call in (*self._pending, *posted):
                     self._tell_to_stop(call)
+                for news in list(self._awaited):
+                    news.put(None)
                 for last in (self.on_end if free else None, then):
                     if last is not None:
                         self._calls.put(_Call(last))

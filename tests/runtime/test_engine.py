@@ -200,56 +200,22 @@ def test_a_token_that_is_no_whole_number_is_refused(engine: Engine, token: Any) 
     for refused in (engine.prefill, engine.logits, lambda tokens: engine.append(tokens[-1])):
         with pytest.raises(EngineError, match="a token id is not a whole number, found"):
             refused([1, token])
-    with engine.sampler(GREEDY) as sampler, pytest.raises(EngineError, match="whole number"):
-        sampler.burst(token, lambda _token, _is_end: False)
     with pytest.raises(EngineError, match="not a list of token ids, found 5"):
         engine.prefill(5)  # type: ignore[arg-type]
     assert engine.tokens == (1, 2)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 60.0])
-def test_a_burst_of_tokens_is_the_same_as_one_after_the_other(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
-    monkeypatch.setattr("llama4_edge.runtime.engine.BURST_SECONDS", seconds)
-    prompt = random_tokens(20)
-    expected = generate(engine, prompt, GREEDY, 10)
-    engine.prefill(prompt)
-    with engine.sampler(GREEDY) as sampler:
-        answer = [sampler()]
-        bursts = 0
-
-        def accept(token: int, _is_end: bool) -> bool:
-            answer.append(token)
-            return len(answer) < 10
-
-        while len(answer) < 10:
-            sampler.burst(answer[-1], accept)
-            bursts += 1
-    assert answer == expected
-    assert bursts == (1 if seconds else 9)
-    with pytest.raises(EngineError, match="used after its block had ended"):
-        sampler.burst(1, accept)
-
-
-def test_a_burst_ends_where_the_context_is_full(tiny_path: Path) -> None:
-    with Engine(tiny_path, replace(SMALL, n_ctx=256)) as engine, engine.sampler(GREEDY) as sampler:
-        engine.prefill(random_tokens(250))
-        chosen: list[int] = []
-
-        def accept(token: int, _is_end: bool) -> bool:
-            chosen.append(token)
-            return True
-
-        sampler.burst(1, accept)
-        while engine.tokens_left:
-            sampler.burst(chosen[-1], accept)
-        assert len(chosen) == 6
-
-
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:
     with pytest.raises(EngineError, match="no tokens to decode, expected at least one"):
         engine.prefill([])
+
+
+def test_a_sampler_is_used_inside_its_block(engine: Engine) -> None:
+    engine.prefill([1, 2])
+    with engine.sampler(GREEDY) as sampler:
+        sampler()
+    with pytest.raises(EngineError, match="used after its block had ended"):
+        sampler()
 
 
 def test_nothing_can_be_sampled_before_something_was_decoded(engine: Engine) -> None:

@@ -1,0 +1,273 @@
+"""The Python API for ``async`` code: what `Model` does, awaited.
+
+Promises that the event loop waits for nothing but the tokens of a text prompt; and that a task
+which is cancelled ends its answers. Knows nothing of models beyond `Model`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .chat.answer import Answer, Completion
+from .chat.options import AnswerOptions, AnswerSettings
+from .chat.prompt import Messages
+from .chat.vocabulary import Vocabulary
+from .errors import EngineError
+from .model import Model, chat_settings
+from .runtime.engine import Engine
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_P = ParamSpec("_P")
+
+# Seconds, for workers that vanish without a word.
+_LOOK_EVERY = 1.0
+
+
+class AsyncStream(Answer, AsyncIterator[str]):
+    """An answer while it is being made: iterate over it with ``async for`` for pieces of text.
+
+    As a `Stream`, it goes on while it is read, and closing, forgetting or leaving its ``async
+    with`` block ends it. Cancelling the task that waits for a piece does so too.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        settings: AnswerSettings,
+        *,
+        paced: bool = True,
+        after: Answer | None = None,
+    ) -> None:
+        super().__init__(engine, vocabulary, prompt, settings, paced=paced, after=after)
+        self._event = asyncio.Event()
+        self._request.notify = _teller(asyncio.get_running_loop(), self._event)
+        self._request.owned_by(*_reader())
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def __anext__(self) -> str:
+        """The next piece of text, never empty.
+
+        Raises:
+            StopAsyncIteration: the answer is complete, or was closed or cancelled.
+            EngineError: llama.cpp failed, or the model was closed.
+        """
+        self._request.owned_by(*_reader())
+        try:
+            while (piece := self._take()) is None:
+                await self._wait()
+            return piece
+        except StopIteration:
+            raise StopAsyncIteration from None
+        except BaseException:
+            # As with a generator: what was interrupted is over, and the model goes on.
+            self.close()
+            raise
+
+    async def _wait(self) -> None:
+        """Until there is a piece, or the end."""
+        scheduler = self._engine.scheduler
+        scheduler.awaits(self._request, *_reader())
+        try:
+            while True:
+                self._event.clear()
+                if scheduler.expects(self._request, lambda: self._has_news):
+                    return
+                scheduler.check()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._event.wait(), _LOOK_EVERY)
+        finally:
+            self._request.awaited = 0
+
+
+def _reader() -> tuple[object, Callable[[], bool]]:
+    """The task that this is, and whether it still goes on."""
+    task = asyncio.current_task()
+    return task, lambda: task is None or not task.done()
+
+
+def _teller(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+    """What sets an event of a loop from another thread; it keeps no stream."""
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(event.set)
+
+    return tell
+
+
+def _opener(make: Callable[_P, Model]) -> Callable[_P, Coroutine[Any, Any, AsyncModel]]:
+    async def open(*args: _P.args, **kwargs: _P.kwargs) -> AsyncModel:
+        """Load a model in another thread; the arguments are those of `Model`."""
+        return AsyncModel(await asyncio.to_thread(make, *args, **kwargs))
+
+    return open
+
+
+class AsyncModel:
+    """A `Model` for ``async`` code: any number of tasks ask at the same time.
+
+    Close it, or use it in an ``async with`` statement::
+
+        async with await AsyncModel.open("scout-int4.gguf", n_parallel=8) as model:
+            answers = await asyncio.gather(*(model.chat(text) for text in questions))
+
+    Args:
+        model: what answers; it may be asked by threads too.
+    """
+
+    open = staticmethod(_opener(Model))
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    async def __aenter__(self) -> AsyncModel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "a model can be neither copied nor pickled", hint="Open its file again instead."
+        )
+
+    async def close(self) -> None:
+        """End the answers that are being made and free the model; twice is harmless."""
+        await asyncio.to_thread(self.model.close)
+
+    async def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
+        """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
+        return await asyncio.to_thread(self.model.logits, tokens)
+
+    @overload
+    async def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        stream: Literal[True],
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncStream: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        stream: Literal[True],
+        **options: Unpack[AnswerOptions],
+    ) -> list[AsyncStream]: ...
+
+    async def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
+        """Continue a text or token ids; see ``Model.generate``."""
+        settings = AnswerSettings.of(options)
+        ids = self.model.text_prompt(prompt, special=settings.special)
+        return await self._answer(ids, settings, stream=stream, n=n)
+
+    @overload
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion: ...
+
+    @overload
+    async def chat(
+        self, messages: Messages, *, stream: Literal[True], **options: Unpack[AnswerOptions]
+    ) -> AsyncStream: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        n: int,
+        stream: Literal[False] = ...,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    async def chat(
+        self, messages: Messages, *, n: int, stream: Literal[True], **options: Unpack[AnswerOptions]
+    ) -> list[AsyncStream]: ...
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
+        """Answer the last of some messages; see ``Model.chat``."""
+        settings = chat_settings(messages, options)
+        # A template may take long, and is somebody else's.
+        special = settings.special
+        ids = await asyncio.to_thread(self.model.chat_prompt, messages, special=special)
+        return await self._answer(ids, settings, stream=stream, n=n)
+
+    async def _answer(
+        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
+    ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
+        engine, vocabulary = self.model.engine, self.model.vocabulary
+        answers: list[AsyncStream] = []
+        try:
+            for one in settings.each(n):
+                after = answers[-1] if answers else None
+                answers.append(
+                    AsyncStream(engine, vocabulary, prompt, one, paced=stream, after=after)
+                )
+            if stream:
+                return answers if n is not None else answers[0]
+            for answer in answers:
+                async for _piece in answer:
+                    pass
+        except BaseException:
+            for answer in answers:
+                answer.close()
+            raise
+        completions = [answer.completion for answer in answers]
+        return completions if n is not None else completions[0]

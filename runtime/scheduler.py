@@ -1,0 +1,438 @@
+"""Requests in, tokens out: the sequences of a context, shared among all who ask.
+
+Each turn decodes one batch: a token of every sequence that answers, and as much of the prompts that
+are being read as fits into a ubatch, each getting a fair share. Requests begin in the order in
+which they came, as soon as a sequence is free.
+
+Promises that a long prompt delays nobody by more than one ubatch; that no request waits for one
+that nobody will end; that a request which ends, however that is, leaves its sequence to the next;
+and that an error ends the requests it concerns and no other. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ..errors import EngineError
+from .bindings.thread import News
+from .handles import Handles, SamplerChain
+from .sampling import Sampling
+from .sequence import CachedSequence, Piece, decode, reusable_prefix
+
+Outcome = Literal["stop", "length"]
+"""Why a request ended by itself: its tokens were not wanted any more, or ``max_tokens`` or the
+context was full."""
+
+BURST_SECONDS = 0.02
+"""How long tokens are chosen before they are handed on: a person sees no delay. Waking a thread of
+an idle machine takes up to 0.2 ms, as long as a token of a small model."""
+
+RUN_AHEAD = 128
+"""How many tokens a request is ahead of its reader at most."""
+
+_LOST_AFTER = 0.5  # seconds
+_WORTH_COPYING = 64  # tokens: all cells of a sequence are copied, however few it holds
+
+
+class Request:
+    """A prompt to go on with, or (without ``accept``) a sequence for whoever asks for one.
+
+    Args:
+        prompt: checked token ids that fit into a sequence.
+        sampling: how tokens are chosen.
+        max_tokens: of the answer; None is as many as fit.
+        accept: called in the engine's thread with each token that was chosen, and with whether it
+            is one that ends an answer; returns whether to go on. It must not call the engine.
+        paced: whether it waits for its reader every `RUN_AHEAD` tokens.
+        after: a request whose prompt is to be read first, because it begins like this one.
+
+    ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
+    decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
+    says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
+    batches that it was a part of.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        accept: Callable[[int, bool], bool] | None = None,
+        *,
+        paced: bool = True,
+        after: Request | None = None,
+    ) -> None:
+        self.text = list(prompt)
+        self.n_prompt = len(self.text)
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.accept = accept
+        self.paced = paced
+        self.after = after
+        self.sequence: CachedSequence | None = None
+        self.begun = 0  # its place among all that have begun
+        self.reused_tokens = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.ended = self.cancelled = False
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        self.chain: SamplerChain | None = None
+        # Who reads it, and since which wait for it: who waits for one reads no other meanwhile.
+        self.awaited = 0
+        thread = threading.current_thread()
+        self.owned_by(thread, thread.is_alive)
+        self._taken = 0
+        self.news: News = queue.SimpleQueue()
+        self.notify: Callable[[], object] = lambda: self.news.put(None)
+        self.notified_at = 0.0
+
+    def owned_by(self, owner: object, is_alive: Callable[[], bool]) -> None:
+        """Who reads the tokens, and whether they still can: a thread, or a task."""
+        self.owner, self.owner_is_alive = owner, is_alive
+
+    @property
+    def n_chosen(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.text) - self.n_prompt
+
+    @property
+    def unread(self) -> int:
+        """Tokens that its reader has not taken yet."""
+        return len(self.text) - self.n_prompt - self._taken
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it does not go on before its reader does."""
+        return self.paced and self.unread >= RUN_AHEAD
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its prompt was read, or will never be."""
+        return self.n_chosen > 0 or self.ended
+
+    def take(self, count: int | None = None) -> None:
+        """Count this many tokens as read, or all that there are."""
+        self._taken = self.n_chosen if count is None else max(self._taken, count)
+
+
+class Scheduler:
+    """Those who ask, and the sequences that they are answered in.
+
+    Args:
+        sequences: those of the context, in the order of their numbers.
+        n_ctx: tokens that each of them has room for.
+        n_read: tokens of a batch that reads prompts, at most.
+    """
+
+    def __init__(
+        self, handles: Handles, sequences: Sequence[CachedSequence], n_ctx: int, n_read: int
+    ) -> None:
+        self._handles, self._thread = handles, handles.thread
+        self._sequences = tuple(sequences)
+        self._n_ctx = n_ctx
+        self._n_read = min(n_read, handles.n_batch)
+        self._arrived: deque[Request] = deque()
+        self._changed = False
+        self._posted_at = -math.inf  # when `_serve` was posted that has not begun yet
+        self._waits = itertools.count(1)
+        # Only the engine's thread changes these.
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []  # in the order of their sequences
+        self._reading: tuple[Request, ...] = ()
+        self._last_use = dict.fromkeys(self._sequences, -1)
+        self._asked = dict.fromkeys(self._sequences, 0)  # tokens of the last prompt
+        self._n_begun = self._n_ended = 0
+
+    # --- called by anyone, signal handlers and finalizers among them
+
+    def submit(self, request: Request) -> None:
+        """Begin it as soon as a sequence is free."""
+        self._arrived.append(request)
+        self.look()
+
+    def cancel(self, request: Request) -> None:
+        """End it within one token, or one ubatch; within one operation of ggml's on the CPU."""
+        request.cancelled = True
+        if request in self._reading:
+            self._thread.abort_graph()
+        self.look()
+
+    def look(self) -> None:
+        """Have the engine's thread see what has changed."""
+        self._changed = True
+        now = time.monotonic()
+        # Who is interrupted between these lines posts nothing; those who wait look again.
+        if now - self._posted_at > _LOST_AFTER:
+            self._posted_at = now
+            self._thread.post(self._serve)
+
+    def expects(self, request: Request, is_there: Callable[[], bool]) -> bool:
+        """Whether something is there; if not, its reader has read all of it and waits for more."""
+        if is_there():
+            return True
+        request.take()
+        self.look()
+        return is_there()
+
+    def awaits(self, request: Request, owner: object, is_alive: Callable[[], bool]) -> None:
+        """Its owner waits for it now, and reads nothing else meanwhile."""
+        request.owned_by(owner, is_alive)
+        request.awaited = next(self._waits)
+
+    def wait(self, request: Request, is_there: Callable[[], bool]) -> None:
+        """Until something is there that the request brings.
+
+        Raises:
+            EngineError, WorkerError: as ``NativeThread.wait``.
+        """
+        thread = threading.current_thread()
+        self.awaits(request, thread, thread.is_alive)
+        try:
+            self._thread.wait(request.news, lambda: self.expects(request, is_there))
+        finally:
+            request.awaited = 0
+
+    def check(self) -> None:
+        """Raise EngineError or WorkerError if nothing can be waited for."""
+        self._thread.check()
+
+    def close(self) -> None:
+        """Let those go who wait, once the engine's thread has ended."""
+        for request in (*self._running, *self._waiting, *self._arrived):
+            self._end(request, EngineError("the model was closed", hint="Open it again."))
+
+    # --- in the engine's thread
+
+    def uses(self, sequence: CachedSequence) -> bool:
+        """Whether a request has it."""
+        return any(request.sequence is sequence for request in self._running)
+
+    def _serve(self) -> None:
+        """Decode batch after batch, until nothing is left to do or the thread is wanted."""
+        self._posted_at = -math.inf
+        try:
+            while self._thread.rearm() and self._turn():
+                if self._thread.is_wanted:
+                    self.look()
+                    return
+        except BaseException as error:
+            # A fault of the scheduler itself: nobody may wait for what will never come.
+            for request in (*self._running, *self._waiting):
+                self._end(request, error)
+
+    def _turn(self) -> bool:
+        """Decode one batch; False where there is nothing to decode."""
+        if self._changed:
+            self._changed = False
+            self._look_around()
+        batch = self._next_batch()
+        if batch:
+            self._decode(batch)
+        return bool(batch)
+
+    # Who gets a sequence, and which
+
+    def _look_around(self) -> None:
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+        for request in (*self._running, *self._waiting):
+            if request.cancelled:
+                self._end(request)
+        while (following := self._following()) is not None:
+            self._begin(following)
+
+    def _following(self) -> Request | None:
+        """The request that begins next, if it can begin now."""
+        ready = [one for one in self._waiting if one.after is None or one.after.is_read]
+        for request in ready:
+            if self._is_full():
+                self._supersede(request)
+        return ready[0] if ready and not self._is_full() else None
+
+    def _is_full(self) -> bool:
+        return len(self._running) == len(self._sequences)
+
+    def _supersede(self, request: Request) -> None:
+        """End what its owner does not read while it waits for this one, or what nobody can read.
+
+        Of several sequences, another one may become free before.
+        """
+        is_stuck = len(self._sequences) == 1 or all(one.is_paused for one in self._running)
+        for one in sorted(self._running, key=lambda one: one.begun):
+            is_unread = one.awaited < request.awaited and one.owner is request.owner
+            if (is_unread and is_stuck) or (one.is_paused and not one.owner_is_alive()):
+                error = EngineError(
+                    "this stream was ended by a later request to the same model",
+                    hint="Read one answer before asking for the next, or raise n_parallel.",
+                )
+                self._end(one, error)
+                return
+
+    def _begin(self, request: Request) -> None:
+        """Give it a sequence, with what that or another one has read of its prompt already."""
+        self._waiting.remove(request)
+        request.after = None
+        for sequence in self._sequences:
+            sequence.settle()
+        kept = {
+            sequence: reusable_prefix(sequence.tokens, request.text, sequence.highest)
+            for sequence in self._sequences
+        }
+
+        def preference(sequence: CachedSequence) -> tuple[int, int]:
+            # What begins with most of the prompt that was read there goes on there; all else takes
+            # the place that was used least lately.
+            goes_on = 2 * kept[sequence] >= self._asked[sequence]
+            return kept[sequence] if goes_on else 0, -self._last_use[sequence]
+
+        chosen = max((one for one in self._sequences if not self.uses(one)), key=preference)
+        count, source = kept[chosen], max(self._sequences, key=kept.__getitem__)
+        if kept[source] >= count + _WORTH_COPYING:
+            chosen.copy(source)
+            count = kept[source]
+        request.sequence = chosen
+        request.begun = self._n_begun = self._n_begun + 1
+        self._asked[chosen] = request.n_prompt
+        self._running.append(request)
+        self._running.sort(key=lambda one: _held(one).number)
+        if request.accept is None:
+            request.notify()
+            return
+        chosen.keep(count)
+        request.reused_tokens = count
+        request.chain = self._handles.make_sampler(request.sampling)
+
+    # One batch
+
+    def _next_batch(self) -> list[tuple[Request, Piece]]:
+        """The pieces of the next batch, in the order of their sequences."""
+        wanted = [
+            (request, _missing(request))
+            for request in self._running
+            if request.accept is not None and not request.is_paused
+        ]
+        unread = [(count, _held(request).number) for request, count in wanted if count > 1]
+        if not unread:
+            return [(request, _piece(request, 1)) for request, _ in wanted]
+        # A token for each that answers, and a fair share of what is left for each prompt.
+        left = self._n_read - (len(wanted) - len(unread))
+        shares: dict[int, int] = {}
+        for index, (count, number) in enumerate(sorted(unread)):
+            shares[number] = max(1, min(count, left // (len(unread) - index)))
+            left -= shares[number]
+        return [
+            (request, _piece(request, shares.get(_held(request).number, 1)))
+            for request, _ in wanted
+        ]
+
+    def _decode(self, batch: Sequence[tuple[Request, Piece]]) -> None:
+        """Decode it, and choose the next token of each that was read to its end."""
+        begun = time.monotonic()
+        self._reading = tuple(request for request, piece in batch if len(piece.tokens) > 1)
+        try:
+            is_whole = decode(self._handles, [piece for _, piece in batch])
+        except BaseException as error:
+            self._decode_apart([request for request, _ in batch], error)
+            return
+        finally:
+            self._reading = ()
+        if not is_whole:  # it is tried again without those that were cancelled
+            return
+        ended = [request for request, piece in batch if piece.outputs and not self._choose(request)]
+        now = time.monotonic()
+        for request, _ in batch:
+            n_chosen = request.n_chosen
+            if n_chosen > 1:
+                request.decode_seconds += now - begun
+            else:
+                request.prefill_seconds += now - begun
+            if n_chosen and request not in ended:
+                self._hand_on(request, n_chosen, now)
+        for request in ended:
+            self._end(request, request.error)
+
+    def _decode_apart(self, requests: Sequence[Request], error: BaseException) -> None:
+        """Find out whom an error concerns, and end those alone."""
+        for request in requests:
+            _held(request).settle()
+        if len(requests) == 1:
+            self._end(requests[0], error)
+            return
+        for request in requests:
+            self._decode([(request, _piece(request, min(_missing(request), self._n_read)))])
+
+    def _choose(self, request: Request) -> bool:
+        """Choose its next token; False where it ends."""
+        assert request.accept is not None and request.chain is not None
+        if request.max_tokens == 0:
+            request.outcome = "length"
+            return False
+        try:
+            token = _held(request).sample(request.chain)
+            request.text.append(token)
+            goes_on = request.accept(token, self._handles.is_end(token))
+        except BaseException as error:
+            request.error = error
+            return False
+        if not goes_on:
+            request.outcome = "stop"
+        elif request.n_chosen == request.max_tokens or len(request.text) > self._n_ctx:
+            request.outcome = "length"
+        return request.outcome is None
+
+    def _hand_on(self, request: Request, n_chosen: int, now: float) -> None:
+        """Let its reader see what is there, if it is time for that."""
+        if n_chosen == 1:
+            self._changed = True  # others may have waited for its prompt to be read
+        elif now - request.notified_at < BURST_SECONDS and 2 * request.unread < RUN_AHEAD:
+            return
+        if request.paced:
+            request.notified_at = now
+            request.notify()
+
+    def _end(self, request: Request, error: BaseException | None = None) -> None:
+        """Take its sequence from it, and let its reader see that it has ended."""
+        if request.sequence is not None:
+            self._n_ended += 1
+            self._last_use[request.sequence] = self._n_ended
+            request.sequence = None
+        for requests in (self._running, self._waiting):
+            if request in requests:
+                requests.remove(request)
+        if request.chain is not None:
+            self._handles.free_sampler(request.chain)
+        request.error = error
+        request.ended = True
+        self._changed = True
+        request.notify()
+
+
+def _held(request: Request) -> CachedSequence:
+    """The sequence of a request that is running."""
+    assert request.sequence is not None
+    return request.sequence
+
+
+def _missing(request: Request) -> int:
+    """How many of its tokens are to be decoded, at least one."""
+    sequence = _held(request)
+    sequence.settle()
+    count = len(request.text) - len(sequence.tokens)
+    if not count:
+        # All are held, but what was to bring the logits was aborted after that.
+        sequence.keep(len(request.text) - 1)
+    return count or 1
+
+
+def _piece(request: Request, count: int) -> Piece:
+    """The next tokens of a request, with logits if they are the last."""
+    sequence = _held(request)
+    end = len(sequence.tokens) + count
+    return Piece(sequence, request.text[len(sequence.tokens) : end], int(end == len(request.text)))

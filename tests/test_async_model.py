@@ -1,0 +1,182 @@
+"""The same model, asked by tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from llama4_edge import AsyncModel, AsyncStream, Model, Sampling
+from llama4_edge.errors import ContextFullError, EngineError
+from tests.tiny_model import never_ending
+
+_T = TypeVar("_T")
+
+WILD = Sampling(temperature=3.0, top_k=0, top_p=1.0, seed=11)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return never_ending().write(tmp_path_factory.mktemp("endless") / "endless.gguf")
+
+
+@pytest.fixture(scope="module")
+def sync(path: Path) -> Iterator[Model]:
+    with Model(path, n_ctx=256, n_threads=1, n_parallel=4) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def model(sync: Model) -> AsyncModel:
+    return AsyncModel(sync)
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(asyncio.wait_for(work, 120))
+
+
+async def text_of(stream: AsyncStream) -> str:
+    return "".join([piece async for piece in stream])
+
+
+def alone(sync: Model, number: int) -> str:
+    return sync.generate(f"Hello {number}", max_tokens=8, sampling=replace(WILD, seed=number)).text
+
+
+def test_two_hundred_tasks_are_answered_as_alone(sync: Model, model: AsyncModel) -> None:
+    async def ask(number: int) -> str:
+        sampling = replace(WILD, seed=number)
+        if number % 2:
+            answer = await model.generate(f"Hello {number}", max_tokens=8, sampling=sampling)
+            return answer.text
+        stream = await model.generate(
+            f"Hello {number}", max_tokens=8, sampling=sampling, stream=True
+        )
+        return await text_of(stream)
+
+    async def work() -> list[str]:
+        return await asyncio.gather(*(ask(number) for number in range(200)))
+
+    found = run(work())
+    expected = [alone(sync, number) for number in range(200)]
+    # Rounding may choose another token where two are as good as equal.
+    assert sum(one != two for one, two in zip(found, expected, strict=True)) <= 2
+
+
+def test_the_loop_goes_on_while_an_answer_is_made(model: AsyncModel) -> None:
+    async def work() -> int:
+        answer = asyncio.create_task(model.generate("Hello", sampling=WILD))
+        ticks = 0
+        while not answer.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert len(answer.result().tokens) == 252
+        return ticks
+
+    assert run(work()) > 5
+
+
+def test_a_task_that_is_cancelled_ends_its_answers(sync: Model, model: AsyncModel) -> None:
+    async def read() -> None:
+        stream = await model.generate("Hello", sampling=WILD, stream=True)
+        streams.append(stream)
+        await text_of(stream)
+        await asyncio.sleep(60)
+
+    async def work() -> None:
+        tasks = [asyncio.create_task(read()) for _ in range(4)]
+        tasks.append(asyncio.create_task(model.generate("Hello", n=4)))  # type: ignore[arg-type]
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [asyncio.CancelledError] * 5
+        assert len((await model.generate("Hello", max_tokens=3)).tokens) == 3
+
+    streams: list[AsyncStream] = []
+    run(work())
+    deadline = time.monotonic() + 60
+    while sync.engine.scheduler._running:
+        assert time.monotonic() < deadline
+    assert {stream.completion.finish_reason for stream in streams} <= {None, "length"}
+
+
+def test_a_stream_is_closed_by_its_block_and_when_it_is_forgotten(
+    sync: Model, model: AsyncModel
+) -> None:
+    async def work() -> None:
+        async with await model.generate("Hello", sampling=WILD, stream=True) as stream:
+            pieces = [await anext(stream)]
+        assert stream.completion.text == "".join(pieces)
+        assert [piece async for piece in stream] == []
+        for _ in range(4):
+            await anext(await model.generate("Hello", sampling=WILD, stream=True))
+        gc.collect()
+        assert len((await model.generate("x", max_tokens=3)).tokens) == 3
+
+    run(work())
+
+
+def test_a_stream_is_cancelled_from_another_task(model: AsyncModel) -> None:
+    async def work() -> None:
+        stream = await model.generate("Hello", sampling=WILD, stream=True)
+        asyncio.get_running_loop().call_later(0.02, stream.cancel)
+        pieces = [piece async for piece in stream]
+        completion = stream.completion
+        assert completion.text == "".join(pieces)
+        if len(completion.tokens) < 252:
+            assert completion.finish_reason is None
+
+    run(work())
+
+
+def test_a_task_that_waits_gives_up_what_it_does_not_read(model: AsyncModel) -> None:
+    async def work() -> None:
+        streams = [await model.generate("Hello", sampling=WILD, stream=True) for _ in range(4)]
+        assert len((await model.generate("x", max_tokens=3)).tokens) == 3
+        with pytest.raises(EngineError, match="ended by a later request"):
+            await text_of(streams[0])
+        for stream in streams[1:]:
+            await text_of(stream)
+            assert len(stream.completion.tokens) == 252
+
+    run(work())
+
+
+def test_several_answers_to_one_prompt_follow_each_others_seeds(
+    sync: Model, model: AsyncModel
+) -> None:
+    async def work() -> None:
+        answers = await model.chat("Hello", n=3, max_tokens=8, sampling=WILD)
+        assert [one.seed for one in answers] == [11, 12, 13]
+        streams = await model.chat("Hello", n=3, max_tokens=8, sampling=WILD, stream=True)
+        texts = [await text_of(stream) for stream in streams]
+        assert texts == [one.text for one in answers]
+        assert texts == [one.text for one in sync.chat("Hello", n=3, max_tokens=8, sampling=WILD)]
+
+    run(work())
+
+
+def test_errors_are_those_of_the_model(path: Path) -> None:
+    async def work() -> None:
+        async with await AsyncModel.open(path, n_ctx=256, n_threads=1, n_parallel=2) as model:
+            with pytest.raises(ContextFullError, match="found 257 tokens, expected at most 256"):
+                await model.generate("x" * 257)
+            assert (await model.logits([1, 2])).shape[0] == 2
+            with pytest.raises(EngineError, match="neither copied nor pickled"):
+                pickle.dumps(model)
+            waiting = asyncio.create_task(model.generate("Hello", sampling=WILD))
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineError, match="the model was closed"):
+            await waiting
+        with pytest.raises(EngineError, match="the model was closed"):
+            await model.generate("Hello")
+
+    run(work())
