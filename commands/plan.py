@@ -77,7 +77,8 @@ class _Machine:
 
     gpus: tuple[str, ...] = option(
         "--gpu", kind=str, metavar="NAME", multiple=True,
-        help="Plan for this GPU instead of those here: h100, 'rtx4090 x2'; may be given again.",
+        help="Plan for this GPU instead of those here: h100, 'rtx4090 x2', 'strix halo', "
+        "'m5 max 64gb'; may be given again.",
     )  # fmt: skip
     vram: tuple[int, ...] = option(
         "--vram", kind=values.memory, metavar="SIZE", multiple=True,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK
 from ..units import bytes_text, rate_text
+from .gpus import known_gpu
 from .ladder import Candidate, Strategy
-from .machine import KEPT_FREE
+from .machine import KEPT_FREE, MachineDevice
 from .search import Search
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def explain(
 def _all_on_gpu(search: Search, chosen: Candidate) -> str:
     gpus = search.machine.gpus
     left = sum(gpu.usable_bytes - chosen.count.used(gpu.name) for gpu in gpus)
+    if any(gpu.private_bytes is not None for gpu in gpus):
+        left = min(left, search.host_left(chosen.count))
     where = "the GPU" if len(gpus) == 1 else f"the {len(gpus)} GPUs"
     return f"everything fits on {where}, with {_size(left)} to spare"
 
@@ -123,6 +126,9 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
             f"{_size(KEPT_FREE)} of each GPU is kept free: what the driver and the kernels' "
             "scratch memory take on a GPU that is not here is unknown"
         )
+    for gpu in plan.gpus:
+        if gpu.device.private_bytes is not None:
+            yield _shared(gpu.device)
     unknown = [
         device.name
         for device in plan.devices
@@ -151,6 +157,21 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
     if not plan.fits:
         total = sum(device.used_bytes for device in plan.devices)
         yield f"in all it takes {_size(total)}: {_remedy(plan)}"
+
+
+def _shared(device: MachineDevice) -> str:
+    """That a GPU shares main memory, how much of it it may have, and how it may have more."""
+    clauses = [f"{device.name} and the processor share one memory: what one takes, the other lacks"]
+    known = known_gpu(device.name) or known_gpu(device.description)
+    shared = known.shared if known else None
+    if shared is not None:
+        limit = device.total_bytes or 0
+        clauses.append(f"{shared.by_default}, here {_size(limit)}")
+        if shared.how and limit < shared.most:
+            clauses.append(f"for more, {shared.how}")
+    elif device.total_bytes:
+        clauses.append(f"its driver lets it have {_size(device.total_bytes)}")
+    return "; ".join(clauses)
 
 
 _WORTH_SAYING = 2**20

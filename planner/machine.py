@@ -7,6 +7,7 @@ bandwidth is None. Knows nothing of models.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..errors import SettingError
 from ..ranges import check_whole
 from ..runtime.bindings.devices import (
     Device,
@@ -25,12 +27,17 @@ from ..runtime.bindings.devices import (
 from ..runtime.placement import CPU
 from ..runtime.workers.remote import Workers
 from ..system.cores import usable_threads
-from ..system.memory import host_memory
+from ..system.memory import carve_out, host_memory, machine_memory
+from ..units import bytes_text
 from .gpus import GPU, known_gpu
 
 KEPT_FREE = 2**30
 """Bytes of each GPU that a plan leaves free for what llama.cpp does not count: the driver on a GPU
 that is not here, and the scratch memory of kernels. llama.cpp's ``--fit`` leaves as much."""
+
+KEPT_FOR_THE_SYSTEM = 2**32
+"""Bytes that a plan leaves the operating system of a described machine with one memory for all: on
+a DGX Spark, llama.cpp finds 3.1 to 3.4 GiB of it in use before anything runs."""
 
 ASSUMED_RAM_BANDWIDTH = 80 * 10**9
 """Bytes a second of main memory that is described: two channels of DDR5-5600, less a tenth."""
@@ -43,6 +50,10 @@ class MachineDevice:
     ``free_bytes`` is None where nothing reports it. ``bandwidth`` is in bytes read a second, from
     ``bandwidth_source``; both are None where it is unknown. A plan leaves ``kept_free_bytes`` of
     ``free_bytes`` unused. ``endpoint`` is that of the device's worker, None without one.
+
+    ``private_bytes`` is None for a GPU with a memory of its own, and for main memory. A GPU that
+    shares main memory has so many free bytes for itself alone, which the firmware set aside, or 0;
+    what it takes beyond them, main memory has less.
     """
 
     name: str
@@ -54,6 +65,11 @@ class MachineDevice:
     bandwidth_source: str | None
     kept_free_bytes: int = 0
     endpoint: str | None = None
+    private_bytes: int | None = None
+
+    def from_main_memory(self, used: int) -> int:
+        """Of so many bytes on this device, those that main memory has less."""
+        return 0 if self.private_bytes is None else max(used - self.private_bytes, 0)
 
     @property
     def usable_bytes(self) -> int:
@@ -102,7 +118,7 @@ def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machi
 
 
 def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
-    gpu = known_gpu(device.description)
+    gpu = known_gpu(device.description, machine_memory())
     return MachineDevice(
         name=native.name,
         description=native.endpoint or device.description,
@@ -114,7 +130,31 @@ def _gpu(native: NativeDevice, device: Device) -> MachineDevice:
         # A worker reports what may be used of its GPU.
         kept_free_bytes=0 if native.endpoint else KEPT_FREE,
         endpoint=native.endpoint,
+        private_bytes=None if native.endpoint else private_bytes(device),
     )
+
+
+def private_bytes(device: Device) -> int | None:
+    """Free bytes that a GPU of this machine has for itself alone, None where it shares nothing.
+
+    ggml calls GPUs integrated that share main memory, but for Apple's. What such a GPU reports
+    beyond main memory is not part of it. The free bytes of a DGX Spark are those of main memory,
+    those of Vulkan and ROCm the sum of what the firmware set aside and of what the driver may take
+    from main memory, those of Metal what macOS lets a GPU have.
+    """
+    apple = device.backend == "MTL" and device.description.startswith("Apple")
+    if device.type != "igpu" and not apple:
+        return None
+    aside = carve_out() if sys.platform == "linux" and _is_amd(device) else None
+    if aside is not None:
+        private = aside[0] - aside[1]
+    else:
+        private = (device.total_bytes or 0) - machine_memory()
+    return min(max(private, 0), device.free_bytes or 0)
+
+
+def _is_amd(device: Device) -> bool:
+    return any(word in device.description.lower() for word in ("amd", "radeon"))
 
 
 def described_machine(
@@ -122,16 +162,23 @@ def described_machine(
 ) -> Machine:
     """A machine with these GPUs, and this machine's main memory unless `ram` is given.
 
+    A GPU that shares its memory is the machine: it goes with no other, and its memory is all the
+    main memory that there is.
+
     Args:
         gpus: models from the table, whose memory is taken as free.
         vram: bytes of other GPUs, whose bandwidth is unknown.
 
     Raises:
-        SettingError: a size is not a whole number above 0.
+        SettingError: a size is not a whole number above 0, or a GPU that shares its memory is not
+            alone.
     """
     for size in vram:
         check_whole("vram", size, 1)
     check_whole("ram", ram, 1, or_none=True)
+    for gpu in gpus:
+        if gpu.shared is not None:
+            return _of_one_memory(gpu, gpus, vram, ram)
     known = [(gpu.name, gpu.memory, gpu.bandwidth) for gpu in gpus]
     unknown: list[tuple[str, int, int | None]] = [("GPU", size, None) for size in vram]
     all_gpus = [*known, *unknown]
@@ -159,6 +206,55 @@ def described_machine(
             bandwidth_source="assumed: two channels of DDR5",
         )
     return Machine(tuple(devices), host, described=True)
+
+
+def usable_alone(gpu: GPU, beside: int) -> int:
+    """Bytes that a plan may put on such a GPU with so many in main memory."""
+    own = gpu.memory - KEPT_FREE
+    return own if gpu.shared is None else min(own, gpu.shared.total - KEPT_FOR_THE_SYSTEM - beside)
+
+
+def _of_one_memory(gpu: GPU, gpus: Sequence[GPU], vram: Sequence[int], ram: int | None) -> Machine:
+    """The machine whose GPU and processor share one memory."""
+    shared = gpu.shared
+    assert shared is not None
+    if len(gpus) + len(vram) > 1:
+        names = [other.name for other in gpus] + ["a GPU of vram=BYTES" for _ in vram]
+        raise SettingError(
+            f"{gpu.name} is a whole machine, whose GPU and processor share one memory",
+            found=f"{len(names)} GPUs: {', '.join(names)}",
+            expected="no other GPU beside it",
+            hint="Several machines work together as workers: see `llama4 worker`.",
+        )
+    if ram is not None:
+        raise SettingError(
+            f"{gpu.name} has no main memory of its own: GPU and processor share one memory",
+            found=f"{bytes_text(ram)} of it",
+            expected="the size in the name of the GPU, as in 'Strix Halo 64GB'",
+            hint="Plan without ram=BYTES.",
+        )
+    device = MachineDevice(
+        name=gpu.name,
+        description="not here; as the table has it",
+        type="gpu",
+        total_bytes=gpu.memory,
+        free_bytes=gpu.memory,
+        bandwidth=gpu.bandwidth,
+        bandwidth_source="the maker's data sheet",
+        kept_free_bytes=KEPT_FREE,
+        private_bytes=0,
+    )
+    host = MachineDevice(
+        name=CPU,
+        description="the memory that the GPU shares",
+        type="cpu",
+        total_bytes=shared.total,
+        free_bytes=shared.total,
+        bandwidth=gpu.bandwidth,
+        bandwidth_source="the maker's data sheet",
+        kept_free_bytes=KEPT_FOR_THE_SYSTEM,
+    )
+    return Machine((device,), host, described=True)
 
 
 def _this_host() -> MachineDevice:

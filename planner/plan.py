@@ -22,8 +22,9 @@ from ..units import bytes_text
 from ..untrusted import Reader, Record
 from .layout import DeviceLoad
 from .machine import MachineDevice
+from .measured import MeasuredShare, measured_share
 
-FORMAT = 2
+FORMAT = 3
 """The version of a plan's JSON."""
 
 _READER = Reader(SettingError, limit=2**24, hint="Make the plan again.")
@@ -34,12 +35,14 @@ class DevicePlan:
     """What one device is, what it holds of the model, and what llama.cpp allocates on it.
 
     ``output_bytes`` are the logits that a context returns, which lie in main memory.
+    ``taken_bytes`` are those that GPUs which share main memory take of it.
     """
 
     device: MachineDevice
     load: DeviceLoad
     memory: DeviceMemory
     output_bytes: int = 0
+    taken_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class DevicePlan:
     def left_bytes(self) -> int:
         """What is left, beside what is kept free; negative where it does not fit."""
         free = self.device.free_bytes or 0
-        return free - self.device.kept_free_bytes - self.used_bytes
+        return free - self.device.kept_free_bytes - self.used_bytes - self.taken_bytes
 
     @property
     def idle(self) -> bool:
@@ -81,6 +84,7 @@ class DevicePlan:
             "compute_bytes": self.memory.compute,
             "output_bytes": self.output_bytes,
             "used_bytes": self.used_bytes,
+            "taken_bytes": self.taken_bytes,
             "left_bytes": self.left_bytes,
         }
 
@@ -104,6 +108,7 @@ class DevicePlan:
                 bandwidth_source=_maybe_text(record, "bandwidth_source"),
                 kept_free_bytes=record.integer("kept_free_bytes"),
                 endpoint=_maybe_text(record, "endpoint"),
+                private_bytes=_maybe_integer(record, "private_bytes"),
             ),
             load=DeviceLoad(
                 layers=_layers(record),
@@ -120,6 +125,7 @@ class DevicePlan:
                 record.integer("compute_bytes"),
             ),
             output_bytes=record.integer("output_bytes"),
+            taken_bytes=record.integer("taken_bytes"),
         )
 
 
@@ -235,6 +241,12 @@ class Plan:
         """What memory allows when the context is full; None where a bandwidth is unknown."""
         return self._rate(with_cache=True)
 
+    @property
+    def measured_share(self) -> MeasuredShare | None:
+        """What share of such estimates was measured on a machine with GPUs like those in use; None
+        where nothing was."""
+        return measured_share([gpu.device for gpu in self.gpus if not gpu.idle])
+
     def _rate(self, *, with_cache: bool) -> float | None:
         seconds = 0.0
         for device in self.devices:
@@ -289,6 +301,7 @@ class Plan:
             "kv_bytes_per_token_read": self.kv_bytes_per_token_read,
             "estimated_decode_tokens_per_second": self.estimated_decode_tokens_per_second,
             "estimated_decode_tokens_per_second_full": self.estimated_decode_tokens_per_second_full,
+            "measured_share": asdict(share) if (share := self.measured_share) else None,
             "bandwidths": {
                 device.name: {
                     "bytes_per_second": device.device.bandwidth,

@@ -20,7 +20,7 @@ from ..runtime.workers.remote import connect
 from ..units import bytes_text
 from .explain import explain, placement_clause
 from .geometry import Geometry, open_geometry
-from .gpus import gpus_named
+from .gpus import gpus_named, known_gpu
 from .ladder import Candidate, Ladder, Strategy
 from .machine import Machine, MachineDevice, described_machine, this_machine
 from .plan import Alternative, DevicePlan, Images, Plan
@@ -63,7 +63,8 @@ def plan(
             experts from the GPUs.
         gpus: GPUs to plan for instead of those here, as in ``"2x rtx4090, h100"``.
         vram: bytes of GPUs that are not in the table.
-        ram: bytes of main memory to plan for instead of this machine's.
+        ram: bytes of main memory to plan for instead of this machine's; not beside a GPU that
+            shares its memory with the processor.
         n_ubatch: tokens computed at once.
         n_parallel: sequences of ``n_ctx`` tokens each.
         flash_attention: "auto" is on wherever every device can do it.
@@ -167,6 +168,8 @@ def _plan(
         alternatives += _longer_contexts(ladder, candidate)
     if kv_type is None:
         alternatives += _smaller_cache(ladder, candidate)
+    if placement is None:
+        alternatives += _more_of_one_memory(search, candidate)
     result = _as_plan(search, candidate, tuple(alternatives))
     if n_ctx == "max" and candidate.moved and candidate.strategy is not Strategy.BY_HAND:
         result = result.with_notes(
@@ -229,6 +232,29 @@ def _alternative(
     return Alternative(what, ", ".join(clauses), fits)
 
 
+def _more_of_one_memory(search: Search, chosen: Candidate) -> list[Alternative]:
+    """What a GPU that shares main memory would hold if it were let have more of it."""
+    machine, settings = search.machine, chosen.settings
+    if chosen.strategy is Strategy.ALL_ON_GPU or len(machine.gpus) != 1:
+        return []
+    gpu = machine.gpus[0]
+    known = known_gpu(gpu.name, machine.host.total_bytes) or known_gpu(
+        gpu.description, machine.host.total_bytes
+    )
+    if gpu.private_bytes is None or known is None or known.shared is None:
+        return []
+    more = known.shared.most - (gpu.total_bytes or 0)
+    if more <= 0:
+        return []
+    raised = replace(gpu, free_bytes=(gpu.free_bytes or 0) + more)
+    on_it = search.on(replace(machine, gpus=(raised,)))
+    other = Ladder(on_it).best(settings.n_ctx, settings.kv_type)
+    if on_it.host_left(other.count) < 0:
+        return []
+    what = f"{bytes_text(known.shared.most)} for the GPU"
+    return [Alternative(what, placement_clause(on_it, other), fits=True)]
+
+
 def _as_plan(search: Search, candidate: Candidate, alternatives: tuple[Alternative, ...]) -> Plan:
     geometry, count = search.geometry, candidate.count
     result = Plan(
@@ -245,6 +271,7 @@ def _as_plan(search: Search, candidate: Candidate, alternatives: tuple[Alternati
                 load=load,
                 memory=count.report.on(device.name),
                 output_bytes=count.output_bytes if device.name == CPU else 0,
+                taken_bytes=search.taken_from_main_memory(count) if device.name == CPU else 0,
             )
             for device, load in zip(search.machine.devices, count.loads, strict=True)
         ),

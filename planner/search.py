@@ -16,7 +16,7 @@ from ..runtime.workers.remote import Workers
 from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry
 from .layout import DeviceLoad, device_loads, distribute, layer_sizes, split_for
-from .machine import Machine
+from .machine import Machine, MachineDevice
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Search:
     ) -> None:
         self.geometry = geometry
         self.machine = machine
-        self.capacities = [gpu.usable_bytes for gpu in machine.gpus]
+        self.capacities = [_capacity(gpu, machine.host) for gpu in machine.gpus]
         self._base = base
         self._workers = workers
         names = [gpu.name for gpu in machine.gpus]
@@ -100,9 +100,18 @@ class Search:
         """Bytes of each GPU's compute buffer."""
         return [report.on(gpu.name).compute for gpu in self.machine.gpus]
 
+    def on(self, machine: Machine) -> Search:
+        """The same search on another machine."""
+        return Search(self.geometry, machine, self._base, self._workers)
+
+    def taken_from_main_memory(self, count: Count) -> int:
+        """Bytes that GPUs which share main memory take of it."""
+        return sum(gpu.from_main_memory(count.used(gpu.name)) for gpu in self.machine.gpus)
+
     def host_left(self, count: Count) -> int:
         """Bytes left of main memory; negative where it is short."""
-        return self.machine.host.usable_bytes - count.used(CPU)
+        used = count.used(CPU) + self.taken_from_main_memory(count)
+        return self.machine.host.usable_bytes - used
 
     def least_left(self, count: Count) -> int:
         """Bytes left on the device that has fewest left; negative where one is short.
@@ -151,3 +160,12 @@ class Search:
             overrides=overrides,
         )
         return replace(settings, placement=placement), fullness
+
+
+def _capacity(gpu: MachineDevice, host: MachineDevice) -> int:
+    """Bytes that may be put on a GPU. One that shares main memory leaves a part of that: what it
+    holds, the system cannot page out."""
+    if gpu.private_bytes is None:
+        return gpu.usable_bytes
+    rest = host.usable_bytes - host.usable_bytes // HOST_RESERVE
+    return min(gpu.usable_bytes, gpu.private_bytes + rest)

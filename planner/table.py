@@ -21,7 +21,7 @@ from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry, is_gguf, open_geometry
 from .gpus import GPU, GPUS
 from .layout import distribute, layer_sizes, split_for
-from .machine import KEPT_FREE
+from .machine import usable_alone
 
 CONTEXTS = (1024, 8192, 32_768, 131_072, 262_144, 1_048_576, 10_485_760)
 """1k to 10M."""
@@ -122,26 +122,28 @@ class _Buffers:
 def _cell(geometry: Geometry, recipe: str, settings: EngineSettings, buffers: _Buffers) -> Cell:
     sizes = layer_sizes(geometry, settings)
     gpu, host = buffers.of(settings, 1)
-    holder = _holder(sizes, settings, buffers)
     embedding = sum(weight.nbytes for weight in geometry.weights if weight.role == "embedding")
+    beside = embedding + host + geometry.output_bytes(settings)
+    holder = _holder(sizes, beside, settings, buffers)
     return Cell(
         model=geometry.name,
         recipe=recipe,
         n_ctx=settings.n_ctx,
         gpu_bytes=sum(sizes) + gpu,
-        host_bytes=embedding + host + geometry.output_bytes(settings),
+        host_bytes=beside,
         holder=None if holder is None else _set_name(*holder),
         holder_bytes=None if holder is None else holder[0].memory * holder[1],
     )
 
 
 def _holder(
-    sizes: Sequence[int], settings: EngineSettings, buffers: _Buffers
+    sizes: Sequence[int], beside: int, settings: EngineSettings, buffers: _Buffers
 ) -> tuple[GPU, int] | None:
-    """The set with least memory that holds everything; of equals, the one of fewest GPUs."""
+    """The set with least memory that holds everything but the bytes in main memory, `beside`; of
+    equals, the one of fewest GPUs."""
     sets = [(gpu, count) for gpu in GPUS for count in _SETS if count <= gpu.most_together]
     for gpu, count in sorted(sets, key=lambda pair: (pair[0].memory * pair[1], pair[1])):
-        usable = gpu.memory - KEPT_FREE
+        usable = usable_alone(gpu, beside)
         # Most sets are too small even without compute buffers, which llama.cpp would count.
         if usable * count < sum(sizes):
             continue

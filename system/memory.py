@@ -59,6 +59,33 @@ def address_space_left() -> int | None:
     return max(0, limit - int(psutil.Process().memory_info().vms))
 
 
+def machine_memory() -> int:
+    """Bytes of main memory that the operating system has, whatever limits this process."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def carve_out(root: Path = Path("/")) -> tuple[int, int] | None:
+    """Bytes that the firmware has set aside for the integrated GPU of an AMD processor, and how
+    many of them are in use: they are no part of main memory. None where Linux's driver reports
+    none, or has several GPUs.
+
+    Args:
+        root: where /sys is looked for.
+    """
+    files = list(root.glob("sys/class/drm/card*/device/mem_info_vram_total"))
+    if len(files) != 1:
+        return None
+    try:
+        total = files[0].read_text(encoding="ascii")
+        used = (files[0].parent / "mem_info_vram_used").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    numbers = _number(total.strip()), _number(used.strip())
+    return None if None in numbers else (numbers[0] or 0, numbers[1] or 0)
+
+
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int, str]]:
     """Limit, bytes left and file of each control group around this process that has a limit."""
     for group in control_groups("memory", root):

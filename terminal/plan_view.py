@@ -30,6 +30,7 @@ _PARTS = (
     ("▒", "magenta", "KV cache"),
     ("░", "yellow", "compute"),
     ("-", "bright_black", "kept free"),
+    ("/", "green", "the GPU's"),
 )
 _BAR = 40
 _ROLES = {
@@ -53,7 +54,7 @@ def plan_view(plan: Plan) -> RenderableType:
     for device in devices:
         parts.append(_device_line(device, plan.n_layer))
         parts.append(_bar(device))
-    parts += [_legend(), "", _bytes_table(devices), ""]
+    parts += [_legend(devices), "", _bytes_table(devices), ""]
     sections: tuple[tuple[str, Iterable[str]], ...] = (
         ("why", plan.why),
         ("speed", _speed(plan)),
@@ -82,6 +83,8 @@ def _headline(plan: Plan) -> Text:
 def _device_line(device: DevicePlan, n_layer: int) -> Text:
     free = bytes_text(device.device.free_bytes or 0)
     used = f"{bytes_text(device.used_bytes)} of {free} free"
+    if device.taken_bytes:
+        used += f", {bytes_text(device.taken_bytes)} the GPU's"
     if device.left_bytes >= 0:
         left = (f"{bytes_text(device.left_bytes)} left", "green")
     else:
@@ -102,6 +105,7 @@ def _bar(device: DevicePlan) -> Text:
         device.memory.kv,
         device.memory.compute + device.output_bytes,
         device.device.kept_free_bytes,
+        device.taken_bytes,
     )
     whole = max(device.device.free_bytes or 0, sum(sizes), 1)
     bar = Text()
@@ -114,9 +118,10 @@ def _bar(device: DevicePlan) -> Text:
     return bar.append("·" * (_BAR - width), "bright_black")
 
 
-def _legend() -> Text:
+def _legend(devices: Sequence[DevicePlan]) -> Text:
     legend = Text()
-    for sign, style, name in _PARTS:
+    shared = any(device.taken_bytes for device in devices)
+    for sign, style, name in _PARTS if shared else _PARTS[:-1]:
         legend.append(sign, style).append(f" {name}  ", "dim")
     return legend.append("· left", "dim")
 
@@ -179,6 +184,12 @@ def _speed(plan: Plan) -> Iterator[str]:
         f"at most {rate_text(begin)} at the beginning, {rate_text(full)} when the context is full: "
         "an upper bound, from reading memory alone"
     )
+    share = plan.measured_share
+    if share is not None:
+        yield (
+            f"of such bounds {share.low:.0%} to {share.high:.0%} were measured on this GPU: "
+            f"{share.what} ({share.source})"
+        )
     for devices in _alike(plan.devices):
         read = sum(device.load.read_bytes for device in devices)
         cache = sum(device.load.kv_read_bytes for device in devices)
@@ -312,7 +323,8 @@ def table_view(cells: Sequence[Cell]) -> RenderableType:
     parts.append(
         Text(
             "Memory for everything on one GPU, and the smallest known GPUs that hold it, at most "
-            "eight, 1 GiB of each kept free. Main memory holds the token embedding and some "
+            "eight, 1 GiB of each kept free; of one that shares its memory, what it may have by "
+            "default. Main memory holds the token embedding and some "
             f"buffers beside it, {bytes_text(min(beside))} to {bytes_text(max(beside))}.",
             "dim",
         )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from llama4_edge.system.memory import HostMemory, host_memory
+from llama4_edge.system.memory import HostMemory, carve_out, host_memory, machine_memory
 
 _GIB = 2**30
 
@@ -100,3 +100,28 @@ def test_this_machine_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     memory = host_memory()
     assert 0 < memory.free <= memory.total <= psutil.virtual_memory().total
+
+
+def _amd(root: Path, number: int, total: object, used: object) -> None:
+    card = root / f"sys/class/drm/card{number}/device"
+    card.mkdir(parents=True)
+    (card / "mem_info_vram_total").write_text(f"{total}\n")
+    (card / "mem_info_vram_used").write_text(f"{used}\n")
+
+
+def test_what_the_firmware_sets_aside_is_read_from_amds_driver(tmp_path: Path) -> None:
+    assert carve_out(tmp_path) is None
+    _amd(tmp_path, 1, 96 * _GIB, _GIB)
+    assert carve_out(tmp_path) == (96 * _GIB, _GIB)
+    # With several, one of them has a memory of its own.
+    _amd(tmp_path, 2, 24 * _GIB, 0)
+    assert carve_out(tmp_path) is None
+
+
+def test_a_driver_that_says_no_number_sets_nothing_aside(tmp_path: Path) -> None:
+    _amd(tmp_path, 0, "n/a", 0)
+    assert carve_out(tmp_path) is None
+
+
+def test_the_machines_memory_is_the_operating_systems() -> None:
+    assert machine_memory() == 64 * _GIB
