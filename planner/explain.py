@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK
 from ..units import bytes_text, rate_text
-from .gpus import known_gpu
 from .ladder import Candidate, Strategy
-from .machine import KEPT_FREE, MachineDevice
+from .machine import KEPT_FREE, Machine, MachineDevice
 from .search import Search
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
         )
     for gpu in plan.gpus:
         if gpu.device.private_bytes is not None:
-            yield _shared(gpu.device)
+            yield _shared(search.machine, gpu.device)
     unknown = [
         device.name
         for device in plan.devices
@@ -159,10 +158,10 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
         yield f"in all it takes {_size(total)}: {_remedy(plan)}"
 
 
-def _shared(device: MachineDevice) -> str:
+def _shared(machine: Machine, device: MachineDevice) -> str:
     """That a GPU shares main memory, how much of it it may have, and how it may have more."""
     clauses = [f"{device.name} and the processor share one memory: what one takes, the other lacks"]
-    known = known_gpu(device.name) or known_gpu(device.description)
+    known = machine.known(device)
     shared = known.shared if known else None
     if shared is not None:
         limit = device.total_bytes or 0

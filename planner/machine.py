@@ -93,6 +93,11 @@ class Machine:
         """All devices, main memory last."""
         return (*self.gpus, self.host)
 
+    def known(self, gpu: MachineDevice) -> GPU | None:
+        """The GPU of the table that one of this machine is; None if it is in none."""
+        memory = self.host.total_bytes
+        return known_gpu(gpu.name, memory) or known_gpu(gpu.description, memory)
+
 
 def this_machine(workers: Workers, chosen: Sequence[str] | None = None) -> Machine:
     """The GPUs of `workers`, then those that llama.cpp finds here, with what is free now.

@@ -20,7 +20,7 @@ from ..runtime.workers.remote import connect
 from ..units import bytes_text
 from .explain import explain, placement_clause
 from .geometry import Geometry, open_geometry
-from .gpus import gpus_named, known_gpu
+from .gpus import gpus_named
 from .ladder import Candidate, Ladder, Strategy
 from .machine import Machine, MachineDevice, described_machine, this_machine
 from .plan import Alternative, DevicePlan, Images, Plan
@@ -238,9 +238,7 @@ def _more_of_one_memory(search: Search, chosen: Candidate) -> list[Alternative]:
     if chosen.strategy is Strategy.ALL_ON_GPU or len(machine.gpus) != 1:
         return []
     gpu = machine.gpus[0]
-    known = known_gpu(gpu.name, machine.host.total_bytes) or known_gpu(
-        gpu.description, machine.host.total_bytes
-    )
+    known = machine.known(gpu)
     if gpu.private_bytes is None or known is None or known.shared is None:
         return []
     more = known.shared.most - (gpu.total_bytes or 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama4_edge.errors import SettingError
-from llama4_edge.planner import Plan, machine, plan, planning
+from llama4_edge.planner import Plan, fallback, machine, plan, planning
 from llama4_edge.planner.gpus import GPUS, gpus_named, known_gpu
 from llama4_edge.planner.machine import (
     KEPT_FOR_THE_SYSTEM,
@@ -272,6 +272,36 @@ def test_a_gpu_with_a_carve_out_is_not_short_of_main_memory(
     assert large.gpus[0].used_bytes > 96 * GIB
     assert large.host.taken_bytes == large.gpus[0].used_bytes - 96 * GIB
     assert large.fits
+
+
+def test_on_this_machine_it_is_one_memory_too(
+    scout_int4: Path, two_workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker's device stands for an integrated GPU, of which llama.cpp has none here.
+    def with_a_mac(*arguments: object) -> Machine:
+        found = machine.this_machine(*arguments)  # type: ignore[arg-type]
+        gpu = replace(
+            found.gpus[0],
+            description="Apple M4 Max",
+            total_bytes=48 * GIB,
+            free_bytes=48 * GIB,
+            kept_free_bytes=GIB,
+            private_bytes=0,
+        )
+        host = replace(found.host, total_bytes=64 * GIB, free_bytes=50 * GIB)
+        return Machine((gpu,), host)
+
+    monkeypatch.setattr(planning, "this_machine", with_a_mac)
+    result = plan(scout_int4, n_ctx=1024, devices=["RPC0"], workers=two_workers[:1])
+    (gpu,) = result.gpus
+    assert result.host.taken_bytes == gpu.used_bytes > 0
+    assert result.host.left_bytes == 50 * GIB - gpu.used_bytes - result.host.used_bytes
+    (note,) = [note for note in result.notes if "share one memory" in note]
+    # The advice is for a machine of 64 GB, whatever the largest of that chip has.
+    assert "`sudo sysctl iogpu.wired_limit_mb=57344` gives it 56 GiB" in note
+    less = fallback(result)
+    assert less is not None
+    assert less.host.taken_bytes == sum(gpu.used_bytes for gpu in less.gpus)
 
 
 def test_a_shared_gpu_leaves_some_of_main_memory_to_everything_else() -> None:
