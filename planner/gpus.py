@@ -6,7 +6,7 @@ what its system lets it have by default. Knows nothing of the machine at hand.
 
 Where the rows of shared memory come from:
 
-- Apple: apple.com/mac-studio/specs, apple.com/mac-mini/specs, and Apple's announcements of
+- Apple: apple.com/mac-studio/specs, apple.com/mac-mini/specs, and Apple's announcements, last of
   M5 (October 2025), M5 Pro and M5 Max (March 2026), M6 and M5 Ultra (August 2026). Two thirds of
   32 GB and three quarters of more are the GPU's (github.com/ggml-org/llama.cpp/discussions/2182).
 - Strix Halo: amd.com, Ryzen AI Max+ 395: 256 bits of LPDDR5X-8000; Gorgon Halo: Ryzen AI Max+ PRO
@@ -95,30 +95,34 @@ _TABLE: tuple[tuple[str, int, int], ...] = (
     ("MI300X", 196592, 5300),
 )
 
-# Chip, GB, GB/s. The largest of a chip is meant where no size is given.
+# Chip, GB, GB/s, of one size the fastest first. The largest of a chip is meant where no size is
+# given.
 _APPLE: tuple[tuple[str, int, int], ...] = (
-    ("M5", 32, 153),
     ("M6", 32, 170),
-    ("M4 Max", 36, 410),
+    ("M5", 32, 153),
     ("M5 Max", 36, 460),
-    ("M4 Pro", 48, 273),
-    ("M5 Pro", 48, 307),
-    ("M4 Max", 48, 546),
+    ("M4 Max", 36, 410),
     ("M5 Max", 48, 614),
-    ("M4 Pro", 64, 273),
-    ("M5 Pro", 64, 307),
-    ("M1 Max", 64, 400),
-    ("M4 Max", 64, 546),
+    ("M4 Max", 48, 546),
+    ("M5 Pro", 48, 307),
+    ("M4 Pro", 48, 273),
     ("M5 Max", 64, 614),
-    ("M3 Ultra", 96, 819),
+    ("M4 Max", 64, 546),
+    ("M1 Max", 64, 400),
+    ("M5 Pro", 64, 307),
+    ("M4 Pro", 64, 273),
     ("M5 Ultra", 96, 1200),
-    ("M4 Max", 128, 546),
+    ("M3 Ultra", 96, 819),
+    ("M2 Max", 96, 400),
+    ("M1 Ultra", 128, 800),
     ("M5 Max", 128, 614),
+    ("M4 Max", 128, 546),
+    ("M3 Max", 128, 400),
     ("M2 Ultra", 192, 800),
-    ("M3 Ultra", 256, 819),
     ("M5 Ultra", 256, 1200),
-    ("M3 Ultra", 512, 819),
+    ("M3 Ultra", 256, 819),
     ("M5 Ultra", 512, 1200),
+    ("M3 Ultra", 512, 819),
 )
 _AMD: tuple[tuple[str, int, int], ...] = (
     ("Strix Halo", 32, 256),
@@ -208,11 +212,12 @@ _CALLED = {
     "8065s": "Gorgon Halo",
     "gorgonhalo": "Gorgon Halo",
 }
-_RYZEN = re.compile(r"ryzenaimax(?:plus)?(?:pro)?(3[89]\d|4[89]\d)")
+_RYZEN = re.compile(r"max(?:pro)?([34][89]\d)")
 _SIZE = re.compile(r"\(?\b(\d{2,3})\s*(?:gb|gib|g)\b\)?")
 # Names of makers and brands are ignored.
 _NOISE = re.compile(
-    r"\b(nvidia|geforce|amd|radeon|instinct|apple|tesla|macbook pro|mac studio|mac mini)\b"
+    r"\b(nvidia|geforce|amd|radeon|instinct|apple|tesla|mac studio|mac mini"
+    r"|macbook pro(?: 1[46](?:[ -]inch)?)?)\b|\(\d+-core[^)]*\)"
 )
 # An x at the end of a word (rtx, rx, max) is no sign of a count.
 _COUNTED = re.compile(

@@ -51,6 +51,10 @@ SHARED = [gpu for gpu in GPUS if gpu.shared is not None]
         ("GMKtec EVO-X2", "Strix Halo 128GB"),
         ("Ryzen AI Max+ PRO 495", "Gorgon Halo 192GB"),
         ("Radeon 8065S", "Gorgon Halo 192GB"),
+        ("AI Max+ 395", "Strix Halo 128GB"),
+        ("Apple M3 Max", "M3 Max 128GB"),
+        ("Apple M5 Max (40-core GPU)", "M5 Max 128GB"),
+        ("MacBook Pro 16-inch M5 Max", "M5 Max 128GB"),
         ("Apple M5", "M5 32GB"),
         ("Apple M5 Pro", "M5 Pro 64GB"),
         ("Apple M5 Max", "M5 Max 128GB"),
@@ -73,6 +77,13 @@ def test_they_are_known_by_what_drivers_makers_and_people_say(text: str, meant: 
 )
 def test_others_are_not_taken_for_one(text: str) -> None:
     assert known_gpu(text) is None
+
+
+def test_a_count_is_not_part_of_the_name() -> None:
+    for text in ("dgx spark x2", "2x GB10", "GB10*2"):
+        assert [gpu.name for gpu in gpus_named(text)] == ["DGX Spark"] * 2
+    # The x in a name is none.
+    assert [gpu.name for gpu in gpus_named("GMKtec EVO-X2")] == ["Strix Halo 128GB"]
 
 
 def test_a_driver_that_names_no_size_is_told_apart_by_the_machines_memory() -> None:
