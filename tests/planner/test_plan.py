@@ -53,6 +53,7 @@ def random_plan(seed: int) -> Plan:
                 bandwidth_source=maybe("measured"),
                 kept_free_bytes=nbytes(),
                 endpoint=maybe("10.0.0.7:50052"),
+                private_bytes=maybe(nbytes()),
             ),
             load=DeviceLoad(
                 layers=tuple(range(rng.randrange(5))),
@@ -64,6 +65,7 @@ def random_plan(seed: int) -> Plan:
             ),
             memory=DeviceMemory(name, nbytes(), nbytes(), nbytes()),
             output_bytes=nbytes(),
+            taken_bytes=nbytes(),
         )
 
     count = rng.randrange(4)
