@@ -28,7 +28,15 @@ from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus, host_need, settings_that_fit
 from .runtime.placement import Placement, check_overrides
-from .runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
+from .runtime.settings import (
+    Context,
+    EngineSettings,
+    FlashAttention,
+    KVTypes,
+    LoadMode,
+    check_settings_of_model,
+    context_length,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,8 +60,10 @@ class Model:
             tokens of its own. More than that wait, in the order in which they came.
         placement: where layers and tensors go, chosen by hand; None lets the planner choose.
         devices: names of the GPUs that the planner may use; None is all, () is the CPU alone.
-        kv_type: what the KV cache is kept as; None is f16, or what the planner finds better.
-        n_batch, n_ubatch, n_threads, flash_attention, mmap, workers: see ``EngineSettings``.
+        kv_type: what the KV cache is kept as, one type or a pair of those of keys and of values;
+            None is f16, or what the planner finds better.
+        n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, workers: see
+            ``EngineSettings``.
         on_load_progress: called with the fraction loaded; returning False cancels.
 
     Without ``plan`` and ``placement`` the model goes where `llama4_edge.plan` says, if there is a
@@ -82,9 +92,10 @@ class Model:
         n_threads: int | None = None,
         placement: Placement | None = None,
         devices: Sequence[str] | None = None,
-        kv_type: KVType | None = None,
+        kv_type: KVTypes | None = None,
+        n_expert_used: int | None = None,
         flash_attention: FlashAttention = EngineSettings.flash_attention,
-        mmap: bool = EngineSettings.mmap,
+        load_mode: LoadMode = EngineSettings.load_mode,
         workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
@@ -99,15 +110,17 @@ class Model:
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts(),
             placement=_wished_placement(placement, devices),
-            kv_type=kv_type or EngineSettings.kv_type,
+            kv_type=EngineSettings.kv_type if kv_type is None else kv_type,
+            n_expert_used=n_expert_used,
             flash_attention=flash_attention,
-            mmap=mmap,
+            load_mode=load_mode,
             workers=_names("workers", workers),
         )
         if plan is not None:
             _check_plan(
                 plan, wish, n_ctx=n_ctx, placement=placement, devices=devices, kv_type=kv_type
             )
+        check_settings_of_model(wish, self.info.hparams, os.fspath(path))
         check_overrides(wish.placement.overrides, [tensor.name for tensor in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
@@ -369,7 +382,9 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
     if not isinstance(plan, Plan):
         raise wrong_type("plan", plan, "a Plan or None")
     usual = EngineSettings()
-    names = ("n_parallel", "n_ubatch", "flash_attention", "mmap", "workers")
+    names = (
+        "n_parallel", "n_ubatch", "n_expert_used", "flash_attention", "load_mode", "workers",
+    )  # fmt: skip
     asked = [name for name, value in choices.items() if value is not None]
     asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
     if asked:
@@ -384,7 +399,7 @@ def _planned(
     path: str | os.PathLike[str],
     wish: EngineSettings,
     n_ctx: Context,
-    kv_type: KVType | None,
+    kv_type: KVTypes | None,
     placement: Placement | None,
 ) -> Plan:
     """The plan for this machine; the planner is imported where there is something to plan."""
@@ -397,7 +412,8 @@ def _planned(
         n_ubatch=wish.n_ubatch,
         n_parallel=wish.n_parallel,
         flash_attention=wish.flash_attention,
-        mmap=wish.mmap,
+        load_mode=wish.load_mode,
+        n_expert_used=wish.n_expert_used,
         placement=placement,
         devices=None if placement else wish.placement.devices,
         workers=wish.workers,
@@ -408,7 +424,7 @@ def _planned(
             "%s: the KV cache is kept as %s, because in %s more than experts would have to leave "
             "the GPUs; kv_type chooses it",
             os.fspath(path),
-            chosen.settings.kv_type,
+            chosen.settings.kv_text,
             wish.kv_type,
         )
     for text in (*chosen.why, *chosen.notes):

@@ -210,7 +210,15 @@ def longest_context(section: Section, machine: Machine, path: Path) -> None:
     row = section.table("KV cache", "tokens", "planned on the GPU", "allocated", "left of the GPU")
     for kv_type in ("f16", "q8_0", "q4_0"):
         # A worker lends all of this machine's memory, which a trial must not fill.
-        wish = ("--ctx", "65536" if machine.trial else "max", "--kv", kv_type, *machine.ours)
+        wish = (
+            "--ctx",
+            "65536" if machine.trial else "max",
+            "-ctk",
+            kv_type,
+            "-ctv",
+            kv_type,
+            *machine.ours,
+        )
         planned = plan(path, *wish)
         gpu = planned["devices"][0]
         checked = command("plan", str(path), "--check", "--json", *wish)["check"]

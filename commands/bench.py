@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,21 @@ from .model_name import check_name
 from .options import (
     DeviceOptions,
     LayerOptions,
+    experts_option,
     given_workers,
-    no_mmap_flag,
-    one_kv_type,
+    kv_types,
+    load_mode_option,
     placed,
     recipe_option,
     type_option,
+    with_load_mode,
 )
 from .output import give, present, show_warnings
 
 if TYPE_CHECKING:
     from ..measure.speed import BenchGrid, BenchResult
     from ..planner.plan import Plan
+    from ..runtime.settings import LoadMode
 
 _NUMBERS = "N,N,…"
 _LENGTHS, _COUNTS = (values.several(values.whole_number(least)) for least in (0, 1))
@@ -83,13 +87,13 @@ class GridOptions:
         "-ub", "--ubatch-size", kind=_COUNTS, metavar=_NUMBERS,
         help="Tokens of a prompt computed at once.",
     )  # fmt: skip
-    kv_type: tuple[str, ...] | None = option(
-        "-ctk", "--kv", "--cache-type-k", kind=values.several(values.kv_type), metavar="TYPE,…",
-        help="Type of the KV cache, keys and values alike: f16, q8_0 or q4_0.",
+    type_k: tuple[str, ...] | None = option(
+        "-ctk", "--cache-type-k", kind=values.several(values.kv_type), metavar="TYPE,…",
+        help="Type of the keys in the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl.",
     )  # fmt: skip
-    kv_type_v: tuple[str, ...] | None = option(
+    type_v: tuple[str, ...] | None = option(
         "-ctv", "--cache-type-v", kind=values.several(values.kv_type), metavar="TYPE,…",
-        help="The same as -ctk.",
+        help="Type of the values in it.",
     )  # fmt: skip
     flash_attention: tuple[str, ...] | None = option(
         "-fa", "--flash-attn", kind=values.several(values.switch), metavar="on|off|auto,…",
@@ -112,7 +116,11 @@ class GridOptions:
         declared = {field.name: field.default for field in fields(BenchGrid)}
         lists = {name: ",".join(map(str, value)) for name, value in declared.items()
                  if isinstance(value, tuple) and value and name != "n_threads"}  # fmt: skip
-        placed = {"n_gpu_layers": "as `llama4 plan` says"}
+        placed = {
+            "n_gpu_layers": "as `llama4 plan` says",
+            "type_k": BenchGrid.base.type_k,
+            "type_v": BenchGrid.base.type_v,
+        }
         return {**lists, **placed, "repetitions": declared["repetitions"]}
 
 
@@ -157,7 +165,8 @@ class BenchOptions:
     grid: GridOptions = group(GridOptions)
     where: DeviceOptions = group(DeviceOptions)
     synthetic: SyntheticOptions = group(SyntheticOptions)
-    no_mmap: bool = no_mmap_flag()
+    n_expert_used: int | None = experts_option()
+    load_mode: tuple[LoadMode, ...] = load_mode_option()
     no_warmup: bool = flag("--no-warmup", help="Measure the first run of each test too.")
     as_json: bool = json_flag()
     verbose: bool = verbose_flag()
@@ -217,11 +226,23 @@ def _grid(options: BenchOptions) -> BenchGrid:
     placement = where.get("placement") or Placement(devices=where.get("devices"))
     with usage_errors():
         base = EngineSettings(
-            placement=placement, mmap=not options.no_mmap, **given_workers(options.where)
+            placement=placement,
+            n_expert_used=options.n_expert_used,
+            **with_load_mode({"load_mode": options.load_mode}),
+            **given_workers(options.where),
         )
-        return BenchGrid(
-            base=base, warmup=not options.no_warmup, **one_kv_type(given(options.grid))
+        return BenchGrid(base=base, warmup=not options.no_warmup, **_given_grid(options.grid))
+
+
+def _given_grid(grid: GridOptions) -> dict[str, Any]:
+    """What was given, with every type of keys beside every type of values, as in llama-bench."""
+    settings = given(grid)
+    types_k, types_v = settings.pop("type_k", None), settings.pop("type_v", None)
+    if types_k or types_v:
+        settings["kv_type"] = tuple(
+            kv_types(*pair) for pair in product(types_k or (None,), types_v or (None,))
         )
+    return settings
 
 
 @contextmanager

@@ -11,12 +11,14 @@ FLAG_OF = {
     "flash_attention": "-fa",
     "keep_source": "--keep-source",
     "kv_type": "-ctk",
+    "load_mode": "-lm",
     "max_tokens": "-n",
     "min_p": "--min-p",
     "n_batch": "-b",
     "n_cpu_moe": "-ncmoe",
     "n_ctx": "-c",
     "n_depth": "-d",
+    "n_expert_used": "--experts",
     "n_gen": "-n",
     "n_gpu_layers": "-ngl",
     "n_parallel": "-np",
@@ -38,7 +40,6 @@ _FLAG_OF_ASSIGNED = {
     "force": "--force",
     "gpus": "--gpu",
     "layers": "--layers",
-    "mmap": "--no-mmap",
     "overrides": "-ot",
     "ram": "--ram",
     "recipe": "--recipe",
@@ -53,7 +54,7 @@ _FLAG_OF_ASSIGNED = {
 }
 _ANY = "|".join(FLAG_OF)
 _ASSIGNED = "|".join(_FLAG_OF_ASSIGNED)
-_VALUE = r"[\"']?([\w-]+(?:\.[\w-]+)*)[\"']?"  # a full stop behind it is the sentence's
+_VALUE = r"[\"']?([\w+-]+(?:\.[\w-]+)*)[\"']?"  # a full stop behind it is the sentence's
 _SETTING = re.compile(
     rf"(?<![\w.`])(?:({_ANY})(?:={_VALUE})?|({_ASSIGNED})={_VALUE})"
     r"(?![\w=]| \(-)"  # the flag is there already
@@ -70,4 +71,6 @@ def _with_flag(match: re.Match[str]) -> str:
     flag = FLAG_OF.get(setting) or _FLAG_OF_ASSIGNED[setting]
     if value is None or value in ("True", "False"):
         return f"{match[0]} ({flag})"
+    if setting == "kv_type":  # keys and values alike
+        return f"{match[0]} (-ctk {value} -ctv {value})"
     return f"{match[0]} ({flag} {value})"

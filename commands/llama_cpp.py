@@ -33,12 +33,17 @@ class Foreign:
     Args:
         instead: what to do here, as a sentence; ``{command}`` is the command that was given.
         accepted: the values with which it asks for what happens here anyway; "" is no value.
-        ours: values for which there is an option here, and that option.
+        ours: values for which there is an option here, and that option with its own value.
     """
 
     instead: str
     accepted: tuple[str, ...] = ()
     ours: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether the next word is its value."""
+        return "" not in self.accepted and "" not in dict(self.ours)
 
 
 _SAMPLERS = "The samplers here are top-k, top-p, min-p and temperature, in llama.cpp's order."
@@ -49,7 +54,8 @@ _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one.
 _ROPE = "RoPE is set as the model file says, and not changed."
 _CACHE = "The KV cache is managed here: pruned for the chunked layers, kept between messages."
 _CORES = "Threads are not pinned here; taskset -c CORES llama4 … pins them."
-_MAPPED = "Model files are memory-mapped here, unless --no-mmap is given."
+_MAPPED = "-lm MODE says how a model is loaded: auto, none, mmap, mlock, mmap+mlock or dio."
+_EXPERTS = "llama4.expert_used_count=int:{}"
 _GRAMMAR = "Answers are not constrained by grammars here."
 _ADAPTER = "Adapters are not applied here: merge them into the checkpoint before converting it."
 _LOG = "llama.cpp's log is on stderr with -v, and silent without."
@@ -86,10 +92,12 @@ _TABLE = (
     (("-mg", "--main-gpu"), Foreign("Name the GPUs to use with -dev; the first one leads.")),
     (("--list-devices",), Foreign("`llama4 doctor` lists the devices.")),
     (("--rpc", "-rpc"), Foreign("Other machines are given with --workers HOST:PORT,….")),
-    (("--mmap",), Foreign(_MAPPED, ("",))),
-    (("-mmp",), Foreign(_MAPPED, ("1",), (("0", "--no-mmap"),))),
-    (("-lm", "--load-mode"), Foreign(_MAPPED, ("auto", "mmap"), (("none", "--no-mmap"),))),
-    (("--mlock",), Foreign(f"Locking in memory is not offered. {_MAPPED}")),
+    (("--mmap",), Foreign(_MAPPED, ours=(("", "-lm mmap"),))),
+    (("--no-mmap",), Foreign(_MAPPED, ours=(("", "-lm none"),))),
+    (("-mmp",), Foreign(_MAPPED, ours=(("1", "-lm mmap"), ("0", "-lm none")))),
+    (("--mlock",), Foreign(_MAPPED, ours=(("", "-lm mmap+mlock"),))),
+    (("-dio", "--direct-io"), Foreign(_MAPPED, ours=(("", "-lm dio"),))),
+    (("-ndio", "--no-direct-io"), Foreign(_MAPPED, ("",))),
     (("--jinja",), Foreign(_TEMPLATE, ("",))),
     (("--no-jinja", "--chat-template", "--chat-template-file", "--chat-template-kwargs"),
      Foreign(_TEMPLATE)),
@@ -117,7 +125,9 @@ _TABLE = (
     (("-fit", "--fit", "-fitp", "--fit-print", "-fitt", "--fit-target", "-fitc", "--fit-ctx"),
      Foreign(_FIT)),
     (("--check-tensors",), Foreign("`llama4 inspect MODEL --check` reads all tensors.")),
-    (("--override-kv",), Foreign("The file's metadata is taken as it is; convert it anew.")),
+    (("--override-kv",),
+     Foreign("The file's metadata is taken as it is, but for --experts N; convert it anew.",
+             ours=tuple((_EXPERTS.format(n), f"--experts {n}") for n in range(1, 17)))),
     (("-ncffn", "--n-cpu-ffn"), Foreign("-ncmoe N, or -ot 'REGEX=CPU', keeps weights on the CPU.")),
     (("--samplers", "--sampler-seq", "--sampling-seq", "--top-nsigma", "--top-n-sigma",
       "--xtc-probability", "--xtc-threshold", "--typical", "--typical-p", "--repeat-last-n",
@@ -254,19 +264,19 @@ def _unknown(
     foreign = foreign_flag(name)
     if foreign is None:
         raise click.UsageError(_no_such_option(ctx, word, name, options), ctx)
-    if assigned or "" not in foreign.accepted:
-        value = value if assigned else rest[0] if rest else ""
-        ours = dict(foreign.ours).get(value)
-        if ours is not None and ours in options:
-            yield ours
-        elif value not in foreign.accepted:
-            raise click.UsageError(
-                f"{name} is an option of llama.cpp that `{ctx.command_path}` does not take. "
-                f"{foreign.instead.replace('{command}', ctx.command_path)}",
-                ctx,
-            )
-        if not assigned:
-            rest.pop(0)
+    if not assigned and foreign.takes_value and rest:
+        value = rest[0]
+    ours = dict(foreign.ours).get(value, "").split()
+    if ours and ours[0] in options:
+        yield from ours
+    elif value not in foreign.accepted:
+        raise click.UsageError(
+            f"{name} is an option of llama.cpp that `{ctx.command_path}` does not take. "
+            f"{foreign.instead.replace('{command}', ctx.command_path)}",
+            ctx,
+        )
+    if not assigned and foreign.takes_value:
+        rest.pop(0)
 
 
 def _no_such_option(

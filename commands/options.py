@@ -17,7 +17,7 @@ from .declare import flag, given, group, option, usage_error, usage_errors
 if TYPE_CHECKING:
     from ..runtime.placement import Placement
     from ..runtime.sampling import Sampling
-    from ..runtime.settings import FlashAttention, KVType
+    from ..runtime.settings import FlashAttention, KVType, LoadMode
 
 
 def default_context() -> str:
@@ -53,14 +53,41 @@ def type_option() -> Any:
     )
 
 
-def no_mmap_flag() -> Any:
-    """Whether the file is copied into memory instead of mapped."""
-    return flag("--no-mmap", help="Copy the model into memory instead of mapping its file.")
+def experts_option() -> Any:
+    """How many experts a token visits."""
+    return option(
+        "--experts",
+        kind=values.whole_number(1),
+        help="Routed experts that a token visits.  [default: as many as the model says]",
+    )
 
 
-def with_mmap(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with `mmap` instead of what `no_mmap_flag` declares."""
-    return {**settings, "mmap": False} if settings.pop("no_mmap", False) else settings
+def load_mode_option() -> Any:
+    """How the file comes into memory; several, because older flags that stand for it differ."""
+    return option(
+        "-lm",
+        "--load-mode",
+        kind=values.load_mode,
+        metavar="MODE",
+        multiple=True,
+        help="How weights come into main memory: auto, none (copied), mmap, mlock, mmap+mlock or "
+        "dio (direct I/O).  [default: auto]",
+    )
+
+
+def with_load_mode(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with one `load_mode`.
+
+    Raises:
+        click.UsageError: several different ones were given.
+    """
+    modes = settings.pop("load_mode", ())
+    if len(set(modes)) > 1:
+        # As when --mlock and --no-mmap, which older releases had, are given together.
+        if set(modes) != {"none", "mmap+mlock"}:
+            raise usage_error(f"-lm is {' and '.join(dict.fromkeys(modes))}: give one of them")
+        modes = ("mlock",)
+    return {**settings, "load_mode": modes[0]} if modes else settings
 
 
 @dataclass(frozen=True)
@@ -126,13 +153,15 @@ class SamplingOptions:
 class CacheOptions:
     """What the KV cache and attention over it are."""
 
-    kv_type: KVType | None = option(
-        "-ctk", "--kv", "--cache-type-k", kind=values.kv_type, metavar="TYPE",
-        help="Type of the KV cache, keys and values alike: f16, q8_0 or q4_0.",
+    type_k: KVType | None = option(
+        "-ctk", "--cache-type-k", kind=values.kv_type, metavar="TYPE",
+        help="Type of the keys in the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl; "
+        "f16 where only -ctv is given.",
     )  # fmt: skip
-    kv_type_v: KVType | None = option(
-        "-ctv", "--cache-type-v", kind=values.kv_type, metavar="TYPE", help="The same as -ctk."
-    )
+    type_v: KVType | None = option(
+        "-ctv", "--cache-type-v", kind=values.kv_type, metavar="TYPE",
+        help="Type of the values in it; f16 where only -ctk is given.",
+    )  # fmt: skip
     flash_attention: FlashAttention | None = option(
         "-fa", "--flash-attn", kind=values.switch, metavar="on|off|auto",
         help="Flash attention; -fa alone is on.",
@@ -143,16 +172,14 @@ class CacheOptions:
         """What the engine's settings declare, and what is planned."""
         from ..runtime.settings import EngineSettings
 
-        planned = "f16, or q8_0 where that keeps attention on the GPU"
-        return {"kv_type": planned, "flash_attention": EngineSettings.flash_attention}
+        planned = "f16, or what `llama4 plan` finds that keeps attention on the GPU"
+        return {"type_k": planned, "flash_attention": EngineSettings.flash_attention}
 
     def settings(self) -> dict[str, Any]:
-        """The settings that were given, by the library's names.
-
-        Raises:
-            click.UsageError: keys and values of different types.
-        """
-        return one_kv_type(given(self))
+        """The settings that were given, by the library's names."""
+        settings = given(self)
+        pair = settings.pop("type_k", None), settings.pop("type_v", None)
+        return settings if pair == (None, None) else {**settings, "kv_type": kv_types(*pair)}
 
 
 @dataclass(frozen=True)
@@ -177,7 +204,8 @@ class EngineOptions:
         help="Tokens of a prompt computed at once.",
     )  # fmt: skip
 
-    no_mmap: bool = no_mmap_flag()
+    n_expert_used: int | None = experts_option()
+    load_mode: tuple[LoadMode, ...] = load_mode_option()
 
     cache: CacheOptions = group(CacheOptions)
 
@@ -193,9 +221,9 @@ class EngineOptions:
         """The settings that were given, by the library's names.
 
         Raises:
-            click.UsageError: keys and values of different types.
+            click.UsageError: several load modes.
         """
-        return {**with_mmap(given(self)), **self.cache.settings()}
+        return {**with_load_mode(given(self)), **self.cache.settings()}
 
 
 @dataclass(frozen=True)
@@ -256,16 +284,12 @@ class PlacementOptions(DeviceOptions, LayerOptions):
         return {**placed(self, self), **given_workers(self)}
 
 
-def one_kv_type(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose `kv_type` stands for keys and values, as llama.cpp's two options say it.
+def kv_types(type_k: str | None, type_v: str | None) -> tuple[str, str]:
+    """The types of keys and values; what is not given is f16, as in llama.cpp's tools."""
+    from ..runtime.settings import EngineSettings
 
-    Raises:
-        click.UsageError: the two differ.
-    """
-    values = settings.pop("kv_type_v", None)
-    if values is not None and settings.setdefault("kv_type", values) != values:
-        raise usage_error("-ctk and -ctv differ: keys and values of the KV cache have one type")
-    return settings
+    usual = EngineSettings()
+    return type_k or usual.type_k, type_v or usual.type_v
 
 
 def placed(where: DeviceOptions, layers: LayerOptions) -> dict[str, Any]:

@@ -26,14 +26,16 @@ from .options import (
     CacheOptions,
     PlacementOptions,
     default_context,
-    no_mmap_flag,
+    experts_option,
+    load_mode_option,
     recipe_option,
-    with_mmap,
+    with_load_mode,
 )
 from .output import give, show_warnings
 
 if TYPE_CHECKING:
     from ..planner import Plan
+    from ..runtime.settings import LoadMode
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class _Counted:
         "-np", "--parallel", kind=values.whole_number(1, 256),
         help="Conversations at the same time, each with the whole context.",
     )  # fmt: skip
+    n_expert_used: int | None = experts_option()
 
     @staticmethod
     def defaults() -> dict[str, object]:
@@ -99,7 +102,7 @@ class PlanOptions:
     cache: CacheOptions = group(CacheOptions)
     machine: _Machine = group(_Machine)
     placement: PlacementOptions = group(PlacementOptions)
-    no_mmap: bool = no_mmap_flag()
+    load_mode: tuple[LoadMode, ...] = load_mode_option()
     table: bool = flag("--table", help="Memory for each quantization and each context.")
     plot: Path | None = option(
         "--plot", kind=values.FilePath(), metavar="FILE.png",
@@ -163,7 +166,7 @@ def _show_table(options: PlanOptions) -> int:
         raise usage_error("--check loads one plan; --table and --plot show many")
     settings = _settings(options)
     if settings.keys() - {"recipe", "kv_type", "n_ubatch"}:
-        raise usage_error("--table and --plot take only --recipe, --kv and --ubatch-size")
+        raise usage_error("--table and --plot take only --recipe, -ctk, -ctv and -ub")
     if "recipe" in settings:
         settings["recipes"] = (settings.pop("recipe"),)
     if options.model is not None:
@@ -185,5 +188,5 @@ def _settings(options: PlanOptions) -> dict[str, Any]:
         **options.cache.settings(),
         **given(options.machine),
         **options.placement.settings(),
-        **with_mmap({"no_mmap": options.no_mmap}),
+        **with_load_mode({"load_mode": options.load_mode}),
     }

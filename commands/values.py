@@ -145,6 +145,13 @@ def kv_type(word: str) -> str:
     return _one_of(word, get_args(KVType))
 
 
+def load_mode(word: str) -> str:
+    """llama.cpp's word for how a file is loaded."""
+    from ..runtime.settings import LoadMode
+
+    return _one_of(word, get_args(LoadMode))
+
+
 def switch(word: str) -> str:
     """on, off or auto."""
     return _one_of(word, ("on", "off", "auto"))

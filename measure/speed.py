@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from math import prod
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AllocationError, SettingError
 from ..ranges import as_path, as_tuple, check_callback, check_whole, wrong_type
@@ -28,7 +28,13 @@ from ..runtime.bindings.library import library_info
 from ..runtime.files.model_file import ModelInfo, check_model_file
 from ..runtime.main_memory import has_gpus, host_need, settings_that_fit
 from ..runtime.placement import Placement, check_overrides, cpu_moe_overrides
-from ..runtime.settings import EngineSettings, FlashAttention, KVType
+from ..runtime.settings import (
+    EngineSettings,
+    FlashAttention,
+    KVTypes,
+    check_settings_of_model,
+    kv_bits,
+)
 from ..system.cores import decoding_threads
 from .speed_engine import BenchEngine
 
@@ -96,7 +102,7 @@ class BenchGrid:
     n_cpu_moe: tuple[int, ...] | None = None
     n_batch: tuple[int, ...] = (EngineSettings.n_batch,)
     n_ubatch: tuple[int, ...] = (EngineSettings.n_ubatch,)
-    kv_type: tuple[KVType, ...] = (EngineSettings.kv_type,)
+    kv_type: tuple[KVTypes, ...] = (EngineSettings.kv_type,)
     flash_attention: tuple[FlashAttention, ...] = (EngineSettings.flash_attention,)
     n_threads: tuple[int | None, ...] = (None,)
     repetitions: int = 5
@@ -263,8 +269,8 @@ class BenchResult:
             "cpu_mask": "0x0",
             "cpu_strict": False,
             "poll": 50,
-            "type_k": settings.kv_type,
-            "type_v": settings.kv_type,
+            "type_k": settings.type_k,
+            "type_v": settings.type_v,
             "n_gpu_layers": placement.n_gpu_layers,
             "n_cpu_moe": self.case.n_cpu_moe,
             "split_mode": "layer",
@@ -274,7 +280,7 @@ class BenchResult:
             "devices": _devices_text(placement),
             "tensor_split": "/".join(f"{share:.2f}" for share in placement.tensor_split or (0,)),
             "tensor_buft_overrides": self._overrides_text(),
-            "load_mode": "auto" if settings.mmap else "none",
+            "load_mode": settings.load_mode,
             "lazy_mode": "auto",
             "embeddings": False,
             "no_op_offload": 0,
@@ -337,7 +343,9 @@ def bench(
     ):
         check_callback(name, value)
     info = check_model_file(path, needs_tokenizer=False)
-    grid = _as_planned(path, grid or BenchGrid(), on_plan)
+    for case in (grid := grid or BenchGrid()).cases():
+        check_settings_of_model(case.settings, info.hparams, path)
+    grid = _as_planned(path, grid, on_plan)
     base = replace(grid.base, use_extra_bufts=use_extra_bufts())
     base = replace(base, use_extra_bufts=_repacks(path, replace(grid, base=base)))
     cases = list(replace(grid, base=base).cases())
@@ -375,9 +383,10 @@ def _as_planned(
     planned = plan(
         path,
         n_ctx=max(test.n_ctx for test in grid.tests),
-        kv_type=next(kind for kind in get_args(KVType) if kind in grid.kv_type),
+        kv_type=sorted(grid.kv_type, key=kv_bits)[-1],
         n_ubatch=max(grid.n_ubatch),
-        mmap=grid.base.mmap,
+        load_mode=grid.base.load_mode,
+        n_expert_used=grid.base.n_expert_used,
         workers=workers,
         devices=placement.devices,
     )

@@ -53,7 +53,7 @@ class BenchEngine(Engine):
             EngineError: llama.cpp cannot make the context; the engine is closed then.
         """
         self._check()
-        for name in ("placement", "workers", "use_extra_bufts", "mmap"):
+        for name in ("placement", "workers", "use_extra_bufts", "load_mode", "n_expert_used"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise SettingError(f"{name} cannot change while the model is loaded")
         try:

@@ -25,7 +25,7 @@ def explain(
     why = [_REASONS[chosen.strategy](search, chosen)]
     by_hand = chosen.strategy in (Strategy.BY_HAND, Strategy.CPU_ONLY)
     if chosen.settings.kv_type != "f16" and not by_hand:
-        why.append(f"the KV cache is kept as {chosen.settings.kv_type}")
+        why.append(f"the KV cache is kept as {chosen.settings.kv_text}")
     return tuple(why), tuple(_notes(search, plan))
 
 
@@ -140,7 +140,7 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
             f"weights repacked for this CPU take {_size(plan.host.repacking_bytes)} more than in "
             "the file"
         )
-    if not plan.settings.mmap:
+    if not plan.settings.mapped:
         short = max(-plan.host.left_bytes, 0)
         yield "weights in main memory are copied into it and not mapped from the file" + (
             f": it is {_size(short)} short" if short else ""

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,9 @@ from ..architecture import ATTENTION_CHUNK, Hyperparameters
 from ..errors import RecipeError
 from ..quant.recipes import DEFAULT_RECIPE
 from ..quant.roles import role_of
-from ..quant.types import F16, Q4_0, Q8_0, TensorType
 from ..runtime.files.gguf_file import MAGIC
 from ..runtime.files.model_file import check_model_file
-from ..runtime.settings import EngineSettings, KVType
+from ..runtime.settings import EngineSettings, tensor_type
 from ..system.temporary import temporary_path
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 # llama.cpp rounds the cells of a cache up to these (GGML_PAD in llama-context.cpp).
 _CELLS = 256
 _FLOAT = 4  # bytes of a logit
-_KV_TYPES: dict[KVType, TensorType] = {"f16": F16, "q8_0": Q8_0, "q4_0": Q4_0}
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,22 @@ class Geometry:
     def kv_bytes(self, layer: int, settings: EngineSettings) -> int:
         """Bytes of one layer's keys and values."""
         cells = kv_cells(self.hparams.is_full(layer), settings)
-        return self._cell_bytes(settings.kv_type) * cells
+        return self._cell_bytes(settings) * cells
 
-    def kv_read_per_token(self, layer: int, kv_type: KVType, depth: int) -> int:
+    def kv_read_per_token(self, layer: int, settings: EngineSettings, depth: int) -> int:
         """Bytes of one layer's cache that decoding the token after `depth` others reads."""
         cells = depth if self.hparams.is_full(layer) else min(depth, ATTENTION_CHUNK)
-        return self._cell_bytes(kv_type) * cells
+        return self._cell_bytes(settings) * cells
 
-    def _cell_bytes(self, kv_type: KVType) -> int:
-        return 2 * _KV_TYPES[kv_type].row_bytes(self.hparams.n_head_kv * self.hparams.head_dim)
+    def _cell_bytes(self, settings: EngineSettings) -> int:
+        row = self.hparams.n_head_kv * self.hparams.head_dim
+        return sum(tensor_type(kind).row_bytes(row) for kind in (settings.type_k, settings.type_v))
+
+    def with_experts_used(self, count: int | None) -> Geometry:
+        """The same with so many experts a token; None leaves what the model says."""
+        if count is None:
+            return self
+        return replace(self, hparams=replace(self.hparams, n_expert_used=count))
 
 
 def kv_cells(full: bool, settings: EngineSettings) -> int:

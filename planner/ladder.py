@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..runtime.placement import CPU, Placement
-from ..runtime.settings import EngineSettings, KVType
+from ..runtime.settings import EngineSettings, KVTypes
 from .search import Count, Search
 
 _ROUNDS = 12
@@ -58,7 +58,7 @@ class Ladder:
         self.search = search
         self._geometry = search.geometry
 
-    def best(self, n_ctx: int, kv_type: KVType | None) -> Candidate:
+    def best(self, n_ctx: int, kv_type: KVTypes | None) -> Candidate:
         """The placement that fits and costs least.
 
         Of those that cost no accuracy, the fastest by the bytes that a token reads. The cache is
@@ -92,14 +92,14 @@ class Ladder:
 
     # --- the strategies
 
-    def all_on_gpu(self, n_ctx: int, kv_type: KVType) -> Candidate | None:
+    def all_on_gpu(self, n_ctx: int, kv_type: KVTypes) -> Candidate | None:
         """Everything on the GPUs, if it fits."""
         return self._first_that_fits(
             Strategy.ALL_ON_GPU, self._settings(n_ctx, kv_type), steps=[[]]
         )
 
     def experts(
-        self, n_ctx: int, kv_type: KVType, *, offload_kqv: bool = True, layers: int = -1
+        self, n_ctx: int, kv_type: KVTypes, *, offload_kqv: bool = True, layers: int = -1
     ) -> Candidate | None:
         """As few tensors of experts in main memory as it takes, from the last layers on."""
         strategy = Strategy.EXPERTS if offload_kqv else Strategy.CACHE_ON_CPU
@@ -112,7 +112,7 @@ class Ladder:
             steps=[names[:count] for count in range(len(names) + 1)],
         )
 
-    def chunked_layers(self, n_ctx: int, kv_type: KVType) -> Candidate | None:
+    def chunked_layers(self, n_ctx: int, kv_type: KVTypes) -> Candidate | None:
         """All experts in main memory, and of the chunked layers as many weights as it takes."""
         experts = self._experts(-1)
         rest = [
@@ -128,7 +128,7 @@ class Ladder:
             steps=[[*experts, *rest[:count]] for count in range(1, len(rest) + 1)],
         )
 
-    def fewer_layers(self, n_ctx: int, kv_type: KVType) -> Candidate | None:
+    def fewer_layers(self, n_ctx: int, kv_type: KVTypes) -> Candidate | None:
         """As many whole layers on the GPUs as there is room for, their experts where there is."""
         low, high = 0, self._geometry.hparams.n_layer + 1
         best = None
@@ -147,14 +147,14 @@ class Ladder:
             return None
         return self.experts(n_ctx, kv_type, layers=low) or best
 
-    def cpu_only(self, n_ctx: int, kv_type: KVType) -> Candidate:
+    def cpu_only(self, n_ctx: int, kv_type: KVTypes) -> Candidate:
         """Nothing on any GPU."""
         # With no device at all: a GPU that holds nothing would still have a compute buffer.
         placement = Placement(n_gpu_layers=0, devices=())
         settings = self.search.settings(n_ctx, kv_type, placement)
         return self._candidate(Strategy.CPU_ONLY, (), settings)
 
-    def by_hand(self, n_ctx: int, kv_type: KVType, placement: Placement) -> Candidate:
+    def by_hand(self, n_ctx: int, kv_type: KVTypes, placement: Placement) -> Candidate:
         """The placement that somebody chose, whether it fits or not."""
         settings = self.search.settings(n_ctx, kv_type, placement)
         return self._candidate(Strategy.BY_HAND, (), settings)
@@ -188,7 +188,7 @@ class Ladder:
     # --- how a strategy is climbed
 
     def _settings(
-        self, n_ctx: int, kv_type: KVType, *, offload_kqv: bool = True, layers: int = -1
+        self, n_ctx: int, kv_type: KVTypes, *, offload_kqv: bool = True, layers: int = -1
     ) -> EngineSettings:
         placement = Placement(n_gpu_layers=layers, offload_kqv=offload_kqv)
         return self.search.settings(n_ctx, kv_type, placement)

@@ -100,7 +100,7 @@ def device_loads(
         device = of_layer[layer] if placement.offload_kqv else CPU
         cache = full if geometry.hparams.is_full(layer) else chunked
         cache[device] += geometry.kv_bytes(layer, settings)
-        kv_read[device] += geometry.kv_read_per_token(layer, settings.kv_type, settings.n_ctx)
+        kv_read[device] += geometry.kv_read_per_token(layer, settings, settings.n_ctx)
     return tuple(
         DeviceLoad(
             layers=tuple(layer for layer, device in enumerate(of_layer) if device == name),

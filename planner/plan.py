@@ -202,7 +202,7 @@ class Plan:
     def from_disk_bytes(self) -> int:
         """Bytes of mapped weights for which main memory is short, and which would be read from the
         file again and again; 0 where it is not."""
-        return max(-self.host.left_bytes, 0) if self.settings.mmap else 0
+        return max(-self.host.left_bytes, 0) if self.settings.mapped else 0
 
     @property
     def host(self) -> DevicePlan:
@@ -268,7 +268,7 @@ class Plan:
         fits = "" if self.fits else ", which does not fit"
         settings = self.settings
         return (
-            f"{self.model}, {settings.n_ctx:,} tokens of {settings.kv_type}: "
+            f"{self.model}, {settings.n_ctx:,} tokens of {settings.kv_text}: "
             f"{', '.join(parts)}{fits}"
         )
 

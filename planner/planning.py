@@ -15,7 +15,16 @@ from ..errors import SettingError
 from ..ranges import as_path, as_tuple, check_text, wrong_type
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
-from ..runtime.settings import Context, EngineSettings, FlashAttention, KVType, context_length
+from ..runtime.settings import (
+    Context,
+    EngineSettings,
+    FlashAttention,
+    KVTypes,
+    LoadMode,
+    check_settings_of_model,
+    context_length,
+    kv_text,
+)
 from ..runtime.workers.remote import connect
 from ..units import bytes_text
 from .explain import explain, placement_clause
@@ -38,14 +47,15 @@ def plan(
     *,
     recipe: str | None = None,
     n_ctx: Context = None,
-    kv_type: KVType | None = None,
+    kv_type: KVTypes | None = None,
     gpus: str | Sequence[str] = (),
     vram: Sequence[int] = (),
     ram: int | None = None,
     n_ubatch: int = EngineSettings.n_ubatch,
     n_parallel: int = EngineSettings.n_parallel,
     flash_attention: FlashAttention = "auto",
-    mmap: bool = True,
+    load_mode: LoadMode = EngineSettings.load_mode,
+    n_expert_used: int | None = None,
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
@@ -59,8 +69,9 @@ def plan(
         n_ctx: tokens of context. None is `DEFAULT_CONTEXT`, or what the model was trained for if
             that is less; ``"max"`` is the longest context for which no tensor leaves the GPUs that
             8192 tokens leave there.
-        kv_type: the type of the KV cache. None is f16, or q8_0 where f16 would push more than
-            experts from the GPUs.
+        kv_type: the type of the KV cache, or those of keys and of values. None is f16, or the
+            first of q8_0 and K q8_0 with V q4_0 that pushes no more than experts from the GPUs,
+            where f16 would.
         gpus: GPUs to plan for instead of those here, as in ``"2x rtx4090, h100"``.
         vram: bytes of GPUs that are not in the table.
         ram: bytes of main memory to plan for instead of this machine's; not beside a GPU that
@@ -68,7 +79,8 @@ def plan(
         n_ubatch: tokens computed at once.
         n_parallel: sequences of ``n_ctx`` tokens each.
         flash_attention: "auto" is on wherever every device can do it.
-        mmap: whether weights in main memory are mapped from the file, or copied into it.
+        load_mode: how weights come into main memory: mapped from the file, copied, or locked.
+        n_expert_used: routed experts that a token visits; None is as many as the model says.
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
@@ -92,7 +104,9 @@ def plan(
         n_ubatch=n_ubatch,
         n_parallel=n_parallel,
         flash_attention=flash_attention,
-        mmap=mmap,
+        load_mode=load_mode,
+        kv_type=EngineSettings.kv_type if kv_type is None else kv_type,
+        n_expert_used=n_expert_used,
         # Where a GPU has pinned memory for the weights, llama.cpp repacks none.
         use_extra_bufts=not (named or vram) and use_extra_bufts(),
         workers=as_tuple("workers", workers, "HOST:PORT"),
@@ -100,7 +114,11 @@ def plan(
             devices=None if devices is None else as_tuple("devices", devices, "names")
         ),
     )
-    with open_geometry(model, recipe) as geometry, connect(base.workers) as connected:
+    if kv_type is not None:
+        kv_type = base.kv_type
+    with open_geometry(model, recipe) as as_stated, connect(base.workers) as connected:
+        check_settings_of_model(base, as_stated.hparams, as_stated.name)
+        geometry = as_stated.with_experts_used(n_expert_used)
         if placement is not None:
             check_overrides(placement.overrides, [weight.name for weight in geometry.weights])
             devices = placement.devices
@@ -136,6 +154,7 @@ def fallback(plan: Plan) -> Plan | None:
     machine = Machine(tuple(map(_with_less, plan.gpus)), plan.host.device)
     base = replace(settings, placement=Placement(devices=settings.placement.devices))
     with open_geometry(plan.path, plan.recipe) as geometry, connect(base.workers) as connected:
+        geometry = geometry.with_experts_used(settings.n_expert_used)
         search = Search(geometry, machine, base, connected)
         result = _plan(search, settings.n_ctx, settings.kv_type, None)
     return result.with_notes(f"after llama.cpp could not allocate: {plan}")
@@ -151,7 +170,7 @@ def _with_less(gpu: DevicePlan) -> MachineDevice:
 def _plan(
     search: Search,
     n_ctx: Context,
-    kv_type: KVType | None,
+    kv_type: KVTypes | None,
     placement: Placement | None,
 ) -> Plan:
     geometry, ladder = search.geometry, Ladder(search)
@@ -200,16 +219,17 @@ def _longer_contexts(ladder: Ladder, chosen: Candidate) -> list[Alternative]:
 
 def _smaller_cache(ladder: Ladder, chosen: Candidate) -> list[Alternative]:
     """What a quantized cache would bring where experts have left the GPU."""
-    settings, smallest = chosen.settings, ladder.search.kv_types[-1]
-    spills = chosen.strategy in (Strategy.EXPERTS, Strategy.CACHE_ON_CPU)
-    if not spills or settings.kv_type == smallest:
+    settings, kinds = chosen.settings, ladder.search.kv_types
+    if chosen.strategy not in (Strategy.EXPERTS, Strategy.CACHE_ON_CPU):
         return []
-    what = f"a KV cache of {smallest}"
-    return [_alternative(ladder, chosen, what, settings.n_ctx, smallest)]
+    return [
+        _alternative(ladder, chosen, f"a KV cache of {kv_text(kind)}", settings.n_ctx, kind)
+        for kind in kinds[kinds.index(settings.kv_type) + 1 :]
+    ]
 
 
 def _alternative(
-    ladder: Ladder, chosen: Candidate, what: str, n_ctx: int, kv_type: KVType
+    ladder: Ladder, chosen: Candidate, what: str, n_ctx: int, kv_type: KVTypes
 ) -> Alternative:
     """What another context or cache type would mean, as far down the ladder as the experts."""
     search = ladder.search

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..runtime.bindings.memory import MemoryReport, measure
 from ..runtime.placement import CPU, Placement
-from ..runtime.settings import EngineSettings, KVType
+from ..runtime.settings import EngineSettings, KVTypes, kv_type_fits
 from ..runtime.workers.remote import Workers
 from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry
@@ -40,6 +40,12 @@ HOST_RESERVE = 32
 """One part in so many of main memory is left where the longest context is sought."""
 
 
+KV_LADDER: tuple[KVTypes, ...] = ("f16", "q8_0", ("q8_0", "q4_0"))
+"""What the planner may keep a KV cache as, from what costs least accuracy to what costs most
+(benchmarks/kv_types.py measures it). Keys are told apart by small differences, values are averaged:
+they lose less by fewer bits."""
+
+
 class Search:
     """Counts for one model on one machine.
 
@@ -61,12 +67,13 @@ class Search:
         self._reports: dict[EngineSettings, MemoryReport] = {}
 
     @property
-    def kv_types(self) -> list[KVType]:
+    def kv_types(self) -> list[KVTypes]:
         """What the cache may be kept as by default, the best first; without flash attention, f16
         alone."""
-        return ["f16"] if self._base.flash_attention == "off" else ["f16", "q8_0"]
+        types = KV_LADDER[:1] if self._base.flash_attention == "off" else KV_LADDER
+        return [kind for kind in types if kv_type_fits(kind, self.geometry.hparams)]
 
-    def settings(self, n_ctx: int, kv_type: KVType, placement: Placement) -> EngineSettings:
+    def settings(self, n_ctx: int, kv_type: KVTypes, placement: Placement) -> EngineSettings:
         """The base settings with these."""
         return replace(self._base, n_ctx=n_ctx, kv_type=kv_type, placement=placement)
 

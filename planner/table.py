@@ -16,7 +16,7 @@ from typing import Any
 from ..convert.presets import PRESETS
 from ..runtime.bindings.memory import measure
 from ..runtime.placement import CPU, Placement
-from ..runtime.settings import EngineSettings, KVType
+from ..runtime.settings import EngineSettings, KVTypes, check_settings_of_model
 from ..runtime.workers.simulated_gpus import simulated_gpus
 from .geometry import Geometry, is_gguf, open_geometry
 from .gpus import GPU, GPUS
@@ -59,7 +59,7 @@ def table(
     models: Sequence[str | os.PathLike[str]] = tuple(PRESETS),
     *,
     recipes: Sequence[str] = TABLE_RECIPES,
-    kv_type: KVType = "f16",
+    kv_type: KVTypes = "f16",
     n_ubatch: int = EngineSettings.n_ubatch,
 ) -> tuple[Cell, ...]:
     """Cells for each model, quantization and context, in that order.
@@ -76,7 +76,7 @@ def table(
 
 
 def _cells_of_model(
-    model: str | os.PathLike[str], recipes: Sequence[str], kv_type: KVType, n_ubatch: int
+    model: str | os.PathLike[str], recipes: Sequence[str], kv_type: KVTypes, n_ubatch: int
 ) -> list[Cell]:
     names: Sequence[str | None] = [None] if is_gguf(model) else recipes
     cells = []
@@ -91,15 +91,14 @@ def _cells_of_model(
     return cells
 
 
-def _settings(geometry: Geometry, kv_type: KVType, n_ubatch: int) -> list[EngineSettings]:
+def _settings(geometry: Geometry, kv_type: KVTypes, n_ubatch: int) -> list[EngineSettings]:
     trained = geometry.hparams.n_ctx_train
     contexts = [n_ctx for n_ctx in CONTEXTS if n_ctx <= trained]
     if trained not in contexts:
         contexts.append(trained)
-    return [
-        EngineSettings(n_ctx=n_ctx, kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
-        for n_ctx in contexts
-    ]
+    base = EngineSettings(kv_type=kv_type, n_ubatch=n_ubatch, use_extra_bufts=False)
+    check_settings_of_model(base, geometry.hparams, geometry.name)
+    return [replace(base, n_ctx=n_ctx) for n_ctx in contexts]
 
 
 class _Buffers:

@@ -23,6 +23,7 @@ from .bindings.batch import Batch
 from .bindings.library import captured_log, llama, refused
 from .bindings.memory import MemoryReport, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
+from .main_memory import check_loaded
 from .sampling import Sampling
 from .settings import EngineSettings
 from .workers.remote import connect
@@ -190,6 +191,7 @@ class Handles:
             raise EngineError(f"{self.path}: loading was cancelled")
         if not self.model:
             raise refused(f"{self.path}: llama.cpp cannot load the model", log)
+        check_loaded(self.path, log)
 
     def _complete(self) -> None:
         """What goes with a context."""

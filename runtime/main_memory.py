@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import AllocationError
-from ..system.memory import HostMemory, host_memory
+from ..system.memory import HostMemory, host_memory, lockable_bytes
 from ..units import bytes_text, told_apart
 from .bindings.devices import offload_devices
+from .bindings.library import CapturedLog
 from .bindings.memory import DeviceMemory, measure
 from .placement import CPU
 from .settings import EngineSettings
@@ -62,7 +64,7 @@ def settings_that_fit(
 
     Raises:
         AllocationError: the KV cache and the compute buffers alone are more than is free; or the
-            weights too, which are not mapped.
+            weights too, which are not mapped, or locked; or more would be locked than may be.
     """
     memory = memory or host_memory()
     context = need.kv + need.compute
@@ -75,16 +77,20 @@ def settings_that_fit(
             expected=f"at most {free} ({memory.source})",
             hint='Lower n_ctx, or give n_ctx="max" for the longest context that fits.',
         )
+    if settings.locked:
+        _check_lock(path, settings, need.weights)
     short = need.weights + context - memory.free
     if short <= 0:
         return settings
-    if not settings.mmap:
+    if not settings.mapped or settings.locked:
         found, free = told_apart(need.weights + context, memory.free)
         raise AllocationError(
-            f"{os.fspath(path)}: the model does not fit into main memory with mmap=False",
+            f"{os.fspath(path)}: the model does not fit into main memory with "
+            f"load_mode={settings.load_mode}",
             found=f"{found} for the weights, the KV cache and the compute buffers",
             expected=f"at most {free} ({memory.source})",
-            hint="Leave mmap on: of weights that are mapped, only what has room is in memory.",
+            hint="Give load_mode=mmap: of weights that are mapped, only what has room is in "
+            "memory.",
         )
     free, whole = told_apart(memory.free, need.weights + context)
     logger.warning(
@@ -96,3 +102,46 @@ def settings_that_fit(
         whole,
     )
     return replace(settings, use_extra_bufts=False)
+
+
+def _check_lock(path: str | os.PathLike[str], settings: EngineSettings, nbytes: int) -> None:
+    limit = lockable_bytes()
+    if limit is not None and nbytes > limit:
+        found, most = told_apart(nbytes, limit)
+        raise AllocationError(
+            f"{os.fspath(path)}: load_mode={settings.load_mode} locks more memory than this "
+            "process may",
+            found=f"{found} of weights",
+            expected=f"at most {most} (RLIMIT_MEMLOCK)",
+            hint=_RAISE_LIMIT,
+        )
+
+
+_RAISE_LIMIT = "Raise the limit (ulimit -l unlimited), or give load_mode=auto."
+
+
+def check_loaded(path: str | os.PathLike[str], log: CapturedLog) -> None:
+    """Whether a file was loaded as its ``load_mode`` says; llama.cpp goes on where it was not.
+
+    Where it was not read past the page cache, a warning says so.
+
+    Args:
+        log: what llama.cpp logged while loading.
+
+    Raises:
+        AllocationError: weights were to be locked in memory, and are not.
+    """
+    for line in (one.text for one in log.lines):
+        if _NOT_LOCKED.search(line):
+            raise AllocationError(
+                f"{os.fspath(path)}: the weights are not locked in memory",
+                found=line.removeprefix("warning: "),
+                hint=_RAISE_LIMIT,
+            )
+        if _NOT_DIRECT in line:
+            logger.warning("%s: direct I/O is not possible there: %s", os.fspath(path), line)
+
+
+# llama-mmap.cpp
+_NOT_LOCKED = re.compile(r"failed to (mlock|VirtualLock)|mlock not supported")
+_NOT_DIRECT = "Falling back to buffered I/O"

@@ -7,9 +7,11 @@ nothing of models, or of what fits into memory.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from ..architecture import MAX_EXPERTS_USED, Hyperparameters
 from ..errors import SettingError
+from ..quant.types import TYPES, TensorType
 from ..ranges import (
     MAX_INT32,
     as_tuple,
@@ -23,8 +25,14 @@ from ..system.cores import MAX_THREADS
 from ..untrusted import shown
 from .placement import Placement
 
-KVType = Literal["f16", "q8_0", "q4_0"]
-"""What the KV cache is kept as: 16, 8.5 or 4.5 bits a number."""
+KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+"""What keys or values are kept as: 16, 16, 8.5, 6, 5.5, 5, 4.5 or 4.5 bits a number."""
+
+KVTypes = KVType | tuple[KVType, KVType]
+"""What the KV cache is kept as: keys and values alike, or each for itself, keys first."""
+
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+"""llama.cpp's ways to bring a file into main memory."""
 
 FlashAttention = Literal["auto", "on", "off"]
 
@@ -62,13 +70,18 @@ class EngineSettings:
         n_threads_batch: threads that read prompts; None is ``n_threads``, and if that is None too,
             one for each logical core.
         use_extra_bufts: whether weights are repacked for the CPU at hand (AMX among others).
-        mmap: whether the file is mapped into memory, so that weights on the CPU are read from it as
-            they are needed; without, they are copied into main memory as the model is loaded. A
-            mapped file must not become shorter: the process would end (SIGBUS).
+        load_mode: how weights on the CPU come into main memory. "mmap" maps the file, so that they
+            are read from it as they are needed; "none" copies them as the model is loaded, "dio"
+            too, past the page cache. "mlock" and "mmap+mlock" keep copied, or mapped, weights from
+            being paged out, and repack none, which llama.cpp would not lock. "auto" is mmap, but
+            for devices that cannot. A mapped file must not become shorter: the process would end
+            (SIGBUS).
         n_parallel: requests that are answered at the same time, each with room for ``n_ctx``
             tokens in the KV cache.
         placement: where layers, tensors and the KV cache go.
-        kv_type: what keys and values are kept as; all but f16 need flash attention.
+        kv_type: what keys and values are kept as, as in ``"q8_0"``, or ``("q8_0", "q4_0")`` for
+            keys and values apart; quantized values need flash attention.
+        n_expert_used: routed experts that a token visits; None is as many as the file says.
         flash_attention: "auto" is on wherever every device can do it.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`; their devices come
             before those of this machine.
@@ -84,10 +97,11 @@ class EngineSettings:
     n_threads: int | None = None
     n_threads_batch: int | None = None
     use_extra_bufts: bool = True
-    mmap: bool = True
+    load_mode: LoadMode = "auto"
     n_parallel: int = 1
     placement: Placement = field(default_factory=Placement)
-    kv_type: KVType = "f16"
+    kv_type: KVTypes = "f16"
+    n_expert_used: int | None = None
     flash_attention: FlashAttention = "auto"
     workers: tuple[str, ...] = ()
 
@@ -96,22 +110,96 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None or "threads" not in name:
                 check_whole(name, value, least, most)
-        if not isinstance(self.mmap, bool):
-            raise outside("mmap", self.mmap, "True or False")
+        check_whole("n_expert_used", self.n_expert_used, 1, MAX_EXPERTS_USED, or_none=True)
+        check_choice("load_mode", self.load_mode, get_args(LoadMode))
         if not isinstance(self.placement, Placement):
             raise wrong_type("placement", self.placement, "a Placement")
         if self.n_batch < self.n_parallel:
             expected = f"at least n_parallel, {self.n_parallel}"
             raise outside("n_batch", self.n_batch, expected)
-        check_choice("kv_type", self.kv_type, get_args(KVType))
+        object.__setattr__(self, "kv_type", _kv_types(self.kv_type))
         check_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
-        if self.kv_type != "f16" and self.flash_attention == "off":
+        if tensor_type(self.type_v).quantized and self.flash_attention == "off":
             raise SettingError(
-                f"a KV cache of {self.kv_type} needs flash attention",
+                f"values of the KV cache in {self.type_v} need flash attention",
                 found="flash_attention off",
-                hint="Turn flash attention on, or keep the cache in f16.",
+                hint="Turn flash attention on, or keep the values in f16 or bf16.",
             )
         object.__setattr__(self, "workers", _endpoints(self.workers))
+
+    @property
+    def type_k(self) -> KVType:
+        """What keys are kept as."""
+        return self.kv_type if isinstance(self.kv_type, str) else self.kv_type[0]
+
+    @property
+    def type_v(self) -> KVType:
+        """What values are kept as."""
+        return self.kv_type if isinstance(self.kv_type, str) else self.kv_type[1]
+
+    @property
+    def kv_text(self) -> str:
+        """Both types in words."""
+        return kv_text(self.kv_type)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the file is mapped, so that not all weights need be in memory at once."""
+        return self.load_mode in ("auto", "mmap", "mmap+mlock")
+
+    @property
+    def locked(self) -> bool:
+        """Whether the weights on the CPU are kept from being paged out."""
+        return self.load_mode in ("mlock", "mmap+mlock")
+
+
+def tensor_type(kv_type: KVType) -> TensorType:
+    """ggml's type of that name."""
+    return TYPES[kv_type.upper()]
+
+
+def kv_bits(kv_type: KVTypes) -> float:
+    """Bits that a key and a value take together."""
+    kinds = (kv_type, kv_type) if isinstance(kv_type, str) else kv_type
+    return sum(tensor_type(kind).bits_per_weight for kind in kinds)
+
+
+def kv_text(kv_type: KVTypes) -> str:
+    """``q8_0``, or ``K q8_0 and V q4_0``."""
+    return kv_type if isinstance(kv_type, str) else "K {} and V {}".format(*kv_type)
+
+
+def check_settings_of_model(settings: EngineSettings, hparams: Hyperparameters, model: str) -> None:
+    """Whether settings are possible for the model with these hyperparameters.
+
+    Args:
+        model: its name or file, for errors.
+
+    Raises:
+        SettingError: it has not so many experts, or its heads are no whole number of blocks of the
+            KV cache's types. llama.cpp would end the process, or give up.
+    """
+    used = settings.n_expert_used
+    if used is not None and used > hparams.n_expert:
+        raise SettingError(
+            f"{model}: n_expert_used is more than the model has",
+            found=used,
+            expected=f"1 to {hparams.n_expert}",
+        )
+    for what, kind in (("keys", settings.type_k), ("values", settings.type_v)):
+        if not kv_type_fits(kind, hparams):
+            raise SettingError(
+                f"{model}: {what} of its heads cannot be kept as {kind}",
+                found=f"heads of {hparams.head_dim} numbers",
+                expected=f"a multiple of {tensor_type(kind).block}, the block of {kind}",
+                hint="Give kv_type=f16.",
+            )
+
+
+def kv_type_fits(kv_type: KVTypes, hparams: Hyperparameters) -> bool:
+    """Whether the model's heads are whole numbers of blocks of the types."""
+    kinds = (kv_type,) if isinstance(kv_type, str) else kv_type
+    return all(tensor_type(kind).fits(hparams.head_dim) for kind in kinds)
 
 
 def context_length(n_ctx: Context, n_ctx_train: int, model: str) -> int:
@@ -137,6 +225,17 @@ def context_length(n_ctx: Context, n_ctx_train: int, model: str) -> int:
             hint="Lower n_ctx.",
         )
     return n_ctx
+
+
+def _kv_types(kv_type: object) -> KVTypes:
+    """One type, or two that differ, keys first."""
+    pair: Any = kv_type if isinstance(kv_type, list | tuple) else (kv_type, kv_type)
+    if len(pair) != 2:
+        raise wrong_type("kv_type", kv_type, "a type, or a pair of types: of keys and of values")
+    for kind in pair:
+        check_choice("kv_type", kind, get_args(KVType))
+    type_k, type_v = pair
+    return type_k if type_k == type_v else (type_k, type_v)
 
 
 def _endpoints(workers: object) -> tuple[str, ...]:

@@ -86,6 +86,28 @@ def carve_out(root: Path = Path("/")) -> tuple[int, int] | None:
     return None if None in numbers else (numbers[0] or 0, numbers[1] or 0)
 
 
+def lockable_bytes() -> int | None:
+    """Bytes that this process may lock in memory (``ulimit -l``); None where nothing limits it."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if limit == resource.RLIM_INFINITY or _may_lock_all() else limit
+
+
+_CAP_IPC_LOCK = 14  # capabilities(7)
+
+
+def _may_lock_all() -> bool:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    effective = next((line for line in status.splitlines() if line.startswith("CapEff:")), "0 0")
+    return bool(int(effective.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+
+
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int, str]]:
     """Limit, bytes left and file of each control group around this process that has a limit."""
     for group in control_groups("memory", root):

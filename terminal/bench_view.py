@@ -26,7 +26,8 @@ _VARYING = (
     ("n_threads", "threads"),
     ("n_batch", "n_batch"),
     ("n_ubatch", "n_ubatch"),
-    ("type_k", "kv"),
+    ("type_k", "type_k"),
+    ("type_v", "type_v"),
     ("flash_attn", "fa"),
 )
 

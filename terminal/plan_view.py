@@ -71,8 +71,10 @@ def plan_view(plan: Plan) -> RenderableType:
 def _headline(plan: Plan) -> Text:
     settings = plan.settings
     what = [plan.model, *([plan.recipe] if plan.recipe else [])]
-    what += [f"{settings.n_ctx:,} tokens", f"KV cache {settings.kv_type}"]
+    what += [f"{settings.n_ctx:,} tokens", f"KV cache {settings.kv_text}"]
     what.append(f"ubatch {settings.n_ubatch}")
+    if settings.n_expert_used is not None:
+        what.append(f"{settings.n_expert_used} routed experts a token")
     if settings.n_parallel > 1:
         what.append(f"{settings.n_parallel} at a time")
     verdict = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
@@ -255,10 +257,12 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
         yield f"-ot '{pattern}={device}'"
     if not placement.offload_kqv:
         yield "-nkvo"
-    if not settings.mmap:
-        yield "-lm none"
+    if settings.load_mode != "auto":
+        yield f"-lm {settings.load_mode}"
     if settings.kv_type != "f16":
-        yield f"-ctk {settings.kv_type} -ctv {settings.kv_type}"
+        yield f"-ctk {settings.type_k} -ctv {settings.type_v}"
+    if settings.n_expert_used is not None:
+        yield f"--override-kv llama4.expert_used_count=int:{settings.n_expert_used}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[RenderableType]:

@@ -130,7 +130,10 @@ def half_a_gigabyte(monkeypatch: pytest.MonkeyPatch) -> HostMemory:
         (["-c", "max"], {"n_ctx": "max"}),
         (["-dev", "RPC1"], {"devices": ["RPC1"]}),
         (["-dev", "none"], {"devices": []}),
-        (["--kv", "q8_0", "-ub", "64"], {"kv_type": "q8_0", "n_ubatch": 64}),
+        (["-ctk", "q8_0", "-ctv", "q8_0", "-ub", "64"], {"kv_type": "q8_0", "n_ubatch": 64}),
+        (["-ctk", "q8_0", "-ctv", "q4_0"], {"kv_type": ("q8_0", "q4_0")}),
+        (["-ctv", "q4_0"], {"kv_type": ("f16", "q4_0")}),
+        (["--experts", "2", "-lm", "none"], {"n_expert_used": 2, "load_mode": "none"}),
         (
             ["-b", "99", "-t", "1", "-fa", "on"],
             {"n_batch": 99, "n_threads": 1, "flash_attention": "on"},
@@ -204,6 +207,10 @@ def test_the_longest_context_is_the_planners(
             "devices are named beside a placement, found ['CUDA0']",
         ),
         ({"kv_type": "q5"}, "'q5'"),
+        (
+            {"n_expert_used": 5},
+            "n_expert_used is more than the model has, found 5, expected 1 to 4",
+        ),
         ({"flash_attention": True}, "True"),
         ({"workers": "localhost"}, "'localhost'"),
         ({"workers": 5}, "workers is of the wrong type, found 5, expected names"),

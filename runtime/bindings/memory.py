@@ -20,7 +20,13 @@ from ..placement import CPU
 from ..settings import EngineSettings
 from .devices import NativeDevice
 from .library import CapturedLog, captured_log, llama, native_function, refused
-from .parameters import ModelParams, context_params, model_params, progress_callback
+from .parameters import (
+    LOAD_MODE_NONE,
+    ModelParams,
+    context_params,
+    model_params,
+    progress_callback,
+)
 from .thread import native_thread
 
 
@@ -96,7 +102,7 @@ def measure_loaded(
         EngineError: llama.cpp refuses the model, or an allocation failed.
     """
     params = model_params(settings, workers)
-    params.native.load_mode = _LOAD_MODE_NONE
+    params.native.load_mode = LOAD_MODE_NONE
 
     def progress(fraction: float) -> None:
         if on_progress is not None:
@@ -107,9 +113,6 @@ def measure_loaded(
         report = thread.call(lambda: _report(path, settings, params, lambda _context, _log: {}))
         del callback  # kept until here: llama.cpp knows only its address
         return report
-
-
-_LOAD_MODE_NONE = 0  # enum llama_load_mode (llama.h)
 
 
 def _report(

@@ -7,21 +7,24 @@ piece of memory the structs point to lives as long as they do. Loads nothing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...system.cores import decoding_threads, usable_threads
 from ..placement import CPU, check_count, check_split
-from ..settings import EngineSettings
+from ..settings import EngineSettings, tensor_type
 from .devices import NativeDevice, cpu_buffer_type, no_device, offload_devices
 from .library import llama
 from .thread import NativeThread
 
-_GGML_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type (ggml.h)
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type (llama.h)
 _SPLIT_MODE_LAYER = 1  # enum llama_split_mode
-_LOAD_MODE_NONE = 0  # enum llama_load_mode
+# enum llama_load_mode (llama.h)
+_LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
+LOAD_MODE_NONE = _LOAD_MODES["none"]
+_TAG_INT = 0  # enum llama_model_kv_override_type
+_EXPERTS_USED = b"llama4.expert_used_count"
 
 
 class _Override(ctypes.Structure):
@@ -60,10 +63,10 @@ def model_params(
     native = llama().llama_model_default_params()
     native.n_gpu_layers = placement.n_gpu_layers
     native.split_mode = _SPLIT_MODE_LAYER
-    native.use_extra_bufts = settings.use_extra_bufts
+    # llama.cpp locks no buffer of repacked weights.
+    native.use_extra_bufts = settings.use_extra_bufts and not settings.locked
     native.no_alloc = no_alloc
-    if no_alloc or not settings.mmap:
-        native.load_mode = _LOAD_MODE_NONE
+    native.load_mode = LOAD_MODE_NONE if no_alloc else _LOAD_MODES[settings.load_mode]
     # One more element than devices: llama.cpp reads up to a null.
     handles = (ctypes.c_void_p * (len(devices) + 1))(*(device.handle for device in devices))
     native.devices = ctypes.cast(handles, ctypes.c_void_p)
@@ -81,6 +84,10 @@ def model_params(
         overrides = _overrides(placement.overrides, devices)
         native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         kept.append(overrides)
+    if settings.n_expert_used is not None:
+        keys = _key_overrides({_EXPERTS_USED: settings.n_expert_used})
+        native.kv_overrides = ctypes.cast(keys, ctypes.POINTER(type(keys[0])))
+        kept.append(keys)
     return ModelParams(native, devices, tuple(kept))
 
 
@@ -100,7 +107,8 @@ def context_params(settings: EngineSettings) -> Any:
     params.n_outputs_max = max(n_outputs, settings.n_parallel)
     params.n_threads = settings.n_threads or decoding_threads()
     params.n_threads_batch = settings.n_threads_batch or settings.n_threads or usable_threads()
-    params.type_k = params.type_v = _GGML_TYPES[settings.kv_type]
+    params.type_k = tensor_type(settings.type_k).ggml_id
+    params.type_v = tensor_type(settings.type_v).ggml_id
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.offload_kqv = settings.placement.offload_kqv
     # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
@@ -140,6 +148,14 @@ def _find(name: str, devices: Sequence[NativeDevice], problem: str) -> NativeDev
         if name == device.name:
             return device
     raise no_device(problem, name, [device.name for device in devices])
+
+
+def _key_overrides(values: Mapping[bytes, int]) -> Any:
+    """Whole numbers instead of the file's; the array ends with an empty key."""
+    rows = (llama().llama_model_kv_override * (len(values) + 1))()
+    for row, (key, value) in zip(rows, values.items(), strict=False):
+        row.tag, row.key, row.value.val_i64 = _TAG_INT, key, value
+    return rows
 
 
 def _overrides(overrides: Sequence[tuple[str, str]], devices: Sequence[NativeDevice]) -> Any:

@@ -57,12 +57,14 @@ def test_a_synthetic_model_is_made_measured_and_removed(
 def test_json_is_an_array_as_llama_bench_prints_it(bench: Bench, config: Path) -> None:
     done = bench(
         "--synthetic", config, "--layers", 4, "--recipe", "q4_0", "-p", "0", "-n", "4",
-        "-r", 1, "-ctk", "f16,q8_0", "--json",
+        "-r", 1, "-ctk", "f16,q8_0", "-ctv", "f16,q4_0", "--json",
     )  # fmt: skip
     records = json.loads(done.stdout)
     assert [(one["n_gen"], one["type_k"], one["type_v"]) for one in records] == [
         (4, "f16", "f16"),
-        (4, "q8_0", "q8_0"),
+        (4, "f16", "q4_0"),
+        (4, "q8_0", "f16"),
+        (4, "q8_0", "q4_0"),
     ]
     assert records[0]["model_type"].endswith("Q4_0")
 
@@ -91,8 +93,8 @@ def test_a_kept_model_is_found_again_by_its_own_name(
         (["x.gguf", "-p", "0", "-n", "0"], "there is nothing to measure"),
         (["x.gguf", "-p", "8,"], "'' is not a whole number from 0"),
         (["x.gguf", "-pg", "8"], "'8' is not two numbers, as in 512,128"),
-        (["x.gguf", "-ctk", "f16,q2"], "'q2' is not one of f16, q8_0, q4_0"),
-        (["x.gguf", "-fa", "off", "-ctk", "q8_0"], "needs flash attention"),
+        (["x.gguf", "-ctk", "f16,q2"], "'q2' is not one of f16, bf16, q8_0"),
+        (["x.gguf", "-fa", "off", "-ctv", "q8_0"], "need flash attention"),
         (["x.gguf", "-r", "0"], "'0' is not a whole number from 1"),
         (["--synthetic", "scout", "--layers", "3"], "'3' is not a whole number from 4"),
     ],

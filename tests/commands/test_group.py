@@ -140,7 +140,7 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["run", "x", "hi", "-ts", "1,one"], "'1,one' is not a list of numbers"),
         (["run", "x", "hi", "-ts", "0,0"], "tensor_split (-ts) leaves every device without layers"),
         (["run", "x", "hi", "-dev", "CUDA0,CUDA0"], "a device is named twice, found CUDA0"),
-        (["run", "x", "hi", "--kv", "q2"], "'q2' is not one of"),
+        (["run", "x", "hi", "-ctk", "q2"], "'q2' is not one of"),
         (["run", "x", "hi", "-ncmoe", "-1"], "'-1' is not a whole number from 0 to 1024"),
         (["worker", "--port", "65536"], "'65536' is not a whole number from 0 to 65535"),
         (["run", "x", "hi", "--stop", ""], "the empty text would end every answer"),

@@ -117,14 +117,14 @@ def test_the_table_and_its_picture(llama4: Command, tmp_path: Path) -> None:
         (["scout", "--table", "--check"], "--check loads one plan"),
         (
             ["--table", "--gpu", "h100"],
-            "--table and --plot take only --recipe, --kv and",
+            "--table and --plot take only --recipe, -ctk, -ctv",
         ),
         (["scout", "-c", "many"], "'many' is not max, or tokens such as 32768 or 128k"),
         (["scout", "-c", "-1"], "'-1' is not max, or tokens"),
         (["scout", "-c", "4096M"], "more than llama.cpp can count"),
         (["scout", "--vram", "24"], "'24' is not a size of memory, such as 24G"),
         (["scout", "--ram", "0G"], "'0G' is not a size of memory"),
-        (["scout", "--kv", "q5_0"], "'q5_0' is not one of"),
+        (["scout", "-ctk", "q5_2"], "'q5_2' is not one of"),
         (["scout", "--recipe", "int3"], "'int3' is not one of"),
     ],
 )

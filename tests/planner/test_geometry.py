@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -18,7 +20,7 @@ from llama4_edge.planner.machine import described_machine
 from llama4_edge.quant.roles import ROLES
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
-from llama4_edge.runtime.settings import EngineSettings, KVType
+from llama4_edge.runtime.settings import EngineSettings, KVType, KVTypes
 from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 from tests.fixtures import MakeGGUF
 
@@ -48,7 +50,7 @@ def test_scouts_cache_takes_48_kib_a_token_on_the_full_layers() -> None:
 
 
 @pytest.mark.parametrize("model", ["scout", "maverick"])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "q4_0", ("q8_0", "q4_0")])
 @pytest.mark.parametrize(
     ("n_ctx", "n_ubatch", "n_parallel"),
     [
@@ -61,7 +63,7 @@ def test_scouts_cache_takes_48_kib_a_token_on_the_full_layers() -> None:
     ],
 )
 def test_the_formula_of_the_cache_is_llama_cpps(
-    model: str, kv_type: KVType, n_ctx: int, n_ubatch: int, n_parallel: int
+    model: str, kv_type: KVTypes, n_ctx: int, n_ubatch: int, n_parallel: int
 ) -> None:
     settings = EngineSettings(
         n_ctx=n_ctx,
@@ -75,6 +77,31 @@ def test_the_formula_of_the_cache_is_llama_cpps(
         layers = range(geometry.hparams.n_layer)
         assert sum(geometry.kv_bytes(layer, settings) for layer in layers) == reported.kv
         assert geometry.nbytes == reported.weights
+
+
+TYPES: tuple[KVType, ...] = get_args(KVType)
+PAIRS = tuple(product(TYPES, TYPES))
+SAMPLE = (("bf16", "q5_1"), ("q5_0", "f16"), ("q4_1", "iq4_nl"), ("iq4_nl", "q8_0"))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [pair if pair in SAMPLE else pytest.param(pair, marks=pytest.mark.heavy) for pair in PAIRS],
+)
+def test_the_cache_of_every_pair_of_types_is_llama_cpps(pair: tuple[KVType, KVType]) -> None:
+    settings = EngineSettings(n_ctx=20_000, kv_type=pair, use_extra_bufts=False)
+    with open_geometry("scout") as scout:
+        layers = range(scout.hparams.n_layer)
+        reported = measure(scout.path, settings).on("CPU")
+        assert sum(scout.kv_bytes(layer, settings) for layer in layers) == reported.kv
+
+
+def test_keys_and_values_are_counted_each_in_its_type() -> None:
+    with open_geometry("scout") as scout:
+        row = 8 * 128  # heads of keys or values, numbers of each
+        settings = EngineSettings(n_ctx=256, kv_type=("q8_0", "q4_0"))
+        assert scout.kv_bytes(3, settings) == 256 * (row * 34 // 32 + row * 18 // 32)
+        assert scout.kv_read_per_token(3, settings, 100) == 100 * (row * 34 // 32 + row * 18 // 32)
 
 
 def test_a_small_batch_makes_a_small_cache_of_the_chunked_layers() -> None:
@@ -145,10 +172,13 @@ def test_a_token_reads_one_expert_and_one_row_of_the_embedding() -> None:
         by_role = {one.role: one for one in maverick.weights}
         expert, embedding, output = (by_role[role] for role in ("expert", "embedding", "output"))
         assert maverick.read_per_token(expert) == expert.nbytes // 128
+        four = maverick.with_experts_used(4)
+        assert four.read_per_token(expert) == 4 * expert.nbytes // 128
+        assert four.read_per_token(output) == output.nbytes
         assert maverick.read_per_token(embedding) == embedding.nbytes // 202_048
         assert maverick.read_per_token(output) == output.nbytes
-        assert maverick.kv_read_per_token(3, "f16", 100_000) == 100_000 * 4096
-        assert maverick.kv_read_per_token(2, "f16", 100_000) == 8192 * 4096
+        assert maverick.kv_read_per_token(3, EngineSettings(), 100_000) == 100_000 * 4096
+        assert maverick.kv_read_per_token(2, EngineSettings(), 100_000) == 8192 * 4096
 
 
 def test_settings_stay_hashable() -> None:

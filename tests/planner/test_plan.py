@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import settings
@@ -20,7 +20,7 @@ from llama4_edge.planner.machine import MachineDevice
 from llama4_edge.quant.roles import ROLES
 from llama4_edge.runtime.bindings.memory import DeviceMemory
 from llama4_edge.runtime.placement import Placement
-from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.settings import EngineSettings, LoadMode
 from tests.fuzzing import damaged_json, efforts, fuzz
 
 GIB = 2**30
@@ -81,8 +81,9 @@ def random_plan(seed: int) -> Plan:
             n_batch=rng.randrange(1, 4096),
             n_threads=maybe(3),
             use_extra_bufts=rng.random() < 0.5,
-            mmap=rng.random() < 0.5,
-            kv_type=rng.choice(["f16", "q8_0"]),
+            load_mode=rng.choice(get_args(LoadMode)),
+            n_expert_used=rng.choice([None, 1, 2]),
+            kv_type=rng.choice(["f16", "q8_0", ("q8_0", "q4_0")]),
             placement=Placement(
                 n_gpu_layers=rng.randrange(-1, 50),
                 devices=maybe(names),

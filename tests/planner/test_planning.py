@@ -17,10 +17,11 @@ from llama4_edge.planner.machine import KEPT_FREE
 from llama4_edge.runtime.bindings.amx import use_extra_bufts
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
-from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.settings import EngineSettings, LoadMode
 from llama4_edge.units import bytes_text
 
 GIB = 2**30
+MODES: tuple[LoadMode, LoadMode] = ("auto", "none")
 
 
 def test_gpus_are_one_text_or_several() -> None:
@@ -271,13 +272,12 @@ def test_the_settings_are_those_of_the_plan() -> None:
 
 def test_weights_that_are_copied_are_no_weights_on_the_disk() -> None:
     mapped, copied = (
-        plan("scout", gpus=["rtx4090"], ram=40 * GIB, n_ctx=8192, mmap=mmap)
-        for mmap in (True, False)
+        plan("scout", gpus=["rtx4090"], ram=40 * GIB, n_ctx=8192, load_mode=mode) for mode in MODES
     )
-    assert mapped.settings == replace(copied.settings, mmap=True)
+    assert mapped.settings == replace(copied.settings, load_mode="auto")
     assert mapped.from_disk_bytes > 0 and copied.from_disk_bytes == 0
     assert not mapped.fits and not copied.fits
-    assert (mapped.as_dict()["mmap"], copied.as_dict()["mmap"]) == (True, False)
+    assert (mapped.as_dict()["load_mode"], copied.as_dict()["load_mode"]) == MODES
     short = f"it is {bytes_text(mapped.from_disk_bytes, digits=2)} short"
     assert any("copied into it and not mapped" in note and short in note for note in copied.notes)
     assert not any("reads" in note or "maps the file" in note for note in copied.notes)
@@ -320,7 +320,7 @@ def test_a_plan_for_another_machine_has_no_other_that_could_be_tried_here() -> N
         ({"n_ctx": 10_485_761}, "Scout .*: n_ctx is more than the model was trained for"),
         ({"n_ubatch": 0}, "n_ubatch is outside its range"),
         ({"n_parallel": 0}, "n_parallel is outside its range"),
-        ({"kv_type": "q5_0"}, "kv_type is unknown"),
+        ({"kv_type": "q5_2"}, "kv_type is unknown"),
         ({"gpus": None}, "gpus is of the wrong type, found None, expected a list of names"),
         ({"gpus": [4090]}, "a GPU's name is of the wrong type, found 4090"),
         ({"vram": 24}, "vram is of the wrong type, found 24, expected a list of bytes"),

@@ -13,7 +13,7 @@ from llama4_edge.errors import AllocationError
 from llama4_edge.runtime.bindings.memory import DeviceMemory
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.main_memory import has_gpus, host_need, settings_that_fit
-from llama4_edge.runtime.settings import EngineSettings
+from llama4_edge.runtime.settings import EngineSettings, LoadMode
 from llama4_edge.system.memory import HostMemory
 
 GIB = 2**30
@@ -55,15 +55,15 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers() -> None:
 
 
 def test_weights_that_are_not_mapped_have_to_fit() -> None:
-    copied = replace(SETTINGS, mmap=False)
+    copied = replace(SETTINGS, load_mode="none")
     assert settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB)) == copied
     with pytest.raises(AllocationError) as caught:
         settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB - 1))
     assert str(caught.value) == (
-        "scout.gguf: the model does not fit into main memory with mmap=False, found "
+        "scout.gguf: the model does not fit into main memory with load_mode=none, found "
         "68,719,476,736 bytes for the weights, the KV cache and the compute buffers, expected at "
         "most 68,719,476,735 bytes (memory.max of a group). "
-        "Leave mmap on: of weights that are mapped, only what has room is in memory."
+        "Give load_mode=mmap: of weights that are mapped, only what has room is in memory."
     )
 
 
@@ -71,23 +71,25 @@ def test_a_model_that_is_copied_answers_as_one_that_is_mapped(scout_int4: Path) 
     """Its weights are anonymous memory then, and no part of the file is mapped."""
     tokens = list(range(100, 140))
     logits, weights, mapped = [], [], []
-    for mmap in (True, False):
-        settings = EngineSettings(n_ctx=512, n_threads=1, mmap=mmap, use_extra_bufts=False)
+    modes: tuple[LoadMode, ...] = ("auto", "mmap", "none", "dio")
+    for mode in modes:
+        settings = EngineSettings(n_ctx=512, n_threads=1, load_mode=mode, use_extra_bufts=False)
         need = host_need(scout_int4, settings)
         with Engine(scout_int4, settings) as engine:
             logits.append(engine.logits(tokens))
             mapped.append(str(scout_int4) in Path("/proc/self/maps").read_text())
             weights.append((need.weights, engine.memory().on("CPU").weights))
-    np.testing.assert_array_equal(logits[0], logits[1])
-    assert mapped == [True, False]
-    assert weights[1][0] == weights[1][1] > 4_000_000
+    for other in logits[1:]:
+        np.testing.assert_array_equal(logits[0], other)
+    assert mapped == [True, True, False, False]
+    assert weights[2][0] == weights[2][1] == weights[3][1] > 4_000_000
 
 
 def test_a_file_that_was_copied_may_vanish(scout_int4: Path, tmp_path: Path) -> None:
     """Where it is mapped, a file that becomes shorter ends the process (SIGBUS)."""
     path = tmp_path / "scout.gguf"
     shutil.copy(scout_int4, path)
-    with Engine(path, EngineSettings(n_ctx=512, n_threads=1, mmap=False)) as engine:
+    with Engine(path, EngineSettings(n_ctx=512, n_threads=1, load_mode="none")) as engine:
         before = engine.logits([1, 2, 3])
         os.truncate(path, 0)
         engine.clear()

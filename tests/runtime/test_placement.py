@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llama4_edge import Model, Sampling
-from llama4_edge.errors import EngineError, SettingError
+from llama4_edge import Model, Sampling, plan
+from llama4_edge.errors import SettingError
 from llama4_edge.runtime.bindings.devices import NativeDevice
 from llama4_edge.runtime.bindings.parameters import context_params, model_params
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import CPU, Placement, check_overrides, cpu_moe_overrides
-from llama4_edge.runtime.settings import EngineSettings, KVType
+from llama4_edge.runtime.settings import EngineSettings, KVTypes
 from llama4_edge.runtime.workers.worker import local_workers
 from tests.fixtures import MakeGGUF
 
@@ -165,13 +165,13 @@ def test_the_context_is_asked_for_as_it_was_set() -> None:
         EngineSettings(
             n_ctx=1000,
             n_parallel=3,
-            kv_type="q8_0",
+            kv_type=("q8_0", "q4_0"),
             flash_attention="on",
             placement=Placement(offload_kqv=False),
         )
     )
     assert (params.n_ctx, params.n_seq_max) == (3000, 3)
-    assert (params.type_k, params.type_v, params.flash_attn_type) == (8, 8, 1)  # llama.h, ggml.h
+    assert (params.type_k, params.type_v, params.flash_attn_type) == (8, 2, 1)  # llama.h, ggml.h
     assert not params.offload_kqv
     plain = context_params(EngineSettings())
     assert (plain.n_ctx, plain.n_seq_max) == (32_768, 1)
@@ -230,7 +230,7 @@ def gguf(
 @pytest.fixture(scope="module")
 def on_the_cpu(gguf: Path) -> Callable[[EngineSettings], Logits]:
     """The logits of the same settings without any device, computed once for each KV type."""
-    known: dict[str, Logits] = {}
+    known: dict[KVTypes, Logits] = {}
 
     def logits(settings: EngineSettings) -> Logits:
         if settings.kv_type not in known:
@@ -251,14 +251,14 @@ def kl(one: Logits, other: Logits) -> npt.NDArray[np.float64]:
     return divergence
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", ("q8_0", "q4_0")])
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_every_placement_gives_the_logits_of_the_cpu_alone(
     gguf: Path,
     workers: tuple[str, ...],
     on_the_cpu: Callable[[EngineSettings], Logits],
     name: str,
-    kv_type: KVType,
+    kv_type: KVTypes,
 ) -> None:
     placement, count, weights, kv = PLACEMENTS[name]
     # Without repacking: a worker computes with plain weights, and so has to the CPU beside it.
@@ -302,8 +302,18 @@ def test_a_model_without_the_tensor_of_an_override_is_not_loaded(tiny_path: Path
         Model(tiny_path, placement=Placement(overrides=((r"blk.9", CPU),)))
 
 
-def test_a_kv_type_that_the_heads_do_not_fit_is_an_error_in_llama_cpps_words(
-    tiny_path: Path,
+@pytest.mark.parametrize(
+    ("kv_type", "what"),
+    [
+        ("q8_0", "keys of its heads cannot be kept as q8_0"),
+        (("q4_0", "f16"), "keys of its heads cannot be kept as q4_0"),
+        (("bf16", "iq4_nl"), "values of its heads cannot be kept as iq4_nl"),
+    ],
+)
+def test_a_kv_type_that_the_heads_do_not_fit_is_refused_before_llama_cpp_aborts(
+    tiny_path: Path, kv_type: KVTypes, what: str
 ) -> None:
-    with pytest.raises(EngineError, match=r"q8_0 with block size 32 does not divide .*=16"):
-        Model(tiny_path, n_ctx=256, kv_type="q8_0")
+    found = "found heads of 16 numbers, expected a multiple of 32, the block of"
+    for opening in (Model, plan):
+        with pytest.raises(SettingError, match=rf"(?i)tiny.*: {what}, {found}"):
+            opening(tiny_path, n_ctx=256, kv_type=kv_type)
