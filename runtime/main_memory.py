@@ -70,12 +70,17 @@ def settings_that_fit(
     context = need.kv + need.compute
     if context > memory.free:
         found, free = told_apart(context, memory.free)
+        what, hint = f"a context of {settings.n_ctx:,} tokens does", "Lower n_ctx"
+        if (count := settings.n_parallel) > 1:
+            what, hint = (
+                f"{count} contexts of {settings.n_ctx:,} tokens do",
+                f"{hint} or n_parallel",
+            )
         raise AllocationError(
-            f"{os.fspath(path)}: a context of {settings.n_ctx:,} tokens does not fit into main "
-            "memory",
+            f"{os.fspath(path)}: {what} not fit into main memory",
             found=f"{found} for the KV cache and the compute buffers",
             expected=f"at most {free} ({memory.source})",
-            hint='Lower n_ctx, or give n_ctx="max" for the longest context that fits.',
+            hint=f'{hint}, or give n_ctx="max" for the longest context that fits.',
         )
     if settings.locked:
         _check_lock(path, settings, need.weights)

@@ -140,7 +140,7 @@ class Scheduler:
         self._n_read = min(n_read, handles.n_batch)
         self._arrived: deque[Request] = deque()
         self._changed = False
-        self._posted_at = -math.inf  # when `_serve` was posted that has not begun yet
+        self._posted_at = -math.inf  # when the `_serve` was posted that has not begun yet
         self._waits = itertools.count(1)
         # Only the engine's thread changes these.
         self._waiting: list[Request] = []
@@ -171,7 +171,7 @@ class Scheduler:
         # Who is interrupted between these lines posts nothing; those who wait look again.
         if now - self._posted_at > _LOST_AFTER:
             self._posted_at = now
-            self._thread.post(self._serve)
+            self._thread.post(lambda: self._serve(now))
 
     def expects(self, request: Request, is_there: Callable[[], bool]) -> bool:
         """Whether something is there; if not, its reader has read all of it and waits for more."""
@@ -214,8 +214,10 @@ class Scheduler:
         """Whether a request has it."""
         return any(request.sequence is sequence for request in self._running)
 
-    def _serve(self) -> None:
+    def _serve(self, posted_at: float) -> None:
         """Decode batch after batch, until nothing is left to do or the thread is wanted."""
+        if posted_at != self._posted_at:
+            return  # there is a later one
         self._posted_at = -math.inf
         try:
             while self._thread.rearm() and self._turn():

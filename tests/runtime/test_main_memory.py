@@ -54,6 +54,13 @@ def test_a_context_that_does_not_fit_is_refused_with_the_numbers() -> None:
     )
 
 
+def test_the_contexts_of_several_sequences_are_counted_in_the_refusal() -> None:
+    eight = replace(SETTINGS, n_parallel=8)
+    with pytest.raises(AllocationError, match="8 contexts of 4,096 tokens do not fit") as caught:
+        settings_that_fit("scout.gguf", eight, NEED, memory(4 * GIB - 1))
+    assert str(caught.value.hint).startswith("Lower n_ctx or n_parallel, or give")
+
+
 def test_weights_that_are_not_mapped_have_to_fit() -> None:
     copied = replace(SETTINGS, load_mode="none")
     assert settings_that_fit("scout.gguf", copied, NEED, memory(64 * GIB)) == copied

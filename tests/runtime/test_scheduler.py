@@ -109,9 +109,13 @@ def answer(engine: Engine, request: Request) -> list[int]:
     return ended(engine, request).text[request.n_prompt :]
 
 
-def assert_same(alone: Any, beside: Any, close: float = CLOSE) -> None:
+def assert_same(alone: Any, beside: Any) -> None:
     """Every token was chosen from the same logits, up to where rounding chose another one."""
     assert alone.text[: alone.n_prompt] == beside.text[: beside.n_prompt]
+    # On the CPU ggml sums in f16, which changes more where there is more to sum: one sequence alone
+    # 0.012 at 500 tokens and 0.24 at 6,000, by whether its last token is decoded alone. What
+    # belongs to another prompt is off by 1 and more.
+    close = min(max(CLOSE, len(alone.text) / 10_000), 0.5)
     pairs = zip(alone.text[alone.n_prompt :], beside.text[beside.n_prompt :], strict=False)
     for index, (token, other) in enumerate(pairs):
         assert np.abs(alone.rows[index] - beside.rows[index]).max() < close
@@ -382,6 +386,19 @@ def test_a_fault_of_the_scheduler_lets_nobody_wait_for_ever(
     assert len(answer(engine, ask(engine, random_tokens(10)))) == 10
 
 
+def test_looking_often_leaves_no_calls_for_others_to_wait_behind(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "_LOST_AFTER", -1.0)
+    with paused(engine):
+        request = ask(engine, random_tokens(10), 500)
+        for _ in range(100):
+            engine.scheduler.look()
+    assert engine._handles.thread.call(lambda: request.n_chosen) <= 2
+    until(lambda: engine._handles.thread._calls.qsize() <= 1)
+    answer(engine, request)
+
+
 def test_closing_ends_all_requests_with_one_error_each(tiny_path: Path) -> None:
     engine = Engine(tiny_path, FOUR)
     requests = [ask(engine, random_tokens(10, seed=seed), 1000) for seed in range(6)]
@@ -543,9 +560,7 @@ def test_a_copy_is_gone_on_with_only_within_the_chunk_of_its_highest_position(
 # --- many
 
 
-def traffic(
-    engine: Engine, seed: int, seconds: float, longest: int, close: float = CLOSE
-) -> tuple[int, int]:
+def traffic(engine: Engine, seed: int, seconds: float, longest: int) -> tuple[int, int]:
     """Random requests of eight threads, some of them cancelled; how many ended whole, and not."""
     until_when = time.monotonic() + seconds
     shared = random_tokens(longest // 2, seed=99)
@@ -573,7 +588,7 @@ def traffic(
     for beside in whole:
         prompt = beside.text[: beside.n_prompt]
         alone = ended(engine, ask(engine, prompt, beside.n_chosen, beside.sampling))
-        assert_same(alone, beside, close)
+        assert_same(alone, beside)
     return len(whole), len(cancelled)
 
 
