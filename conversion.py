@@ -21,7 +21,6 @@ from .errors import (
     UnsupportedError,
     VocabularyError,
 )
-from .quant import DEFAULT_RECIPE
 from .ranges import as_path, as_tuple, check_callback, check_text
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = None,
     types: Sequence[tuple[str, str]] = (),
     split_size: int | None = None,
     revision: str | None = None,
@@ -56,7 +55,7 @@ def convert(
             other. What a directory of that name would be is taken for one.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
-        recipe: one of `llama4_edge.RECIPES`.
+        recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         split_size: bytes of tensors that one file may hold; more go into further parts,
             ``NAME-00001-of-00003.gguf`` and so on.
@@ -82,13 +81,14 @@ def convert(
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     from .convert.converter import run
+    from .quant import DEFAULT_RECIPE
 
     check_text("revision", revision, or_none=True)
     check_callback("progress", progress)
     return run(
         as_path("source", source),
         None if output is None else as_path("output", output),
-        recipe=recipe,
+        recipe=DEFAULT_RECIPE if recipe is None else recipe,
         types=as_tuple("types", types, "(regex, type) pairs"),
         split_size=split_size,
         revision=revision,

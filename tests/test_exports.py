@@ -87,6 +87,15 @@ def test_importing_the_package_loads_no_library() -> None:
     assert child(code) == ""
 
 
+def test_importing_the_package_loads_no_room() -> None:
+    rooms = ("chat", "commands", "hub", "planner", "quant", "runtime", "system", "terminal")
+    code = (
+        "import sys, llama4_edge\n"
+        f"print(*(room for room in {rooms!r} if 'llama4_edge.' + room in sys.modules))"
+    )
+    assert child(code) == ""
+
+
 def test_help_loads_only_click() -> None:
     code = (
         "import sys\nfrom llama4_edge.cli import main\n"
