@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -21,8 +20,8 @@ class ConvertOptions:
     """What `llama4 convert` may be asked."""
 
     source: str = argument(kind=click.Path())
-    output: Path | None = option(
-        "-o", "--output", kind=values.FilePath(), metavar="OUT.gguf",
+    output: str | None = option(
+        "-o", "--output", kind=values.FilePath(path_type=str), metavar="OUT.gguf",
         help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
     )  # fmt: skip
     recipe: str | None = recipe_option("Which type each tensor gets; see below.")

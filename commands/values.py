@@ -28,8 +28,8 @@ _TOKENS = re.compile(r"(\d+)\s*([KM]?)", re.IGNORECASE)
 class FilePath(click.Path):
     """The name of a file or a directory, which shells complete; an empty one is a mistake."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, path_type: type[Path] | type[str] = Path) -> None:
+        super().__init__(path_type=path_type)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""

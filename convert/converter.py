@@ -296,9 +296,13 @@ def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recip
     if output is None:
         return Path(name)
     target = Path(output)
-    target = target / name if target.is_dir() else target
-    # A link is written through: what it points to is replaced, on the disk where that lies.
-    return Path(os.path.realpath(target)) if target.is_symlink() else target
+    # "models/" is a directory, also where there is none.
+    is_directory = target.is_dir() or os.fspath(output).endswith(os.sep)
+    target = target / name if is_directory else target
+    # A link is written through: what it points to is replaced, on the disk where that lies. What
+    # /dev/stdout points to has no name.
+    leads_on = target.is_symlink() and (target.is_file() or not target.exists())
+    return Path(os.path.realpath(target)) if leads_on else target
 
 
 def _write_tensors(

@@ -285,8 +285,8 @@ class PartialOutput:
 
     def _write_journal(self, slabs: int, *, finishing: bool) -> None:
         """Replace the journal; only who has locked the parts does."""
-        fresh = self._journal.with_name(self._journal.name + ".new")
-        write_atomically(self._journal, self._state(slabs, finishing=finishing), temporary=fresh)
+        state = self._state(slabs, finishing=finishing)
+        write_atomically(self._journal, state, temporary=_fresh(self._journal))
 
     def _state(self, slabs: int, *, finishing: bool) -> str:
         state = {"identity": self._identity, "slabs_done": slabs, "finishing": finishing}
@@ -369,7 +369,10 @@ def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
     """
     journal = _journal_of(parts)
     has_journal = journal.is_file() and not journal.is_symlink()
-    for path in (journal, *(part.partial for part in parts)):
+    if not all(part.partial.exists() for part in parts):
+        # Without parts that it could be for, a journal has to say itself what it is.
+        has_journal = has_journal and _is_journal(journal)
+    for path in (journal, _fresh(journal), *(part.partial for part in parts)):
         if not os.path.lexists(path):
             continue
         ours = has_journal and path.is_file() and not path.is_symlink()
@@ -384,6 +387,12 @@ def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
         path.unlink()
 
 
+def _is_journal(path: Path) -> bool:
+    """Whether a file is a conversion's journal, or one that was begun and has nothing in it yet."""
+    journal = _read_journal(path)
+    return journal is not None and (bool(journal[0]) or path.stat().st_size == 0)
+
+
 def _is_whole(part: Part, path: Path) -> bool:
     """Whether the file is the part, as far as its size and its header say."""
     try:
@@ -396,6 +405,11 @@ def _is_whole(part: Part, path: Path) -> bool:
 
 def _journal_of(parts: Sequence[Part]) -> Path:
     return parts[0].path.with_name(parts[0].path.name + JOURNAL_SUFFIX)
+
+
+def _fresh(journal: Path) -> Path:
+    """What a journal is called until it is whole."""
+    return journal.with_name(journal.name + ".new")
 
 
 def _read_journal(path: Path) -> tuple[dict[str, str], int, bool] | None:

@@ -40,6 +40,11 @@ def check_target(
                 found="a device, a pipe or a socket",
                 expected="a file to write",
             )
+        if part.path.is_symlink():
+            raise OutputError(
+                f"{part.path} is a symbolic link that cannot be written through",
+                hint="Remove it, or give another name.",
+            )
         if part.path.exists() and _is_source(part.path, source):
             raise OutputError(
                 f"{part.path} is a file of the checkpoint that is converted",

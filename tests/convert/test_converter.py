@@ -396,6 +396,34 @@ def test_a_link_is_written_through(checkpoint: Path, tmp_path: Path) -> None:
     assert link.stat().st_size == report.bytes
 
 
+def test_a_link_that_leads_to_itself_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    link = tmp_path / "o.gguf"
+    link.symlink_to(link.name)
+    assert_refused(OutputError, checkpoint, link, match="cannot be written through", force=True)
+    assert link.is_symlink()
+
+
+def test_the_name_of_a_part_that_is_a_link_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    report = convert(checkpoint, tmp_path / "o.gguf", split_size=2**15, dry_run=True)
+    link = Path(report.outputs[0])
+    link.symlink_to("elsewhere")
+    with pytest.raises(OutputError, match="cannot be written through"):
+        convert(checkpoint, tmp_path / "o.gguf", split_size=2**15, force=True)
+    assert link.is_symlink()
+
+
+def test_a_pipe_that_a_link_leads_to_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    link = tmp_path / "o.gguf"
+    link.symlink_to("pipe")
+    assert_refused(OutputError, checkpoint, link, match="o.gguf is not a regular file", force=True)
+
+
+def test_a_name_with_a_slash_at_its_end_is_a_directory(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"missing does not exist\. Make it first: mkdir"):
+        convert(checkpoint, f"{tmp_path}/missing/")
+
+
 def test_two_sets_of_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copy(shards_of(checkpoint)[0], checkpoint / "model.safetensors")
     assert_refused(

@@ -548,15 +548,33 @@ def test_two_that_begin_at_once_do_not_disturb_each_other(
     assert sorted(path.name for path in tmp_path.glob("*o.gguf*")) == ["o.gguf"]
 
 
-@pytest.mark.parametrize("kind", ["directory", "symbolic link"])
+@pytest.mark.parametrize("kind", ["directory", "symbolic link", "file"])
 def test_a_journal_that_is_somebody_elses_is_left_alone(
     checkpoint: Path, tmp_path: Path, kind: str
 ) -> None:
     journal = tmp_path / "o.gguf.partial.json"
     if kind == "directory":
         journal.mkdir()
+    elif kind == "file":
+        journal.write_text('{"precious": 1}')
     else:
         journal.symlink_to(tmp_path / "victim")
     with pytest.raises(OutputError, match="exists and is not an interrupted conversion's"):
         convert(checkpoint, tmp_path / "o.gguf")
     assert [path.name for path in tmp_path.glob("[ov]*")] == [journal.name]
+
+
+def test_what_a_journal_is_called_at_first_is_left_alone_too(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    fresh = tmp_path / "o.gguf.partial.json.new"
+    fresh.write_text("precious")
+    with pytest.raises(OutputError, match="exists and is not an interrupted conversion's"):
+        convert(checkpoint, tmp_path / "o.gguf")
+    assert fresh.read_text() == "precious"
+
+
+def test_a_journal_with_nothing_in_it_yet_is_begun_anew(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.gguf.partial.json").touch()
+    convert(checkpoint, tmp_path / "o.gguf")
+    assert [path.name for path in tmp_path.glob("o*")] == ["o.gguf"]
