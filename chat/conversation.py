@@ -27,6 +27,9 @@ VERSION = 1
 MAX_BYTES = 1 << 30
 """The largest file that is read: ten million tokens of text are about 40 MB."""
 
+# What version 1 of the format had at first, and readers of it expect.
+_FIRST_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
+
 
 @dataclass(frozen=True)
 class Message:
@@ -143,7 +146,7 @@ class Conversation:
             "format": FORMAT,
             "version": VERSION,
             "model": self.model,
-            "sampling": asdict(self.sampling),
+            "sampling": _changed(self.sampling),
             "messages": [asdict(message) for message in self.messages],
         }
 
@@ -176,17 +179,34 @@ def _message(record: Record) -> Message:
 
 
 def _sampling(record: Record) -> Sampling:
-    _expect_keys(record, '"sampling"', [entry.name for entry in fields(Sampling)])
+    """The sampling of a file; what it does not name is as by default."""
+    defaults = vars(Sampling())
+    unknown = sorted(set(record) - set(defaults))
+    if unknown:
+        raise _damaged(record, f'"sampling" with {shown(unknown[0])}', ", ".join(defaults))
     try:
-        return Sampling(
-            temperature=record.number("temperature"),
-            top_k=record.integer("top_k"),
-            top_p=record.number("top_p"),
-            min_p=record.number("min_p"),
-            seed=None if record["seed"] is None else record.integer("seed"),
-        )
+        return Sampling(**{name: _setting(record, name, defaults[name]) for name in record})
     except SettingError as error:
         raise _damaged(record, f'"sampling" where {error}', "settings in their ranges") from error
+
+
+def _setting(record: Record, name: str, default: object) -> Any:
+    """A setting of the type that its default has."""
+    if name == "seed":
+        return None if record[name] is None else record.integer(name)
+    if isinstance(default, tuple):
+        return record.elements(name)
+    return record.integer(name) if isinstance(default, int) else record.number(name)
+
+
+def _changed(sampling: Sampling) -> dict[str, object]:
+    """The settings to save: those that releases before 0.2 know, and what is not as by default."""
+    defaults = vars(Sampling())
+    return {
+        name: value
+        for name, value in asdict(sampling).items()
+        if name in _FIRST_SETTINGS or value != defaults[name]
+    }
 
 
 def _expect_keys(record: Record, where: str, expected: Iterable[str]) -> None:

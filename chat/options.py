@@ -27,6 +27,25 @@ class AnswerOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     seed: int | None
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    repeat_last_n: int
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: Iterable[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]]
     max_tokens: int | None
     stop: str | Iterable[str]
     special: bool

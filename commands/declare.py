@@ -147,7 +147,7 @@ class DefaultShown(click.Option):
         """The option's names and help."""
         record = super().get_help_record(ctx)
         default = self.defaults().get(self.name or "") if self.defaults else None
-        if record is None or default in (None, ()):
+        if record is None or default is None or isinstance(default, tuple):
             return record
         if isinstance(default, Path) and default.is_relative_to(Path.home()):
             default = f"~/{default.relative_to(Path.home())}"

@@ -46,7 +46,7 @@ class Foreign:
         return "" not in self.accepted and "" not in dict(self.ours)
 
 
-_SAMPLERS = "The samplers here are top-k, top-p, min-p and temperature, in llama.cpp's order."
+_SAMPLERS = "The samplers are llama.cpp's, in its order; each has its own flag here too."
 _SPECULATIVE = "There is no draft model here: answers are decoded without speculation."
 _SERVER = "There is no server here; `llama4 chat MODEL` and the Python API answer."
 _PICTURES = "Images are not read here yet."
@@ -129,13 +129,8 @@ _TABLE = (
      Foreign("The file's metadata is taken as it is, but for --experts N; convert it anew.",
              ours=tuple((_EXPERTS.format(n), f"--experts {n}") for n in range(1, 17)))),
     (("-ncffn", "--n-cpu-ffn"), Foreign("-ncmoe N, or -ot 'REGEX=CPU', keeps weights on the CPU.")),
-    (("--samplers", "--sampler-seq", "--sampling-seq", "--top-nsigma", "--top-n-sigma",
-      "--xtc-probability", "--xtc-threshold", "--typical", "--typical-p", "--repeat-last-n",
-      "--repeat-penalty", "--presence-penalty", "--frequency-penalty", "--dry-multiplier",
-      "--dry-base", "--dry-allowed-length", "--dry-penalty-last-n", "--dry-sequence-breaker",
-      "--adaptive-target", "--adaptive-decay", "--dynatemp-range", "--dynatemp-exp", "--mirostat",
-      "--mirostat-lr", "--mirostat-ent", "-l", "--logit-bias", "-bs", "--backend-sampling"),
-     Foreign(_SAMPLERS)),
+    (("--samplers", "--sampler-seq", "--sampling-seq", "--adaptive-target", "--adaptive-decay",
+      "-bs", "--backend-sampling"), Foreign(_SAMPLERS)),
     (("--grammar", "--grammar-file", "-j", "--json-schema", "-jf", "--json-schema-file"),
      Foreign(_GRAMMAR)),
     (("--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale",

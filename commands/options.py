@@ -130,6 +130,69 @@ class SamplingOptions:
         help="The same seed gives the same answer.  [default: -1, a new one each time]",
     )  # fmt: skip
 
+    repeat_penalty: float | None = option(
+        "--repeat-penalty", kind=float,
+        help="Divides the logits of tokens among the last N of --repeat-last-n; 1 is none.",
+    )  # fmt: skip
+    repeat_last_n: int | None = option(
+        "--repeat-last-n", kind=int, help="How many of the last tokens the penalties look at."
+    )
+    frequency_penalty: float | None = option(
+        "--frequency-penalty", kind=float, help="Subtracted for each time a token is among them."
+    )
+    presence_penalty: float | None = option(
+        "--presence-penalty", kind=float, help="Subtracted where a token is among them."
+    )
+    dry_multiplier: float | None = option(
+        "--dry-multiplier", kind=float,
+        help="Of DRY's penalty for going on with a repetition; 0 is none.",
+    )  # fmt: skip
+    dry_base: float | None = option(
+        "--dry-base", kind=float, help="To the power of the repetition's length."
+    )
+    dry_allowed_length: int | None = option(
+        "--dry-allowed-length", kind=int, help="Tokens that may be repeated."
+    )
+    dry_penalty_last_n: int | None = option(
+        "--dry-penalty-last-n", kind=int, help="How many of the last tokens DRY looks at."
+    )
+    dry_sequence_breakers: tuple[str, ...] = option(
+        "--dry-sequence-breaker", kind=str, metavar="TEXT", multiple=True,
+        help="No repetition goes beyond TEXT; replaces llama.cpp's four; 'none' is no text.",
+    )  # fmt: skip
+    top_n_sigma: float | None = option(
+        "--top-n-sigma", "--top-nsigma", kind=float,
+        help="Keep logits within N standard deviations of the largest; 0 keeps all.",
+    )  # fmt: skip
+    typical_p: float | None = option(
+        "--typical", "--typical-p", kind=float,
+        help="Keep the tokens of typical surprise that together have probability N.",
+    )  # fmt: skip
+    xtc_probability: float | None = option(
+        "--xtc-probability", kind=float,
+        help="How often the likeliest of several likely tokens are left out; 0 is never.",
+    )  # fmt: skip
+    xtc_threshold: float | None = option(
+        "--xtc-threshold", kind=float, help="From which probability on a token is likely."
+    )
+    dynatemp_range: float | None = option(
+        "--dynatemp-range", kind=float,
+        help="How far the temperature follows the entropy, down and up; 0 keeps it.",
+    )  # fmt: skip
+    dynatemp_exponent: float | None = option("--dynatemp-exp", kind=float, help="Of the entropy.")
+    mirostat: int | None = option(
+        "--mirostat", kind=int, help="2 keeps the surprise near --mirostat-ent; 0 is off."
+    )
+    mirostat_tau: float | None = option("--mirostat-ent", kind=float, help="In bits.")
+    mirostat_eta: float | None = option(
+        "--mirostat-lr", kind=float, help="How fast it is corrected."
+    )
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        "-l", "--logit-bias", kind=values.logit_bias, metavar="TOKEN(+/-)BIAS", multiple=True,
+        help="Add BIAS to the logit of a token's id, as in 15043+1 or 15043-1; "
+        "15043-inf forbids it.",
+    )  # fmt: skip
+
     @staticmethod
     def defaults() -> Mapping[str, object]:
         """What `Sampling` declares."""
@@ -145,8 +208,11 @@ class SamplingOptions:
         """
         from ..runtime.sampling import Sampling
 
+        settings = given(self)
+        if settings.get("dry_sequence_breakers") == ("none",):
+            settings["dry_sequence_breakers"] = ()
         with usage_errors():
-            return Sampling(**given(self))
+            return Sampling(**settings)
 
 
 @dataclass(frozen=True)

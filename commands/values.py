@@ -60,6 +60,14 @@ def unless_minus_one(word: str) -> int | None:
     return None if number == -1 else number
 
 
+def logit_bias(word: str) -> tuple[int, float]:
+    """llama.cpp's ``15043+1``, ``15043-0.5`` or ``15043-inf``: a token id and a bias."""
+    match = re.fullmatch(r"(\d{1,10})([+-](?:\d+(?:\.\d*)?|\.\d+|inf))", word)
+    if match is None:
+        raise click.BadParameter(f"{word!r} is not a token id and a bias, such as 15043-1")
+    return int(match[1]), float(match[2])
+
+
 def tokens(word: str) -> int | Literal["max"]:
     """``32768``, ``128k`` or ``10M`` tokens; ``max``, or llama.cpp's 0, is what fits."""
     if word in ("max", "0"):

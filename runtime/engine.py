@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ContextFullError, EngineError
+from ..errors import ContextFullError, EngineError, SettingError
 from ..ranges import value_text
 from .bindings.memory import MemoryReport
 from .handles import Handles
@@ -123,9 +123,11 @@ class Engine:
         Raises:
             ContextFullError: the prompt does not fit.
             EngineError: it has no tokens, one is not the id of a token, or the engine was closed.
+            SettingError: ``logit_bias`` has a token that the model does not.
         """
         self._check()
         checked = self._checked_prompt(prompt)
+        self._check_biases(sampling)
         return Request(checked, sampling, max_tokens, accept, paced=paced, after=after)
 
     def is_end(self, token: int) -> bool:
@@ -179,14 +181,15 @@ class Engine:
     def sampler(self, sampling: Sampling) -> Iterator[Callable[[], int]]:
         """What chooses the next token from the logits after the last one.
 
-        With a seed of None llama.cpp chooses; ``Sampling.with_seed`` makes it known. Calling it
-        raises EngineError where nothing was decoded last, or the logits are NaN.
+        With a seed of None one is drawn; ``Sampling.with_seed`` makes it known. Calling it raises
+        EngineError where nothing was decoded last, or the logits are NaN.
         """
-        chain = self._call(lambda: self._handles.make_sampler(sampling))
+        self._check_biases(sampling)
+        sampler = self._call(lambda: self._handles.make_sampler(sampling, self._sequence.tokens))
         try:
-            yield lambda: self._call(lambda: self._sequence.sample(chain))
+            yield lambda: self._call(lambda: self._sequence.sample(sampler))
         finally:
-            self._handles.free_sampler(chain)
+            self._handles.free_sampler(sampler)
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """The logits after the last token, float32 of [n_vocab]; a copy."""
@@ -269,6 +272,15 @@ class Engine:
             return work()
 
         return self._handles.thread.call(call)
+
+    def _check_biases(self, sampling: Sampling) -> None:
+        beyond = [token for token, _ in sampling.logit_bias if token >= self.n_vocab]
+        if beyond:
+            raise SettingError(
+                "logit_bias has a token that is not in the model's vocabulary",
+                found=str(beyond[0]),
+                expected=f"0 to {self.n_vocab - 1}",
+            )
 
     def _checked_prompt(self, tokens: Iterable[int]) -> list[int]:
         prompt = self._checked(tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,13 @@ from .bindings.batch import Batch
 from .bindings.library import captured_log, llama, refused
 from .bindings.memory import MemoryReport, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
+from .bindings.sampler import Sampler
 from .main_memory import check_loaded
 from .sampling import Sampling
 from .settings import EngineSettings
 from .workers.remote import connect
 
 logger = logging.getLogger(__name__)
-
-
-class SamplerChain:
-    """A ``llama_sampler`` chain; ``native`` is None once it is freed."""
-
-    def __init__(self, native: Any) -> None:
-        self.native = native
 
 
 class Handles:
@@ -67,7 +61,7 @@ class Handles:
         self.model: Any = None
         self.context: Any = None
         self._batch: Batch | None = None
-        self._chains: list[SamplerChain] = []
+        self._samplers: list[Sampler] = []
         self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
         self.n_decoded = 0
@@ -145,18 +139,18 @@ class Handles:
             self._views[address] = view
         return view
 
-    def make_sampler(self, sampling: Sampling) -> SamplerChain:
-        """A chain of llama.cpp's samplers; called in the thread."""
-        chain = SamplerChain(_sampler_chain(self.llama, sampling))
-        self._chains.append(chain)
-        return chain
+    def make_sampler(self, sampling: Sampling, tokens: Sequence[int]) -> Sampler:
+        """What chooses the tokens after these; called in the thread.
 
-    def free_sampler(self, chain: SamplerChain) -> None:
-        """Free a chain soon; called anywhere."""
-        if self.thread.is_current:
-            self._free_chain(chain)
-        else:
-            self.thread.post(lambda: self._free_chain(chain))
+        With a seed of None one is drawn.
+        """
+        sampler = Sampler(self.llama, self.vocab, self.n_vocab, sampling.with_seed(), tokens)
+        self._samplers.append(sampler)
+        return sampler
+
+    def free_sampler(self, sampler: Sampler) -> None:
+        """Free a sampler soon; called anywhere."""
+        self.thread.post(lambda: self._free_sampler(sampler))
 
     # --- how they are made and freed
 
@@ -208,8 +202,8 @@ class Handles:
         self.n_vocab = int(self.llama.llama_vocab_n_tokens(self.vocab))
 
     def _free(self) -> None:
-        for chain in list(self._chains):
-            self._free_chain(chain)
+        for sampler in list(self._samplers):
+            self._free_sampler(sampler)
         # The context uses the model, so it goes first.
         self._free_context()
         model, self.model = self.model, None
@@ -222,26 +216,7 @@ class Handles:
         if context:
             self.llama.llama_free(context)
 
-    def _free_chain(self, chain: SamplerChain) -> None:
-        if chain in self._chains:
-            self._chains.remove(chain)
-            native, chain.native = chain.native, None
-            self.llama.llama_sampler_free(native)
-
-
-def _sampler_chain(bindings: Any, sampling: Sampling) -> Any:
-    chain = bindings.llama_sampler_chain_init(bindings.llama_sampler_chain_default_params())
-    if sampling.temperature == 0.0:
-        samplers = [bindings.llama_sampler_init_greedy()]
-    else:
-        seed = bindings.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
-        samplers = [
-            bindings.llama_sampler_init_top_k(sampling.top_k),
-            bindings.llama_sampler_init_top_p(sampling.top_p, 1),
-            bindings.llama_sampler_init_min_p(sampling.min_p, 1),
-            bindings.llama_sampler_init_temp(sampling.temperature),
-            bindings.llama_sampler_init_dist(seed),
-        ]
-    for sampler in samplers:
-        bindings.llama_sampler_chain_add(chain, sampler)
-    return chain
+    def _free_sampler(self, sampler: Sampler) -> None:
+        if sampler in self._samplers:
+            self._samplers.remove(sampler)
+            sampler.close()

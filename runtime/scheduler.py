@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ..errors import EngineError
+from .bindings.sampler import Sampler
 from .bindings.thread import News
-from .handles import Handles, SamplerChain
+from .handles import Handles
 from .sampling import Sampling
 from .sequence import CachedSequence, Piece, decode, reusable_prefix
 
@@ -83,7 +84,7 @@ class Request:
         self.ended = self.cancelled = False
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
-        self.chain: SamplerChain | None = None
+        self.sampler: Sampler | None = None
         # Who reads it, and since which wait for it: who waits for one reads no other meanwhile.
         self.awaited = 0
         thread = threading.current_thread()
@@ -309,7 +310,7 @@ class Scheduler:
             return
         chosen.keep(count)
         request.reused_tokens = count
-        request.chain = self._handles.make_sampler(request.sampling)
+        request.sampler = self._handles.make_sampler(request.sampling, request.text)
 
     # One batch
 
@@ -372,12 +373,12 @@ class Scheduler:
 
     def _choose(self, request: Request) -> bool:
         """Choose its next token; False where it ends."""
-        assert request.accept is not None and request.chain is not None
+        assert request.accept is not None and request.sampler is not None
         if request.max_tokens == 0:
             request.outcome = "length"
             return False
         try:
-            token = _held(request).sample(request.chain)
+            token = _held(request).sample(request.sampler)
             request.text.append(token)
             goes_on = request.accept(token, self._handles.is_end(token))
         except BaseException as error:
@@ -408,8 +409,8 @@ class Scheduler:
         for requests in (self._running, self._waiting):
             if request in requests:
                 requests.remove(request)
-        if request.chain is not None:
-            self._handles.free_sampler(request.chain)
+        if request.sampler is not None:
+            self._handles.free_sampler(request.sampler)
         request.error = error
         request.ended = True
         self._changed = True

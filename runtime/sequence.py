@@ -7,7 +7,6 @@ in the thread that calls llama.cpp alone; checks nothing that a caller gave.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
@@ -18,7 +17,8 @@ import numpy.typing as npt
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.library import captured_log, refused
-from .handles import Handles, SamplerChain
+from .bindings.sampler import Sampler
+from .handles import Handles
 
 _ABORTED = 2
 
@@ -163,22 +163,21 @@ class CachedSequence:
             raise EngineError("there are no logits: no token was decoded last")
         return self._handles.logits(self._row)
 
-    def sample(self, chain: SamplerChain) -> int:
+    def sample(self, sampler: Sampler) -> int:
         """A token, chosen from the logits after the last one.
 
         Raises:
-            EngineError: no token was decoded last, the logits are NaN, or the chain was freed.
+            EngineError: no token was decoded last, the logits are NaN, or the sampler was freed.
         """
-        if not chain.native:
+        if sampler.closed:
             raise EngineError("a sampler was used after its block had ended")
-        # NaN has no order, and llama.cpp's sorting has no defence against it.
-        if not math.isfinite(float(np.maximum.reduce(self.last_logits()))):
+        token = sampler.choose(self.last_logits())
+        if token is None:
             raise EngineError(
                 f"{self._handles.path}: the model's logits are NaN or infinite",
                 hint="The file's weights are damaged: convert the model again.",
             )
-        llama, context = self._handles.llama, self._handles.context
-        return int(llama.llama_sampler_sample(chain.native, context, self._row))
+        return token
 
     def output_rows(self, count: int) -> npt.NDArray[np.float32]:
         """The logits of the last ``count`` outputs, float32 of [count, n_vocab]; such a view."""

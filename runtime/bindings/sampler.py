@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,9 +38,10 @@ class Sampler:
     """
 
     def __init__(
-        self, bindings: Any, vocab: Any, n_vocab: int, sampling: Sampling, tokens: Iterable[int]
+        self, bindings: Any, vocab: Any, n_vocab: int, sampling: Sampling, tokens: Sequence[int]
     ) -> None:
         self._llama, self._sampling, self._n_vocab = bindings, sampling, n_vocab
+        self.closed = False
         self._chains: list[Any] = []
         self._adjusting = self._chain(_adjusting(bindings, vocab, n_vocab, sampling))
         self._all = not 0 < sampling.top_k < n_vocab
@@ -55,11 +56,13 @@ class Sampler:
         self._biased = dict.fromkeys(token for token, _ in sampling.logit_bias)
         self._recent: deque[int] = deque(maxlen=_window(sampling))
         self._counts: Counter[int] = Counter()
-        for token in tokens:
+        window = self._recent.maxlen or 0
+        for token in tokens[max(len(tokens) - window, 0) :]:
             self._accept(token)
 
     def close(self) -> None:
         """Free llama.cpp's samplers; closing twice is harmless."""
+        self.closed = True
         while self._chains:
             self._llama.llama_sampler_free(self._chains.pop())
 

@@ -126,7 +126,8 @@ SAMPLING = {"temperature": 1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}
             "messages[0] has an invalid content, found 1",
         ),
         ({"sampling": []}, "has an invalid sampling, found a list of 0, expected an object"),
-        ({"sampling": {"top_k": 1}}, "\"sampling\" with 'top_k', expected min_p, seed"),
+        ({"sampling": {"top_z": 1}}, "\"sampling\" with 'top_z', expected temperature, top_k"),
+        ({"sampling": {"logit_bias": 3}}, "has an invalid logit_bias, found 3, expected a list"),
         (
             {"sampling": {**SAMPLING, "temperature": -1}},
             "temperature is outside its range, found -1.0, expected a number from 0.0 up",
@@ -290,3 +291,24 @@ def test_a_name_that_no_file_can_have_is_one_error(tmp_path: Path, name: str) ->
     for use in (CONVERSATION.save, Conversation.load):
         with pytest.raises(SessionError):
             use(tmp_path / name)
+
+
+def test_settings_that_are_not_named_are_as_by_default(tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    Conversation(sampling=Sampling(top_k=3)).save(file)
+    saved = json.loads(file.read_text())
+    assert list(saved["sampling"]) == ["temperature", "top_k", "top_p", "min_p", "seed"]
+    saved["sampling"] = {"top_k": 3}
+    file.write_text(json.dumps(saved))
+    assert Conversation.load(file).sampling == Sampling(top_k=3)
+
+
+def test_every_setting_comes_back(tmp_path: Path) -> None:
+    sampling = Sampling(
+        xtc_probability=0.5,
+        mirostat=2,
+        logit_bias={7: -float("inf"), 8: 1.5},  # type: ignore[arg-type]
+        dry_sequence_breakers=("a", "\n"),
+    )
+    Conversation(sampling=sampling).save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json").sampling == sampling

@@ -91,7 +91,7 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("--experts 0", "--experts"),
         ("-np 4", "`plan -np N` counts several"),
         ("-hf org/name", "llama4 pull"),
-        ("--repeat-penalty 1.1", "The samplers here are"),
+        ("--samplers top_k;top_p", "The samplers are llama.cpp's, in its order"),
         ("-md draft.gguf", "no draft model"),
         ("--spec-draft-n-max 4", "no draft model"),
         ("--image a.png", "Images are not read"),

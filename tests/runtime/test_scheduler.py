@@ -600,7 +600,7 @@ def test_mixed_traffic_loses_nothing_and_mixes_nothing(tiny_path: Path, n_parall
         whole, _ = traffic(engine, seed=n_parallel, seconds=2.0, longest=1000)
         assert whole > 8
         assert not engine.scheduler._running
-        assert not engine._handles._chains
+        assert not engine._handles._samplers
 
 
 @pytest.mark.heavy
@@ -617,7 +617,7 @@ def test_minutes_of_mixed_traffic_lose_nothing_and_mix_nothing(tiny_path: Path) 
         for seed in range(6):
             whole, cancelled = traffic(engine, seed=100 + seed, seconds=20.0, longest=20_000)
             assert whole > 8 and cancelled > 0
-            assert not engine._handles._chains
+            assert not engine._handles._samplers
 
 
 @pytest.mark.parametrize("cycles", [20, pytest.param(200, marks=pytest.mark.heavy)])
