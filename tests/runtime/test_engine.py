@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
-from llama4_edge.errors import AllocationError, ContextFullError, EngineError
+from llama4_edge.errors import AllocationError, ContextFullError, EngineError, SettingError
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
@@ -465,3 +465,27 @@ def test_a_wish_for_a_gpu_is_answered_where_there_is_none(
     said = [one.getMessage() for one in caplog.records if one.name.endswith("handles")]
     assert len(said) == expected
     assert all("n_gpu_layers of 4 has no effect" in one for one in said)
+
+
+def test_a_bias_forbids_a_token_and_one_that_the_model_lacks_is_refused(engine: Engine) -> None:
+    engine.prefill([1, 2, 3])
+    with engine.sampler(GREEDY) as choose:
+        likeliest = choose()
+    forbidden = replace(GREEDY, logit_bias=((likeliest, -float("inf")),))
+    with engine.sampler(forbidden) as choose:
+        assert choose() == int(np.argsort(engine.last_logits())[-2])
+    with (
+        pytest.raises(SettingError, match=f"found {N_VOCAB}, expected 0 to {N_VOCAB - 1}"),
+        engine.sampler(replace(GREEDY, logit_bias=((N_VOCAB, 1.0),))),
+    ):
+        pass
+
+
+def test_penalties_count_the_prompt(engine: Engine) -> None:
+    engine.prefill([5, 6, 7])
+    likeliest = int(engine.last_logits().argmax())
+    engine.prefill([likeliest, 5, 6, 7])
+    again = int(engine.last_logits().argmax())
+    engine.prefill([again, 5, 6, 7])
+    with engine.sampler(replace(GREEDY, presence_penalty=1000.0)) as choose:
+        assert choose() not in {again, 5, 6, 7}
