@@ -94,6 +94,7 @@ bench: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m benchmarks.sampling
 
 lock: $(VENV)/.venv
 	@$(INSTALL) "uv" uv

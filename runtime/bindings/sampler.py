@@ -295,23 +295,28 @@ class _Mirostat:
 
     def choose(self, logits: Floats) -> int | None:
         """A token, None where logits are NaN, or the largest is infinite."""
-        largest_logit = logits.max()
-        if not np.isfinite(largest_logit):
+        most = logits.max()
+        if not np.isfinite(most):
             return None
-        scaled = (logits - largest_logit) / self._temperature
-        log_sum = np.log(np.exp(scaled).sum(dtype=np.float64))
-        kept = np.flatnonzero(scaled >= log_sum - self._mu * np.log(2))
-        if not kept.size:
-            kept = np.array([int(logits.argmax())])
-        kept = kept[np.lexsort((kept, -scaled[kept]))]
+        weights = np.exp((logits - most) / self._temperature)
+        kept = weights >= 2**-self._mu * weights.sum(dtype=np.float64)
+        n_kept = max(int(np.count_nonzero(kept)), 1)
+        total = max(float(weights.sum(where=kept, dtype=np.float64)), 1.0)
         # C++'s std::discrete_distribution draws no number where there is no choice.
-        number = self._uniform() if kept.size > 1 else 0.0
-        weights = np.exp(scaled[kept].astype(np.float64))
-        cumulated = np.cumsum(weights / weights.sum())
-        index = min(int(np.searchsorted(cumulated, number)), kept.size - 1)
-        surprise = -np.log2(weights[index] / weights.sum())
+        number = self._uniform() if n_kept > 1 else 0.0
+        count = min(256, n_kept)
+        buffer = np.zeros(count, CANDIDATE)
+        while True:
+            largest(logits, count, buffer)
+            cumulated = np.cumsum(weights[buffer["id"]], dtype=np.float64) / total
+            if cumulated[-1] >= number or count == n_kept:
+                break
+            count = min(8 * count, n_kept)
+            buffer = np.zeros(count, CANDIDATE)
+        token = int(buffer["id"][min(int(np.searchsorted(cumulated, number)), count - 1)])
+        surprise = -np.log2(float(weights[token]) / total)
         self._mu -= self._eta * (surprise - self._tau)
-        return int(kept[index])
+        return token
 
     def _uniform(self) -> float:
         """A number from 0 to below 1, as C++'s ``std::generate_canonical<double, 53>`` makes it."""
