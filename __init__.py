@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .async_model import AsyncModel, AsyncStream
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
+    from .chat.documents import with_documents
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -108,6 +109,7 @@ _MODULES = {
     "inspect": "inspection",
     "plan": "planner.planning",
     "pull": "hub.pull",
+    "with_documents": "chat.documents",
 }
 """The module that each name comes from (PEP 562)."""
 
@@ -162,6 +164,7 @@ __all__ = [
     "inspect",
     "plan",
     "pull",
+    "with_documents",
 ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import click
 
 from ..terminal.console import at_terminal, note
 from .declare import argument, command, given, group, option, verbose_flag
+from .documents import files_option, read_files, with_files
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 
@@ -22,6 +24,7 @@ class ChatOptions:
         "-sys", "--system", "--system-prompt", kind=str, metavar="TEXT",
         help="A system message before the chat.",
     )  # fmt: skip
+    files: tuple[str, ...] = files_option()
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
     engine: EngineOptions = group(EngineOptions)
@@ -39,6 +42,7 @@ def chat(options: ChatOptions) -> int:
     \b
     llama4 chat scout.gguf
     llama4 chat scout.gguf --system 'Answer in one sentence.' -c 128k
+    llama4 chat scout.gguf --file book.md
     llama4 chat scout.gguf < questions.txt
     """
     from ..chat.conversation import Conversation
@@ -49,6 +53,7 @@ def chat(options: ChatOptions) -> int:
     sampling = options.sampling.sampling()
     answering = given(options.answer)
     first = opening(options.system)
+    documents = read_files(options.files)
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
     with (
@@ -63,6 +68,7 @@ def chat(options: ChatOptions) -> int:
             lambda messages: model.chat(messages, stream=True, sampling=sampling, **answering),
             source,
             Conversation(first, model=model.info.name, sampling=sampling),
+            preface=partial(with_files, model, documents),
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (

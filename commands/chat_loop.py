@@ -83,6 +83,7 @@ class Chat:
         interactive: whether a person is watching; asides are for them.
         max_tokens: tokens of an answer at most, if that was limited.
         fullness: the fraction of the context that messages take.
+        preface: makes the first message of a conversation of what was typed.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Chat:
         interactive: bool,
         max_tokens: int | None,
         fullness: Callable[[Messages], float],
+        preface: Callable[[str], str] = str,
     ) -> None:
         self._reply = reply
         self._source = source
         self._interactive = interactive
         self._max_tokens = max_tokens
         self._fullness_of = fullness
+        self._preface = preface
         self.conversation = conversation
         self.failures = 0
 
@@ -136,12 +139,13 @@ class Chat:
             EOFError: the command was to quit.
             Llama4EdgeError: it could not be done; the conversation is as it was.
         """
-        if text.startswith("//"):
-            self._ask(text[1:], self.conversation.messages)
-        elif text.startswith("/"):
+        if text.startswith("/") and not text.startswith("//"):
             self._obey(text)
         elif text.strip():
-            self._ask(text, self.conversation.messages)
+            question = text.removeprefix("/") if text.startswith("//") else text
+            before = self.conversation.messages
+            begins = all(message.role != "user" for message in before)
+            self._ask(self._preface(question) if begins else question, before)
 
     def _obey(self, text: str) -> None:
         name, *rest = text.split(maxsplit=1)

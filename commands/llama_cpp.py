@@ -67,8 +67,11 @@ _TABLE = (
     (("-m", "--model"), Foreign("MODEL is the first argument: {command} MODEL.")),
     (("-p", "--prompt"), Foreign("PROMPT is the second argument: llama4 run MODEL PROMPT.")),
     (
-        ("-f", "--file", "-bf", "--binary-file"),
-        Foreign("Redirect the file to stdin: llama4 run MODEL < FILE."),
+        ("-f", "-bf", "--binary-file"),
+        Foreign(
+            "--file FILE puts a document before the prompt; llama4 run MODEL < FILE makes it the "
+            "prompt."
+        ),
     ),
     (
         ("-sysf", "--system-prompt-file"),

@@ -10,6 +10,7 @@ from ..errors import ContextFullError, Llama4EdgeError
 from ..terminal.answer import AnswerWriter, timings_text
 from ..terminal.console import note
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
+from .documents import files_option, read_files, with_files
 from .full_context import cut_off, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
@@ -27,6 +28,7 @@ class RunOptions:
         "-sys", "--system", "--system-prompt", kind=str, metavar="TEXT",
         help="A system message before the prompt.",
     )  # fmt: skip
+    files: tuple[str, ...] = files_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
@@ -47,6 +49,7 @@ def run(options: RunOptions) -> None:
     \b
     llama4 run scout.gguf 'Why is the sky blue?'
     llama4 run scout.gguf 'Summarize this:' < report.txt
+    llama4 run scout.gguf --file notes/ --file '*.md' 'What is decided?'
     git diff | llama4 run scout.gguf 'Review this:' -
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
     """
@@ -63,9 +66,11 @@ def run(options: RunOptions) -> None:
     sampling = options.sampling.sampling()
     answering = given(options.answer)
     first = opening(options.system)
+    documents = read_files(options.files)
     with opened_model(
         options.model, "run", options.engine, options.placement, verbose=options.verbose
     ) as model:
+        text = with_files(model, documents, text)
         writer = AnswerWriter()
         try:
             if options.raw:

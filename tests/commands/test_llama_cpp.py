@@ -100,7 +100,7 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("-tb 8", "-t sets the threads"),
         ("--rpc host:1", "--workers"),
         ("-cnv", "llama4 chat MODEL"),
-        ("-f file", "Redirect the file"),
+        ("-f file", "--file FILE puts a document before the prompt"),
         ("-ctx 5", "No such option: -ctx"),
         ("-ctkx q8_0", "Did you mean -ctk"),
         ("--ctx-sise 5", "Did you mean --ctx-size?"),
