@@ -49,14 +49,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--tokens", type=int, default=4000, help="0 compares nothing")
     parser.add_argument("--needles", default="9000,16000,32000")
     parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     file = arguments.directory / "llama-4-tiny-bf16.gguf"
     convert(MODEL, file, recipe="bf16", force=True)
-    tokens = conversation(arguments.tokens)
+    if arguments.tokens:
+        compare_all(file, conversation(arguments.tokens))
+    lengths = [int(length) for length in arguments.needles.split(",") if length]
+    if lengths:
+        ask_all(file, lengths)
+
+
+def compare_all(file: Path, tokens: Sequence[int]) -> None:
+    """Print what each pair costs, with rotation and without."""
     reference = predictions(file, tokens, "f16")
     for rotated in (True, False):
         with rotation(rotated):
@@ -67,18 +75,20 @@ def main() -> None:
         title = "with rotation" if rotated else "without rotation"
         table(f"mean KL x 1e6 over {len(tokens):,} tokens, {title}", cells, 0, 1e6, "{:.3g}")
         table(f"same likeliest token, %, {title}", cells, 1, 100, "{:.2f}")
-    lengths = [int(length) for length in arguments.needles.split(",") if length]
-    if lengths:
-        print("| codes recalled |", " | ".join(f"{length:,} tokens" for length in lengths), "|")
-        print("|---|" + "---|" * len(lengths))
-        for kv_type, rotated in product(ASKED, (True, False)):
-            if kv_type == "f16" and not rotated:
-                continue
-            with rotation(rotated):
-                scores = [recalled(file, length, kv_type) for length in lengths]
-            name = f"{kv_text(kv_type)} ({kv_bits(kv_type) / 2:.2f} bits)"
-            print(f"| {name}{'' if rotated else ', no rotation'} |", " | ".join(scores), "|",
-                  flush=True)  # fmt: skip
+
+
+def ask_all(file: Path, lengths: Sequence[int]) -> None:
+    """Print how many codes are recalled with some of the pairs."""
+    print("\n| codes recalled |", " | ".join(f"{length:,} tokens" for length in lengths), "|")
+    print("|---|" + "---|" * len(lengths))
+    for kv_type, rotated in product(ASKED, (True, False)):
+        if kv_type == "f16" and not rotated:
+            continue
+        with rotation(rotated):
+            scores = [recalled(file, length, kv_type) for length in lengths]
+        name = f"{kv_text(kv_type)} ({kv_bits(kv_type) / 2:.2f} bits)"
+        title = name if rotated else f"{name}, no rotation"
+        print(f"| {title} |", " | ".join(scores), "|", flush=True)
 
 
 @contextmanager

@@ -73,7 +73,8 @@ class Ladder:
             if experts:
                 cache_on_cpu = self.experts(n_ctx, kind, offload_kqv=False)
                 return self._fastest([experts, *([cache_on_cpu] if cache_on_cpu else [])])
-        last = kv_types[-1]
+        # Where attention leaves the GPUs anyway, V in q4_0 would be paid for and bring little.
+        last = kv_types[:2][-1]
         rest = [
             self.experts(n_ctx, last, offload_kqv=False),
             self.chunked_layers(n_ctx, last),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from llama4_edge.runtime.bindings.amx import use_extra_bufts
 from llama4_edge.runtime.bindings.memory import measure
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings, LoadMode
+from llama4_edge.terminal.plan_view import llama_cpp_flags
 from llama4_edge.units import bytes_text
 
 GIB = 2**30
@@ -127,6 +129,41 @@ def test_the_cache_becomes_smaller_before_attention_leaves_the_gpu() -> None:
     fixed = plan("scout", vram=tight, ram=96 * GIB, kv_type="f16")
     assert (fixed.fits, fixed.settings.kv_type) == (True, "f16")
     assert fixed.host.memory.kv > 0
+
+
+def test_values_become_smaller_still_before_attention_leaves_the_gpu() -> None:
+    """At 131,072 tokens, values in q4_0 take 0.75 GiB less than in q8_0."""
+    asked: dict[str, Any] = {"ram": 96 * GIB, "n_ctx": 131_072}
+    result = plan("scout", vram=[15 * GIB], **asked)
+    assert (result.fits, result.settings.kv_type) == (True, ("q8_0", "q4_0"))
+    assert "the KV cache is kept as K q8_0 and V q4_0" in result.why
+    assert result.host.memory.kv == 0
+    assert "131,072 tokens of K q8_0 and V q4_0: " in str(result)
+    # Where attention leaves anyway, and where q8_0 is asked for, values are in q8_0.
+    for smaller in (
+        plan("scout", vram=[int(14.7 * GIB)], **asked),
+        plan("scout", vram=[15 * GIB], kv_type="q8_0", **asked),
+    ):
+        assert (smaller.settings.kv_type, smaller.host.memory.kv > 0) == ("q8_0", True)
+
+
+def test_where_experts_spill_the_smaller_caches_are_alternatives() -> None:
+    result = plan("scout", gpus=["rtx4090"], ram=96 * GIB)
+    assert result.settings.kv_type == "f16"
+    caches = [one.what for one in result.alternatives if "cache" in one.what]
+    assert caches == ["a KV cache of q8_0", "a KV cache of K q8_0 and V q4_0"]
+
+
+def test_a_plan_says_its_types_experts_and_load_mode_as_flags() -> None:
+    result = plan(
+        "scout", gpus=["h100"], kv_type=("q5_1", "iq4_nl"), n_expert_used=2, load_mode="mmap+mlock"
+    )
+    assert {
+        "-ctk q5_1 -ctv iq4_nl",
+        "-lm mmap+mlock",
+        "--override-kv llama4.expert_used_count=int:2",
+    } <= set(llama_cpp_flags(result))
+    assert Plan.from_dict(result.as_dict()) == result
 
 
 def test_a_gpu_too_small_for_anything_is_left_alone() -> None:
