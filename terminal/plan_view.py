@@ -235,7 +235,11 @@ def _next(plan: Plan) -> Iterator[str]:
     flags = list(llama_cpp_flags(plan))
     if plan.recipe is None and not plan.described:
         workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
-        yield f"llama4 chat {quote(plan.path)} -c {settings.n_ctx}{workers}"
+        # What a plan never chooses by itself.
+        asked = f" -lm {settings.load_mode}" if settings.load_mode != "auto" else ""
+        if settings.n_expert_used is not None:
+            asked += f" --experts {settings.n_expert_used}"
+        yield f"llama4 chat {quote(plan.path)} -c {settings.n_ctx}{workers}{asked}"
         if flags == [f"-c {settings.n_ctx}"]:
             return
     yield f"as flags of run, chat and llama.cpp: {' '.join(flags)}"
