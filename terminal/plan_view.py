@@ -7,6 +7,7 @@ without colour. Decides nothing; whoever shows a plan has made its texts visible
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..planner import DevicePlan, Plan
     from ..planner.check import Compared
     from ..planner.table import Cell
+    from ..runtime.settings import EngineSettings
 
 # What fills a device, as a bar shows it: sign, colour, meaning.
 _PARTS = (
@@ -33,6 +35,11 @@ _PARTS = (
     ("/", "green", "the GPU's"),
 )
 _BAR = 40
+# Settings that `Model` is given by their names, beside a placement.
+_ARGUMENTS = (
+    "n_ctx", "n_ubatch", "n_parallel", "load_mode", "kv_type", "n_expert_used", "flash_attention",
+    "workers",
+)  # fmt: skip
 _ROLES = {
     "expert": "experts",
     "shared_expert": "shared experts",
@@ -232,25 +239,39 @@ def _next(plan: Plan) -> Iterator[str]:
     if not plan.fits:
         return
     settings = plan.settings
-    flags = list(llama_cpp_flags(plan))
-    if plan.recipe is None and not plan.described:
-        workers = f" --workers {','.join(settings.workers)}" if settings.workers else ""
-        # What a plan never chooses by itself.
-        asked = f" -lm {settings.load_mode}" if settings.load_mode != "auto" else ""
+    here = plan.recipe is None and not plan.described
+    placement = list(_placement_flags(plan))
+    if settings.n_parallel > 1:
+        if here:
+            yield f"from Python: llama4_edge.Model({', '.join(_arguments(plan))})"
+        yield f"as flags of llama.cpp's server: {' '.join(llama_cpp_flags(plan))}"
+        return
+    if here:
+        flags = [f"-c {settings.n_ctx}", *_asked_flags(settings)]
         if settings.n_expert_used is not None:
-            asked += f" --experts {settings.n_expert_used}"
-        yield f"llama4 chat {quote(plan.path)} -c {settings.n_ctx}{workers}{asked}"
-        if flags == [f"-c {settings.n_ctx}"]:
+            flags.append(f"--experts {settings.n_expert_used}")
+        if settings.workers:
+            flags.append(f"--workers {','.join(settings.workers)}")
+        yield f"llama4 chat {quote(plan.path)} {' '.join(flags)}"
+        if not placement:
             return
-    yield f"as flags of run, chat and llama.cpp: {' '.join(flags)}"
+    yield f"as flags of run, chat and llama.cpp: {' '.join(llama_cpp_flags(plan))}"
 
 
 def llama_cpp_flags(plan: Plan) -> Iterator[str]:
-    """The placement as flags of llama.cpp's own tools."""
-    settings, placement = plan.settings, plan.settings.placement
-    yield f"-c {settings.n_ctx}"
-    if settings.n_ubatch != 512:
-        yield f"-ub {settings.n_ubatch}"
+    """The settings and the placement as flags of llama.cpp's own tools."""
+    settings = plan.settings
+    yield f"-c {settings.n_ctx * settings.n_parallel}"  # llama.cpp divides it
+    if settings.n_parallel > 1:
+        yield f"-np {settings.n_parallel}"
+    yield from _placement_flags(plan)
+    yield from _asked_flags(settings)
+    if settings.n_expert_used is not None:
+        yield f"--override-kv llama4.expert_used_count=int:{settings.n_expert_used}"
+
+
+def _placement_flags(plan: Plan) -> Iterator[str]:
+    placement = plan.settings.placement
     if placement.devices == () and plan.gpus:
         yield "-dev none"
     elif plan.gpus:
@@ -261,12 +282,28 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
         yield f"-ot '{pattern}={device}'"
     if not placement.offload_kqv:
         yield "-nkvo"
+
+
+def _asked_flags(settings: EngineSettings) -> Iterator[str]:
+    """What does not place a model: beside these flags `run` and `chat` plan by themselves."""
+    if settings.n_ubatch != 512:
+        yield f"-ub {settings.n_ubatch}"
     if settings.load_mode != "auto":
         yield f"-lm {settings.load_mode}"
     if settings.kv_type != "f16":
         yield f"-ctk {settings.type_k} -ctv {settings.type_v}"
-    if settings.n_expert_used is not None:
-        yield f"--override-kv llama4.expert_used_count=int:{settings.n_expert_used}"
+    if settings.flash_attention != "auto":
+        yield f"-fa {settings.flash_attention}"
+
+
+def _arguments(plan: Plan) -> Iterator[str]:
+    """What `Model` takes to be planned so; the placement it finds by itself."""
+    yield repr(plan.path)
+    usual = type(plan.settings)()
+    for field in fields(usual):
+        value = getattr(plan.settings, field.name)
+        if field.name in _ARGUMENTS and value != getattr(usual, field.name):
+            yield f"{field.name}={value!r}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[RenderableType]:

@@ -190,3 +190,18 @@ def test_flags_that_the_command_has_already_are_not_said_again(
     shown = llama4("plan", tiny_path, "-c", 128).stdout
     assert f"llama4 chat {tiny_path} -c 128" in " ".join(shown.split())
     assert shown.count("-c 128") == 1
+
+
+def test_the_next_command_asks_for_what_was_planned(llama4: Command, tiny_path: Path) -> None:
+    asked = ["-ub", 64, "-lm", "none", "-ctk", "bf16", "-ctv", "f16", "-fa", "on", "--experts", 2]
+    shown = " ".join(llama4("plan", tiny_path, "-c", 128, *asked).stdout.split())
+    assert f"llama4 chat {tiny_path} -c 128 {' '.join(map(str, asked))}" in shown
+
+
+def test_several_conversations_are_planned_for_python_and_a_server(
+    llama4: Command, tiny_path: Path
+) -> None:
+    shown = " ".join(llama4("plan", tiny_path, "-c", 128, "-np", 4).stdout.split())
+    assert f"llama4_edge.Model('{tiny_path}', n_ctx=128, n_parallel=4)" in shown
+    assert "-c 512 -np 4" in shown
+    assert "llama4 chat" not in shown
