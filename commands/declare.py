@@ -193,7 +193,19 @@ class OptionsCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx  # what click's parser raises names no command
+            if error.message.startswith("Got unexpected extra argument"):
+                raise click.UsageError(
+                    error.message + self._where_more_goes(), error.ctx
+                ) from error
             raise
+
+    def _where_more_goes(self) -> str:
+        """What an argument too many was probably meant as."""
+        if any("-o" in param.opts for param in self.params):
+            return ". The output is given with -o."
+        if any(param.name == "prompt" for param in self.params):
+            return ". Quote the prompt."
+        return ""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run, and exit."""

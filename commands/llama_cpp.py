@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import click
 
 from ..errors import did_you_mean
+from .flags import FLAG_OF
 
 # What llama.cpp takes for on, off and auto; a bare -fa was "on" until 2025.
 _SWITCH = {
@@ -22,6 +23,16 @@ _SWITCH = {
     **dict.fromkeys(("auto", "-1"), "auto"),
 }
 _FLASH_ATTENTION = ("-fa", "--flash-attn")
+
+# What else people call a setting of ours.
+_OTHER_NAMES = {
+    **dict.fromkeys(("context", "context_size", "context_length", "ctx"), "-c"),
+    **dict.fromkeys(("kv", "kv_cache_type", "cache_type"), "-ctk"),
+    **dict.fromkeys(("gpu", "gpus", "devices"), "-dev"),
+    **dict.fromkeys(("document", "documents", "files"), "--file"),
+    **dict.fromkeys(("max_new_tokens", "n_tokens"), "-n"),
+    "ubatch": "-ub",
+}
 
 _NUMBER = re.compile(r"-?\d[\d.,]*[kKmMgG]?")
 
@@ -48,7 +59,9 @@ class Foreign:
 
 _SAMPLERS = "The samplers are llama.cpp's, in its order; each has its own flag here too."
 _SPECULATIVE = "There is no draft model here: answers are decoded without speculation."
-_SERVER = "There is no server here; `llama4 chat MODEL` and the Python API answer."
+_SERVER = (
+    "There is no server here; `llama4 chat MODEL` answers, and in Python Model and AsyncModel."
+)
 _PICTURES = "Images are not read here yet."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."
 _ROPE = "RoPE is set as the model file says, and not changed."
@@ -62,7 +75,10 @@ _LOG = "llama.cpp's log is on stderr with -v, and silent without."
 _FIT = "`llama4 plan MODEL` fits the model to the memory, and run, chat and bench follow it."
 _HUB = "Fetch the file first: llama4 pull ORG/NAME [QUANTIZATION]."
 _PROMPT_CACHE = "Prompts are not cached in files here."
-_ONE_ANSWER = "`run` and `chat` hold one conversation; `plan -np N` counts several."
+_ONE_ANSWER = (
+    "`run` and `chat` hold one conversation; `plan -np N` counts several, and in Python "
+    "Model(…, n_parallel=N) answers them at the same time."
+)
 _TABLE = (
     (("-m", "--model"), Foreign("MODEL is the first argument: {command} MODEL.")),
     (("-p", "--prompt"), Foreign("PROMPT is the second argument: llama4 run MODEL PROMPT.")),
@@ -181,7 +197,7 @@ _FAMILIES = tuple(
          _SERVER),
         (r"--(no-)?log(-.*)?", _LOG),
         (r"--in-(prefix|suffix).*|--(no-)?skip-chat-parsing", _TEMPLATE),
-        (r"--(no-)?(cache|kv-unified)-.*", _CACHE),
+        (r"--(no-)?(cache(?!-type)|kv-unified)-.*", _CACHE),
     )
 )  # fmt: skip
 
@@ -286,7 +302,20 @@ def _no_such_option(
             f"{shown!r} begins with a dash and is not an option. A prompt that does goes after --: "
             f"{ctx.command_path} MODEL -- '-…'"
         )
-    hints = [did_you_mean(name, options)]
+    hints = [_called_otherwise(name, options) or did_you_mean(name, options)]
     if not name.startswith("--") and any(param.name == "prompt" for param in ctx.command.params):
         hints.append("A prompt that begins with a dash goes after --.")
     return " ".join(filter(None, [f"No such option: {name}.", *hints]))
+
+
+def _called_otherwise(name: str, options: dict[str, click.Option]) -> str | None:
+    """The option for a setting's name in Python, or the options that begin with `name`."""
+    setting = name.lstrip("-").replace("-", "_")
+    flag = _OTHER_NAMES.get(setting) or FLAG_OF.get(setting)
+    if flag in options:
+        return f"Did you mean {flag}?"
+    longer = [option for option in options if option.startswith(f"{name}-")]
+    if not name.startswith("--") or not longer:
+        return None
+    *others, last = longer[:3]
+    return f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?"

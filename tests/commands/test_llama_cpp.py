@@ -104,6 +104,15 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("-ctx 5", "No such option: -ctx"),
         ("-ctkx q8_0", "Did you mean -ctk"),
         ("--ctx-sise 5", "Did you mean --ctx-size?"),
+        ("--ctx 5", "Did you mean -c?"),
+        ("--n-ctx 5", "Did you mean -c?"),
+        ("--max-tokens 5", "Did you mean -n?"),
+        ("--kv q8_0", "Did you mean -ctk?"),
+        ("--cache-type q8_0", "Did you mean -ctk?"),
+        ("--repeat 1.1", "Did you mean --repeat-penalty or --repeat-last-n?"),
+        ("--parallel 4", "Model(…, n_parallel=N) answers them"),
+        ("--host 0.0.0.0", "AsyncModel"),
+        ("hi there how", "Quote the prompt"),
         (
             "-ctk q8_0 -ctv f17",
             "'f17' is not one of f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl. Did",
@@ -112,6 +121,10 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
 )
 def test_what_is_called_otherwise_is_named(words: str, said: str) -> None:
     assert said in refusal("run", "m.gguf", *words.split())
+
+
+def test_an_output_without_its_flag_is_answered_with_the_flag() -> None:
+    assert "The output is given with -o" in refusal("convert", "checkpoint", "out.gguf")
 
 
 def test_no_flag_is_read_as_a_short_one_with_a_value() -> None:
