@@ -21,7 +21,7 @@ from .errors import (
     UnsupportedError,
     VocabularyError,
 )
-from .ranges import as_path, as_tuple, check_callback, check_text
+from .ranges import as_path, as_tuple, check_callback, check_flag, check_text
 
 if TYPE_CHECKING:
     from .convert.output import Part
@@ -85,6 +85,8 @@ def convert(
 
     check_text("revision", revision, or_none=True)
     check_callback("progress", progress)
+    for name, flag in {"keep_source": keep_source, "force": force, "dry_run": dry_run}.items():
+        check_flag(name, flag)
     return run(
         as_path("source", source),
         None if output is None else as_path("output", output),

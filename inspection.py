@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ModelFileError, SettingError
-from .ranges import as_path, check_callback
+from .ranges import as_path, check_callback, check_flag
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -72,6 +72,7 @@ def inspect(
     """
     path = Path(as_path("path", path))
     check_callback("progress", progress)
+    check_flag("check", check)
     if is_checkpoint(path):
         if check:
             raise SettingError(

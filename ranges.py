@@ -88,6 +88,12 @@ def check_text(name: str, value: object, *, or_none: bool = False) -> None:
         raise wrong_type(name, value, "None or a string" if or_none else "a string")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise SettingError if ``value`` is neither True nor False: ``"no"`` would count as True."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, value, "True or False")
+
+
 def check_callback(name: str, value: object) -> None:
     """Raise SettingError if ``value`` is neither None nor a function."""
     if value is not None and not callable(value):

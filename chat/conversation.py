@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "llama4-edge conversation"
 VERSION = 1
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 27
 """The largest file that is read: ten million tokens of text are about 40 MB."""
 
 # What version 1 of the format had at first, and readers of it expect.

@@ -12,6 +12,8 @@ from .declare import argument, command, json_flag, option, usage_error
 from .options import revision_option
 from .output import give
 
+_EXAMPLE = "For example: llama4 pull unsloth/Llama-4-Scout-17B-16E-Instruct-GGUF Q4_K_M"
+
 
 @dataclass(frozen=True)
 class PullOptions:
@@ -46,7 +48,7 @@ def pull(options: PullOptions) -> None:
     name = parse_hub_name(options.repository)
     said = (name.file or name.quantization) if name else None
     if name is None:
-        kind, hint = other_name(options.repository) or ("not org/name", "")
+        kind, hint = other_name(options.repository) or ("not org/name", _EXAMPLE)
         raise usage_error(f"{options.repository!r} is {kind}. {hint}".rstrip(". "))
     for flag, one, other in (
         ("CHOICE", said, options.choice), ("--revision", name.revision, options.revision),

@@ -143,6 +143,8 @@ def stop_string(value: str) -> str:
     """A text that ends an answer."""
     if not value:
         raise click.BadParameter("the empty text would end every answer at once")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise click.BadParameter("it is not UTF-8, and no answer could hold it")
     return value
 
 

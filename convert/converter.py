@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
-from ..errors import CheckpointError, DamagedTensorError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, OutputError, did_you_mean
 from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
@@ -296,6 +296,12 @@ def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recip
     if output is None:
         return Path(name)
     target = Path(output)
+    try:
+        nameable = b"\0" not in os.fsencode(target)
+    except UnicodeEncodeError:
+        nameable = False
+    if not nameable:
+        raise OutputError(f"{os.fspath(output)!a} cannot be the name of a file")
     # "models/" is a directory, also where there is none.
     is_directory = target.is_dir() or os.fspath(output).endswith(os.sep)
     target = target / name if is_directory else target

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 26
 """The longest text that is read from a pipe: ten million tokens are about 40 MB."""
 
 # Rows below the prompt that the completions get, where there are twice as many.

@@ -190,6 +190,12 @@ def test_with_json_a_command_line_that_makes_no_sense_is_json_too(
     assert problem in record["problem"]
 
 
+def test_a_stop_string_that_no_answer_could_hold_is_refused(llama4: Command) -> None:
+    result = llama4("run", "x", "hi", "--stop", "\udcff")
+    assert result.exit_code == 2
+    assert "it is not UTF-8, and no answer could hold it" in result.stderr
+
+
 def test_a_usage_error_says_how_the_command_is_used_and_then_one_line(llama4: Command) -> None:
     result = llama4("run", "x", "-c")
     assert result.stderr.splitlines() == [

@@ -107,4 +107,4 @@ def test_with_a_prompt_an_open_pipe_is_not_waited_for() -> None:
 def test_endless_input_is_refused() -> None:
     with Path("/dev/zero").open("rb") as zeros:
         done = subprocess.run([sys.executable, "-c", READ], stdin=zeros, capture_output=True)
-    assert b"standard input is too long, found more than 256.0 MiB" in done.stderr
+    assert b"standard input is too long, found more than 64.0 MiB" in done.stderr

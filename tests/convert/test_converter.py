@@ -419,6 +419,18 @@ def test_a_pipe_that_a_link_leads_to_is_not_replaced(checkpoint: Path, tmp_path:
     assert_refused(OutputError, checkpoint, link, match="o.gguf is not a regular file", force=True)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_what_no_file_can_be_called_is_refused(checkpoint: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be the name of a file"):
+        convert(checkpoint, name)
+
+
+@pytest.mark.parametrize("name", ["force", "dry_run", "keep_source"])
+def test_a_word_is_not_taken_for_true(checkpoint: Path, name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} is of the wrong type, found 'no'"):
+        convert(checkpoint, **{name: "no"})  # type: ignore[arg-type]
+
+
 def test_a_name_with_a_slash_at_its_end_is_a_directory(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"missing does not exist\. Make it first: mkdir"):
         convert(checkpoint, f"{tmp_path}/missing/")

@@ -101,7 +101,7 @@ def test_what_cannot_be_had_is_one_line(hub: HubServer) -> None:
 def test_what_names_no_repository_is_a_usage_error(hub: HubServer) -> None:
     result = CliRunner().invoke(main, ["pull", "scout.gguf"])
     assert result.exit_code == 2
-    assert "'scout.gguf' is not org/name" in result.stderr
+    assert "'scout.gguf' is not org/name. For example: llama4 pull unsloth/" in result.stderr
     assert hub.requests == []
 
 
