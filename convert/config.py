@@ -323,6 +323,10 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
         )
     elif kind != "default":
         inner.fault("rope_type", kind, "'llama3' or 'default'")
+    for given in (inner, fields):
+        part = given.get("partial_rotary_factor", 1)
+        if type(part) not in (int, float) or part != 1:
+            given.fault("partial_rotary_factor", part, "1: heads are rotated whole")
     fields.faults.extend(f"rope {fault}" for fault in inner.faults)
     return base, rope
 

@@ -135,6 +135,8 @@ def test_an_unknown_field_is_noted() -> None:
         ({"rms_norm_eps": True}, "rms_norm_eps: True"),
         ({"rope_theta": float("nan")}, "rope_theta: nan"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type: 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor: nothing"),
     ],
 )
