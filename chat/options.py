@@ -14,6 +14,9 @@ from ..errors import SettingError, did_you_mean
 from ..ranges import check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
 
+MAX_ANSWERS = 1024
+"""How many answers to one prompt may be asked for at a time."""
+
 
 class AnswerOptions(TypedDict, total=False):
     """The keywords of ``Model.chat`` and ``Model.generate``.
@@ -105,9 +108,9 @@ class AnswerSettings:
         """These settings for each of ``n`` answers, whose seeds follow one another.
 
         Raises:
-            SettingError: ``n`` is not a whole number from 1 up; None is one.
+            SettingError: ``n`` is not a whole number from 1 to `MAX_ANSWERS`; None is one.
         """
-        check_whole("n", n, 1, or_none=True)
+        check_whole("n", n, 1, MAX_ANSWERS, or_none=True)
         first = self.sampling.with_seed()
         seeds = [((first.seed or 0) + index) % (MAX_SEED + 1) for index in range(n or 1)]
         return [replace(self, sampling=replace(first, seed=seed)) for seed in seeds]

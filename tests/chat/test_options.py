@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llama4_edge.chat.options import AnswerOptions, AnswerSettings
+from llama4_edge.chat.options import MAX_ANSWERS, AnswerOptions, AnswerSettings
 from llama4_edge.errors import SettingError
 from llama4_edge.runtime.sampling import Sampling
 
@@ -70,3 +70,9 @@ def test_an_unknown_keyword_is_pythons_own_error_with_the_name_that_was_meant() 
     with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'") as caught:
         AnswerSettings.of({"temprature": 0})
     assert "temperature" in str(caught.value).removeprefix("unexpected keyword argument")
+
+
+@pytest.mark.parametrize("n", [0, -1, MAX_ANSWERS + 1, 2**70, True, "2"])
+def test_a_number_of_answers_that_is_none_is_refused(n: Any) -> None:
+    with pytest.raises(SettingError, match=f"n is outside its range.*1 to {MAX_ANSWERS}"):
+        AnswerSettings().each(n)
