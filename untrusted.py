@@ -59,14 +59,16 @@ class Reader:
         try:
             with os.fdopen(os.open(path, flags), "rb") as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise self.error(f"{name} is not a regular file")
+                regular = stat.S_ISREG(status.st_mode)
                 # Python reserves what it is asked for. Some files of the kernel have no size.
-                data = b"" if status.st_size > self.limit else file.read(status.st_size)
-                if len(data) == status.st_size:
+                wanted = regular and status.st_size <= self.limit
+                data = file.read(status.st_size) if wanted else b""
+                if regular and len(data) == status.st_size:
                     data += file.read(self.limit + 1 - len(data)) if file.peek(1) else b""
         except (OSError, ValueError) as error:
             raise self._unreadable(path, error) from None
+        if not regular:  # said here, because some of these errors are ValueErrors themselves
+            raise self.error(f"{name} is not a regular file")
         size = max(status.st_size, len(data))
         if size > self.limit:
             found, limit = told_apart(size, self.limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llama4_edge.errors import CheckpointError, HubError
+from llama4_edge.errors import CheckpointError, HubError, Llama4EdgeError, SettingError
 from llama4_edge.untrusted import Reader, Record
 
 READER = Reader(CheckpointError, 1000, hint="Download it again.")
@@ -87,6 +87,12 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as error:
             READER.data(path)
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("error", [CheckpointError, SettingError])
+def test_what_is_no_regular_file_is_said_once(error: type[Llama4EdgeError]) -> None:
+    with pytest.raises(error, match=r"^/dev/zero is not a regular file$"):
+        Reader(error, 10).data("/dev/zero")
 
 
 def test_entries_are_read_as_their_types() -> None:
