@@ -230,6 +230,7 @@ class Chat:
         if argument:
             new = () if argument == "-" else (Message("system", argument),)
             self._keep((*new, *rest))
+            note("The system message is set." if new else "There is no system message now.")
         else:
             for line in (system[0].content if system else "There is no system message.").split(
                 "\n"
@@ -237,7 +238,9 @@ class Chat:
                 note(line)
 
     def _reset(self, _argument: str) -> None:
+        forgotten = _counted(self.conversation)
         self._keep(_system_apart(self.conversation.messages)[0])
+        note(f"Forgot {forgotten}.")
 
     def _save(self, argument: str) -> None:
         path = _file_named(argument)
@@ -291,7 +294,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "/help": Command("", "list the commands", Chat._help),
-    "/system": Command("[text]", "show or set the system message; - removes it", Chat._system),
+    "/system": Command("[TEXT]", "show or set the system message; - removes it", Chat._system),
     "/reset": Command("", "forget all exchanges, keep the system message", Chat._reset),
     "/save": Command("FILE", "save the conversation", Chat._save),
     "/load": Command("FILE", "go on with a saved conversation", Chat._load),

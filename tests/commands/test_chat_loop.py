@@ -191,12 +191,17 @@ def test_the_system_message_is_shown_set_and_removed(capsys: pytest.CaptureFixtu
     assert echo.asked[1][0] == ("user", "a")
     err = capsys.readouterr().err
     assert "There is no system message." in err
+    assert "The system message is set.\n" in err
     assert "Be\nbrief." in err
+    assert "There is no system message now.\n" in err
 
 
-def test_reset_forgets_the_exchanges_and_keeps_the_system_message() -> None:
+def test_reset_forgets_the_exchanges_and_keeps_the_system_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     one = chat("a", "/reset", conversation=Conversation((Message("system", "Be brief."),)))
     assert said(one) == [("system", "Be brief.")]
+    assert "Forgot 1 exchange.\n" in capsys.readouterr().err
 
 
 def test_undo_drops_one_exchange_and_says_which(capsys: pytest.CaptureFixture[str]) -> None:
