@@ -87,8 +87,9 @@ class Reader:
         try:
             return self.data(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
+            found = f"byte 0x{error.object[error.start]:02x} at {error.start:,}"
             raise self.error(
-                f"{os.fspath(path)} is not UTF-8 text", found=str(error), hint=self.hint
+                f"{os.fspath(path)} is not UTF-8 text", found=found, hint=self.hint
             ) from None
 
     def json(self, path: str | os.PathLike[str]) -> Any:

@@ -66,6 +66,7 @@ def test_contexts_are_in_binary_thousands(n_ctx: int, text: str) -> None:
         (99.96, "100.0 tokens/s"),
         (100, "100 tokens/s"),
         (240.4, "240 tokens/s"),
+        (4974.2, "4,974 tokens/s"),
     ],
 )
 def test_rates_have_a_digit_after_the_point_below_100(rate: float, text: str) -> None:

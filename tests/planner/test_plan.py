@@ -217,7 +217,7 @@ def test_a_damaged_plan_is_one_error_that_names_the_file_and_the_entry(
     [
         (b"", " is not JSON, found Expecting value"),
         (b'{"format": 2', " is not JSON, found Expecting"),
-        (b"\xff\xfe", " is not UTF-8 text, found 'utf-8' codec"),
+        (b"\xff\xfe", " is not UTF-8 text, found byte 0xff at 0"),
         (b"[1, 2]", " is damaged, found a list of 2, expected a JSON object"),
         (b"null", " is damaged, found None, expected a JSON object"),
     ],
