@@ -255,7 +255,8 @@ def _next(plan: Plan) -> Iterator[str]:
         yield f"llama4 chat {quote(plan.path)} {' '.join(flags)}"
         if not placement:
             return
-    yield f"as flags of run, chat and llama.cpp: {' '.join(llama_cpp_flags(plan))}"
+    tools = "llama.cpp" if settings.workers else "run, chat and llama.cpp"
+    yield f"as flags of {tools}: {' '.join(llama_cpp_flags(plan))}"
 
 
 def llama_cpp_flags(plan: Plan) -> Iterator[str]:
@@ -264,6 +265,8 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
     yield f"-c {settings.n_ctx * settings.n_parallel}"  # llama.cpp divides it
     if settings.n_parallel > 1:
         yield f"-np {settings.n_parallel}"
+    if settings.workers:
+        yield f"--rpc {','.join(settings.workers)}"
     yield from _placement_flags(plan)
     yield from _asked_flags(settings)
     if settings.n_expert_used is not None:

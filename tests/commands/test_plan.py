@@ -205,3 +205,11 @@ def test_several_conversations_are_planned_for_python_and_a_server(
     assert f"llama4_edge.Model('{tiny_path}', n_ctx=128, n_parallel=4)" in shown
     assert "-c 512 -np 4" in shown
     assert "llama4 chat" not in shown
+
+
+def test_a_plan_with_workers_names_them_to_llama_cpp(llama4: Command, scout_int4: Path) -> None:
+    with local_workers(1) as endpoints:
+        shown = llama4("plan", scout_int4, "-c", 128, "--workers", endpoints[0]).stdout
+    text = " ".join(shown.split())
+    assert f"-c 128 --workers {endpoints[0]}" in text
+    assert f"as flags of llama.cpp: -c 128 --rpc {endpoints[0]} -ngl" in text
