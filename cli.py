@@ -34,6 +34,19 @@ COMMANDS = {
     "worker": "Lend this machine to a model that runs on another one.",
     "doctor": "Check what is installed, and what is missing.",
 }
+# What other programs call them.
+_OTHER_WORDS = {
+    "help": "--help",
+    "version": "--version",
+    "download": "pull",
+    "fetch": "pull",
+    "quantize": "convert",
+    "show": "inspect",
+    "fit": "plan",
+    "ask": "run",
+    "generate": "run",
+    "rpc-server": "worker",
+}
 
 
 class _Commands(click.Group):
@@ -57,7 +70,8 @@ class _Commands(click.Group):
         """The command of the first word, which may be one that does not exist."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            hint = did_you_mean(name, COMMANDS)
+            other = _OTHER_WORDS.get(name)
+            hint = f"Did you mean {other}?" if other else did_you_mean(name, COMMANDS)
             ctx.fail(f"No such command {name!r}." + (f" {hint}" if hint else ""))
         return super().resolve_command(ctx, args)
 

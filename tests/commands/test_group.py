@@ -148,6 +148,8 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["convert", "x", "-o", ""], "'-o' / '--output': the name is empty"),
         (["plan", "--table", "--plot", ""], "'--plot': the name is empty"),
         (["talk"], "No such command 'talk'"),
+        (["help"], "No such command 'help'. Did you mean --help?"),
+        (["download"], "No such command 'download'. Did you mean pull?"),
         (["--jsn"], "No such option"),
     ],
 )
