@@ -47,7 +47,7 @@ _GROWTH = 1 << 20
 _SLOW_TRIES = 2
 # However long the hub asks for, nobody waits longer in all.
 _LONGEST_WAIT = 300.0
-_ANNOUNCED_SECONDS = 10.0
+_ANNOUNCED_SECONDS = 3.0
 _LISTING_SECONDS = 60.0
 _CHUNK = 1 << 20
 # One answer of the hub's CDN holds 50 GB at most, and a signed address does not live for ever.
@@ -394,7 +394,7 @@ def patiently(
             wait = min(passing.wait, _LONGEST_WAIT - asked)
             asked += wait
         failures += 1
-        if wait > _ANNOUNCED_SECONDS and passing.wait is not None:
+        if wait > _ANNOUNCED_SECONDS:
             logger.warning("%s: waiting %s for %s", passing, seconds_text(wait), subject)
         if stop.wait(wait):
             raise StoppedError

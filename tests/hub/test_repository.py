@@ -106,6 +106,21 @@ def test_nobody_waits_for_ever_for_a_hub_that_asks_for_time(
     assert caplog.messages == ["HTTP status 429: waiting 5 min 00 s for it"]
 
 
+def test_waits_of_seconds_are_announced(caplog: pytest.LogCaptureFixture) -> None:
+    class Clock(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return False
+
+    def attempt() -> None:
+        raise PassingError("HTTP status 500")
+
+    with pytest.raises(HubError, match="HTTP status 500, 6 times"):
+        hub_client.patiently("org/name", "it", attempt, lambda: 0, Clock(), None)
+    assert caplog.messages == [
+        f"HTTP status 500: waiting {wait} s for it" for wait in ("4.0", "8.0", "16.0")
+    ]
+
+
 def test_what_takes_long_to_fail_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_client, "WAITS", (0.0,) * 5)
     tries = []
