@@ -18,7 +18,7 @@ from .chat.answer import Answer, Completion
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages
 from .chat.vocabulary import Vocabulary
-from .errors import EngineError
+from .errors import EngineError, SettingError
 from .model import Model, chat_settings
 from .runtime.engine import Engine
 
@@ -128,11 +128,20 @@ class AsyncModel:
 
     Args:
         model: what answers; it may be asked by threads too.
+
+    Raises:
+        SettingError: it is not a `Model`.
     """
 
     open = staticmethod(_opener(Model))
 
     def __init__(self, model: Model) -> None:
+        if not isinstance(model, Model):
+            raise SettingError(
+                "model is of the wrong type",
+                found=type(model).__name__,
+                expected="a Model; AsyncModel.open(path) loads one",
+            )
         self.model = model
 
     async def __aenter__(self) -> AsyncModel:

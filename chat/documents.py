@@ -45,8 +45,9 @@ def with_documents(
 
     Args:
         text: the question, or the task.
-        paths: files of UTF-8 text, folders of such files, or patterns such as ``*.md``. Of a
-            folder, hidden files are left out, and files that are not text with a warning.
+        paths: one or several: files of UTF-8 text, folders of such files, or patterns such as
+            ``*.md``. Of a folder, hidden files are left out, and files that are not text with a
+            warning.
 
     Raises:
         SettingError: there is no such file, it cannot be read or is not text, a folder holds none,

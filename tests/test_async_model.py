@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from llama4_edge import AsyncModel, AsyncStream, Model, Sampling
-from llama4_edge.errors import ContextFullError, EngineError
+from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from tests.tiny_model import never_ending
 
 _T = TypeVar("_T")
@@ -162,6 +162,11 @@ def test_several_answers_to_one_prompt_follow_each_others_seeds(
         assert texts == [one.text for one in sync.chat("Hello", n=3, max_tokens=8, sampling=WILD)]
 
     run(work())
+
+
+def test_a_file_is_not_taken_for_a_model(path: Path) -> None:
+    with pytest.raises(SettingError, match=r"expected a Model; AsyncModel\.open\(path\) loads one"):
+        AsyncModel(path)  # type: ignore[arg-type]
 
 
 def test_errors_are_those_of_the_model(path: Path) -> None:
