@@ -203,11 +203,10 @@ def absent(path: Path) -> ModelFileError:
             found=str(path.readlink()),
             hint=_FETCH,
         )
-    problem, found = f"cannot read {path}", "No such file or directory"
     beside = path.with_name(path.name + ".gguf") if path.name else path
     if beside.is_file():
-        return ModelFileError(problem, found=found, hint=f"Did you mean {beside}?")
-    return ModelFileError(problem, found=found, hint=_similar(path))
+        return ModelFileError(f"{path} does not exist", hint=f"Did you mean {beside}?")
+    return ModelFileError(f"{path} does not exist", hint=_similar(path))
 
 
 def _similar(path: Path) -> str | None:

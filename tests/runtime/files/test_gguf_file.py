@@ -100,7 +100,7 @@ def test_another_alignment_is_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_file_is_named(tmp_path: Path) -> None:
-    assert "No such file or directory" in str(_refused(tmp_path / "absent.gguf"))
+    assert "absent.gguf does not exist" in str(_refused(tmp_path / "absent.gguf"))
     assert "found a directory" in str(_refused(tmp_path))
     (tmp_path / "file").touch()
     assert "Not a directory" in str(_refused(tmp_path / "file" / "model.gguf"))
