@@ -88,8 +88,12 @@ class AsyncStream(Answer, AsyncIterator[str]):
                 if scheduler.expects(self._request, lambda: self._has_news):
                     return
                 scheduler.check()
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._event.wait(), _LOOK_EVERY)
+                # Until Python 3.12 wait_for forgets a cancellation that comes with the event.
+                look = asyncio.get_running_loop().call_later(_LOOK_EVERY, self._event.set)
+                try:
+                    await self._event.wait()
+                finally:
+                    look.cancel()
         finally:
             self._request.awaited = 0
 

@@ -164,6 +164,23 @@ def test_several_answers_to_one_prompt_follow_each_others_seeds(
     run(work())
 
 
+def test_a_cancellation_that_comes_with_a_piece_is_not_forgotten(model: AsyncModel) -> None:
+    async def work() -> None:
+        for turns in [*range(5)] * 4:
+            stream = await model.generate("Hello", sampling=WILD, stream=True)
+            task = asyncio.create_task(text_of(stream))
+            await asyncio.sleep(0)
+            while not stream._event.is_set():
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(work())
+
+
 def test_a_file_is_not_taken_for_a_model(path: Path) -> None:
     with pytest.raises(SettingError, match=r"expected a Model; AsyncModel\.open\(path\) loads one"):
         AsyncModel(path)  # type: ignore[arg-type]
