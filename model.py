@@ -62,6 +62,8 @@ class Model:
         devices: names of the GPUs that the planner may use; None is all, () is the CPU alone.
         kv_type: what the KV cache is kept as, one type or a pair of those of keys and of values;
             None is f16, or what the planner finds better.
+        mmap: False copies weights instead of mapping the file, as ``load_mode="none"`` does: a file
+            that is truncated meanwhile then ends no process.
         n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, workers: see
             ``EngineSettings``.
         on_load_progress: called with the fraction loaded; returning False cancels.
@@ -96,6 +98,7 @@ class Model:
         n_expert_used: int | None = None,
         flash_attention: FlashAttention = EngineSettings.flash_attention,
         load_mode: LoadMode = EngineSettings.load_mode,
+        mmap: bool = True,
         workers: Sequence[str] = (),
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
@@ -113,7 +116,7 @@ class Model:
             kv_type=EngineSettings.kv_type if kv_type is None else kv_type,
             n_expert_used=n_expert_used,
             flash_attention=flash_attention,
-            load_mode=load_mode,
+            load_mode=_mode(load_mode, mmap),
             workers=_names("workers", workers),
         )
         if plan is not None:
@@ -393,6 +396,23 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
             found=", ".join(asked),
             hint="Ask `plan` for it.",
         )
+
+
+def _mode(load_mode: LoadMode, mmap: bool) -> LoadMode:
+    """How the file is loaded, where it may not be mapped.
+
+    Raises:
+        SettingError: a mode that maps it was asked for.
+    """
+    if not isinstance(mmap, bool):
+        raise wrong_type("mmap", mmap, "True or False")
+    if mmap or load_mode in ("none", "mlock", "dio"):
+        return load_mode
+    if load_mode == EngineSettings.load_mode:
+        return "none"
+    raise SettingError(
+        "mmap=False goes with no load_mode that maps the file", found=f"load_mode={load_mode!r}"
+    )
 
 
 def _planned(

@@ -713,3 +713,14 @@ def test_loading_reports_its_progress(tiny_path: Path) -> None:
     seen: list[float] = []
     Model(tiny_path, n_ctx=256, n_threads=1, on_load_progress=seen.append).close()
     assert seen[-1] == 1.0
+
+
+def test_mmap_false_is_the_load_mode_that_copies(tiny_path: Path) -> None:
+    with Model(tiny_path, mmap=False) as model:
+        assert model.engine.settings.load_mode == "none"
+    with Model(tiny_path, mmap=False, load_mode="dio") as model:
+        assert model.engine.settings.load_mode == "dio"
+    with pytest.raises(SettingError, match="found load_mode='mmap'"):
+        Model(tiny_path, mmap=False, load_mode="mmap")
+    with pytest.raises(SettingError, match="mmap is of the wrong type"):
+        Model(tiny_path, mmap="no")  # type: ignore[arg-type]
