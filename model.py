@@ -324,6 +324,8 @@ class Model:
     def _answer(
         self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | Stream | list[Completion] | list[Stream]:
+        if not isinstance(stream, bool):
+            raise wrong_type("stream", stream, "True or False")
         answers: list[Stream] = []
         try:
             for one in settings.each(n):

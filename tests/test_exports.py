@@ -59,6 +59,7 @@ def test_the_values_that_functions_return_are_exported(name: str) -> None:
 def test_completion_shows_every_exported_name() -> None:
     shown = child("import llama4_edge; print(*dir(llama4_edge))").split()
     assert set(llama4_edge.__all__) <= set(shown)
+    assert {"TYPE_CHECKING", "annotations", "import_module"}.isdisjoint(shown)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

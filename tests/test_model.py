@@ -724,3 +724,10 @@ def test_mmap_false_is_the_load_mode_that_copies(tiny_path: Path) -> None:
         Model(tiny_path, mmap=False, load_mode="mmap")
     with pytest.raises(SettingError, match="mmap is of the wrong type"):
         Model(tiny_path, mmap="no")  # type: ignore[arg-type]
+
+
+def test_stream_is_true_or_false(tiny_path: Path) -> None:
+    with Model(tiny_path) as model:
+        for value in ("yes", 1, None):
+            with pytest.raises(SettingError, match="stream is of the wrong type"):
+                model.generate("x", stream=value, max_tokens=1)  # type: ignore[call-overload]
