@@ -64,8 +64,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 test: $(VENV)/.test
 	$(PYTEST)
 
-# Of processor time: 10 for the ordinary tests, measured; about an hour for the heavy ones, most of it
-# for fuzzers, added up from runs of each.
+# Of processor time: 10 for the ordinary tests, measured; an hour for the heavy ones, most of it for
+# fuzzers, is an estimate from runs of each on a busy machine.
 ALL_MINUTES := 70
 test-all: $(VENV)/.test
 	@echo "the heavy tests too: about $(ALL_MINUTES) minutes of processor time, shared by all cores"

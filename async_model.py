@@ -20,7 +20,7 @@ from .chat.prompt import Messages
 from .chat.vocabulary import Vocabulary
 from .errors import EngineError, SettingError
 from .model import Model, chat_settings
-from .ranges import wrong_type
+from .ranges import check_flag
 from .runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ class AsyncModel:
         self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
         engine, vocabulary = self.model.engine, self.model.vocabulary
-        if not isinstance(stream, bool):
-            raise wrong_type("stream", stream, "True or False")
+        check_flag("stream", stream)
         answers: list[AsyncStream] = []
         try:
             for one in settings.each(n):

@@ -22,7 +22,7 @@ from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompts
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .errors import AllocationError, EngineError, SettingError
-from .ranges import as_path, check_callback, value_text, wrong_type
+from .ranges import as_path, check_callback, check_flag, value_text, wrong_type
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
@@ -324,8 +324,7 @@ class Model:
     def _answer(
         self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | Stream | list[Completion] | list[Stream]:
-        if not isinstance(stream, bool):
-            raise wrong_type("stream", stream, "True or False")
+        check_flag("stream", stream)
         answers: list[Stream] = []
         try:
             for one in settings.each(n):
@@ -406,8 +405,7 @@ def _mode(load_mode: LoadMode, mmap: bool) -> LoadMode:
     Raises:
         SettingError: a mode that maps it was asked for.
     """
-    if not isinstance(mmap, bool):
-        raise wrong_type("mmap", mmap, "True or False")
+    check_flag("mmap", mmap)
     if mmap or load_mode in ("none", "mlock", "dio"):
         return load_mode
     if load_mode == EngineSettings.load_mode:

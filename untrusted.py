@@ -288,9 +288,10 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def brief(name: str) -> str:
-    """A foreign name, shortened where it is as long as no name is."""
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+def brief(text: object, most: int = _SHOWN) -> str:
+    """What a stranger wrote, for an error: its beginning, where it has more than `most` letters."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[:most]}… ({len(whole):,} characters)"
 
 
 def _strings(value: object) -> Iterator[str]:

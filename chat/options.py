@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, cast
 
 from ..errors import SettingError, did_you_mean
-from ..ranges import check_whole, value_text, wrong_type
+from ..ranges import check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
 
 MAX_ANSWERS = 1024
@@ -79,8 +79,7 @@ class AnswerSettings:
             raise wrong_type("sampling", self.sampling, "a Sampling")
         check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        if not isinstance(self.special, bool):
-            raise wrong_type("special", self.special, "True or False")
+        check_flag("special", self.special)
 
     @classmethod
     def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:

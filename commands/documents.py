@@ -55,9 +55,10 @@ def with_files(model: Model, documents: Sequence[Document], text: str) -> str:
     from ..chat.documents import joined
 
     content = joined(text, documents)
-    if len(content) <= _MOST_CHARACTERS_PER_TOKEN * model.engine.settings.n_ctx:
+    n_ctx = model.engine.settings.n_ctx
+    # Counting them is work that nobody needs who does not watch.
+    if sys.stderr.isatty() and len(content) <= _MOST_CHARACTERS_PER_TOKEN * n_ctx:
         count = sum(len(model.tokenize(str(document))) for document in documents)
         names = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
-        if sys.stderr.isatty():
-            note(f"{names}: {count:,} tokens of {model.engine.settings.n_ctx:,}.")
+        note(f"{names}: {count:,} tokens of {n_ctx:,}.")
     return content

@@ -50,6 +50,9 @@ class Sampler:
         self._cuts_unlikely = self._all and first and sampling.top_p == 1 and sampling.min_p > 0
         if self._cuts_nucleus:
             sampling = replace(sampling, top_p=1.0)
+        # Only these can choose another token than the likeliest where the temperature is 0.
+        others = sampling.typical_p < 1 or sampling.xtc_probability or sampling.dynatemp_range
+        self._is_greedy = sampling.temperature == 0 and not others
         self._choosing = None if sampling.mirostat else self._chain(_choosing(bindings, sampling))
         self._mirostat = _Mirostat(sampling) if sampling.mirostat else None
         self._buffer = np.zeros(n_vocab if self._all else sampling.top_k, CANDIDATE)
@@ -118,17 +121,6 @@ class Sampler:
             least = most + np.log(np.float32(self._sampling.min_p))
             return _candidates(np.flatnonzero(logits >= least), logits, buffer), False
         return _candidates(np.arange(self._n_vocab), logits, buffer), False
-
-    @property
-    def _is_greedy(self) -> bool:
-        """Whether the likeliest token is always the one: these two may remove it."""
-        sampling = self._sampling
-        return (
-            sampling.temperature == 0
-            and sampling.typical_p == 1
-            and sampling.xtc_probability == 0
-            and sampling.dynatemp_range == 0
-        )
 
     def _within_sigma(self, logits: Floats, candidates: Candidates) -> Candidates:
         """The candidates with logits far below the largest at minus infinity, as llama.cpp has it.

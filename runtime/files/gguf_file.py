@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 
 from ...errors import ModelFileError
+from ...untrusted import brief
 from ..bindings.library import captured_log, native_function
 from .foreign import PREFIX_BYTES, absent, again, directory, foreign
 from .header import (
@@ -25,7 +26,6 @@ from .header import (
     Header,
     RawTensor,
     TooShortError,
-    brief,
     read_bytes,
     read_header,
 )

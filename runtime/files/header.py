@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelFileError
+from ...untrusted import brief
 
 HEADER_LIMIT = 256 * 2**20
 """Bytes that a header may have; Llama 4's takes about 12 MiB."""
@@ -57,16 +58,9 @@ _FORMATS: dict[int, tuple[str, str]] = {
 }
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
-_SHOWN = 80
 
 AGAIN = "Download or convert the file again."
 """What to do about most damage."""
-
-
-def brief(text: object, most: int = _SHOWN) -> str:
-    """What a file says, for an error: its beginning, where it is of more than `most` letters."""
-    shown = str(text)
-    return shown if len(shown) <= most else f"{shown[:most]}… ({len(shown):,} characters)"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ...errors import ModelFileError
 from ...parts import PartName, part_named
+from ...untrusted import brief
 from .gguf_file import GGUFFile, bytes_after_tensors, read_gguf
-from .header import brief
 
 _KEYS = {"split.no": "u16", "split.count": "u16", "split.tensors.count": "i32"}
 

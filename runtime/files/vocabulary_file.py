@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ...architecture import END_TEXTS, PRE_TOKENIZER_NAMES, byte_alphabet
 from ...errors import ModelFileError
+from ...untrusted import brief
 from .gguf_file import GGUFFile
-from .header import brief
 
 RECONVERT = "Convert the checkpoint again, with: llama4 convert"
 
