@@ -40,6 +40,7 @@ from .speed_engine import BenchEngine
 
 if TYPE_CHECKING:
     from ..planner.plan import Plan
+    from ..runtime.state import SequenceState
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _LENGTHS = ("n_prompt", "n_gen", "pairs", "n_depth")
@@ -468,18 +469,18 @@ class _Depth:
     """The context before a test: computed once, then restored for as long as it fits."""
 
     def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._state = b""
+        self._state: SequenceState | None = None
 
     def fill(self, engine: BenchEngine, count: int, tokens: _RandomTokens) -> None:
         """Let the empty `engine` hold `count` tokens."""
         if not count:
             return
-        if len(self._tokens) == count and engine.restore(self._state, self._tokens):
+        state = self._state
+        if state is not None and len(state.tokens) == count and engine.restore(state):
             return
-        self._tokens = tokens.prompt(count)
-        engine.extend(self._tokens)
-        self._state = engine.state()
+        prompt = tokens.prompt(count)
+        engine.extend(prompt)
+        self._state = engine.state_of(prompt)
 
 
 def _model(info: ModelInfo, engine: BenchEngine) -> dict[str, Any]:

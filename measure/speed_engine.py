@@ -8,9 +8,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from ..errors import ContextFullError, SettingError
+from ..errors import ContextFullError, EngineError, SettingError
 from ..runtime.engine import Engine
 from ..runtime.settings import EngineSettings
+from ..runtime.state import SequenceState
 
 _DESCRIPTION_BYTES = 128
 
@@ -100,28 +101,14 @@ class BenchEngine(Engine):
         """Return when all devices have finished what they were asked to do."""
         self._call(lambda: self._handles.llama.llama_synchronize(self._handles.context))
 
-    def state(self) -> bytes:
-        """All that the cache holds, for `restore`."""
-        llama, context = self._handles.llama, self._handles.context
-
-        def read() -> bytes:
-            size = int(llama.llama_state_seq_get_size(context, self._sequence.number))
-            buffer = (ctypes.c_uint8 * size)()
-            llama.llama_state_seq_get_data(context, buffer, size, self._sequence.number)
-            return bytes(buffer)
-
-        return self._call(read)
-
-    def restore(self, state: bytes, tokens: Sequence[int]) -> bool:
-        """Fill the empty cache with a `state` that holds `tokens`; False where it does not fit."""
-        llama, context = self._handles.llama, self._handles.context
+    def restore(self, state: SequenceState) -> bool:
+        """Hold what a state has; False where it does not fit, and then nothing is held."""
 
         def write() -> bool:
-            buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-            self._sequence.unsure = True
-            if llama.llama_state_seq_set_data(context, buffer, len(state), self._sequence.number):
-                self._sequence.restored(tokens)
-                return True
-            return False
+            try:
+                self._sequence.restore(state)
+            except EngineError:
+                return False
+            return True
 
         return self._call(write)

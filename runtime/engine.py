@@ -28,6 +28,7 @@ from .sampling import Sampling
 from .scheduler import Request, Scheduler
 from .sequence import CachedSequence, Piece, decode, reusable_prefix
 from .settings import EngineSettings
+from .state import SequenceState
 
 _T = TypeVar("_T")
 
@@ -237,6 +238,45 @@ class Engine:
             if request.error is not None:
                 raise request.error
         return result
+
+    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
+        """A copy of what is held that has most of these tokens at its beginning, to go on from.
+
+        It may have other tokens after those. None where nothing is held that begins so.
+
+        Args:
+            tokens: token ids, or the negative numbers of pictures' rows.
+        """
+        self._check()
+        wanted = list(tokens)
+
+        def work() -> SequenceState | None:
+            return self.scheduler.state_of(wanted)
+
+        return self._handles.thread.call(work)
+
+    def keep_state(self, state: SequenceState) -> None:
+        """Take a state in, so that the next request which begins like it goes on from there.
+
+        It is waited for a sequence as by a request. What that one held is lost if it is not kept.
+
+        Raises:
+            ContextFullError: it has more tokens than fit.
+            EngineError: it is not of this model with these types of the KV cache, or this thread
+                asked for something else meanwhile.
+        """
+        self._check()
+        self._check_room(state.tokens)
+        with self._lent_sequence() as request:
+
+            def work() -> None:
+                if (sequence := request.sequence) is not None:
+                    sequence.settle()
+                    sequence.restore(state)
+
+            self._handles.thread.call(work)
+            if request.error is not None:
+                raise request.error
 
     # --- in the caller's thread
 

@@ -26,6 +26,7 @@ from .bindings.thread import News
 from .handles import Handles
 from .sampling import Sampling
 from .sequence import CachedSequence, Piece, decode, reusable_prefix
+from .state import SequenceState
 
 Outcome = Literal["stop", "length"]
 """Why a request ended by itself: its tokens were not wanted any more, or ``max_tokens`` or the
@@ -214,6 +215,15 @@ class Scheduler:
     def uses(self, sequence: CachedSequence) -> bool:
         """Whether a request has it."""
         return any(request.sequence is sequence for request in self._running)
+
+    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
+        """A copy of what a sequence holds that begins with most of these tokens."""
+        for sequence in self._sequences:
+            sequence.settle()
+        wanted = [*tokens, -1]  # the last of a prompt is never counted
+        kept = {one: reusable_prefix(one.tokens, wanted, one.highest) for one in self._sequences}
+        best = max(self._sequences, key=kept.__getitem__)
+        return best.state() if kept[best] else None
 
     def _serve(self, posted_at: float) -> None:
         """Decode batch after batch, until nothing is left to do or the thread is wanted."""

@@ -7,9 +7,10 @@ in the thread that calls llama.cpp alone; checks nothing that a caller gave.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,10 @@ from ..errors import EngineError
 from .bindings.library import captured_log, refused
 from .bindings.sampler import Sampler
 from .handles import Handles
+from .state import Bytes, SequenceState, for_streams
 
 _ABORTED = 2
+_WHOLE = 0  # flags of llama_state_seq_get_data_ext (llama.h)
 
 
 def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) -> int:
@@ -146,12 +149,55 @@ class CachedSequence:
         self.unsure = False
         self._batch, self._row = self._handles.n_decoded, row
 
-    def restored(self, tokens: Sequence[int]) -> None:
-        """Remember these tokens, which llama.cpp was given as a state."""
-        self.tokens = list(tokens)
-        self.highest = len(tokens) - 1
+    def state(self) -> SequenceState | None:
+        """What it holds, copied; None where that is nothing, or only llama.cpp knows."""
+        if self.unsure or not self.tokens:
+            return None
+        data = np.empty(self._size(_WHOLE), np.uint8)
+        self._read(data, _WHOLE)
+        return SequenceState(tuple(self.tokens), data)
+
+    def restore(self, state: SequenceState) -> None:
+        """Hold what a state has, instead of what it holds now.
+
+        Raises:
+            EngineError: llama.cpp refuses it, as one of another model; nothing is held then.
+        """
+        self.keep(0)
+        self.unsure = True
+        self._write(state.data, _WHOLE)
+        self.tokens = list(state.tokens)
+        # Where cells of the last chunk are missing, only the next one can be gone on with.
+        self.highest = len(self.tokens) - int(state.is_complete)
         self.unsure = False
-        self._batch = -1
+
+    def _size(self, flags: int) -> int:
+        llama, context = self._handles.llama, self._handles.context
+        return int(llama.llama_state_seq_get_size_ext(context, self.number, flags))
+
+    def _read(self, data: Bytes, flags: int) -> None:
+        """Have llama.cpp write what it holds."""
+        get_data = self._handles.llama.llama_state_seq_get_data_ext
+        with captured_log() as log:
+            size = get_data(self._handles.context, _pointer(data), data.nbytes, self.number, flags)
+        if size != data.nbytes:
+            raise refused(f"{self._handles.path}: llama.cpp cannot save a sequence", log)
+
+    def _write(self, data: Bytes, flags: int) -> None:
+        """Have llama.cpp take what was held."""
+        data = for_streams(data, self._handles.n_parallel, whole=flags == _WHOLE)
+        set_data = self._handles.llama.llama_state_seq_set_data_ext
+        with captured_log() as log:
+            size = set_data(self._handles.context, _pointer(data), data.nbytes, self.number, flags)
+        if size != data.nbytes:
+            self._clear()
+            self.tokens = []
+            self.unsure = False
+            raise EngineError(
+                f"{self._handles.path}: the state of a sequence is not of this model, or of other "
+                "types of the KV cache",
+                found=next(iter(log.errors), None),
+            )
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """The logits after the last token, float32 of [n_vocab]; a view, good until the next call.
@@ -183,6 +229,10 @@ class CachedSequence:
         """The logits of the last ``count`` outputs, float32 of [count, n_vocab]; such a view."""
         pointer = self._handles.llama.llama_get_logits(self._handles.context)
         return np.ctypeslib.as_array(pointer, shape=(count, self._handles.n_vocab))
+
+
+def _pointer(data: Bytes) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_ubyte))
 
 
 class Piece(NamedTuple):

@@ -177,17 +177,18 @@ def test_a_restored_state_goes_on_as_if_it_had_been_read(model: Path) -> None:
     tokens = [5, 9, 700, 3]
     with BenchEngine(model, ONE_THREAD) as engine:
         engine.extend(tokens)
-        state = engine.state()
+        state = engine.state_of(tokens)
+        assert state is not None
         engine.append(8)
         expected = engine.last_logits()
         engine.clear()
-        assert engine.restore(state, tokens)
+        assert engine.restore(state)
         assert engine.tokens == tuple(tokens)
         engine.append(8)
         assert np.array_equal(engine.last_logits(), expected)
         # Another kind of cache cannot hold it, and is left empty.
         engine.remake(replace(ONE_THREAD, kv_type="q8_0"))
-        assert not engine.restore(state, tokens)
+        assert not engine.restore(state)
         assert engine.tokens == ()
 
 
