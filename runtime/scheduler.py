@@ -23,6 +23,7 @@ from typing import Literal
 from ..errors import EngineError
 from .bindings.sampler import Sampler
 from .bindings.thread import News
+from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
 from .sequence import CachedSequence, Piece, decode, reusable_prefix
@@ -47,13 +48,14 @@ class Request:
     """A prompt to go on with, or (without ``accept``) a sequence for whoever asks for one.
 
     Args:
-        prompt: checked token ids that fit into a sequence.
+        prompt: checked token ids, and names of features, that fit into a sequence.
         sampling: how tokens are chosen.
         max_tokens: of the answer; None is as many as fit.
         accept: called in the engine's thread with each token that was chosen, and with whether it
             is one that ends an answer; returns whether to go on. It must not call the engine.
         paced: whether it waits for its reader every `RUN_AHEAD` tokens.
         after: a request whose prompt is to be read first, because it begins like this one.
+        features: makes those that the prompt names.
 
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
@@ -70,9 +72,11 @@ class Request:
         *,
         paced: bool = True,
         after: Request | None = None,
+        features: Features | None = None,
     ) -> None:
         self.text = list(prompt)
         self.n_prompt = len(self.text)
+        self.features = features
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
         self.accept = accept
@@ -245,10 +249,28 @@ class Scheduler:
         if self._changed:
             self._changed = False
             self._look_around()
+        is_busy = self._make_features()
         batch = self._next_batch()
-        if batch:
-            self._decode(batch)
-        return bool(batch)
+        # llama.cpp takes tokens or features, not both in one call.
+        for is_name in (False, True):
+            if one_kind := [(one, piece) for one, piece in batch if _is_name(piece) == is_name]:
+                self._decode(one_kind)
+        return bool(batch) or is_busy
+
+    def _make_features(self) -> bool:
+        """Make what one request needs next, if one needs any: the others wait for one call."""
+        for request in self._running:
+            names = _next_names(request, self._n_read)
+            if request.features is None or not names or request.features.is_ready(names):
+                continue
+            begun = time.monotonic()
+            try:
+                request.features.step(names)
+            except BaseException as error:
+                self._end(request, error)
+            request.prefill_seconds += time.monotonic() - begun
+            return True
+        return False
 
     # Who gets a sequence, and which
 
@@ -320,7 +342,9 @@ class Scheduler:
             return
         chosen.keep(count)
         request.reused_tokens = count
-        request.sampler = self._handles.make_sampler(request.sampling, request.text)
+        request.sampler = self._handles.make_sampler(
+            request.sampling, [token for token in request.text if token >= 0]
+        )
 
     # One batch
 
@@ -329,7 +353,7 @@ class Scheduler:
         wanted = [
             (request, _missing(request))
             for request in self._running
-            if request.accept is not None and not request.is_paused
+            if request.accept is not None and not request.is_paused and self._can_go_on(request)
         ]
         unread = [(count, _held(request).number) for request, count in wanted if count > 1]
         if not unread:
@@ -345,12 +369,17 @@ class Scheduler:
             for request, _ in wanted
         ]
 
+    def _can_go_on(self, request: Request) -> bool:
+        """Whether the features are there that its next piece may need."""
+        names = _next_names(request, self._n_read)
+        return request.features is None or not names or request.features.is_ready(names)
+
     def _decode(self, batch: Sequence[tuple[Request, Piece]]) -> None:
         """Decode it, and choose the next token of each that was read to its end."""
         begun = time.monotonic()
         self._reading = tuple(request for request, piece in batch if len(piece.tokens) > 1)
         try:
-            is_whole = decode(self._handles, [piece for _, piece in batch])
+            is_whole = decode(self._handles, [_with_rows(*one) for one in batch])
         except BaseException as error:
             self._decode_apart([request for request, _ in batch], error)
             return
@@ -445,7 +474,31 @@ def _missing(request: Request) -> int:
 
 
 def _piece(request: Request, count: int) -> Piece:
-    """The next tokens of a request, with logits if they are the last."""
+    """The next tokens of a request, or features, with logits if they are the last."""
     sequence = _held(request)
-    end = len(sequence.tokens) + count
-    return Piece(sequence, request.text[len(sequence.tokens) : end], int(end == len(request.text)))
+    begin = len(sequence.tokens)
+    end = begin + run_length(request.text, begin, begin + count)
+    return Piece(sequence, request.text[begin:end], int(end == len(request.text)))
+
+
+def _is_name(piece: Piece) -> bool:
+    """Whether it is one of features."""
+    return piece.tokens[0] < 0
+
+
+def _next_names(request: Request, most: int) -> list[int]:
+    """The names of features that a request goes on with, at most so many."""
+    if request.features is None or request.sequence is None or request.n_chosen:
+        return []
+    begin = min(len(request.sequence.tokens), request.n_prompt - 1)
+    if request.text[begin] >= 0:
+        return []
+    end = min(begin + most, request.n_prompt)
+    return request.text[begin : begin + run_length(request.text, begin, end)]
+
+
+def _with_rows(request: Request, piece: Piece) -> Piece:
+    """The piece with the features that it names."""
+    if request.features is None or not _is_name(piece):
+        return piece
+    return piece._replace(rows=request.features.rows(piece.tokens))

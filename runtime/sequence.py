@@ -236,15 +236,21 @@ def _pointer(data: Bytes) -> Any:
 
 
 class Piece(NamedTuple):
-    """Tokens to decode after those that a sequence holds; the last ``outputs`` return logits."""
+    """Tokens to decode after those that a sequence holds; the last ``outputs`` return logits.
+
+    Where they are names of features, ``rows`` are these, float32 of [n_tokens, n_embd].
+    """
 
     sequence: CachedSequence
     tokens: Sequence[int]
     outputs: int
+    rows: npt.NDArray[np.float32] | None = None
 
 
 def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     """Decode at most n_batch tokens that fit, of sequences in the order of their numbers.
+
+    All of them are ids of tokens, or all of them names of features.
 
     Returns:
         Whether that was done; it was aborted otherwise, and the sequences are unsure.
@@ -256,8 +262,9 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     batch.clear()
     rows = []
     n_outputs = 0
-    for sequence, tokens, outputs in pieces:
-        row = batch.add(tokens, sequence.number, len(sequence.tokens), outputs)
+    for sequence, tokens, outputs, features in pieces:
+        place = sequence.number, len(sequence.tokens), outputs
+        row = batch.add(tokens, *place) if features is None else batch.add_rows(features, *place)
         rows.append(row if outputs else -1)
         n_outputs += outputs
         sequence.begin(tokens)
@@ -270,9 +277,9 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     if status == _ABORTED:
         return False
     if status != 0:
-        for sequence, _, _ in pieces:
-            sequence.settle()
+        for piece in pieces:
+            piece.sequence.settle()
         raise refused(f"{handles.path}: llama.cpp cannot decode (status {status})", log)
-    for (sequence, _, _), row in zip(pieces, rows, strict=True):
-        sequence.end(row)
+    for piece, row in zip(pieces, rows, strict=True):
+        piece.sequence.end(row)
     return True

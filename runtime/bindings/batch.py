@@ -1,6 +1,7 @@
 """Tokens as llama.cpp takes them: a batch of pieces of sequences, filled anew for each call.
 
-Knows nothing of models.
+A batch has tokens, or rows of features that stand where tokens would, and never both. Knows nothing
+of models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 
 class Batch:
-    """A llama_batch for ``size`` tokens, each of one sequence, in memory that NumPy owns."""
+    """A llama_batch for ``size`` positions, each of one sequence, in memory that NumPy owns."""
 
     def __init__(self, bindings: Any, size: int) -> None:
         self.native = bindings.llama_batch()
@@ -26,6 +27,7 @@ class Batch:
         # llama.cpp wants a pointer to a list of sequences for each token: a list of one.
         each = self._sequence.itemsize * np.arange(size, dtype=np.uintp)
         self._lists = each + np.uintp(self._sequence.ctypes.data)
+        self._rows: list[npt.NDArray[np.float32]] = []
         for name, array in (
             ("token", self._token),
             ("pos", self._pos),
@@ -36,8 +38,12 @@ class Batch:
             _point(self.native, name, array)
 
     def clear(self) -> None:
-        """Hold no tokens."""
+        """Hold nothing."""
         self.native.n_tokens = 0
+        if self._rows:
+            self._rows = []
+            self.native.embd = None
+            _point(self.native, "token", self._token)
 
     def add(self, tokens: Sequence[int], sequence: int, first: int, outputs: int) -> int:
         """Hold these tokens too, from position ``first`` of a sequence on.
@@ -58,7 +64,23 @@ class Batch:
             self._output[begin] = outputs
             return begin
         self._token[begin:end] = tokens
-        self._pos[begin:end] = np.arange(first, first + count)
+        return self._place(begin, end, sequence, first, outputs)
+
+    def add_rows(
+        self, rows: npt.NDArray[np.float32], sequence: int, first: int, outputs: int
+    ) -> int:
+        """Hold rows of features, float32 of [count, n_embd]; otherwise as `add`."""
+        begin = int(self.native.n_tokens)
+        self.native.n_tokens = end = begin + len(rows)
+        # One contiguous array for all, which lives until the next `clear`.
+        every = np.ascontiguousarray(np.concatenate([*self._rows, rows]), dtype=np.float32)
+        self._rows = [every]
+        self.native.token = None
+        _point(self.native, "embd", every)
+        return self._place(begin, end, sequence, first, outputs)
+
+    def _place(self, begin: int, end: int, sequence: int, first: int, outputs: int) -> int:
+        self._pos[begin:end] = np.arange(first, first + end - begin)
         self._sequence[begin:end] = sequence
         self._output[begin:end] = 0
         self._output[end - outputs : end] = 1
