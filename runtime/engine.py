@@ -23,14 +23,17 @@ import numpy.typing as npt
 from ..errors import ContextFullError, EngineError, SettingError
 from ..ranges import value_text
 from .bindings.memory import MemoryReport
+from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
 from .scheduler import Request, Scheduler
-from .sequence import CachedSequence, Piece, decode, reusable_prefix
+from .sequence import CachedSequence, Piece, decode, reusable_prefix, with_rows
 from .settings import EngineSettings
 from .state import SequenceState
 
 _T = TypeVar("_T")
+
+_LEAST_NAME = -(1 << 63)  # of a feature: a state has 64 bits for each
 
 
 class Engine:
@@ -118,6 +121,7 @@ class Engine:
         *,
         paced: bool = True,
         after: Request | None = None,
+        features: Features | None = None,
     ) -> Request:
         """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
 
@@ -127,9 +131,11 @@ class Engine:
             SettingError: ``logit_bias`` has a token that the model does not.
         """
         self._check()
-        checked = self._checked_prompt(prompt)
+        checked = self._checked_prompt(prompt, features)
         self._check_biases(sampling)
-        return Request(checked, sampling, max_tokens, accept, paced=paced, after=after)
+        return Request(
+            checked, sampling, max_tokens, accept, paced=paced, after=after, features=features
+        )
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer (end of text, turn, …)."""
@@ -196,11 +202,13 @@ class Engine:
         """The logits after the last token, float32 of [n_vocab]; a copy."""
         return self._call(lambda: np.array(self._sequence.last_logits()))
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], features: Features | None = None
+    ) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; the array is the caller's.
 
         The tokens are decoded from the first one on, ``n_outputs`` at a time, in a sequence that is
-        waited for as by a request.
+        waited for as by a request. Some may be names of ``features``.
 
         Raises:
             ContextFullError: they do not fit.
@@ -208,16 +216,12 @@ class Engine:
                 something else meanwhile.
         """
         self._check()
-        prompt = self._checked(tokens)
+        prompt = self._checked(tokens, features)
         self._check_room(prompt)
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
-        size = min(self.settings.n_outputs, self._handles.n_batch)
-        # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
-        # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
-        # accuracy where many keys are attended to, and the first piece has few.
-        edges = [0, *range(len(prompt) % size or size, len(prompt) + 1, size)]
+        edges = _edges(prompt, min(self.settings.n_outputs, self._handles.n_batch))
         with self._lent_sequence() as request:
 
             def rows(begin: int, end: int) -> bool:
@@ -227,12 +231,16 @@ class Engine:
                     return True
                 sequence.settle()
                 sequence.keep(begin)
-                if not decode(self._handles, [Piece(sequence, prompt[begin:end], end - begin)]):
+                piece = with_rows(Piece(sequence, prompt[begin:end], end - begin), features)
+                if not decode(self._handles, [piece]):
                     return False  # an abort that was meant for an earlier batch hit this one
                 result[begin:end] = sequence.output_rows(end - begin)
                 return True
 
             pieces = list(pairwise(edges))
+            for begin, end in pieces:
+                if features is not None and prompt[begin] < 0:
+                    self._make(features, prompt[begin:end])
             while not all(self._handles.thread.call(partial(rows, *piece)) for piece in pieces):
                 pass
             if request.error is not None:
@@ -280,6 +288,17 @@ class Engine:
 
     # --- in the caller's thread
 
+    def _make(self, features: Features, names: Sequence[int]) -> None:
+        """Have the rows of these names made, others being served between the calls."""
+
+        def step() -> bool:
+            if not features.is_ready(names):
+                features.step(names)
+            return features.is_ready(names)
+
+        while not self._handles.thread.call(step):
+            pass
+
     def _check(self) -> None:
         if self.closed:
             raise EngineError(f"{self.path}: the model was closed", hint="Open it again.")
@@ -322,8 +341,8 @@ class Engine:
                 expected=f"0 to {self.n_vocab - 1}",
             )
 
-    def _checked_prompt(self, tokens: Iterable[int]) -> list[int]:
-        prompt = self._checked(tokens)
+    def _checked_prompt(self, tokens: Iterable[int], features: Features | None = None) -> list[int]:
+        prompt = self._checked(tokens, features)
         if not prompt:
             raise EngineError("there are no tokens to decode", expected="at least one")
         self._check_room(prompt)
@@ -333,8 +352,8 @@ class Engine:
         if len(prompt) > self.settings.n_ctx:
             raise _full(len(prompt), self.settings.n_ctx)
 
-    def _checked(self, tokens: Iterable[int]) -> list[int]:
-        """The same as Python's numbers, if each is the id of a token."""
+    def _checked(self, tokens: Iterable[int], features: Features | None = None) -> list[int]:
+        """The same as Python's numbers, if each is the id of a token, or the name of a feature."""
         try:
             checked: list[Any] = list(tokens)
         except TypeError:
@@ -350,7 +369,7 @@ class Engine:
                         expected=f"0 to {self.n_vocab - 1}",
                     )
                 checked[index] = int(token)
-            if not 0 <= token < self.n_vocab:
+            if not (0 if features is None else _LEAST_NAME) <= token < self.n_vocab:
                 raise EngineError(
                     "a token id is not in the model's vocabulary",
                     found=str(token),
@@ -365,6 +384,19 @@ class Engine:
         if held == self.settings.n_ctx:
             raise _full(held + 1, self.settings.n_ctx)
         self._sequence.extend(token)
+
+
+def _edges(prompt: Sequence[int], size: int) -> list[int]:
+    """Where the pieces of a prompt begin and end that are decoded with all of their logits."""
+    edges = [0]
+    while edges[-1] < len(prompt):
+        begin = edges[-1]
+        end = begin + run_length(prompt, begin, len(prompt))
+        # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
+        # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
+        # accuracy where many keys are attended to, and the first piece has few.
+        edges += range(begin + ((end - begin) % size or size), end + 1, size)
+    return edges
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

@@ -26,7 +26,7 @@ from .bindings.thread import News
 from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
-from .sequence import CachedSequence, Piece, decode, reusable_prefix
+from .sequence import CachedSequence, Piece, decode, reusable_prefix, with_rows
 from .state import SequenceState
 
 Outcome = Literal["stop", "length"]
@@ -379,7 +379,9 @@ class Scheduler:
         begun = time.monotonic()
         self._reading = tuple(request for request, piece in batch if len(piece.tokens) > 1)
         try:
-            is_whole = decode(self._handles, [_with_rows(*one) for one in batch])
+            is_whole = decode(
+                self._handles, [with_rows(piece, one.features) for one, piece in batch]
+            )
         except BaseException as error:
             self._decode_apart([request for request, _ in batch], error)
             return
@@ -495,10 +497,3 @@ def _next_names(request: Request, most: int) -> list[int]:
         return []
     end = min(begin + most, request.n_prompt)
     return request.text[begin : begin + run_length(request.text, begin, end)]
-
-
-def _with_rows(request: Request, piece: Piece) -> Piece:
-    """The piece with the features that it names."""
-    if request.features is None or not _is_name(piece):
-        return piece
-    return piece._replace(rows=request.features.rows(piece.tokens))

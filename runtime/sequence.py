@@ -19,6 +19,7 @@ from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.library import captured_log, refused
 from .bindings.sampler import Sampler
+from .features import Features
 from .handles import Handles
 from .state import Bytes, SequenceState, for_streams
 
@@ -245,6 +246,13 @@ class Piece(NamedTuple):
     tokens: Sequence[int]
     outputs: int
     rows: npt.NDArray[np.float32] | None = None
+
+
+def with_rows(piece: Piece, features: Features | None) -> Piece:
+    """The piece with the rows that it names, if it names any."""
+    if features is None or piece.tokens[0] >= 0:
+        return piece
+    return piece._replace(rows=features.rows(piece.tokens))
 
 
 def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
