@@ -7,7 +7,7 @@ which is cancelled ends its answers. Knows nothing of models beyond `Model`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
@@ -18,8 +18,9 @@ from .chat.answer import Answer, Completion
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages
 from .chat.vocabulary import Vocabulary
+from .chat.window import Prompt
 from .errors import EngineError, SettingError
-from .model import Model, chat_settings
+from .model import Model, chat_settings, text_settings
 from .ranges import check_flag
 from .runtime.engine import Engine
 
@@ -43,7 +44,7 @@ class AsyncStream(Answer, AsyncIterator[str]):
         self,
         engine: Engine,
         vocabulary: Vocabulary,
-        prompt: Sequence[int],
+        prompt: Prompt,
         settings: AnswerSettings,
         *,
         paced: bool = True,
@@ -70,7 +71,11 @@ class AsyncStream(Answer, AsyncIterator[str]):
         self._request.owned_by(*_reader())
         try:
             while (piece := self._take()) is None:
-                await self._wait()
+                if self._is_full:
+                    # As a prompt, what is left is written by a template.
+                    await asyncio.to_thread(self._go_on)
+                else:
+                    await self._wait()
             return piece
         except StopIteration:
             raise StopAsyncIteration from None
@@ -215,9 +220,9 @@ class AsyncModel:
         **options: Unpack[AnswerOptions],
     ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
         """Continue a text or token ids; see ``Model.generate``."""
-        settings = AnswerSettings.of(options)
+        settings = text_settings(options)
         ids = self.model.text_prompt(prompt, special=settings.special)
-        return await self._answer(ids, settings, stream=stream, n=n)
+        return await self._answer(Prompt(ids), settings, stream=stream, n=n)
 
     @overload
     async def chat(
@@ -259,12 +264,11 @@ class AsyncModel:
         """Answer the last of some messages; see ``Model.chat``."""
         settings = chat_settings(messages, options)
         # A template may take long, and is somebody else's.
-        special = settings.special
-        ids = await asyncio.to_thread(self.model.chat_prompt, messages, special=special)
-        return await self._answer(ids, settings, stream=stream, n=n)
+        prompt = await asyncio.to_thread(self.model.shown_prompt, messages, settings)
+        return await self._answer(prompt, settings, stream=stream, n=n)
 
     async def _answer(
-        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
+        self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
         engine, vocabulary = self.model.engine, self.model.vocabulary
         check_flag("stream", stream)

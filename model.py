@@ -21,6 +21,7 @@ from .chat.conversation import Conversation
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompts
 from .chat.vocabulary import Vocabulary, whole_numbers
+from .chat.window import Prompt, prompt_of
 from .errors import AllocationError, EngineError, SettingError
 from .ranges import as_path, check_callback, check_flag, value_text, wrong_type
 from .runtime.bindings.amx import use_extra_bufts
@@ -179,10 +180,13 @@ class Model:
             return whole_numbers(prompt)
         return self._prompts.of_text(prompt, special=special, n_ctx=self.engine.settings.n_ctx)
 
-    def chat_prompt(self, messages: Messages, *, special: bool = False) -> list[int]:
+    def chat_prompt(self, messages: Messages, **options: Unpack[AnswerOptions]) -> list[int]:
         """The token ids with which a model is asked to answer messages; see `chat`."""
-        n_ctx = self.engine.settings.n_ctx
-        return self._prompts.of_messages(messages, special=special, n_ctx=n_ctx)
+        return list(self.shown_prompt(messages, chat_settings(messages, options)).tokens)
+
+    def shown_prompt(self, messages: Messages, settings: AnswerSettings) -> Prompt:
+        """The prompt with which `chat` asks, and what it leaves out."""
+        return prompt_of(self._prompts, messages, settings, self.engine.settings.n_ctx)
 
     @overload
     def generate(
@@ -257,9 +261,9 @@ class Model:
             EngineError: the prompt is empty, or llama.cpp failed.
             SettingError: a setting outside its range, or of the wrong type.
         """
-        settings = AnswerSettings.of(options)
+        settings = text_settings(options)
         ids = self.text_prompt(prompt, special=settings.special)
-        return self._answer(ids, settings, stream=stream, n=n)
+        return self._answer(Prompt(ids), settings, stream=stream, n=n)
 
     @overload
     def chat(
@@ -309,20 +313,28 @@ class Model:
 
         Args:
             messages: mappings with "role" and "content", or `Message` values, oldest first; a
-                string is one message of the user. A `Conversation` brings its sampling with it.
+                string is one message of the user. A `Conversation` brings its sampling with it, and
+                its ``when_full``.
+            when_full: what happens at the end of the context. "stop" refuses messages that do not
+                fit, and ends an answer there. "drop" goes on without the oldest exchanges, in the
+                middle of an answer too: ``Completion.dropped_messages`` says without how many
+                messages. System messages and `with_documents` in the first question stay. About
+                half of the rest is dropped at a time, and what is left is decoded again, so that
+                the following turns find room.
 
         Raises:
             TemplateError: the model has no chat template, or it does not render these messages, or
                 one of them has an image.
-            ContextFullError: the messages alone do not fit into the context.
+            ContextFullError: the messages alone do not fit into the context; or, where the oldest
+                are dropped, the last exchange.
             SettingError: a setting outside its range, or of the wrong type.
         """
         settings = chat_settings(messages, options)
-        ids = self.chat_prompt(messages, special=settings.special)
-        return self._answer(ids, settings, stream=stream, n=n)
+        prompt = self.shown_prompt(messages, settings)
+        return self._answer(prompt, settings, stream=stream, n=n)
 
     def _answer(
-        self, prompt: Sequence[int], settings: AnswerSettings, *, stream: bool, n: int | None
+        self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | Stream | list[Completion] | list[Stream]:
         check_flag("stream", stream)
         answers: list[Stream] = []
@@ -347,8 +359,24 @@ class Model:
 
 def chat_settings(messages: Messages, options: AnswerOptions) -> AnswerSettings:
     """The settings that keywords ask for, beside those of a conversation."""
-    usual = messages.sampling if isinstance(messages, Conversation) else None
-    return AnswerSettings.of(options, usual)
+    if not isinstance(messages, Conversation):
+        return AnswerSettings.of(options)
+    usual: AnswerOptions = {"when_full": messages.when_full}
+    return AnswerSettings.of({**usual, **options}, messages.sampling)
+
+
+def text_settings(options: AnswerOptions) -> AnswerSettings:
+    """The settings that keywords ask for, for a text without exchanges.
+
+    Raises:
+        SettingError: some of these are to be dropped.
+    """
+    settings = AnswerSettings.of(options)
+    if settings.when_full == "drop":
+        raise SettingError(
+            'when_full="drop" drops exchanges, and a text has none', expected='"stop"'
+        )
+    return settings
 
 
 def _wished_placement(placement: Placement | None, devices: Sequence[str] | None) -> Placement:

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from ..runtime.scheduler import Outcome, Request
 from .options import AnswerSettings
 from .streaming import TextStream
 from .vocabulary import Vocabulary
+from .window import Prompt
 
 FinishReason = Outcome
 """Why an answer ended, in OpenAI's words: the model or a stop string ended it, or ``max_tokens`` or
@@ -36,6 +37,10 @@ class Completion:
     ``stop_string`` the stop string that ended it, None where there was none. ``prompt_tokens``
     counts the whole prompt, ``reused_tokens`` the part of it that was still in the cache. ``seed``
     is the one that was used.
+
+    ``dropped_messages`` were not shown to the model at the end of the answer, because the context
+    was full. Where some were dropped in the middle of it, what was left was decoded again with the
+    answer so far: ``reread_tokens``, which ``prefill_seconds`` include.
     """
 
     text: str
@@ -47,11 +52,14 @@ class Completion:
     seed: int
     prefill_seconds: float
     decode_seconds: float
+    dropped_messages: int = 0
+    reread_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens decoded (not reused) a second; 0.0 if no time was measured."""
-        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+        read = self.prompt_tokens - self.reused_tokens + self.reread_tokens
+        return _rate(read, self.prefill_seconds)
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -63,7 +71,7 @@ class Answer:
     """An answer that is being made: what those who wait for it in one way or another share.
 
     Args:
-        prompt: token ids.
+        prompt: token ids, and how to shorten them.
         paced: whether it waits for its reader, who may be slow or gone.
         after: an answer to a prompt that begins like this one and is to be read first.
 
@@ -76,13 +84,14 @@ class Answer:
         self,
         engine: Engine,
         vocabulary: Vocabulary,
-        prompt: Sequence[int],
+        prompt: Prompt,
         settings: AnswerSettings,
         *,
         paced: bool = True,
         after: Answer | None = None,
     ) -> None:
         self._engine = engine
+        self._prompt, self._n_prompt = prompt, len(prompt.tokens)
         sampling = settings.sampling.with_seed()
         self._seed = sampling.seed or 0
         self._text = _Text(vocabulary, settings)
@@ -90,12 +99,13 @@ class Answer:
         self._read: list[tuple[str, int]] = []
         self._finished = self._closed = False
         self._request: Request = engine.request(
-            prompt,
+            prompt.tokens,
             sampling,
             settings.max_tokens,
             self._text.accept,
             paced=paced,
             after=None if after is None else after._request,
+            goes_on=prompt.shortened is not None,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
         # knows of it does not keep it.)
@@ -118,6 +128,11 @@ class Answer:
             self._request.notify()
 
     @property
+    def dropped_messages(self) -> int:
+        """How many messages the model is not shown so far; see `Completion`."""
+        return self._prompt.dropped_messages
+
+    @property
     def completion(self) -> Completion:
         """The whole answer, once it is complete or was closed.
 
@@ -138,11 +153,13 @@ class Answer:
             tokens=tuple(text.tokens[:n_read] if self._closed else text.tokens),
             finish_reason=reason,
             stop_string=text.stop.matched if reason else None,
-            prompt_tokens=request.n_prompt,
+            prompt_tokens=self._n_prompt,
             reused_tokens=request.reused_tokens,
             seed=self._seed,
             prefill_seconds=request.prefill_seconds,
             decode_seconds=request.decode_seconds,
+            dropped_messages=self.dropped_messages,
+            reread_tokens=request.reread_tokens,
         )
 
     @property
@@ -156,7 +173,21 @@ class Answer:
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._text.ready) or self._request.ended or self._closed
+        request = self._request
+        return bool(self._text.ready) or request.ended or request.is_full or self._closed
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether it waits for `_go_on`."""
+        return self._request.is_full and not (self._request.ended or self._closed)
+
+    def _go_on(self) -> None:
+        """Go on where the context is full: without the oldest exchanges, or to the end."""
+        assert self._prompt.shortened is not None
+        shorter = self._prompt.shortened(self._request.n_chosen)
+        self._prompt = shorter or self._prompt
+        tokens = None if shorter is None else shorter.tokens
+        self._engine.scheduler.resume(self._request, tokens)
 
     def _take(self) -> str | None:
         """The next piece if one is there; None while there is none.
@@ -222,7 +253,7 @@ class Stream(Answer, Iterator[str]):
         self,
         engine: Engine,
         vocabulary: Vocabulary,
-        prompt: Sequence[int],
+        prompt: Prompt,
         settings: AnswerSettings,
         *,
         paced: bool = True,
@@ -260,7 +291,10 @@ class Stream(Answer, Iterator[str]):
             try:
                 self._reading = True
                 while (piece := self._take()) is None:
-                    self._engine.scheduler.wait(self._request, lambda: self._has_news)
+                    if self._is_full:
+                        self._go_on()
+                    else:
+                        self._engine.scheduler.wait(self._request, lambda: self._has_news)
                 return piece
             except StopIteration:
                 raise

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..errors import SessionError, SettingError
-from ..ranges import as_path
+from ..ranges import as_path, check_choice
 from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
 from ..untrusted import Reader, Record, shown
+from .options import WhenFull
 
 if TYPE_CHECKING:
     from .answer import Completion
@@ -27,7 +28,9 @@ VERSION = 1
 MAX_BYTES = 1 << 27
 """The largest file that is read: ten million tokens of text are about 40 MB."""
 
-# What version 1 of the format had at first, and readers of it expect.
+# Of version 1 of the format: what is written where it is not as by default, because it had no such
+# thing at first; and the settings that it had then, which readers of it expect.
+_NOT_ALWAYS = {"when_full"}
 _FIRST_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
@@ -53,7 +56,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, to which model (its name), and how its answers were sampled.
+    """What was said, to which model (its name), and how its answers are made.
 
         >>> talk = Conversation().user("What is the capital of France?")
         >>> talk = talk.assistant(model.chat(talk))
@@ -61,14 +64,17 @@ class Conversation:
 
     Args:
         messages: oldest first; mappings with "role" and "content" are taken too.
+        sampling: how tokens are chosen.
+        when_full: what happens at the end of the context; see ``Model.chat``.
 
     Raises:
-        SettingError: the messages, the name or the sampling are of the wrong type.
+        SettingError: one of them is of the wrong type.
     """
 
     messages: tuple[Message, ...] = ()
     model: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    when_full: WhenFull = "stop"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", _as_messages(self.messages))
@@ -80,6 +86,7 @@ class Conversation:
                     found=shown(value),
                     expected="a string" if kind is str else "a Sampling",
                 )
+        check_choice("when_full", self.when_full, get_args(WhenFull))
 
     def system(self, text: str) -> Conversation:
         """The same conversation with this system message, in place of the one it begins with."""
@@ -133,12 +140,13 @@ class Conversation:
                 expected=str(VERSION),
                 hint="Open it with the release that saved it.",
             )
-        names = [entry.name for entry in fields(cls)]
-        _expect_keys(file, "the conversation", [*names, "format", "version"])
+        names = {entry.name for entry in fields(cls)} - (_NOT_ALWAYS - set(file))
+        _expect_keys(file, "the conversation", {*names, "format", "version"})
         return cls(
             messages=tuple(map(_message, file.records("messages"))),
             model=file.text("model"),
             sampling=_sampling(file.record("sampling")),
+            when_full=_when_full(file),
         )
 
     def _as_dict(self) -> dict[str, object]:
@@ -147,6 +155,7 @@ class Conversation:
             "version": VERSION,
             "model": self.model,
             "sampling": _changed(self.sampling),
+            **({} if self.when_full == "stop" else {"when_full": self.when_full}),
             "messages": [asdict(message) for message in self.messages],
         }
 
@@ -197,6 +206,13 @@ def _setting(record: Record, name: str, default: object) -> Any:
     if isinstance(default, tuple):
         return record.elements(name)
     return record.integer(name) if isinstance(default, int) else record.number(name)
+
+
+def _when_full(record: Record) -> WhenFull:
+    value = record.text("when_full", default="stop")
+    if value not in get_args(WhenFull):
+        raise record.fault("when_full", " or ".join(get_args(WhenFull)))
+    return cast("WhenFull", value)
 
 
 def _changed(sampling: Sampling) -> dict[str, object]:

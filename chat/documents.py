@@ -18,6 +18,9 @@ from ..errors import SettingError
 from ..ranges import as_tuple
 from ..untrusted import Reader
 
+_BEGIN = '<document name="'
+_END = "</document>\n\n"  # and what joins it to what follows
+
 logger = logging.getLogger(__name__)
 
 _READER = Reader(SettingError, 1 << 30, hint="Give a file of UTF-8 text.")
@@ -60,6 +63,13 @@ def with_documents(
 def joined(text: str, documents: Iterable[Document]) -> str:
     """The documents, then `text`."""
     return "\n".join([*map(str, documents), text])
+
+
+def documents_in_front(content: str) -> str:
+    """The documents that a content which `joined` made begins with, "" where there are none."""
+    if not content.startswith(_BEGIN):
+        return ""
+    return content[: content.rfind(_END) + len(_END)] if _END in content else ""
 
 
 def read_documents(paths: Iterable[str | os.PathLike[str]]) -> list[Document]:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from ..errors import SettingError, did_you_mean
-from ..ranges import check_flag, check_whole, value_text, wrong_type
+from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
+
+WhenFull = Literal["stop", "drop"]
+"""What happens at the end of the context: the answer stops there and longer messages are refused,
+or the oldest exchanges are dropped."""
 
 MAX_ANSWERS = 1024
 """How many answers to one prompt may be asked for at a time."""
@@ -52,6 +56,7 @@ class AnswerOptions(TypedDict, total=False):
     max_tokens: int | None
     stop: str | Iterable[str]
     special: bool
+    when_full: WhenFull
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class AnswerSettings:
         stop: strings that end the answer, which stops before the first of them; a string is one.
         special: whether control tokens are read where the prompt names them, and shown by name in
             the answer. A text from outside can then end its own turn and begin another.
+        when_full: what happens at the end of the context; see ``Model.chat``.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -73,6 +79,7 @@ class AnswerSettings:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     special: bool = False
+    when_full: WhenFull = "stop"
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -80,6 +87,7 @@ class AnswerSettings:
         check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         check_flag("special", self.special)
+        check_choice("when_full", self.when_full, get_args(WhenFull))
 
     @classmethod
     def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:

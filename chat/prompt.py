@@ -85,8 +85,8 @@ class Prompts:
             ContextFullError: they are far longer than the context.
             SettingError: there are no messages, or they are of the wrong type.
         """
-        mappings = _mappings(messages)
-        self._check_length(0, sum(len(text.strip()) for text in _contents(mappings)), n_ctx)
+        mappings = as_mappings(messages)
+        self.check_length(mappings, n_ctx)
         tokens: list[int] = []
         for piece in self.template.render(mappings):
             if piece.control:
@@ -97,6 +97,18 @@ class Prompts:
         if self._vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)
         return tokens
+
+    def count(self, text: str, *, special: bool = False) -> int:
+        """How many tokens a text of a message has."""
+        return len(self._vocabulary.encode(text, special=special))
+
+    def check_length(self, messages: Iterable[Mapping[str, Any]], n_ctx: int | None) -> None:
+        """Refuse messages whose texts are known not to fit, without tokenizing them.
+
+        Raises:
+            ContextFullError: they are far longer than the context.
+        """
+        self._check_length(0, sum(len(text.strip()) for text in contents(messages)), n_ctx)
 
     def _extend(
         self,
@@ -126,7 +138,7 @@ class Prompts:
             )
 
 
-def _contents(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def contents(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """The texts of messages, which a template may trim."""
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -136,7 +148,12 @@ def _contents(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 yield text
 
 
-def _mappings(messages: Messages) -> list[Mapping[str, Any]]:
+def as_mappings(messages: Messages) -> list[Mapping[str, Any]]:
+    """The messages as templates take them; what is in them is not checked.
+
+    Raises:
+        SettingError: there are none, or they are of the wrong type.
+    """
     if isinstance(messages, str):
         messages = [Message("user", messages)]
     elif isinstance(messages, Conversation):

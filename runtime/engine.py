@@ -122,6 +122,7 @@ class Engine:
         paced: bool = True,
         after: Request | None = None,
         features: Features | None = None,
+        goes_on: bool = False,
     ) -> Request:
         """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
 
@@ -134,7 +135,14 @@ class Engine:
         checked = self._checked_prompt(prompt, features)
         self._check_biases(sampling)
         return Request(
-            checked, sampling, max_tokens, accept, paced=paced, after=after, features=features
+            checked,
+            sampling,
+            max_tokens,
+            accept,
+            paced=paced,
+            after=after,
+            features=features,
+            goes_on=goes_on,
         )
 
     def is_end(self, token: int) -> bool:

@@ -56,11 +56,14 @@ class Request:
         paced: whether it waits for its reader every `RUN_AHEAD` tokens.
         after: a request whose prompt is to be read first, because it begins like this one.
         features: makes those that the prompt names.
+        goes_on: whether it waits for ``Scheduler.resume`` where its sequence is full, and does not
+            end there.
 
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
     says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
-    batches that it was a part of.
+    batches that it was a part of. ``is_full`` is whether it waits for ``resume``; ``reread_tokens``
+    were decoded for a prompt that it went on after.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Request:
         paced: bool = True,
         after: Request | None = None,
         features: Features | None = None,
+        goes_on: bool = False,
     ) -> None:
         self.text = list(prompt)
         self.n_prompt = len(self.text)
@@ -82,9 +86,12 @@ class Request:
         self.accept = accept
         self.paced = paced
         self.after = after
+        self.goes_on = goes_on
+        self.is_full = False
+        self.n_before = 0  # tokens of the answer when it was resumed last
         self.sequence: CachedSequence | None = None
         self.begun = 0  # its place among all that have begun
-        self.reused_tokens = 0
+        self.reused_tokens = self.reread_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self.ended = self.cancelled = False
         self.outcome: Outcome | None = None
@@ -151,6 +158,7 @@ class Scheduler:
         # Only the engine's thread changes these.
         self._waiting: list[Request] = []
         self._running: list[Request] = []  # in the order of their sequences
+        self._full: list[Request] = []  # those that wait for `resume`
         self._reading: tuple[Request, ...] = ()
         self._last_use = dict.fromkeys(self._sequences, -1)
         self._asked = dict.fromkeys(self._sequences, 0)  # tokens of the last prompt
@@ -162,6 +170,21 @@ class Scheduler:
         """Begin it as soon as a sequence is free."""
         self._arrived.append(request)
         self.look()
+
+    def resume(self, request: Request, prompt: Sequence[int] | None) -> None:
+        """Go on with an answer whose sequence is full, in the order of those who ask.
+
+        Args:
+            prompt: checked token ids that leave room for more than the answer so far; None ends it.
+        """
+        if prompt is None:
+            request.goes_on = False
+        else:
+            request.n_before = request.n_chosen
+            request.text = [*prompt, *request.text[request.n_prompt :]]
+            request.n_prompt = len(prompt)
+        request.is_full = False
+        self.submit(request)
 
     def cancel(self, request: Request) -> None:
         """End it within one token, or one ubatch; within one operation of ggml's on the CPU."""
@@ -211,7 +234,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Let those go who wait, once the engine's thread has ended."""
-        for request in (*self._running, *self._waiting, *self._arrived):
+        for request in (*self._running, *self._waiting, *self._full, *self._arrived):
             self._end(request, EngineError("the model was closed", hint="Open it again."))
 
     # --- in the engine's thread
@@ -241,7 +264,7 @@ class Scheduler:
                     return
         except BaseException as error:
             # A fault of the scheduler itself: nobody may wait for what will never come.
-            for request in (*self._running, *self._waiting):
+            for request in (*self._running, *self._waiting, *self._full):
                 self._end(request, error)
 
     def _turn(self) -> bool:
@@ -276,12 +299,22 @@ class Scheduler:
 
     def _look_around(self) -> None:
         while self._arrived:
-            self._waiting.append(self._arrived.popleft())
-        for request in (*self._running, *self._waiting):
+            self._admit(self._arrived.popleft())
+        for request in (*self._running, *self._waiting, *self._full):
             if request.cancelled:
                 self._end(request)
         while (following := self._following()) is not None:
             self._begin(following)
+
+    def _admit(self, request: Request) -> None:
+        """Let it wait for a sequence; one that was full may have ended meanwhile, or ends now."""
+        if request in self._full:
+            self._full.remove(request)
+            if not request.goes_on:
+                request.outcome = "length"
+                self._end(request)
+        if not request.ended:
+            self._waiting.append(request)
 
     def _following(self) -> Request | None:
         """The request that begins next, if it can begin now."""
@@ -341,10 +374,13 @@ class Scheduler:
             request.notify()
             return
         chosen.keep(count)
-        request.reused_tokens = count
-        request.sampler = self._handles.make_sampler(
-            request.sampling, [token for token in request.text if token >= 0]
-        )
+        if request.sampler is None:
+            request.reused_tokens = count
+            request.sampler = self._handles.make_sampler(
+                request.sampling, [token for token in request.text if token >= 0]
+            )
+        else:  # it is resumed, and chooses on
+            request.reread_tokens += len(request.text) - count
 
     # One batch
 
@@ -393,7 +429,7 @@ class Scheduler:
         now = time.monotonic()
         for request, _ in batch:
             n_chosen = request.n_chosen
-            if n_chosen > 1:
+            if n_chosen > request.n_before + 1:
                 request.decode_seconds += now - begun
             else:
                 request.prefill_seconds += now - begun
@@ -401,6 +437,12 @@ class Scheduler:
                 self._hand_on(request, n_chosen, now)
         for request in ended:
             self._end(request, request.error)
+        for request, _ in batch:
+            if len(request.text) > self._n_ctx and not request.ended:
+                self._release(request)
+                self._full.append(request)
+                request.is_full = True  # from here on its reader may resume it
+                request.notify()
 
     def _decode_apart(self, requests: Sequence[Request], error: BaseException) -> None:
         """Find out whom an error concerns, and end those alone."""
@@ -427,7 +469,9 @@ class Scheduler:
             return False
         if not goes_on:
             request.outcome = "stop"
-        elif request.n_chosen == request.max_tokens or len(request.text) > self._n_ctx:
+        elif request.n_chosen == request.max_tokens or (
+            len(request.text) > self._n_ctx and not request.goes_on
+        ):
             request.outcome = "length"
         return request.outcome is None
 
@@ -443,11 +487,8 @@ class Scheduler:
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """Take its sequence from it, and let its reader see that it has ended."""
-        if request.sequence is not None:
-            self._n_ended += 1
-            self._last_use[request.sequence] = self._n_ended
-            request.sequence = None
-        for requests in (self._running, self._waiting):
+        self._release(request)
+        for requests in (self._waiting, self._full):
             if request in requests:
                 requests.remove(request)
         if request.sampler is not None:
@@ -456,6 +497,15 @@ class Scheduler:
         request.ended = True
         self._changed = True
         request.notify()
+
+    def _release(self, request: Request) -> None:
+        """Take its sequence from it, if it has one."""
+        if request.sequence is not None:
+            self._running.remove(request)
+            self._n_ended += 1
+            self._last_use[request.sequence] = self._n_ended
+            request.sequence = None
+            self._changed = True
 
 
 def _held(request: Request) -> CachedSequence:
@@ -490,7 +540,7 @@ def _is_name(piece: Piece) -> bool:
 
 def _next_names(request: Request, most: int) -> list[int]:
     """The names of features that a request goes on with, at most so many."""
-    if request.features is None or request.sequence is None or request.n_chosen:
+    if request.features is None or request.sequence is None or request.n_chosen > request.n_before:
         return []
     begin = min(len(request.sequence.tokens), request.n_prompt - 1)
     if request.text[begin] >= 0:

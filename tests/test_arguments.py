@@ -47,7 +47,7 @@ class Call:
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 1, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "seed": 1,
-    "stop": "x", "sampling": llama4_edge.Sampling(),
+    "stop": "x", "sampling": llama4_edge.Sampling(), "when_full": "stop",
 }  # fmt: skip
 
 

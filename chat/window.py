@@ -1,0 +1,127 @@
+"""What of a conversation a model is shown where not all of it fits into the context.
+
+Promises that system messages, what stands before the first question, documents in front of that and
+the last exchange stay; that whole exchanges leave, the oldest first; and that which ones leave
+follows from the messages alone, so that the next turn begins as this one did. Knows nothing of
+engines.
+
+The context that is not taken by what stays is divided into halves: exchanges leave until whole
+halves are free. So about half of what may leave is read anew, and nothing for a long while after.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .documents import documents_in_front
+from .options import AnswerSettings
+from .prompt import Messages, Prompts, as_mappings, contents
+
+ROOM = 8
+"""One part in so many of the context that is not taken by what stays is left for an answer."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to go on with, and how many messages the model is not shown with them.
+
+    ``shortened`` makes the prompt that an answer of so many tokens goes on after when the context
+    is full, None where that is not wanted; it returns None where there is nothing left to drop.
+    """
+
+    tokens: Sequence[int]
+    dropped_messages: int = 0
+    shortened: Callable[[int], Prompt | None] | None = None
+
+
+def prompt_of(prompts: Prompts, messages: Messages, settings: AnswerSettings, n_ctx: int) -> Prompt:
+    """The prompt with which messages are answered in a context of so many tokens.
+
+    Raises:
+        ContextFullError: the last exchange, or all of them where none is to be dropped, is far
+            longer than that.
+        SettingError, TemplateError: see ``Prompts.of_messages``.
+    """
+    if settings.when_full == "drop":
+        return _Window(prompts, messages, settings, n_ctx).prompt()
+    return Prompt(prompts.of_messages(messages, special=settings.special, n_ctx=n_ctx))
+
+
+class _Window:
+    """The messages of one question, and the prompts that show more or less of them."""
+
+    def __init__(
+        self, prompts: Prompts, messages: Messages, settings: AnswerSettings, n_ctx: int
+    ) -> None:
+        self._prompts, self._settings, self._n_ctx = prompts, settings, n_ctx
+        self._messages = as_mappings(messages)
+        # An exchange begins with a question. The last one stays.
+        starts = [at for at, one in enumerate(self._messages) if _role(one) == "user"]
+        self._starts = starts or [0]
+        self._most = len(self._starts) - 1
+        prompts.check_length(self._messages[self._starts[-1] :], n_ctx)
+        self._count = len(self._tokens(0))
+        head = self._messages[: self._starts[0]]
+        self._documents = _documents(self._messages[self._starts[0]])
+        staying = [*contents(head), self._documents]
+        n_staying = sum(prompts.count(text, special=settings.special) for text in staying)
+        free = max(n_ctx - n_staying, 2)
+        self._half = free // 2
+        self._room = free // ROOM
+        if settings.max_tokens is not None:
+            self._room = min(self._room, settings.max_tokens)
+
+    def prompt(self, n_answer: int = 0) -> Prompt:
+        """The prompt that shows as much as leaves room behind so many tokens of an answer."""
+        excess = self._count + n_answer + self._room - self._n_ctx
+        n_dropped = 0
+        if excess > 0 and self._most:
+            leaving = -(-excess // self._half) * self._half
+            numbers = range(1, self._most)
+            n_dropped = 1 + bisect_left(numbers, leaving, key=self._freed)
+        left_out = self._messages[self._starts[0] : self._starts[n_dropped]]
+        return Prompt(
+            self._tokens(n_dropped),
+            sum(_role(one) != "system" for one in left_out),
+            self._shortened if n_dropped < self._most else lambda _: None,
+        )
+
+    def _shortened(self, n_answer: int) -> Prompt | None:
+        prompt = self.prompt(n_answer)
+        return prompt if len(prompt.tokens) + n_answer < self._n_ctx else None
+
+    def _freed(self, n_dropped: int) -> int:
+        """How many tokens the prompt has less without so many exchanges."""
+        return self._count - len(self._tokens(n_dropped))
+
+    def _tokens(self, n_dropped: int) -> list[int]:
+        return self._prompts.of_messages(self._shown(n_dropped), special=self._settings.special)
+
+    def _shown(self, n_dropped: int) -> list[Mapping[str, Any]]:
+        first, start = self._starts[0], self._starts[n_dropped]
+        if not n_dropped:
+            return self._messages
+        system = [one for one in self._messages[first:start] if _role(one) == "system"]
+        question, *rest = self._messages[start:]
+        if self._documents:
+            question = {**question, "content": _behind(self._documents, question["content"])}
+        return [*self._messages[:first], *system, question, *rest]
+
+
+def _role(message: Mapping[str, Any]) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _documents(message: Mapping[str, Any]) -> str:
+    """The documents that the text of a message begins with."""
+    return documents_in_front(next(contents([message]), ""))
+
+
+def _behind(documents: str, content: Any) -> Any:
+    """The content of a message with the documents before it."""
+    if isinstance(content, str):
+        return documents + content
+    return [{"type": "text", "text": documents}, *content]
