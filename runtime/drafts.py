@@ -11,6 +11,7 @@ short text and in a long one. Knows nothing of llama.cpp.
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -51,26 +52,28 @@ class Costs:
         self._n_singles = 0
         self._measured: dict[int, tuple[float, int]] = {}  # costs of lengths, and since when
 
-    def add(self, length: int, seconds: float) -> float:
-        """A batch with a draft of this length, 0 for none, took so long; returns its cost."""
+    def add(self, length: int, seconds: float) -> None:
+        """A batch with a draft of this length, 0 for none, took so long."""
         if length == 0:
             self._n_singles += 1
             self._single = _average(self._single, seconds, 0.1)
-            return 1.0
-        before, _ = self._measured.get(length, (0.0, 0))
-        cost = _average(before, seconds / (self._single or seconds), 0.25)
-        self._measured[length] = cost, self._n_singles
-        return cost
+        elif self._single:
+            before, _ = self._measured.get(length, (0.0, 0))
+            cost = _average(before, seconds / self._single, 0.25)
+            self._measured[length] = cost, self._n_singles
+
+    def of(self, length: int) -> float:
+        """What was measured, less what is forgotten; 0.0 where nothing was."""
+        measured, since = self._measured.get(length, (0.0, 0))
+        return measured * math.pow(0.5, (self._n_singles - since) / _FORGOTTEN)
 
     def offers(self) -> Iterator[tuple[int, float]]:
         """The lengths that may be tried, each with its cost; one that was not measured is last."""
         cost = 1.0
         for length in LENGTHS if self._single else ():
-            measured, since = self._measured.get(length, (0.0, 0))
-            # A longer one does not cost less.
-            cost = max(cost, measured * 0.5 ** ((self._n_singles - since) / _FORGOTTEN))
+            cost = max(cost, self.of(length))  # a longer one does not cost less
             yield length, cost
-            if not measured:
+            if length not in self._measured:
                 return
 
 
@@ -106,10 +109,10 @@ class Drafter:
                 return likely[: self._best_length(n_equal, index, costs)]
         return likely
 
-    def learn(self, n_chosen: int, cost: float) -> None:
-        """A draft brought so many tokens, at a cost in batches of a single one."""
+    def learn(self, length: int, n_chosen: int, costs: Costs) -> None:
+        """A draft of this length brought so many tokens, with the one after those accepted."""
         self._forgive()
-        self._losses = self._losses + 1 if n_chosen < cost else self._losses / 2
+        self._losses = self._losses + 1 if n_chosen < costs.of(length) else self._losses / 2
 
     def _best_length(self, n_equal: int, limit: int, costs: Costs) -> int:
         """The length that brings most for its cost, 0 where none brings enough."""
@@ -124,7 +127,7 @@ class Drafter:
         return best
 
     def _forgive(self) -> None:
-        self._losses *= 0.5 ** ((len(self._text) - self._counted) / _HALF_LIFE)
+        self._losses *= math.pow(0.5, (len(self._text) - self._counted) / _HALF_LIFE)
         self._counted = len(self._text)
 
 
@@ -138,6 +141,8 @@ class _Index:
 
     def __init__(self, text: Sequence[int]) -> None:
         self._text = text
+        self._hash = 0  # of what is before the first place that is not known yet
+        self._before = array("i")
         self._build()
 
     def find(self) -> tuple[int, int]:
@@ -169,13 +174,14 @@ class _Index:
         return most
 
     def _slot(self) -> int:
-        return (self._hash * _FACTOR & _MASK) >> self._shift
+        mixed: int = self._hash * _FACTOR & _MASK
+        return mixed >> self._shift
 
     def _catch_up(self) -> None:
         """Have all places but the end of the text, and the hash of what is before that."""
-        text, before = self._text, self._before
-        if len(text) >= self._limit:
+        if len(self._text) >= self._limit:
             self._build()
+        text, before = self._text, self._before
         for place in range(len(before), len(text)):
             gone = 0
             if place < KEY:
@@ -193,9 +199,8 @@ class _Index:
         bits = min(max(count.bit_length() + 1, _BITS[0]), _BITS[1])
         self._limit = 2**bits if bits < _BITS[1] else sys.maxsize
         self._shift = 64 - bits
-        self._hash = 0
         self._last: npt.NDArray[np.int32] = np.zeros(2**bits, np.int32)
-        self._before = array("i")
+        self._hash, self._before = 0, array("i")
         if count < 2 * KEY:
             return  # nothing is worth NumPy's time
         tokens = np.array(self._text, np.int64).astype(np.uint64)

@@ -72,7 +72,8 @@ class Engine:
         self._sequence = every[0]
         # Where nobody else can wait, more is handed to llama.cpp in one call.
         n_read = settings.n_ubatch if settings.n_parallel > 1 else settings.n_batch
-        self.scheduler = Scheduler(self._handles, every, settings.n_ctx, n_read)
+        n_outputs = min(settings.n_outputs, settings.n_ubatch)
+        self.scheduler = Scheduler(self._handles, every, settings.n_ctx, n_read, n_outputs)
 
     def __enter__(self) -> Engine:
         return self
@@ -123,6 +124,7 @@ class Engine:
         after: Request | None = None,
         features: Features | None = None,
         goes_on: bool = False,
+        drafts: bool = False,
     ) -> Request:
         """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
 
@@ -143,6 +145,7 @@ class Engine:
             after=after,
             features=features,
             goes_on=goes_on,
+            drafts=drafts,
         )
 
     def is_end(self, token: int) -> bool:

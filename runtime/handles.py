@@ -31,6 +31,8 @@ from .workers.remote import connect
 
 logger = logging.getLogger(__name__)
 
+_MAX_VIEWS = 256  # of the rows of logits: sequences, or tokens of a draft
+
 
 class Handles:
     """A loaded model with a context, ready to decode. Close it.
@@ -133,7 +135,7 @@ class Handles:
         address = ctypes.addressof(pointer.contents)
         # Making an array takes microseconds; llama.cpp's buffer is nearly always the same.
         if (view := self._views.get(address)) is None:
-            if len(self._views) > self.n_parallel:
+            if len(self._views) > _MAX_VIEWS:
                 self._views.clear()
             view = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
             self._views[address] = view

@@ -20,9 +20,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.sampler import Sampler
 from .bindings.thread import News
+from .drafts import Costs, Drafter
 from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
@@ -58,12 +60,14 @@ class Request:
         features: makes those that the prompt names.
         goes_on: whether it waits for ``Scheduler.resume`` where its sequence is full, and does not
             end there.
+        drafts: whether to decode what is likely to follow with a token, where that is faster.
 
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
     says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
     batches that it was a part of. ``is_full`` is whether it waits for ``resume``; ``reread_tokens``
-    were decoded for a prompt that it went on after.
+    were decoded for a prompt that it went on after. Of ``drafted_tokens``, ``accepted_tokens`` were
+    chosen.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Request:
         after: Request | None = None,
         features: Features | None = None,
         goes_on: bool = False,
+        drafts: bool = False,
     ) -> None:
         self.text = list(prompt)
         self.n_prompt = len(self.text)
@@ -91,6 +96,8 @@ class Request:
         self.n_before = 0  # tokens of the answer when it was resumed last
         self.sequence: CachedSequence | None = None
         self.begun = 0  # its place among all that have begun
+        self.drafter = Drafter(self.text) if drafts else None
+        self.drafted_tokens = self.accepted_tokens = 0
         self.reused_tokens = self.reread_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self.ended = self.cancelled = False
@@ -142,15 +149,23 @@ class Scheduler:
         sequences: those of the context, in the order of their numbers.
         n_ctx: tokens that each of them has room for.
         n_read: tokens of a batch that reads prompts, at most.
+        n_outputs: tokens of a batch that have logits, at most.
     """
 
     def __init__(
-        self, handles: Handles, sequences: Sequence[CachedSequence], n_ctx: int, n_read: int
+        self,
+        handles: Handles,
+        sequences: Sequence[CachedSequence],
+        n_ctx: int,
+        n_read: int,
+        n_outputs: int,
     ) -> None:
         self._handles, self._thread = handles, handles.thread
         self._sequences = tuple(sequences)
         self._n_ctx = n_ctx
         self._n_read = min(n_read, handles.n_batch)
+        self._max_draft = min(n_outputs, self._n_read) - 1
+        self._costs = Costs()
         self._arrived: deque[Request] = deque()
         self._changed = False
         self._posted_at = -math.inf  # when the `_serve` was posted that has not begun yet
@@ -183,6 +198,8 @@ class Scheduler:
             request.n_before = request.n_chosen
             request.text = [*prompt, *request.text[request.n_prompt :]]
             request.n_prompt = len(prompt)
+            if request.drafter is not None:
+                request.drafter = Drafter(request.text)
         request.is_full = False
         self.submit(request)
 
@@ -393,7 +410,8 @@ class Scheduler:
         ]
         unread = [(count, _held(request).number) for request, count in wanted if count > 1]
         if not unread:
-            return [(request, _piece(request, 1)) for request, _ in wanted]
+            is_alone = len(wanted) == 1  # a draft would delay the others
+            return [(request, self._next_piece(request, is_alone)) for request, _ in wanted]
         # A token for each that answers, and a fair share of what is left for each prompt.
         left = self._n_read - (len(wanted) - len(unread))
         shares: dict[int, int] = {}
@@ -410,6 +428,27 @@ class Scheduler:
         names = _next_names(request, self._n_read)
         return request.features is None or not names or request.features.is_ready(names)
 
+    def _next_piece(self, request: Request, is_alone: bool) -> Piece:
+        """The last token of a request, with a draft of what follows it if that is faster."""
+        piece = _piece(request, 1)
+        if request.drafter is None or not is_alone or not _answers(request):
+            return piece
+        position = len(request.text) - 1
+        limits = [
+            self._max_draft,
+            self._n_ctx - 1 - position,
+            # What is not accepted is dropped, which is possible within a chunk.
+            ATTENTION_CHUNK - 1 - position % ATTENTION_CHUNK,
+        ]
+        # As many tokens can be chosen as there are in the draft, and one more.
+        if request.max_tokens is not None:
+            limits.append(request.max_tokens - request.n_chosen - 1)
+        if request.paced:
+            limits.append(RUN_AHEAD - request.unread - 1)
+        draft = request.drafter.draft(min(limits), self._costs, self._handles.is_end)
+        tokens = [*piece.tokens, *draft]
+        return Piece(piece.sequence, tokens, len(tokens), drafted=len(draft))
+
     def _decode(self, batch: Sequence[tuple[Request, Piece]]) -> None:
         """Decode it, and choose the next token of each that was read to its end."""
         begun = time.monotonic()
@@ -425,7 +464,13 @@ class Scheduler:
             self._reading = ()
         if not is_whole:  # it is tried again without those that were cancelled
             return
-        ended = [request for request, piece in batch if piece.outputs and not self._choose(request)]
+        if len(batch) == 1 and _answers(batch[0][0]):
+            self._costs.add(batch[0][1].drafted, time.monotonic() - begun)
+        ended = [
+            request
+            for request, piece in batch
+            if piece.outputs and not self._choose_all(request, piece.drafted)
+        ]
         now = time.monotonic()
         for request, _ in batch:
             n_chosen = request.n_chosen
@@ -453,6 +498,25 @@ class Scheduler:
             return
         for request in requests:
             self._decode([(request, _piece(request, min(_missing(request), self._n_read)))])
+
+    def _choose_all(self, request: Request, n_drafted: int) -> bool:
+        """Choose its next token, and those after it as long as they were drafted; False if it ends.
+
+        Each is chosen as it would be without a draft, so that nothing but the time is another.
+        """
+        sequence, n_earlier = _held(request), request.n_chosen
+        try:
+            while goes_on := self._choose(request):
+                if not sequence.confirm(request.text[-1]):
+                    break
+        finally:
+            sequence.drop_draft()
+        if n_drafted and request.drafter is not None:
+            n_chosen = request.n_chosen - n_earlier
+            request.drafted_tokens += n_drafted
+            request.accepted_tokens += max(n_chosen - 1, 0)
+            request.drafter.learn(n_drafted, n_chosen, self._costs)
+        return goes_on
 
     def _choose(self, request: Request) -> bool:
         """Choose its next token; False where it ends."""
@@ -514,15 +578,20 @@ def _held(request: Request) -> CachedSequence:
     return request.sequence
 
 
+def _answers(request: Request) -> bool:
+    """Whether its prompt is read."""
+    return request.n_chosen > request.n_before
+
+
 def _missing(request: Request) -> int:
     """How many of its tokens are to be decoded, at least one."""
     sequence = _held(request)
     sequence.settle()
     count = len(request.text) - len(sequence.tokens)
-    if not count:
-        # All are held, but what was to bring the logits was aborted after that.
+    if count <= 0:
+        # All are held, and a part of a draft, but what was to bring the logits was aborted.
         sequence.keep(len(request.text) - 1)
-    return count or 1
+    return max(count, 1)
 
 
 def _piece(request: Request, count: int) -> Piece:

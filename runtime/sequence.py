@@ -71,6 +71,7 @@ class CachedSequence:
         self._handles = handles
         # The batch that the logits after the last token are of, and its token there.
         self._batch, self._row = -1, -1
+        self._draft: Sequence[int] = ()
 
     def settle(self) -> None:
         """Be sure again, after a call that failed or was interrupted."""
@@ -145,10 +146,40 @@ class CachedSequence:
         self.tokens.extend(tokens)
         self.highest = max(self.highest, len(self.tokens) - 1)
 
-    def end(self, row: int) -> None:
-        """They are held, with the logits after the last one at this token of the batch or -1."""
+    def end(self, row: int, n_drafted: int = 0) -> None:
+        """They are held, with the logits after the last one at this token of the batch or -1.
+
+        Args:
+            n_drafted: how many of the last ones are only held once they are confirmed. The logits
+                are those after the one before them, until then.
+        """
         self.unsure = False
-        self._batch, self._row = self._handles.n_decoded, row
+        self._batch, self._row = self._handles.n_decoded, row - n_drafted
+        count = len(self.tokens) - n_drafted
+        self._draft = self.tokens[count:]
+        del self.tokens[count:]
+
+    def confirm(self, token: int) -> bool:
+        """Whether this token was drafted next: then it is held, with the logits after it."""
+        if not self._draft or self._draft[0] != token:
+            return False
+        self.tokens.append(token)
+        self._draft = self._draft[1:]
+        self._row += 1
+        return True
+
+    def drop_draft(self) -> None:
+        """Hold nothing of what was drafted and not confirmed.
+
+        A draft lies in one chunk with the token before it, so that what follows that token finds
+        all it attends to, as in `reusable_prefix`.
+        """
+        if self._draft:
+            self._draft = ()
+            self.unsure = True
+            llama, memory = self._handles.llama, self._handles.memory
+            llama.llama_memory_seq_rm(memory, self.number, len(self.tokens), -1)
+            self.unsure = False
 
     def state(self) -> SequenceState | None:
         """What it holds, copied; None where that is nothing, or only llama.cpp knows."""
@@ -240,12 +271,15 @@ class Piece(NamedTuple):
     """Tokens to decode after those that a sequence holds; the last ``outputs`` return logits.
 
     Where they are names of features, ``rows`` are these, float32 of [n_tokens, n_embd].
+    The last ``drafted`` of them, for which there are logits too, are not held before they are
+    confirmed.
     """
 
     sequence: CachedSequence
     tokens: Sequence[int]
     outputs: int
     rows: npt.NDArray[np.float32] | None = None
+    drafted: int = 0
 
 
 def with_rows(piece: Piece, features: Features | None) -> Piece:
@@ -270,7 +304,7 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     batch.clear()
     rows = []
     n_outputs = 0
-    for sequence, tokens, outputs, features in pieces:
+    for sequence, tokens, outputs, features, _ in pieces:
         place = sequence.number, len(sequence.tokens), outputs
         row = batch.add(tokens, *place) if features is None else batch.add_rows(features, *place)
         rows.append(row if outputs else -1)
@@ -289,5 +323,5 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
             piece.sequence.settle()
         raise refused(f"{handles.path}: llama.cpp cannot decode (status {status})", log)
     for piece, row in zip(pieces, rows, strict=True):
-        piece.sequence.end(row)
+        piece.sequence.end(row, piece.drafted)
     return True
