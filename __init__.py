@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .chat.documents import with_documents
+    from .chat.session import Session
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -96,6 +97,7 @@ _MODULES = {
     "Report": "convert.report",
     "RoleSummary": "quant.summary",
     "Sampling": "runtime.sampling",
+    "Session": "chat.session",
     "SessionError": "errors",
     "SettingError": "errors",
     "Stream": "chat.answer",
@@ -149,6 +151,7 @@ __all__ = [
     "Report",
     "RoleSummary",
     "Sampling",
+    "Session",
     "SessionError",
     "SettingError",
     "Stream",

@@ -7,6 +7,7 @@ which is cancelled ends its answers. Knows nothing of models beyond `Model`.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from .chat.answer import Answer, Completion
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages
+from .chat.session import Session
 from .chat.vocabulary import Vocabulary
 from .chat.window import Prompt
 from .errors import EngineError, SettingError
@@ -26,6 +28,8 @@ from .runtime.engine import Engine
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .progress import Progress
 
 _P = ParamSpec("_P")
 
@@ -266,6 +270,27 @@ class AsyncModel:
         # A template may take long, and is somebody else's.
         prompt = await asyncio.to_thread(self.model.shown_prompt, messages, settings)
         return await self._answer(prompt, settings, stream=stream, n=n)
+
+    async def save_session(
+        self,
+        path: str | os.PathLike[str],
+        messages: Messages | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Session:
+        """Keep what was said, and what the model has read of it; see ``Model.save_session``."""
+        return await asyncio.to_thread(
+            self.model.save_session, path, messages, on_progress=on_progress
+        )
+
+    async def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Session:
+        """Take in what `save_session` kept; see ``Model.load_session``."""
+        return await asyncio.to_thread(self.model.load_session, path, on_progress=on_progress)
 
     async def _answer(
         self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None

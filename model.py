@@ -20,6 +20,7 @@ from .chat.answer import Completion, Stream
 from .chat.conversation import Conversation
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompts
+from .chat.session import Session, Sessions, as_conversation
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .chat.window import Prompt, prompt_of
 from .errors import AllocationError, EngineError, SettingError
@@ -27,6 +28,8 @@ from .ranges import as_path, check_callback, check_flag, value_text, wrong_type
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
+from .runtime.files.session_file import SessionFile
+from .runtime.files.session_writer import SessionWriter
 from .runtime.main_memory import has_gpus, host_need, settings_that_fit
 from .runtime.placement import Placement, check_overrides
 from .runtime.settings import (
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from .chat.template import ChatTemplate
     from .planner import Plan
+    from .progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +141,7 @@ class Model:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
         self.engine, self.plan = _open(self.info, wish, plan, on_load_progress)
+        self._sessions = Sessions(self.engine, self.info)
 
     def __enter__(self) -> Model:
         return self
@@ -332,6 +337,62 @@ class Model:
         settings = chat_settings(messages, options)
         prompt = self.shown_prompt(messages, settings)
         return self._answer(prompt, settings, stream=stream, n=n)
+
+    def save_session(
+        self,
+        path: str | os.PathLike[str],
+        messages: Messages | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Session:
+        """Keep what was said, and what the model has read of it, in a file for another process.
+
+            >>> model.save_session("book.l4s", talk)
+
+        Args:
+            path: the file, replaced in one step; only its owner may read it.
+            messages: the conversation, as `chat` takes it; None is no text, and what was asked for
+                last, as after `generate`.
+            on_progress: called with the bytes written so far.
+
+        Raises:
+            SessionError: it cannot be written, which leaves what was there, another process has it
+                open, or it is not a session.
+            TemplateError: the model has no chat template, or it does not render these messages.
+            SettingError: an argument is of the wrong type.
+        """
+        check_callback("on_progress", on_progress)
+        tokens: Sequence[int] = self.engine.last_prompt
+        talk = as_conversation(() if messages is None else messages, self.info.name)
+        if messages is not None:
+            tokens = self._prompts.of_messages(talk)
+        with SessionWriter(path) as writer:
+            return self._sessions.save(writer, talk, tokens, on_progress)
+
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Session:
+        """Take in what `save_session` kept: what begins like it goes on without being read again.
+
+            >>> talk = model.load_session("book.l4s").conversation.user("And then?")
+            >>> print(model.chat(talk).text)
+
+        Where it fails because of the state, ``Conversation.load(path)`` still reads the text, which
+        the model then reads anew.
+
+        Args:
+            on_progress: called with the bytes read so far.
+
+        Raises:
+            SessionError: the file is damaged or not a session, or what it holds is of another
+                model, of other settings, or longer than the context; says which.
+        """
+        check_callback("on_progress", on_progress)
+        with SessionFile(path) as file:
+            return self._sessions.load(file, on_progress)
 
     def _answer(
         self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None

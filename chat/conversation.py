@@ -7,6 +7,7 @@ Knows nothing of models, templates or terminals.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,7 +21,10 @@ from ..untrusted import Reader, Record, shown
 from .options import WhenFull
 
 if TYPE_CHECKING:
+    from ..runtime.files.session_file import SessionFile
     from .answer import Completion
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "llama4-edge conversation"
 VERSION = 1
@@ -110,12 +114,8 @@ class Conversation:
             SessionError: the file cannot be written; what was there before is still there.
         """
         path = as_path("path", path)
-        text = json.dumps(self._as_dict(), ensure_ascii=False, indent=2) + "\n"
-        # A lone surrogate (a byte that was not UTF-8 on the terminal) cannot be written as UTF-8;
-        # "backslashreplace" spells it the way JSON does, so that it comes back when read.
-        data = text.encode("utf-8", "backslashreplace")
         try:
-            write_atomically(path, data, private=True)
+            write_atomically(path, as_json(as_record(self)), private=True)
         except (OSError, ValueError) as error:
             raise SessionError(
                 f"{path}: the conversation cannot be saved",
@@ -125,39 +125,85 @@ class Conversation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Conversation:
-        """Read a conversation that ``save`` wrote.
+        """Read a conversation that ``save`` wrote, or the one in a session.
 
         Raises:
             SessionError: the file is missing, damaged, or of another kind or version.
         """
-        file = Reader(SessionError, MAX_BYTES, surrogates=True).record(as_path("path", path))
-        if file.get("format") != FORMAT:
-            raise _damaged(file, "something else", f'an object with "format": "{FORMAT}"')
-        if file.get("version") != VERSION:
-            raise SessionError(
-                f"{file.name}: the conversation is of a version that this release does not read",
-                found=shown(file.get("version")),
-                expected=str(VERSION),
-                hint="Open it with the release that saved it.",
-            )
-        names = {entry.name for entry in fields(cls)} - (_NOT_ALWAYS - set(file))
-        _expect_keys(file, "the conversation", {*names, "format", "version"})
-        return cls(
-            messages=tuple(map(_message, file.records("messages"))),
-            model=file.text("model"),
-            sampling=_sampling(file.record("sampling")),
-            when_full=_when_full(file),
-        )
+        path = as_path("path", path)
+        from ..runtime.files.session_file import SessionFile, is_session  # with llama.cpp
 
-    def _as_dict(self) -> dict[str, object]:
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self.model,
-            "sampling": _changed(self.sampling),
-            **({} if self.when_full == "stop" else {"when_full": self.when_full}),
-            "messages": [asdict(message) for message in self.messages],
-        }
+        if is_session(path):
+            with SessionFile(path) as file:
+                return conversation_in(file)
+        return _conversation(_reader().record(path))
+
+
+def conversation_in(file: SessionFile) -> Conversation:
+    """What was said in a session, as far as it is whole; a warning says where it is not.
+
+    Raises:
+        SessionError: the text is of another version or form.
+    """
+    name, reader = str(file.path), _reader()
+    written = _conversation(reader.as_record(reader.parse(file.text, name), name))
+    messages = written.messages
+    for turn in file.turns:
+        record = reader.as_record(reader.parse(turn, name), name)
+        kept = record.integer("keep", 0, len(messages))
+        messages = (*messages[:kept], *_messages(record))
+    if file.torn and file.fault is None:
+        text = "%s: what was said last was not written whole, and is left out (%d bytes)"
+        logger.warning(text, name, file.torn)
+    return replace(written, messages=messages)
+
+
+def as_record(conversation: Conversation) -> dict[str, object]:
+    """The conversation as it is written."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": conversation.model,
+        "sampling": _changed(conversation.sampling),
+        **({} if conversation.when_full == "stop" else {"when_full": conversation.when_full}),
+        "messages": [asdict(message) for message in conversation.messages],
+    }
+
+
+def _conversation(file: Record) -> Conversation:
+    if file.get("format") != FORMAT:
+        raise _damaged(file, "something else", f'an object with "format": "{FORMAT}"')
+    if file.get("version") != VERSION:
+        raise SessionError(
+            f"{file.name}: the conversation is of a version that this release does not read",
+            found=shown(file.get("version")),
+            expected=str(VERSION),
+            hint="Open it with the release that saved it.",
+        )
+    names = {entry.name for entry in fields(Conversation)} - (_NOT_ALWAYS - set(file))
+    _expect_keys(file, "the conversation", {*names, "format", "version"})
+    return Conversation(
+        messages=_messages(file),
+        model=file.text("model"),
+        sampling=_sampling(file.record("sampling")),
+        when_full=_when_full(file),
+    )
+
+
+def _reader() -> Reader:
+    return Reader(SessionError, MAX_BYTES, surrogates=True)
+
+
+def as_json(record: object, indent: int | None = 2) -> bytes:
+    """A value as JSON in UTF-8."""
+    text = json.dumps(record, ensure_ascii=False, indent=indent) + "\n"
+    # A lone surrogate (a byte that was not UTF-8 on the terminal) cannot be written as UTF-8;
+    # "backslashreplace" spells it the way JSON does, so that it comes back when read.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _messages(record: Record) -> tuple[Message, ...]:
+    return tuple(map(_message, record.records("messages")))
 
 
 def _as_messages(messages: object) -> tuple[Message, ...]:

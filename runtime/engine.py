@@ -39,6 +39,8 @@ _LEAST_NAME = -(1 << 63)  # of a feature: a state has 64 bits for each
 class Engine:
     """A loaded model with its context. Close it, or use it in a ``with`` statement.
 
+    ``last_prompt`` is the one that was asked for last, () where none was.
+
     Args:
         path: a GGUF that ``check_model_file`` accepted.
         end_ids: tokens that end an answer, beside those that llama.cpp takes for ends.
@@ -58,6 +60,7 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
+        self.last_prompt: tuple[int, ...] = ()
         self._handles = Handles(self.path, self.settings, on_progress, end_ids)
         self._set_up()
         self.n_vocab = self._handles.n_vocab
@@ -136,6 +139,7 @@ class Engine:
         self._check()
         checked = self._checked_prompt(prompt, features)
         self._check_biases(sampling)
+        self.last_prompt = tuple(checked)
         return Request(
             checked,
             sampling,

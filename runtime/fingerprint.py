@@ -136,11 +136,15 @@ class Fingerprint:
         if self.n_expert_used != current.n_expert_used:
             hint = f"Give n_expert_used={self.n_expert_used}."
             found, expected = (f"{one.n_expert_used} experts a token" for one in (self, current))
-            yield _differs(name, "it was read with another number of experts", found, expected, hint)
+            yield _differs(
+                name, "it was read with another number of experts", found, expected, hint
+            )
         if self.llama_cpp != current.llama_cpp:
-            found, expected = (f"llama-cpp-python {brief(one.llama_cpp)}" for one in (self, current))
+            found, expected = (
+                f"llama-cpp-python {brief(one.llama_cpp)}" for one in (self, current)
+            )
             hint = "Open it with the release that saved it."
-            yield _differs(name, "another llama.cpp saved it", found, expected, hint)
+            yield _differs(name, "another llama-cpp-python saved it", found, expected, hint)
         if self.byte_order != current.byte_order:
             found, expected = (f"{brief(one.byte_order)} endian" for one in (self, current))
             hint = "Open it on such a machine."

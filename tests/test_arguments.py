@@ -101,6 +101,8 @@ def calls(
             "Model.chat_prompt": Call(model.chat_prompt, {"messages": "x"}),
             "Model.generate": Call(model.generate, {"prompt": "x"} | OPTIONS),
             "Model.chat": Call(model.chat, {"messages": "x"} | OPTIONS),
+            "Model.save_session": Call(model.save_session, {"path": out, "messages": "x"}),
+            "Model.load_session": Call(model.load_session, {"path": out}),
         }
 
 
@@ -111,6 +113,7 @@ NAMES = (
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
     "Model.detokenize", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",
+    "Model.save_session", "Model.load_session",
 )  # fmt: skip
 
 

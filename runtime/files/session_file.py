@@ -25,26 +25,22 @@ compressed: the bytes of a KV cache hardly become fewer (``benchmarks/session.py
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ..._version import __version__
 from ...errors import EngineError, SessionError
 from ...progress import Progress
-from ...system.files import disk_hint, sync
-from ...system.locks import lock
+from ...ranges import as_path
 from ...units import told_apart
 from ...untrusted import MAX_INTEGER, Reader, brief
 from ..fingerprint import Fingerprint
@@ -60,12 +56,12 @@ MAX_TEXT = 1 << 27
 
 OnProgress = Callable[[Progress], None]
 
-_PREAMBLE = struct.Struct("<8sIIQ")
-_CHECKED = struct.Struct("<IQ")
-_FRAME = struct.Struct("<4sIQ")
-_TAG_AND_LENGTH = struct.Struct("<4sQ")
+PREAMBLE = struct.Struct("<8sIIQ")
+CHECKED = struct.Struct("<IQ")
+FRAME = struct.Struct("<4sIQ")
+TAG_AND_LENGTH = struct.Struct("<4sQ")
 _MAX_HEAD = 1 << 20
-_PIECE = 1 << 20  # bytes that are read or written at a time, while a checksum has them in the cache
+PIECE = 1 << 20  # bytes that are read or written at a time, while a checksum has them in the cache
 _MOVE_AWAY = "Move it away to begin anew."
 
 
@@ -108,9 +104,9 @@ class SessionFile:
         SessionError: it cannot be read, is not a session, or its text is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file, self.size = _open(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(as_path("path", path))
+        self._file, self.size = _open(self.path)
         self.head: Head | None = None
         self.text = b""
         self.turns: tuple[bytes, ...] = ()
@@ -170,14 +166,14 @@ class SessionFile:
 
     def _read(self) -> None:
         """The text, and all else that is not the state."""
-        preamble = self._file.read(_PREAMBLE.size)
+        preamble = self._file.read(PREAMBLE.size)
         if preamble[: len(MAGIC)] != MAGIC:
-            raise _not_a_session(self.path, preamble)
-        frames = _Frames(self._file, self.path, _PREAMBLE.size, self.size)
+            raise not_a_session(self.path, preamble)
+        frames = _Frames(self._file, self.path, PREAMBLE.size, self.size)
         self.text = frames.content(b"TEXT", "the conversation in it", MAX_TEXT)
-        _, self.version, checksum, log_begin = _PREAMBLE.unpack(preamble)
+        _, self.version, checksum, log_begin = PREAMBLE.unpack(preamble)
         try:
-            if zlib.crc32(_CHECKED.pack(self.version, log_begin)) != checksum:
+            if zlib.crc32(CHECKED.pack(self.version, log_begin)) != checksum:
                 raise _damaged(self.path, "its beginning")
             self._read_log(log_begin, frames.at)
             if self.version != VERSION:
@@ -250,27 +246,27 @@ class _Frames:
         return self._array(tag, "its state", length, length)
 
     def _array(self, tag: bytes, what: str, least: int, most: int) -> npt.NDArray[np.uint8]:
-        if self.left < _FRAME.size:
+        if self.left < FRAME.size:
             raise _damaged(self._path, what)
         self._file.seek(self.at)
-        header = self._file.read(_FRAME.size)
-        found, checksum, length = _FRAME.unpack(header)
-        if found != tag or not least <= length <= min(most, self.left - _FRAME.size):
+        header = self._file.read(FRAME.size)
+        found, checksum, length = FRAME.unpack(header)
+        if found != tag or not least <= length <= min(most, self.left - FRAME.size):
             raise _damaged(self._path, what)
         content = np.empty(length, np.uint8)
-        computed = zlib.crc32(_TAG_AND_LENGTH.pack(tag, length))
-        for begin in range(0, length, _PIECE):
-            piece = content[begin : begin + _PIECE]
+        computed = zlib.crc32(TAG_AND_LENGTH.pack(tag, length))
+        for begin in range(0, length, PIECE):
+            piece = content[begin : begin + PIECE]
             if self._file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
                 raise _damaged(self._path, what)
-            computed = zlib.crc32(piece, computed)
+            computed = zlib.crc32(piece.data, computed)
             self._done += len(piece)
             if self.on_progress is not None:
                 self.on_progress(Progress(self._done, self.total, self._path.name))
         if computed != checksum:
-            self.has_passed_whole = self.left > _FRAME.size + length
+            self.has_passed_whole = self.left > FRAME.size + length
             raise _damaged(self._path, what)
-        self.at += _FRAME.size + length
+        self.at += FRAME.size + length
         return content
 
 
@@ -298,224 +294,7 @@ def _state_size(head: Head) -> int:
     if not head.n_tokens:
         return 0
     n_frames = 2 + len(head.checkpoints)
-    return n_frames * _FRAME.size + 8 * head.n_tokens + head.state_bytes
-
-
-# --- writing
-
-
-class SessionWriter:
-    """A session's file that this process alone writes, whether it exists yet or not. Close it.
-
-    ``exists`` is whether there is one. Reading it needs no writer.
-
-    Raises:
-        SessionError: another process has it, or what is there is not a session.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        # Beside the file that a link points to: a rename works within one file system.
-        self._target = Path(os.path.realpath(self.path))
-        name = self._target.name
-        self._partial = self._target.with_name(
-            f".{name[:40]}.{zlib.crc32(os.fsencode(name)):08x}.partial"
-        )
-        self._file: BinaryIO | None = None
-        self._end = self._size = 0
-        with _writing(self.path):
-            self._claim()
-        self.exists = self._file is not None
-
-    def __enter__(self) -> SessionWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let other processes write it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def write(
-        self,
-        text: bytes,
-        fingerprint: Fingerprint,
-        state: SequenceState | None,
-        on_progress: OnProgress | None = None,
-    ) -> int:
-        """Replace the file in one step, or begin it; returns its bytes.
-
-        Raises:
-            SessionError: it cannot be written; what was there before is still there.
-        """
-        if len(text) > MAX_TEXT:
-            found, limit = told_apart(len(text), MAX_TEXT)
-            raise SessionError(
-                f"{self.path}: the conversation is too long", found=found, expected=limit
-            )
-        with _writing(self.path):
-            file = self._begin()
-            try:
-                end = _write(file, text, fingerprint, state, on_progress, self.path.name)
-                file.flush()
-                sync(file.fileno())
-                if os.name == "nt":  # where a file that is open cannot get another name
-                    file.close()
-                    self.close()
-                self._partial.replace(self._target)
-            except BaseException:
-                file.close()
-                self._partial.unlink(missing_ok=True)
-                raise
-            self.close()
-            self._file, self.exists = file, True
-            self._end = self._size = end
-            if os.name == "nt":
-                self._claim()
-            else:
-                _sync_directory(self._target.parent)
-        return end
-
-    def append(self, turn: bytes) -> None:
-        """Add a change of the conversation to the end, in place of one that was not written whole.
-
-        Raises:
-            SessionError: it cannot be written, or another process has changed the file.
-        """
-        file = self._file
-        assert file is not None
-        with _writing(self.path):
-            if os.fstat(file.fileno()).st_size != self._size or not self._is_current(file):
-                raise SessionError(
-                    f"{self.path}: another process has changed the session meanwhile",
-                    hint="Save the conversation under another name.",
-                )
-            file.truncate(self._end)
-            file.seek(self._end)
-            try:
-                end = self._end + _write_frame(file, b"TURN", [turn])
-                file.flush()
-                sync(file.fileno(), data_only=True)
-                self._end = end
-            finally:
-                with suppress(OSError):
-                    os.ftruncate(file.fileno(), self._end)
-                self._size = os.fstat(file.fileno()).st_size
-
-    def goes_on(self, file: SessionFile) -> None:
-        """Append where the log that was read ends."""
-        self._end, self._size = file.log_end, file.size
-
-    def remove(self) -> None:
-        """Remove the file, in which nothing was said, and close."""
-        with suppress(OSError):
-            if self._file is not None and self._is_current(self._file):
-                self._target.unlink()
-        self.close()
-
-    def _claim(self) -> None:
-        """Lock what is there, and remove what a process that was killed left beside it."""
-        while self._file is None and os.path.lexists(self._target):
-            file = _open_locked(self._target, os.O_RDWR, self.path)
-            if not self._is_current(file):  # it was replaced before it was locked
-                file.close()
-                continue
-            self._file = file
-            beginning = file.read(_PREAMBLE.size)
-            if beginning[: len(MAGIC)] != MAGIC:
-                self.close()
-                raise _not_a_session(self.path, beginning)
-        if self._partial.exists():
-            self._begin().close()
-            self._partial.unlink(missing_ok=True)
-
-    def _begin(self) -> BinaryIO:
-        """The file that gets the session's name when it is whole: locked, and empty."""
-        while True:
-            file = _open_locked(self._partial, os.O_RDWR | os.O_CREAT, self.path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._partial)):
-                    file.truncate(0)
-                    return file
-            file.close()
-
-    def _is_current(self, file: BinaryIO) -> bool:
-        """Whether the session's name is still that of this open file."""
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._target))
-        except FileNotFoundError:
-            return False
-
-
-def _write(
-    file: BinaryIO,
-    text: bytes,
-    fingerprint: Fingerprint,
-    state: SequenceState | None,
-    on_progress: OnProgress | None,
-    name: str,
-) -> int:
-    """Write all of a session; returns where its log begins."""
-    checkpoints = () if state is None else state.checkpoints
-    head = {
-        "writer": f"llama4-edge {__version__}",
-        "fingerprint": asdict(fingerprint),
-        "n_tokens": 0 if state is None else len(state.tokens),
-        "bytes": 0 if state is None else state.data.nbytes,
-        "checkpoints": [{"n_tokens": one.n_tokens, "bytes": one.nbytes} for one in checkpoints],
-    }
-    total = 0 if state is None else 8 * len(state.tokens) + state.nbytes
-    done = 0
-
-    def count(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if on_progress is not None:
-            on_progress(Progress(done, total, name))
-
-    file.write(bytes(_PREAMBLE.size))
-    _write_frame(file, b"TEXT", [text])
-    _write_frame(file, b"HEAD", [json.dumps(head).encode()])
-    if state is not None:
-        _write_frame(file, b"TOKS", _pieces(np.array(state.tokens, "<i8").view(np.uint8)), count)
-        _write_frame(file, b"STAT", _pieces(state.data), count)
-        for checkpoint in checkpoints:
-            _write_frame(file, b"CHKP", _pieces(checkpoint.data), count)
-    end = file.tell()
-    file.seek(0)
-    file.write(_PREAMBLE.pack(MAGIC, VERSION, zlib.crc32(_CHECKED.pack(VERSION, end)), end))
-    file.seek(end)
-    return end
-
-
-def _write_frame(
-    file: BinaryIO,
-    tag: bytes,
-    pieces: Iterable[bytes | npt.NDArray[np.uint8]],
-    count: Callable[[int], None] = lambda _: None,
-) -> int:
-    """Write a frame whose content comes in pieces; returns its bytes."""
-    pieces = list(pieces)
-    length = sum(len(piece) for piece in pieces)
-    begin = file.tell()
-    file.write(bytes(_FRAME.size))
-    checksum = zlib.crc32(_TAG_AND_LENGTH.pack(tag, length))
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-        file.write(piece)
-        count(len(piece))
-    file.seek(begin)
-    file.write(_FRAME.pack(tag, checksum, length))
-    file.seek(begin + _FRAME.size + length)
-    return _FRAME.size + length
-
-
-def _pieces(data: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Views of all of it, one after the other."""
-    return (data[begin : begin + _PIECE] for begin in range(0, len(data), _PIECE))
+    return n_frames * FRAME.size + 8 * head.n_tokens + head.state_bytes
 
 
 # --- opening, and what goes wrong
@@ -550,53 +329,6 @@ def _open(path: Path) -> tuple[BinaryIO, int]:
     return file, status.st_size
 
 
-def _open_locked(target: Path, flags: int, path: Path) -> BinaryIO:
-    """A regular file for this process alone, private if it is made.
-
-    Raises:
-        OSError: it cannot be opened, or is something else.
-        SessionError: another process has it.
-    """
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(target, flags | getattr(os, "O_BINARY", 0), 0o600), "r+b")
-    try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
-        if not lock(file.fileno(), path):
-            raise SessionError(
-                f"{path}: another process has this session open",
-                hint="Close the chat that uses it, or choose another file.",
-            )
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """What the system refuses is one error."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        is_of_disk = isinstance(error, OSError)
-        raise SessionError(
-            f"{path}: the session cannot be saved",
-            found=getattr(error, "strerror", None) or str(error),
-            hint=disk_hint(error) if is_of_disk else None,
-        ) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Bring the file's name to the disk; a failure costs only the newest state after a crash."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            sync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _damaged(path: Path, what: str) -> SessionError:
     return SessionError(
         f"{path}: the session is damaged",
@@ -605,7 +337,8 @@ def _damaged(path: Path, what: str) -> SessionError:
     )
 
 
-def _not_a_session(path: Path, beginning: bytes) -> SessionError:
+def not_a_session(path: Path, beginning: bytes) -> SessionError:
+    """The error that a file begins otherwise."""
     is_json = beginning.lstrip()[:1] == b"{"
     return SessionError(
         f"{path} is not a session",

@@ -1,0 +1,141 @@
+"""Sessions: a conversation and what a model has read of it, kept in a file for another process.
+
+Promises that whoever opens one goes on as if the process had never ended, or is told which part of
+the file keeps it from that; and that the text opens all the same. Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from ..errors import ContextFullError, EngineError, SessionError
+from ..runtime.files.session_file import OnProgress, SessionFile
+from ..runtime.files.session_writer import SessionWriter
+from ..runtime.fingerprint import Fingerprint
+from .conversation import Conversation, Message, as_json, as_record, conversation_in
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+    from ..runtime.files.model_file import ModelInfo
+    from .prompt import Messages
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is in a session's file.
+
+    Args:
+        conversation: what was said; without messages, where a text was continued.
+        tokens: what need not be read again, () where that is nothing.
+        bytes: of the state.
+        seconds: that saving or reopening it took.
+    """
+
+    conversation: Conversation
+    tokens: tuple[int, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class Sessions:
+    """Saves and reopens the sessions of one model."""
+
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+        self._engine, self._info = engine, info
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What the states of this model are told by."""
+        return Fingerprint.of(self._info, self._engine.settings)
+
+    def save(
+        self,
+        writer: SessionWriter,
+        conversation: Conversation,
+        tokens: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> Session:
+        """Write all of a session: the text, and what is held that begins with most of `tokens`.
+
+        A state of which less than half is of these tokens is somebody else's, and left out.
+
+        Raises:
+            SessionError: it cannot be written; what was there before is still there.
+        """
+        begun = time.monotonic()
+        state = self._engine.state_of(tokens) if tokens else None
+        if state is not None and 2 * common_beginning(state.tokens, tokens) < len(state.tokens):
+            state = None
+        text = as_json(as_record(conversation), indent=None)
+        writer.write(text, self.fingerprint, state, on_progress)
+        held = () if state is None else state.tokens
+        nbytes = 0 if state is None else state.nbytes
+        return Session(conversation, held, nbytes, time.monotonic() - begun)
+
+    def load(self, file: SessionFile, on_progress: OnProgress | None = None) -> Session:
+        """Take in the state of a session, so that what begins like it goes on from there.
+
+        Raises:
+            SessionError: the state is damaged, of another model or of other settings, has more
+                tokens than the context holds, or llama.cpp refuses it.
+        """
+        begun = time.monotonic()
+        conversation = conversation_in(file)
+        if file.fault is not None:
+            raise file.fault
+        assert file.head is not None
+        file.head.fingerprint.check(self.fingerprint, str(file.path))
+        n_ctx = self._engine.settings.n_ctx
+        if file.head.n_tokens > n_ctx:
+            raise SessionError(
+                f"{file.path}: the session does not fit into the context",
+                found=f"{file.head.n_tokens} tokens",
+                expected=f"at most {n_ctx}",
+                hint="Open the model with a larger n_ctx.",
+            )
+        state = file.read_state(on_progress)
+        if state is None:
+            return Session(conversation, seconds=time.monotonic() - begun)
+        try:
+            self._engine.keep_state(state)
+        except (EngineError, ContextFullError) as error:
+            if self._engine.closed:
+                raise
+            raise SessionError(
+                f"{file.path}: llama.cpp does not take the session's state",
+                found=error.found or error.problem,
+                hint="Open the model as it was when the session was saved.",
+            ) from error
+        return Session(conversation, state.tokens, state.nbytes, time.monotonic() - begun)
+
+
+def as_conversation(messages: Messages | tuple[()], model: str) -> Conversation:
+    """Messages as they are kept, with the name of the model where they have none.
+
+    Raises:
+        SettingError: they are of the wrong type.
+    """
+    if isinstance(messages, Conversation):
+        return messages if messages.model else replace(messages, model=model)
+    if isinstance(messages, str):
+        messages = [Message("user", messages)]
+    return Conversation(messages, model)  # type: ignore[arg-type]
+
+
+def change_of(before: Conversation, after: Conversation) -> bytes:
+    """What is appended to a file so that it has one conversation in place of another."""
+    kept = common_beginning(before.messages, after.messages)
+    messages = as_record(after)["messages"]
+    assert isinstance(messages, list)
+    return as_json({"keep": kept, "messages": messages[kept:]}, indent=None)
+
+
+def common_beginning(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many elements two sequences begin with that are the same."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
