@@ -4,9 +4,9 @@
 
 Answers are ended while their prompt is read and while they answer, at a random moment, alone and
 beside seven others that answer: by ``cancel()`` from another thread, until its reader has come to
-the end; by closing the stream, and by forgetting it, until its sequence is free; by Ctrl-C, which
-`llama4 run` gets as a process of its own, until it has ended (in another engine than the others, so
-alone; an end of Python is a part of that); and by closing the model, until it is freed.
+the end; by closing the stream, and by forgetting it, until its sequence is free; and by closing the
+model, until it is freed. Ctrl-C is for `llama4 run` in a process of its own, alone: until its model
+is freed and it says that it was interrupted, and until Python has ended too.
 
 Prints the median and the worst in milliseconds. On the CPU, ggml stops within one operation of a
 graph, which is less than a ubatch; on a GPU after the ubatch.
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -68,10 +68,12 @@ def main() -> None:
             ]
             report(f"{name}, {state}, model closed", every)
     for state in (_READING, _ANSWERING):
-        report(f"llama4 run, {state}, Ctrl-C", bench.interrupted(state))
+        said, ended = zip(*bench.interrupted(state), strict=True)
+        report(f"llama4 run, {state}, Ctrl-C until the model is freed", said)
+        report(f"llama4 run, {state}, Ctrl-C until the process has ended", ended)
 
 
-def report(what: str, seconds: list[float]) -> None:
+def report(what: str, seconds: Sequence[float]) -> None:
     """A line."""
     print(
         f"{what}: median {median(seconds) * 1e3:.2f} ms, worst {max(seconds) * 1e3:.2f}", flush=True
@@ -201,15 +203,15 @@ class Bench:
             stream.close()
         return seconds
 
-    def interrupted(self, state: str) -> list[float]:
-        """By Ctrl-C, until the process of `llama4 run` has ended."""
+    def interrupted(self, state: str) -> list[tuple[float, float]]:
+        """By Ctrl-C, until `llama4 run` says so, and until its process has ended."""
         command = [str(Path(sys.executable).with_name("llama4")), "run", str(self._path), "--raw"]
         command += ["--temp", "2", "--top-k", "0", "--top-p", "1", "-t", str(self._threads)]
         command += ["-c", str(self._n_prompt + 4096)]
         command += [
             part for token, _ in self._sampling.logit_bias for part in ("-l", f"{token}-inf")
         ]
-        seconds: list[float] = []
+        seconds: list[tuple[float, float]] = []
         with TemporaryDirectory() as directory:
             prompt = Path(directory) / "prompt.txt"
             with self.model(1) as model:
@@ -220,18 +222,18 @@ class Bench:
             whole = time.perf_counter() - begun
             while len(seconds) < self._times:
                 with prompt.open() as file:
-                    status, taken = self._interrupt(command, file, state, whole)
-                if status == 130:  # it had not ended by itself
+                    taken = self._interrupt(command, file, state, whole)
+                if taken is not None:
                     seconds.append(taken)
         return seconds
 
     def _interrupt(
         self, command: list[str], prompt: IO[str], state: str, whole: float
-    ) -> tuple[int, float]:
-        """Exit status of a process, and the seconds from Ctrl-C to its end."""
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        with subprocess.Popen(command, stdin=prompt, stdout=pipe, stderr=null) as child:
-            assert child.stdout is not None
+    ) -> tuple[float, float] | None:
+        """The seconds from Ctrl-C to each end; None where the process ended by itself."""
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=prompt, stdout=pipe, stderr=pipe) as child:
+            assert child.stdout is not None and child.stderr is not None
             if state == _READING:
                 # Most of the time to its first token is reading, after the start and the loading.
                 reading = min(self._reading_seconds, whole)
@@ -241,8 +243,13 @@ class Bench:
                 self._pause(state)
             since = time.perf_counter()
             child.send_signal(signal.SIGINT)
-            child.stdout.read()
-            return child.wait(), time.perf_counter() - since
+            said = 0.0
+            for line in child.stderr:
+                if b"interrupted" in line:
+                    said = time.perf_counter() - since
+            status = child.wait()
+            ended = time.perf_counter() - since
+        return (said, ended) if status == 130 and said else None
 
     def _begun(self, model: Model, state: str) -> Stream:
         """An answer whose prompt is being read, or which answers."""
