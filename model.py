@@ -367,7 +367,7 @@ class Model:
         if messages is not None:
             tokens = self._prompts.of_messages(talk)
         with SessionWriter(path) as writer:
-            return self._sessions.save(writer, talk, tokens, on_progress)
+            return self._sessions.save(writer, talk, self._sessions.state_of(tokens), on_progress)
 
     def load_session(
         self,

@@ -34,8 +34,13 @@ class Document:
     text: str
 
     def __str__(self) -> str:
+        return f'<document name="{escape(self.name)}"{self.body}'
+
+    @property
+    def body(self) -> str:
+        """What a prompt has after its name."""
         ending = "" if self.text.endswith("\n") else "\n"
-        return f'<document name="{escape(self.name)}">\n{self.text}{ending}</document>\n'
+        return f">\n{self.text}{ending}</document>\n"
 
 
 def with_documents(

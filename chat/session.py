@@ -22,6 +22,7 @@ from .conversation import Conversation, Message, as_json, as_record, conversatio
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
     from ..runtime.files.model_file import ModelInfo
+    from ..runtime.state import SequenceState
     from .prompt import Messages
 
 
@@ -53,24 +54,29 @@ class Sessions:
         """What the states of this model are told by."""
         return Fingerprint.of(self._info, self._engine.settings)
 
+    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
+        """What is held that begins with most of these tokens, None where there is nothing.
+
+        A state of which less than half is of these tokens is somebody else's.
+        """
+        state = self._engine.state_of(tokens) if tokens else None
+        if state is not None and 2 * common_beginning(state.tokens, tokens) < len(state.tokens):
+            return None
+        return state
+
     def save(
         self,
         writer: SessionWriter,
         conversation: Conversation,
-        tokens: Sequence[int],
+        state: SequenceState | None,
         on_progress: OnProgress | None = None,
     ) -> Session:
-        """Write all of a session: the text, and what is held that begins with most of `tokens`.
-
-        A state of which less than half is of these tokens is somebody else's, and left out.
+        """Write all of a session.
 
         Raises:
             SessionError: it cannot be written; what was there before is still there.
         """
         begun = time.monotonic()
-        state = self._engine.state_of(tokens) if tokens else None
-        if state is not None and 2 * common_beginning(state.tokens, tokens) < len(state.tokens):
-            state = None
         text = as_json(as_record(conversation), indent=None)
         writer.write(text, self.fingerprint, state, on_progress)
         held = () if state is None else state.tokens

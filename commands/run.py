@@ -14,6 +14,7 @@ from .documents import files_option, read_files, with_files
 from .full_context import cut_off, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .session import claimed_session, documents_to_add, kept_session, session_option
 from .stdin import read_prompt, unread_pipe
 
 
@@ -29,6 +30,7 @@ class RunOptions:
         help="A system message before the prompt.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
+    session: str | None = session_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
@@ -50,14 +52,16 @@ def run(options: RunOptions) -> None:
     llama4 run scout.gguf 'Why is the sky blue?'
     llama4 run scout.gguf 'Summarize this:' < report.txt
     llama4 run scout.gguf --file notes/ --file '*.md' 'What is decided?'
+    llama4 run scout.gguf --session book.l4s --file book.md 'Who is the narrator?'
     git diff | llama4 run scout.gguf 'Review this:' -
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
     """
-    from ..chat.conversation import Message
+    from ..chat.conversation import Conversation
     from .chat_loop import opening
 
-    if options.raw and options.system is not None:
-        raise usage_error("--raw has no place for --system")
+    for name, given_too in (("--system", options.system), ("--session", options.session)):
+        if options.raw and given_too is not None:
+            raise usage_error(f"--raw has no place for {name}")
     if options.document not in (None, "-"):
         raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
     text = read_prompt(options.prompt, document=options.document is not None)
@@ -67,17 +71,24 @@ def run(options: RunOptions) -> None:
     answering = given(options.answer)
     first = opening(options.system)
     documents = read_files(options.files)
-    with opened_model(
-        options.model, "run", options.engine, options.placement, verbose=options.verbose
-    ) as model:
-        text = with_files(model, documents, text)
+    with (
+        claimed_session(options.session) as file,
+        opened_model(
+            options.model, "run", options.engine, options.placement, verbose=options.verbose
+        ) as model,
+        kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
+    ):
+        talk = Conversation(first) if session is None else session.conversation
+        text = with_files(model, documents_to_add(documents, talk), text)
         writer = AnswerWriter()
         try:
             if options.raw:
                 stream = model.generate(text, stream=True, sampling=sampling, **answering)
             else:
-                messages = (*first, Message("user", text))
-                stream = model.chat(messages, stream=True, sampling=sampling, **answering)
+                talk = talk.user(text)
+                stream = model.chat(talk, stream=True, sampling=sampling, **answering)
+                if session is not None:
+                    session.answering(stream)
             for piece in stream:
                 writer.write(piece)
         except ContextFullError as error:
@@ -86,6 +97,8 @@ def run(options: RunOptions) -> None:
             writer.break_off()
             raise
         writer.end()
+        if session is not None:
+            session.keep(talk.assistant(stream.completion))
     if options.verbose:
         note(timings_text(stream.completion))
     if cut_off(stream.completion, options.answer.max_tokens):

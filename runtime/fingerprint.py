@@ -121,7 +121,8 @@ class Fingerprint:
             )
         kept, keep = (f"K {one.type_k} and V {one.type_v}" for one in (self, current))
         if kept != keep:
-            hint = f"Give kv_type=({brief(self.type_k)!r}, {brief(self.type_v)!r})."
+            kinds = brief(self.type_k), brief(self.type_v)
+            hint = f"Give kv_type={kinds[0] if kinds[0] == kinds[1] else kinds}."
             yield _differs(name, "its KV cache is of other types", brief(kept), keep, hint)
         if self.rotation != current.rotation:
             rotated, rotate = (_ROTATED.get(one.rotation, "?") for one in (self, current))

@@ -61,6 +61,7 @@ CHECKED = struct.Struct("<IQ")
 FRAME = struct.Struct("<4sIQ")
 TAG_AND_LENGTH = struct.Struct("<4sQ")
 _MAX_HEAD = 1 << 20
+_MOST_GUESSES = 1000
 PIECE = 1 << 20  # bytes that are read or written at a time, while a checksum has them in the cache
 _MOVE_AWAY = "Move it away to begin anew."
 
@@ -98,7 +99,8 @@ class SessionFile:
     Close it, or use it in a ``with`` statement. ``text`` is the conversation when the file was
     written, ``turns`` are its changes since, in order; ``log_end`` is where the next one goes, and
     ``torn`` how many bytes of one that was not written whole follow there. ``fault`` is what keeps
-    the state from being used, None where nothing does; then ``head`` is there.
+    the state from being used, None where nothing does; then ``head`` is there. ``is_appendable`` is
+    whether the log is whole, but for a torn end.
 
     Raises:
         SessionError: it cannot be read, is not a session, or its text is damaged.
@@ -111,6 +113,7 @@ class SessionFile:
         self.text = b""
         self.turns: tuple[bytes, ...] = ()
         self.fault: SessionError | None = None
+        self.is_appendable = False
         self.version, self.log_end, self.torn, self._state_begin = VERSION, 0, 0, 0
         try:
             self._read()
@@ -214,9 +217,10 @@ class SessionFile:
             self.log_end = frames.at
         self.turns = tuple(turns)
         self.torn = self.size - self.log_end
-        # What a crash left is at the end: something whole after it means that bytes were changed.
-        if self.torn and frames.has_passed_whole:
+        # A crash leaves something at the end; what is whole after it means that bytes were changed.
+        if self.torn and frames.has_whole_after(b"TURN"):
             self.fault = _damaged(self.path, f"what was said after change {len(turns)}")
+        self.is_appendable = self.fault is None and self.version == VERSION
 
 
 class _Frames:
@@ -226,7 +230,6 @@ class _Frames:
         self.at = begin
         self.on_progress: OnProgress | None = None
         self.total = self._done = 0
-        self.has_passed_whole = False
         self._file, self._path, self._end = file, path, end
 
     @property
@@ -244,6 +247,20 @@ class _Frames:
     def array(self, tag: bytes, length: int) -> npt.NDArray[np.uint8]:
         """The same as an array, of exactly `length` bytes."""
         return self._array(tag, "its state", length, length)
+
+    def has_whole_after(self, tag: bytes) -> bool:
+        """Whether there is a whole frame anywhere after the next byte."""
+        self._file.seek(self.at + 1)
+        rest = self._file.read(min(self.left, MAX_TEXT))
+        at = -1
+        for _ in range(_MOST_GUESSES):
+            if (at := rest.find(tag, at + 1)) < 0:
+                return False
+            guess = _Frames(self._file, self._path, self.at + 1 + at, self._end)
+            with suppress(SessionError):
+                guess.content(tag, "", MAX_TEXT)
+                return True
+        return False
 
     def _array(self, tag: bytes, what: str, least: int, most: int) -> npt.NDArray[np.uint8]:
         if self.left < FRAME.size:
@@ -264,7 +281,6 @@ class _Frames:
             if self.on_progress is not None:
                 self.on_progress(Progress(self._done, self.total, self._path.name))
         if computed != checksum:
-            self.has_passed_whole = self.left > FRAME.size + length
             raise _damaged(self._path, what)
         self.at += FRAME.size + length
         return content
