@@ -86,7 +86,7 @@ def run(options: RunOptions) -> None:
                 stream = model.generate(text, stream=True, sampling=sampling, **answering)
             else:
                 talk = talk.user(text)
-                stream = model.chat(talk, stream=True, sampling=sampling, **answering)
+                stream = model.chat(talk.messages, stream=True, sampling=sampling, **answering)
                 if session is not None:
                     session.answering(stream)
             for piece in stream:
