@@ -146,16 +146,29 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
             f": it is {_size(short)} short" if short else ""
         )
     if plan.from_disk_bytes:
-        yield (
-            f"main memory is {_size(plan.from_disk_bytes)} short: llama.cpp maps the file, and "
-            "would read the missing part from the disk again for every token"
-        )
+        yield _from_disk(plan)
     for gpu in plan.gpus:
         if gpu.left_bytes < 0:
             yield f"{gpu.name} is {_size(-gpu.left_bytes)} short"
     if not plan.fits:
         total = sum(device.used_bytes for device in plan.devices)
         yield f"in all it takes {_size(total)}: {_remedy(plan)}"
+
+
+def _from_disk(plan: Plan) -> str:
+    """What is short in main memory, and what that costs."""
+    short = f"main memory is {_size(plan.from_disk_bytes)} short"
+    if plan.disk is None:
+        return f"{short}: it does not hold the KV cache and the buffers"
+    read, whole = plan.disk.read_bytes, plan.host.load.read_bytes
+    if read == whole:
+        what = f"all of the {_size(whole)} that a token reads there come from the disk every time"
+        why = "less than that has room"
+    else:
+        what = f"of the {_size(whole)} that a token reads there {_size(read)} come from the disk"
+        why = "on average, where tokens visit experts evenly and all else stays in memory"
+    rate = "" if plan.disk.bandwidth else f"; its speed was {plan.disk.bandwidth_source}"
+    return f"{short}: llama.cpp maps the file, and {what}: {why}{rate}"
 
 
 def _shared(machine: Machine, device: MachineDevice) -> str:

@@ -49,7 +49,8 @@ class Geometry:
 
     ``source`` is what was asked for, ``path`` a file whose header llama.cpp can read. ``weights``
     are those of the text model; ``vision`` is what no such file holds, None where there is nothing,
-    or where a GGUF does not say.
+    or where a GGUF does not say. ``files`` are those with the weights, where they
+    are here.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Geometry:
     weights: tuple[Weight, ...]
     note: str | None = None
     vision: VisionWeights | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -177,6 +179,7 @@ def _of_gguf(path: Path) -> Geometry:
         recipe=None,
         hparams=info.hparams,
         weights=_weights((tensor.name, tensor.nbytes) for tensor in info.tensors),
+        files=tuple(part.path for part in info.parts),
     )
 
 

@@ -20,11 +20,12 @@ from ..runtime.settings import EngineSettings
 from ..system.files import write_atomically
 from ..units import bytes_text
 from ..untrusted import Reader, Record
+from .from_disk import DiskReads
 from .layout import DeviceLoad
 from .machine import MachineDevice
 from .measured import MeasuredShare, measured_share
 
-FORMAT = 3
+FORMAT = 4
 """The version of a plan's JSON."""
 
 _READER = Reader(SettingError, limit=2**24, hint="Make the plan again.")
@@ -176,8 +177,9 @@ class Plan:
     ``settings`` are what an engine is made with. ``devices`` are the GPUs and last main memory.
     ``why`` says how the placement was chosen, ``notes`` what else is worth knowing,
     ``alternatives`` what other settings would cost. ``described`` is whether the GPUs are not those
-    of this machine. ``images`` are weights for pictures, which no device holds; None for a model
-    without, or a GGUF, which does not say.
+    of this machine. ``disk`` is what decoding reads from the file, None where main memory has room
+    for all weights, or not even for the context. ``images`` are weights for pictures, which no
+    device holds; None for a model without, or a GGUF, which does not say.
     """
 
     model: str
@@ -188,6 +190,7 @@ class Plan:
     settings: EngineSettings
     described: bool
     devices: tuple[DevicePlan, ...]
+    disk: DiskReads | None = None
     images: Images | None = None
     why: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -233,12 +236,14 @@ class Plan:
 
     @property
     def estimated_decode_tokens_per_second(self) -> float | None:
-        """What memory allows at the beginning of a context; None where a bandwidth is unknown."""
+        """What memory and the disk allow at the beginning of a context; None where a bandwidth is
+        unknown."""
         return self._rate(with_cache=False)
 
     @property
     def estimated_decode_tokens_per_second_full(self) -> float | None:
-        """What memory allows when the context is full; None where a bandwidth is unknown."""
+        """What memory and the disk allow when the context is full; None where a bandwidth is
+        unknown."""
         return self._rate(with_cache=True)
 
     @property
@@ -249,12 +254,16 @@ class Plan:
 
     def _rate(self, *, with_cache: bool) -> float | None:
         seconds = 0.0
+        if self.host.left_bytes < 0:
+            if self.disk is None or self.disk.seconds is None:
+                return None
+            seconds = self.disk.seconds
         for device in self.devices:
             read = device.load.read_bytes + (device.load.kv_read_bytes if with_cache else 0)
             if not read:
                 continue
             bandwidth = device.device.bandwidth
-            if not bandwidth or (device is self.host and device.left_bytes < 0):
+            if not bandwidth:
                 return None
             seconds += read / bandwidth
         return 1.0 / seconds if seconds else None
@@ -291,6 +300,7 @@ class Plan:
             **asdict(self.settings),
             "described": self.described,
             "devices": [device.as_dict() for device in self.devices],
+            "disk": asdict(self.disk) if self.disk else None,
             "images": self.images.as_dict() if self.images else None,
             "why": self.why,
             "notes": self.notes,
@@ -339,6 +349,7 @@ class Plan:
         devices = tuple(map(DevicePlan.from_record, record.records("devices")))
         if not devices:
             raise record.fault("devices", "at least main memory")
+        with_disk = record.get("disk") is not None
         with_images = record.get("images") is not None
         return cls(
             model=record.text("model"),
@@ -349,6 +360,7 @@ class Plan:
             settings=_settings(record),
             described=record.boolean("described"),
             devices=devices,
+            disk=DiskReads.from_record(record.record("disk")) if with_disk else None,
             images=Images.from_record(record.record("images")) if with_images else None,
             why=record.texts("why"),
             notes=record.texts("notes"),

@@ -23,20 +23,17 @@ from ..runtime.settings import (
     LoadMode,
     check_settings_of_model,
     context_length,
-    kv_text,
 )
 from ..runtime.workers.remote import connect
-from ..units import bytes_text
-from .explain import explain, placement_clause
+from . import alternatives
+from .explain import explain
+from .from_disk import disk_reads
 from .geometry import Geometry, open_geometry
 from .gpus import gpus_named
 from .ladder import Candidate, Ladder, Strategy
 from .machine import Machine, MachineDevice, described_machine, this_machine
 from .plan import Alternative, DevicePlan, Images, Plan
 from .search import Search
-
-LONGER_CONTEXTS = (131_072, 1_048_576)
-"""Tokens of the alternatives to the default context."""
 
 LEAST_USABLE = 256 * 2**20
 """Usable bytes below which a GPU is left out: a compute buffer alone would fill it."""
@@ -173,23 +170,29 @@ def _plan(
     kv_type: KVTypes | None,
     placement: Placement | None,
 ) -> Plan:
-    geometry, ladder = search.geometry, Ladder(search)
+    geometry = search.geometry
     start = _first_context(n_ctx, geometry)
-    if placement is not None:
-        candidate = ladder.by_hand(start, kv_type or "f16", placement)
-    else:
-        candidate = ladder.best(start, kv_type)
-    if n_ctx == "max" and search.least_left(candidate.count) >= 0:
-        candidate = ladder.longest(candidate, geometry.hparams.n_ctx_train)
-    candidate = ladder.without_repacking_if_short(candidate)
-    alternatives: list[Alternative] = []
+
+    def choose(search: Search) -> Candidate:
+        ladder = Ladder(search)
+        if placement is not None:
+            candidate = ladder.by_hand(start, kv_type or "f16", placement)
+        else:
+            candidate = ladder.best(start, kv_type)
+        if n_ctx == "max" and search.least_left(candidate.count) >= 0:
+            candidate = ladder.longest(candidate, geometry.hparams.n_ctx_train)
+        return ladder.without_repacking_if_short(candidate)
+
+    candidate = choose(search)
+    others: list[Alternative] = []
     if n_ctx is None and placement is None:
-        alternatives += _longer_contexts(ladder, candidate)
+        others += alternatives.longer_contexts(Ladder(search), candidate)
     if kv_type is None:
-        alternatives += _smaller_cache(ladder, candidate)
+        others += alternatives.smaller_cache(Ladder(search), candidate)
+    others += alternatives.smaller_ubatch(search, candidate, choose)
     if placement is None:
-        alternatives += _more_of_one_memory(search, candidate)
-    result = _as_plan(search, candidate, tuple(alternatives))
+        others += alternatives.more_of_one_memory(search, candidate)
+    result = _as_plan(search, candidate, tuple(others))
     if n_ctx == "max" and candidate.moved and candidate.strategy is not Strategy.BY_HAND:
         result = result.with_notes(
             f"a context of {candidate.settings.n_ctx:,} tokens moves no more from the GPU than one "
@@ -207,73 +210,7 @@ def _first_context(n_ctx: Context, geometry: Geometry) -> int:
     return context_length(n_ctx, trained, geometry.name)
 
 
-def _longer_contexts(ladder: Ladder, chosen: Candidate) -> list[Alternative]:
-    """What longer contexts would cost."""
-    trained, settings = ladder.search.geometry.hparams.n_ctx_train, chosen.settings
-    return [
-        _alternative(ladder, chosen, f"{n_ctx:,} tokens", n_ctx, settings.kv_type)
-        for n_ctx in LONGER_CONTEXTS
-        if settings.n_ctx < n_ctx <= trained
-    ]
-
-
-def _smaller_cache(ladder: Ladder, chosen: Candidate) -> list[Alternative]:
-    """What a quantized cache would bring where experts have left the GPU."""
-    settings, kinds = chosen.settings, ladder.search.kv_types
-    if chosen.strategy not in (Strategy.EXPERTS, Strategy.CACHE_ON_CPU):
-        return []
-    return [
-        _alternative(ladder, chosen, f"a KV cache of {kv_text(kind)}", settings.n_ctx, kind)
-        for kind in kinds[kinds.index(settings.kv_type) + 1 :]
-    ]
-
-
-def _alternative(
-    ladder: Ladder, chosen: Candidate, what: str, n_ctx: int, kv_type: KVTypes
-) -> Alternative:
-    """What another context or cache type would mean, as far down the ladder as the experts."""
-    search = ladder.search
-    other = (
-        ladder.all_on_gpu(n_ctx, kv_type)
-        or ladder.experts(n_ctx, kv_type)
-        or ladder.cpu_only(n_ctx, kv_type)
-    )
-    names = [device.name for device in search.machine.devices]
-    more = sum(map(other.count.used, names)) - sum(map(chosen.count.used, names))
-    on_cpu = other.strategy is Strategy.CPU_ONLY
-    fits = search.least_left(other.count) >= 0 and not (on_cpu and search.machine.gpus)
-    clauses = [f"{'+' if more >= 0 else '-'}{bytes_text(abs(more), digits=2)}"]
-    if fits and search.machine.gpus:
-        clauses.append(placement_clause(search, other))
-    elif search.machine.gpus and on_cpu:
-        clauses.append("more than experts would have to leave the GPU")
-    elif not fits:
-        clauses.append("which does not fit")
-    return Alternative(what, ", ".join(clauses), fits)
-
-
-def _more_of_one_memory(search: Search, chosen: Candidate) -> list[Alternative]:
-    """What a GPU that shares main memory would hold if it were let have more of it."""
-    machine, settings = search.machine, chosen.settings
-    if chosen.strategy is Strategy.ALL_ON_GPU or len(machine.gpus) != 1:
-        return []
-    gpu = machine.gpus[0]
-    known = machine.known(gpu)
-    if gpu.private_bytes is None or known is None or known.shared is None:
-        return []
-    more = known.shared.most - (gpu.total_bytes or 0)
-    if more <= 0:
-        return []
-    raised = replace(gpu, free_bytes=(gpu.free_bytes or 0) + more)
-    on_it = search.on(replace(machine, gpus=(raised,)))
-    other = Ladder(on_it).best(settings.n_ctx, settings.kv_type)
-    if on_it.host_left(other.count) < 0:
-        return []
-    what = f"{bytes_text(known.shared.most)} for the GPU"
-    return [Alternative(what, placement_clause(on_it, other), fits=True)]
-
-
-def _as_plan(search: Search, candidate: Candidate, alternatives: tuple[Alternative, ...]) -> Plan:
+def _as_plan(search: Search, candidate: Candidate, others: tuple[Alternative, ...]) -> Plan:
     geometry, count = search.geometry, candidate.count
     result = Plan(
         model=geometry.name,
@@ -294,8 +231,12 @@ def _as_plan(search: Search, candidate: Candidate, alternatives: tuple[Alternati
             for device, load in zip(search.machine.devices, count.loads, strict=True)
         ),
         images=_images(geometry),
-        alternatives=alternatives,
+        alternatives=others,
     )
+    if result.from_disk_bytes:
+        host = result.host
+        reads = disk_reads(geometry, host.load, host.memory.weights, result.from_disk_bytes)
+        result = replace(result, disk=reads)
     why, notes = explain(search, candidate, result)
     return replace(result, why=why, notes=notes)
 

@@ -111,6 +111,11 @@ class Search:
         """The same search on another machine."""
         return Search(self.geometry, machine, self._base, self._workers)
 
+    def with_ubatch(self, n_ubatch: int) -> Search:
+        """The same search with another ubatch."""
+        base = replace(self._base, n_ubatch=n_ubatch)
+        return Search(self.geometry, self.machine, base, self._workers)
+
     def taken_from_main_memory(self, count: Count) -> int:
         """Bytes that GPUs which share main memory take of it."""
         return sum(gpu.from_main_memory(count.used(gpu.name)) for gpu in self.machine.gpus)

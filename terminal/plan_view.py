@@ -191,7 +191,7 @@ def _speed(plan: Plan) -> Iterator[str]:
         return
     yield (
         f"at most {rate_text(begin)} at the beginning, {rate_text(full)} when the context is full: "
-        "an upper bound, from reading memory alone"
+        f"an upper bound, from reading memory {'and the disk ' if plan.disk else ''}alone"
     )
     share = plan.measured_share
     if share is not None:
@@ -210,6 +210,11 @@ def _speed(plan: Plan) -> Iterator[str]:
             f"{name}: {bytes_text(read)} of weights a token"
             f"{f', and up to {bytes_text(cache)} of the cache' if cache else ''}, at "
             f"{(first.bandwidth or 0) / 1e9:,.0f} GB/s ({first.bandwidth_source})"
+        )
+    if plan.disk is not None and plan.disk.bandwidth:
+        yield (
+            f"the file's disk: {bytes_text(plan.disk.read_bytes)} a token, at "
+            f"{plan.disk.bandwidth / 1e9:,.1f} GB/s ({plan.disk.bandwidth_source})"
         )
 
 

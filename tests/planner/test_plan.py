@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from llama4_edge.errors import OutputError, SettingError
 from llama4_edge.planner import Alternative, DevicePlan, Images, Plan, plan
+from llama4_edge.planner.from_disk import DiskReads
 from llama4_edge.planner.layout import DeviceLoad
 from llama4_edge.planner.machine import MachineDevice
 from llama4_edge.quant.roles import ROLES
@@ -95,6 +96,7 @@ def random_plan(seed: int) -> Plan:
         ),
         described=rng.random() < 0.5,
         devices=tuple(device(name) for name in (*names, "CPU")),
+        disk=maybe(DiskReads(nbytes(), rng.choice([None, nbytes()]), "measured now")),
         images=maybe(Images(nbytes(), nbytes())),
         why=("because",)[: rng.randrange(2)],
         notes=("a", "b")[: rng.randrange(3)],
@@ -120,7 +122,7 @@ def test_a_plan_that_was_found_comes_back_from_its_file(scout: Plan, tmp_path: P
 
 def test_the_json_is_flat_and_names_the_settings_as_python_does(scout: Plan) -> None:
     record = scout.as_dict()
-    assert record["format"] == 3
+    assert record["format"] == 4
     settings = asdict(scout.settings)
     assert {name: record[name] for name in settings} == json.loads(json.dumps(settings))
     assert {"n_ctx_train", "n_layer", "alternatives"} <= record.keys()
@@ -139,7 +141,7 @@ def test_a_plan_of_format_1_is_refused_with_what_to_do(scout: Plan, tmp_path: Pa
     with pytest.raises(SettingError) as caught:
         Plan.load(path)
     assert str(caught.value) == (
-        f"{path} is a plan of another version, found format 1, expected format 3. "
+        f"{path} is a plan of another version, found format 1, expected format 4. "
         "Make it again: `llama4 plan MODEL --json`, or `plan(…).save(…)`."
     )
 
