@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         DamagedTensorError,
         EngineError,
         HubError,
+        ImageError,
         Llama4EdgeError,
         ModelFileError,
         OutputError,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
     from .runtime.settings import EngineSettings
+    from .vision.images import ImageTiles, image_tiles
 
 _MODULES = {
     "AllocationError": "errors",
@@ -81,6 +83,8 @@ _MODULES = {
     "FileSummary": "quant.summary",
     "Finding": "runtime.doctor",
     "HubError": "errors",
+    "ImageError": "errors",
+    "ImageTiles": "vision.images",
     "Inspection": "inspection",
     "Llama4EdgeError": "errors",
     "Message": "chat.conversation",
@@ -108,6 +112,7 @@ _MODULES = {
     "WorkerError": "errors",
     "bench": "measure.speed",
     "doctor": "runtime.doctor",
+    "image_tiles": "vision.images",
     "inspect": "inspection",
     "plan": "planner.planning",
     "pull": "hub.pull",
@@ -136,6 +141,8 @@ __all__ = [
     "FileSummary",
     "Finding",
     "HubError",
+    "ImageError",
+    "ImageTiles",
     "Inspection",
     "Llama4EdgeError",
     "Message",
@@ -164,6 +171,7 @@ __all__ = [
     "bench",
     "convert",
     "doctor",
+    "image_tiles",
     "inspect",
     "plan",
     "pull",

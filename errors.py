@@ -15,7 +15,8 @@
     │   └── WorkerError       a worker that cannot be reached, or whose connection was lost
     ├── TemplateError         a chat template that is missing or does not render
     ├── VocabularyError       a tokenizer that llama.cpp would read differently
-    └── SessionError          a saved conversation that cannot be read or written
+    ├── SessionError          a saved conversation that cannot be read or written
+    └── ImageError            what is not a picture, or one that is damaged or too large
 
 The library raises; only the command line prints and exits.
 """
@@ -164,3 +165,7 @@ class VocabularyError(Llama4EdgeError):
 
 class SessionError(Llama4EdgeError):
     """A saved conversation that cannot be read or written."""
+
+
+class ImageError(Llama4EdgeError):
+    """What is not a picture, or one that is damaged or too large."""

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llama4_edge
@@ -76,6 +77,9 @@ def calls(
                 {"source": scout_checkpoint, "output": out, "dry_run": True},
             ),
             "doctor": Call(llama4_edge.doctor, {}),
+            "image_tiles": Call(
+                llama4_edge.image_tiles, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
+            ),
             "inspect": Call(llama4_edge.inspect, {"path": tiny_path}),
             "plan": Call(llama4_edge.plan, {"model": tiny_path}),
             "pull": Call(llama4_edge.pull, {"repository": "org/name"}),
@@ -108,8 +112,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "convert", "doctor", "inspect", "plan", "pull", "BenchGrid", "BenchTest",
-    "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
+    "bench", "convert", "doctor", "image_tiles", "inspect", "plan", "pull", "BenchGrid",
+    "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
     "Model.detokenize", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",

@@ -18,7 +18,12 @@ from tools import house
 from tools.imports import OUTSIDE, ROOT, Import, imports, room_of, rows, sources, table
 
 # Import names of distributions whose name is another one.
-IMPORT_NAMES = {"llama-cpp-python": "llama_cpp", "py-cpuinfo": "cpuinfo", "pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "llama-cpp-python": "llama_cpp",
+    "py-cpuinfo": "cpuinfo",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+}
 
 # What loads or describes llama.cpp's native functions, apart from the module `llama_cpp` itself.
 C_API = {

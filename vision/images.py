@@ -1,0 +1,178 @@
+"""Cuts pictures into tiles, as Llama 4 was trained to see them.
+
+Promises the bytes of transformers' ``Llama4ImageProcessor`` before it normalizes, and the tokens of
+``Llama4Processor``; tests compare every byte. Meta's reference (llama-models: ``preprocess.py``,
+``chat_format.py``) chooses the same grids and tokens, and resizes with Pillow, so that its bytes
+differ by one here and there. Knows nothing of features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from .opening import PictureInput, open_picture
+from .resizing import Planes, resize
+
+TILE_SIZE = 336
+"""Pixels of a tile's side."""
+
+MAX_TILES = 16
+"""Tiles of a picture, without the global one."""
+
+PATCHES_PER_TILE = 144
+"""Tokens of a tile: 24 by 24 patches of 14 pixels, of which the pixel shuffle joins 2 by 2."""
+
+IMAGE_START, IMAGE, IMAGE_END = "<|image_start|>", "<|image|>", "<|image_end|>"
+PATCH, TILE_X, TILE_Y = "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"
+
+Grid = tuple[int, int]
+"""Rows and columns of tiles."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTiles:
+    """A picture cut into tiles.
+
+    Attributes:
+        levels: uint8 of [tiles, 336, 336, 3]: row by row, and the whole picture last if there is
+            more than one; RGB.
+        grid: rows and columns of tiles, without the last.
+        size: columns and rows of pixels of the picture.
+    """
+
+    levels: npt.NDArray[np.uint8]
+    grid: Grid
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __str__(self) -> str:
+        rows, columns = self.grid
+        tiles = "1 tile" if len(self) == 1 else f"{rows}x{columns} tiles and the whole"
+        return f"{self.size[0]}x{self.size[1]} pixels, {tiles}, {self.n_tokens:,} tokens"
+
+    @cached_property
+    def pixels(self) -> npt.NDArray[np.float32]:
+        """What the vision tower is given, float32 of [tiles, 3, 336, 336], from -1 to 1.
+
+        transformers computes this in bfloat16, whose values are up to 2⁻⁸ off.
+        """
+        return np.ascontiguousarray(_NORMALIZED[self.levels.transpose(0, 3, 1, 2)])
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes that name the tiles: SHA-256 of their grid and pixels."""
+        head = b"llama4-edge tiles %d %d " % self.grid
+        return hashlib.sha256(head + self.levels.tobytes()).digest()
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the picture takes in a prompt."""
+        return image_token_count(self.grid)
+
+
+# Level by level: (level / 255 - mean) / deviation, both 0.5.
+_NORMALIZED: npt.NDArray[np.float32] = (
+    np.arange(256, dtype=np.float32) * np.float32(1 / 255) - np.float32(0.5)
+) / np.float32(0.5)
+
+
+def image_tiles(picture: PictureInput, *, allow_download: bool = False) -> ImageTiles:
+    """The tiles in which the model sees a picture.
+
+    At most 16 tiles of 336x336 pixels, in the grid that enlarges the picture least, or shrinks it
+    least; what the picture does not cover is black, right of it and below. More than one tile are
+    followed by one of the whole picture, stretched to a square.
+
+    Args:
+        picture: a path, the bytes of a file (PNG, JPEG, WebP, GIF, AVIF, TIFF, BMP; the first
+            frame), a ``data:`` URL, a Pillow image, or an array of uint8, [rows, columns] or
+            [rows, columns, channels]. It is turned upright as its EXIF says; what is transparent
+            is white.
+        allow_download: whether an ``http://`` or ``https://`` URL is fetched.
+
+    Raises:
+        ImageError: it is not a picture, or one that is damaged or too large.
+    """
+    rgb = open_picture(picture, allow_download=allow_download)
+    height, width = rgb.shape[:2]
+    grid = tile_grid(width, height)
+    planes: Planes = rgb.transpose(2, 0, 1)
+    rows, columns = grid
+    canvas = np.zeros((3, rows * TILE_SIZE, columns * TILE_SIZE), dtype=np.uint8)
+    new_height, new_width = _fitted(height, width, grid)
+    canvas[:, :new_height, :new_width] = resize(planes, new_height, new_width)
+    cut = canvas.reshape(3, rows, TILE_SIZE, columns, TILE_SIZE).transpose(1, 3, 2, 4, 0)
+    tiles = cut.reshape(-1, TILE_SIZE, TILE_SIZE, 3)
+    if len(tiles) > 1:
+        whole = resize(planes, TILE_SIZE, TILE_SIZE).transpose(1, 2, 0)
+        tiles = np.concatenate([tiles, whole[None]])
+    return ImageTiles(np.ascontiguousarray(tiles), grid, (width, height))
+
+
+def tile_grid(width: int, height: int) -> Grid:
+    """Rows and columns of tiles for a picture of so many pixels.
+
+    The one with the smallest scale of at least 1; if each would shrink the picture, the one that
+    shrinks it least; of several the smallest. The scales are float32, in which the reference
+    compares them: it decides ties.
+    """
+    sides = np.array(_GRIDS, dtype=np.float32) * np.float32(TILE_SIZE)
+    scales = np.min(sides / np.array([height, width], dtype=np.float32), axis=1)
+    enlarging = scales[scales >= 1]
+    scale = enlarging.min() if len(enlarging) else scales.max()
+    best = [grid for grid, reached in zip(_GRIDS, scales, strict=True) if reached == scale]
+    return min(best, key=math.prod)
+
+
+_GRIDS = tuple(
+    (rows, columns)
+    for rows in range(1, MAX_TILES + 1)
+    for columns in range(1, MAX_TILES + 1)
+    if rows * columns <= MAX_TILES
+)
+
+
+def _fitted(height: int, width: int, grid: Grid) -> tuple[int, int]:
+    """Rows and columns of pixels that the picture has among its tiles.
+
+    It keeps its proportions, and is not enlarged beyond a tile.
+    """
+    most_rows = min(max(height, TILE_SIZE), grid[0] * TILE_SIZE)
+    most_columns = min(max(width, TILE_SIZE), grid[1] * TILE_SIZE)
+    by_rows, by_columns = most_rows / height, most_columns / width
+    if by_columns < by_rows:
+        return max(min(math.floor(height * by_columns), most_rows), 1), most_columns
+    return most_rows, max(min(math.floor(width * by_rows), most_columns), 1)
+
+
+def image_token_names(grid: Grid) -> list[str]:
+    """The tokens that stand for a picture in a prompt, by name.
+
+    A start, each row's tiles between separators, the whole picture, an end. Each `PATCH` is one row
+    of its tile's features.
+    """
+    rows, columns = grid
+    tile = [PATCH] * PATCHES_PER_TILE
+    names = [IMAGE_START]
+    if rows * columns > 1:
+        for _ in range(rows):
+            names += tile
+            for _ in range(columns - 1):
+                names += [TILE_X, *tile]
+            names.append(TILE_Y)
+    return [*names, IMAGE, *tile, IMAGE_END]
+
+
+def image_token_count(grid: Grid) -> int:
+    """How many tokens a picture of this grid takes in a prompt."""
+    tiles = math.prod(grid)
+    # One separator a tile; and start, image and end.
+    return PATCHES_PER_TILE + 3 + (tiles * (PATCHES_PER_TILE + 1) if tiles > 1 else 0)
