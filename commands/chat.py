@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,11 @@ from .declare import argument, command, given, group, option, verbose_flag
 from .documents import files_option, read_files, with_files
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .session import claimed_session, documents_to_add, kept_session, session_option
+
+if TYPE_CHECKING:
+    from ..chat.answer import Stream
+    from ..chat.conversation import Message
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class ChatOptions:
         help="A system message before the chat.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
+    session: str | None = session_option()
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
     engine: EngineOptions = group(EngineOptions)
@@ -43,6 +49,7 @@ def chat(options: ChatOptions) -> int:
     llama4 chat scout.gguf
     llama4 chat scout.gguf --system 'Answer in one sentence.' -c 128k
     llama4 chat scout.gguf --file book.md
+    llama4 chat scout.gguf --session evening.l4s
     llama4 chat scout.gguf < questions.txt
     """
     from ..chat.conversation import Conversation
@@ -57,18 +64,28 @@ def chat(options: ChatOptions) -> int:
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
     with (
+        claimed_session(options.session) as file,
         silent_terminal() if interactive else nullcontext(),
         opened_model(
             options.model, "chat", options.engine, options.placement, verbose=options.verbose
         ) as model,
+        kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
     ):
         # A model without a chat template is refused here, and not at each message.
         _ = model.template
+
+        def reply(messages: tuple[Message, ...]) -> Stream:
+            stream = model.chat(messages, stream=True, sampling=sampling, **answering)
+            return session.answering(stream) if session else stream
+
         talk = Chat(
-            lambda messages: model.chat(messages, stream=True, sampling=sampling, **answering),
+            reply,
             source,
-            Conversation(first, model=model.info.name, sampling=sampling),
-            preface=partial(with_files, model, documents),
+            session.conversation if session else Conversation(first, model.info.name, sampling),
+            preface=lambda text, before: with_files(
+                model, documents_to_add(documents, before), text
+            ),
+            keep=session.keep if session else lambda _: None,
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (

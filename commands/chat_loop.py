@@ -83,7 +83,9 @@ class Chat:
         interactive: whether a person is watching; asides are for them.
         max_tokens: tokens of an answer at most, if that was limited.
         fullness: the fraction of the context that messages take.
-        preface: makes the first message of a conversation of what was typed.
+        preface: makes the first message of a conversation, or of this chat, of what was typed and
+            of the messages before it.
+        keep: is given the conversation whenever it has changed.
     """
 
     def __init__(
@@ -95,7 +97,8 @@ class Chat:
         interactive: bool,
         max_tokens: int | None,
         fullness: Callable[[Messages], float],
-        preface: Callable[[str], str] = str,
+        preface: Callable[[str, Messages], str] = lambda text, _: text,
+        keep: Callable[[Conversation], object] = lambda _: None,
     ) -> None:
         self._reply = reply
         self._source = source
@@ -103,6 +106,8 @@ class Chat:
         self._max_tokens = max_tokens
         self._fullness_of = fullness
         self._preface = preface
+        self._has_answered = False
+        self._keep_elsewhere = keep
         self.conversation = conversation
         self.failures = 0
 
@@ -144,8 +149,8 @@ class Chat:
         elif text.strip():
             question = text.removeprefix("/") if text.startswith("//") else text
             before = self.conversation.messages
-            begins = all(message.role != "user" for message in before)
-            self._ask(self._preface(question) if begins else question, before)
+            begins = all(message.role != "user" for message in before) or not self._has_answered
+            self._ask(self._preface(question, before) if begins else question, before)
 
     def _obey(self, text: str) -> None:
         name, *rest = text.split(maxsplit=1)
@@ -172,10 +177,13 @@ class Chat:
                 for piece in answer:
                     pieces.append(piece)
                     writer.write(piece)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as ending:
+            if pieces:
+                self._keep((*asked, Message("assistant", "".join(pieces) + STOPPED)))
+            if isinstance(ending, SystemExit):  # the terminal may be gone
+                raise
             if pieces:
                 writer.write(STOPPED)
-                self._keep((*asked, Message("assistant", "".join(pieces) + STOPPED)))
             if not self._interactive:
                 writer.break_off()
                 raise
@@ -189,6 +197,7 @@ class Chat:
             raise
         else:
             writer.end()
+            self._has_answered = True
             self._keep((*asked, Message("assistant", "".join(pieces))))
             self._say_how_it_went(answer.completion)
 
@@ -211,6 +220,7 @@ class Chat:
 
     def _keep(self, messages: Messages) -> None:
         self.conversation = replace(self.conversation, messages=messages)
+        self._keep_elsewhere(self.conversation)
 
     def _fail(self, text: str) -> None:
         self.failures += 1
@@ -297,7 +307,7 @@ COMMANDS: dict[str, Command] = {
     "/system": Command("[TEXT]", "show or set the system message; - removes it", Chat._system),
     "/reset": Command("", "forget all exchanges, keep the system message", Chat._reset),
     "/save": Command("FILE", "save the conversation", Chat._save),
-    "/load": Command("FILE", "go on with a saved conversation", Chat._load),
+    "/load": Command("FILE", "go on with a saved conversation, or a session's", Chat._load),
     "/undo": Command("", "drop the last exchange", Chat._undo),
     "/retry": Command("", "answer the last message again", Chat._retry),
     "/quit": Command("", "leave (so does Ctrl-D)", Chat._quit),
@@ -329,6 +339,13 @@ def _file_named(text: str) -> Path:
 
 
 def _refuse_other_files(path: Path) -> None:
+    from ..runtime.files.session_file import is_session
+
+    if is_session(path) or path.suffix == ".l4s":
+        raise SessionError(
+            f"{path} is a session's name, and /save writes the text alone",
+            hint="Choose another name. `llama4 chat --session FILE` keeps a session.",
+        )
     try:
         if path.exists():
             Conversation.load(path)

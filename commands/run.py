@@ -79,7 +79,7 @@ def run(options: RunOptions) -> None:
         kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
     ):
         talk = Conversation(first) if session is None else session.conversation
-        text = with_files(model, documents_to_add(documents, talk), text)
+        text = with_files(model, documents_to_add(documents, talk.messages), text)
         writer = AnswerWriter()
         try:
             if options.raw:

@@ -25,7 +25,7 @@ from .flags import with_flags
 
 if TYPE_CHECKING:
     from ..chat.answer import Stream
-    from ..chat.conversation import Conversation
+    from ..chat.conversation import Conversation, Message
     from ..chat.documents import Document
     from ..chat.session import Session
     from ..model import Model
@@ -233,10 +233,10 @@ def kept_session(
 
 
 def documents_to_add(
-    documents: Sequence[Document], conversation: Conversation
+    documents: Sequence[Document], messages: Sequence[Message]
 ) -> Sequence[Document]:
     """Those that no message of the user holds yet, under whichever name."""
-    asked = [message.content for message in conversation.messages if message.role == "user"]
+    asked = [message.content for message in messages if message.role == "user"]
     return [
         document for document in documents if not any(document.body in content for content in asked)
     ]
