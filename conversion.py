@@ -36,6 +36,9 @@ def convert(
     recipe: str | None = None,
     types: Sequence[tuple[str, str]] = (),
     split_size: int | None = None,
+    text: bool = True,
+    vision: bool = True,
+    vision_type: str | None = None,
     revision: str | None = None,
     keep_source: bool = False,
     force: bool = False,
@@ -45,8 +48,11 @@ def convert(
 ) -> Report:
     """Convert the checkpoint `source` to the GGUF file `output`.
 
-    Everything is checked, from the headers alone, before anything is written. The file gets its
-    name only when it is whole. A conversion that was interrupted goes on when it is called again
+    A checkpoint with a vision tower becomes two files: the text model, and beside it the tower with
+    its projector, which llama.cpp's tools take as ``--mmproj``.
+
+    Everything is checked, from the headers alone, before anything is written. The files get their
+    names only when all are whole. A conversion that was interrupted goes on when it is called again
     with the same arguments, and ends in the same bytes.
 
     Args:
@@ -58,7 +64,12 @@ def convert(
         recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         split_size: bytes of tensors that one file may hold; more go into further parts,
-            ``NAME-00001-of-00003.gguf`` and so on.
+            ``NAME-00001-of-00003.gguf`` and so on. The projector stays in one.
+        text: whether the text model is written. Without it, `output` is the projector.
+        vision: whether the projector is written, where the checkpoint has a vision tower: beside
+            ``NAME-<recipe>.gguf`` it is called ``mmproj-NAME-<vision_type>.gguf``.
+        vision_type: what the projector's matrices are stored as: ``f16``, ``bf16``, ``q8_0`` or
+            ``f32``; None is ``f16``.
         revision: of the repository: a branch, a tag or a commit; by default its main branch.
         keep_source: leave the fetched shards in huggingface_hub's cache.
         force: replace an existing `output`, and what an interrupted conversion of another kind
@@ -77,22 +88,32 @@ def convert(
         DamagedTensorError: a weight is infinite or NaN, or the checkpoint changes meanwhile.
         VocabularyError: llama.cpp would read the tokenizer differently.
         RecipeError: no such recipe or type, or an override that fits no tensor.
-        SettingError: `split_size` or `threads` is less than 1.
+        SettingError: `split_size` or `threads` is less than 1, or `text` and `vision` exclude each
+            other or a setting beside them.
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     from .convert.converter import run
-    from .quant import DEFAULT_RECIPE
 
     check_text("revision", revision, or_none=True)
     check_callback("progress", progress)
-    for name, flag in {"keep_source": keep_source, "force": force, "dry_run": dry_run}.items():
+    flags = {
+        "text": text,
+        "vision": vision,
+        "keep_source": keep_source,
+        "force": force,
+        "dry_run": dry_run,
+    }
+    for name, flag in flags.items():
         check_flag(name, flag)
     return run(
         as_path("source", source),
         None if output is None else as_path("output", output),
-        recipe=DEFAULT_RECIPE if recipe is None else recipe,
+        recipe=recipe,
         types=as_tuple("types", types, "(regex, type) pairs"),
         split_size=split_size,
+        text=text,
+        vision=vision,
+        vision_type=vision_type,
         revision=revision,
         keep_source=keep_source,
         force=force,
@@ -103,8 +124,8 @@ def convert(
     )
 
 
-def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
-    """Open the file that `parts` will be, as a model is opened that is to be talked to.
+def _check_headers(checkpoint: Path, text: Sequence[Part], projector: Sequence[Part]) -> None:
+    """Open the files that these parts will be, as they are opened to be talked to.
 
     Raises:
         VocabularyError: its tokenizer, or its chat template, is of no use.
@@ -117,7 +138,9 @@ def _check_headers(checkpoint: Path, parts: Sequence[Part]) -> None:
     from .convert.chat_templates import template_file
     from .runtime.files.model_file import check_model_file
 
-    with _planned_file(parts) as path:
+    if not text:
+        return
+    with _planned_file(text) as path:
         try:
             info = check_model_file(path, whole=False)
             prompts = Prompts(Vocabulary(info.gguf.metadata), info.chat_template)

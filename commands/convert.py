@@ -39,6 +39,12 @@ class ConvertOptions:
         help="Leave a repository's shards in the hub's cache, instead of deleting each once "
         "encoded.",
     )
+    no_vision: bool = flag("--no-vision", help="Leave the projector for pictures out.")
+    vision_only: bool = flag("--vision-only", help="Write the projector for pictures alone.")
+    vision_type: str | None = option(
+        "--vision-type", kind=str, metavar="TYPE",
+        help="What the projector's matrices are stored as: f16, bf16, q8_0 or f32.",
+    )  # fmt: skip
     split_size: int | None = option(
         "--split-size", kind=values.file_size, metavar="N(M|G)",
         help="Write parts with at most this many bytes of tensors; llama.cpp loads them together.",
@@ -52,9 +58,10 @@ class ConvertOptions:
     @staticmethod
     def defaults() -> dict[str, object]:
         """What `convert` declares."""
+        from ..convert.vision import DEFAULT_VISION_TYPE
         from ..quant.recipes import DEFAULT_RECIPE
 
-        return {"recipe": DEFAULT_RECIPE}
+        return {"recipe": DEFAULT_RECIPE, "vision_type": DEFAULT_VISION_TYPE}
 
 
 @command(ConvertOptions, recipes=True)
@@ -65,13 +72,17 @@ def convert(options: ConvertOptions) -> None:
     repository on the Hugging Face Hub. Of a repository one shard is fetched while another is
     encoded, so that the disk holds the output and two shards at most.
 
-    Everything is checked before anything is written, and the file gets its name when it is whole.
+    A vision tower becomes a file of its own beside the model, mmproj-SOURCE-TYPE.gguf: what
+    llama.cpp's tools take as --mmproj.
+
+    Everything is checked before anything is written, and files get their names when all are whole.
     An interrupted conversion resumes when the same command is given again.
 
     \b
     llama4 convert Llama-4-Scout-17B-16E-Instruct
     llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
+    llama4 convert SOURCE --vision-only --vision-type q8_0
     """
     from ..conversion import convert as run_conversion
     from ..terminal.tables import report_view
@@ -79,6 +90,8 @@ def convert(options: ConvertOptions) -> None:
     check_name(options.source, "convert")
     settings = given(options)
     source, output = settings.pop("source"), settings.pop("output", None)
+    settings["text"] = not settings.pop("vision_only", False)
+    settings["vision"] = not settings.pop("no_vision", False)
     settings["types"] = values.flattened(options.types)
     settings.pop("as_json", None)
     try:

@@ -47,6 +47,7 @@ FLAG_OF = {
     "top_n_sigma": "--top-n-sigma",
     "top_p": "--top-p",
     "typical_p": "--typical",
+    "vision_type": "--vision-type",
     "xtc_probability": "--xtc-probability",
     "xtc_threshold": "--xtc-threshold",
 }
@@ -66,8 +67,10 @@ _FLAG_OF_ASSIGNED = {
     "seed": "--seed",
     "special": "--special",
     "stop": "--stop",
+    "text": "--vision-only",
     "threads": "-t",
     "types": "--type",
+    "vision": "--no-vision",
     "vram": "--vram",
     "workers": "--workers",
 }

@@ -21,7 +21,7 @@ from ..ranges import check_whole
 from ..system.files import is_file
 from ..units import bytes_text
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
-from .config import ModelConfig, parse_config, parse_vision
+from .config import ModelConfig, parse_config
 from .directories import cached_repository, is_listed
 from .layout import lay_out
 from .output import plan_parts
@@ -29,6 +29,7 @@ from .presets import PRESETS, Preset
 from .text_model import read_text_model
 from .tokenizer import read_vocabulary
 from .vision import VisionWeights, vision_shapes, vision_weights
+from .vision_config import parse_vision
 
 # How files end that are no configuration, but lie beside one.
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf")
@@ -211,7 +212,8 @@ def _find(model: str) -> _Source:
         contents = read_text_model(checkpoint)
     finally:
         checkpoint.shards.close()
-    return _Source(name, contents.config, checkpoint, vision=vision_weights(contents.vision))
+    shapes = {name: tensor.shape for name, tensor in contents.vision.items()}
+    return _Source(name, contents.config, checkpoint, vision=vision_weights(shapes))
 
 
 def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:

@@ -25,6 +25,7 @@ from ..architecture import (
 )
 from ..errors import UnsupportedError
 from ..untrusted import brief, shown
+from .fields import MAX_WIDTH, Fields
 from .fp8 import quantization_error
 
 
@@ -69,25 +70,6 @@ class ModelConfig:
             raise error
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower's shape: `width` of its stream, sides of pictures and patches in pixels.
-
-    The adapter behind it goes from `n_ff` (the shuffled patches) to `projector_in`, and from
-    `projector_out` to itself; `vision_out` is what the projector to the text model takes.
-    """
-
-    n_layer: int
-    width: int
-    n_ff: int
-    image_size: int
-    patch_size: int
-    n_channel: int
-    projector_in: int
-    projector_out: int
-    vision_out: int
-
-
 # Fields that say nothing about inference, or that are checked elsewhere under another name.
 _IGNORED = frozenset({
     "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",
@@ -102,7 +84,6 @@ _IGNORED = frozenset({
 
 # The largest sizes that are read, about a hundred times those of the published models: what they
 # describe is laid out before a weight is seen. GGUF has 32 bits for positions.
-_MAX_WIDTH = 1 << 21
 _MAX_HEADS = 1 << 14
 _MAX_HEAD_DIM = 1 << 14
 _MAX_VOCABULARY = 1 << 23
@@ -110,62 +91,9 @@ _MAX_PARAMETERS = 1 << 47
 _MAX_POSITIONS = (1 << 32) - 1
 _MAX_ROPE_BASE = 1e15
 _MAX_ROPE_FACTOR = 1e6
-_MAX_VISION_LAYERS = 1 << 12
-_MAX_PIXELS = 1 << 16
 
 # Fields that are not known here, of which a note says so; the others are counted.
 _MAX_UNKNOWN = 10
-
-
-class _Fields:
-    """Reads one config object field by field, and remembers the faults and what was read."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-        self._read: set[str] = set()
-        self.faults: list[str] = []
-
-    def get(self, name: str, default: object = None) -> Any:
-        self._read.add(name)
-        value = self._values.get(name)
-        return default if value is None else value
-
-    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int) -> int:
-        value = self.get(name, default)
-        if type(value) is not int or not low <= value <= high:
-            self.fault(name, value, f"a whole number from {low} to {high}")
-            return low
-        return value
-
-    def number(self, name: str, default: float | None = None, *, low: float, high: float) -> float:
-        value = self.get(name, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-        ):
-            self.fault(name, value, f"a number from {low:g} to {high:g}")
-            return low
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            self.fault(name, value, "true or false")
-            return default
-        return value
-
-    def must_be(self, name: str, expected: object, default: object) -> None:
-        value = self.get(name, default)
-        if value != expected:
-            self.fault(name, value, repr(expected))
-
-    def fault(self, name: str, value: object, expected: str) -> None:
-        found = "nothing" if value is None else shown(value)
-        self.faults.append(f"{name}: {found} (llama.cpp: {expected})")
-
-    def unknown(self) -> list[str]:
-        return sorted(self._values.keys() - self._read - _IGNORED)
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -176,7 +104,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
             the message lists all of them.
     """
     text = _text_config(raw)
-    fields = _Fields(text)
+    fields = Fields(text)
     rope_theta, rope_scaling = _rope(fields)
     hparams = _hyperparameters(fields, rope_theta)
     config = ModelConfig(
@@ -197,12 +125,12 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
             f"config.json has {len(fields.faults)} setting(s) that llama.cpp cannot represent",
             found="; ".join(fields.faults),
         )
-    return replace(config, notes=(*config.notes, *_unknown_notes(fields.unknown())))
+    return replace(config, notes=(*config.notes, *_unknown_notes(fields.unknown(_IGNORED))))
 
 
-def _hyperparameters(fields: _Fields, rope_theta: float) -> Hyperparameters:
+def _hyperparameters(fields: Fields, rope_theta: float) -> Hyperparameters:
     n_layer = fields.integer("num_hidden_layers", 48, low=MIN_LAYERS, high=MAX_LAYERS)
-    n_embd = fields.integer("hidden_size", 5120, high=_MAX_WIDTH)
+    n_embd = fields.integer("hidden_size", 5120, high=MAX_WIDTH)
     n_head = fields.integer("num_attention_heads", 40, high=_MAX_HEADS)
     n_head_kv = fields.integer("num_key_value_heads", n_head, high=_MAX_HEADS)
     head_dim = fields.integer("head_dim", n_embd // n_head, low=2, high=_MAX_HEAD_DIM)
@@ -217,8 +145,8 @@ def _hyperparameters(fields: _Fields, rope_theta: float) -> Hyperparameters:
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        n_ff=fields.integer("intermediate_size_mlp", 16384, high=_MAX_WIDTH),
-        n_ff_expert=fields.integer("intermediate_size", 8192, high=_MAX_WIDTH),
+        n_ff=fields.integer("intermediate_size_mlp", 16384, high=MAX_WIDTH),
+        n_ff_expert=fields.integer("intermediate_size", 8192, high=MAX_WIDTH),
         n_expert=n_expert,
         n_expert_used=fields.integer(
             "num_experts_per_tok", 1, high=min(n_expert, MAX_EXPERTS_USED)
@@ -250,40 +178,6 @@ def _unknown_notes(names: list[str]) -> list[str]:
     return notes
 
 
-def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:
-    """The vision tower that config.json describes, None where it describes none.
-
-    Raises:
-        UnsupportedError: sizes that no vision tower has; the message lists all of them.
-    """
-    settings = raw.get("vision_config")
-    if settings is None:
-        return None
-    if not isinstance(settings, Mapping):
-        raise UnsupportedError(
-            "vision_config in config.json is damaged", found=shown(settings), expected="an object"
-        )
-    fields = _Fields(settings)
-    config = VisionConfig(
-        n_layer=fields.integer("num_hidden_layers", 34, high=_MAX_VISION_LAYERS),
-        width=fields.integer("hidden_size", 768, high=_MAX_WIDTH),
-        n_ff=fields.integer("intermediate_size", 5632, high=_MAX_WIDTH),
-        image_size=fields.integer("image_size", 448, high=_MAX_PIXELS),
-        patch_size=fields.integer("patch_size", 14, high=_MAX_PIXELS),
-        n_channel=fields.integer("num_channels", 3, high=_MAX_PIXELS),
-        projector_in=fields.integer("projector_input_dim", 4096, high=_MAX_WIDTH),
-        projector_out=fields.integer("projector_output_dim", 4096, high=_MAX_WIDTH),
-        vision_out=fields.integer("vision_output_dim", 7680, high=_MAX_WIDTH),
-    )
-    if fields.faults:
-        raise UnsupportedError(
-            f"vision_config in config.json has {len(fields.faults)} setting(s) that no vision "
-            "tower has",
-            found="; ".join(fields.faults),
-        )
-    return config
-
-
 def _text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The text model's settings, which a multimodal model has inside of its own."""
     model_type = raw.get("model_type")
@@ -301,7 +195,7 @@ def _text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
-def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
+def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from either of transformers' forms."""
     theta = fields.get("rope_theta")
     old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
@@ -309,7 +203,7 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
         if value is not None and not isinstance(value, Mapping):
             fields.fault(name, value, "an object")
     settings = new if isinstance(new, Mapping) else old if isinstance(old, Mapping) else {}
-    inner = _Fields({"rope_theta": theta, **settings})
+    inner = Fields({"rope_theta": theta, **settings})
     base = inner.number("rope_theta", 500000.0, low=1.0, high=_MAX_ROPE_BASE)
     kind = inner.get("rope_type", inner.get("type", "default"))
     rope: RopeScaling | None = None
@@ -331,7 +225,7 @@ def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
     return base, rope
 
 
-def _check_attention(hparams: Hyperparameters, fields: _Fields) -> None:
+def _check_attention(hparams: Hyperparameters, fields: Fields) -> None:
     fields.must_be("attention_chunk_size", ATTENTION_CHUNK, ATTENTION_CHUNK)
     tuning = fields.get("attn_temperature_tuning", True)
     # The oldest configs have 4, which means the same as true.
@@ -349,7 +243,7 @@ def _check_attention(hparams: Hyperparameters, fields: _Fields) -> None:
         )
 
 
-def _check_layers(hparams: Hyperparameters, fields: _Fields) -> None:
+def _check_layers(hparams: Hyperparameters, fields: Fields) -> None:
     """Which layers attend to what, and which have experts."""
     every = FULL_ATTENTION_EVERY
     uses_rope = [int(not hparams.is_full(layer)) for layer in range(hparams.n_layer)]
@@ -374,7 +268,7 @@ def _check_layers(hparams: Hyperparameters, fields: _Fields) -> None:
         )
 
 
-def _check_parameters(hparams: Hyperparameters, fields: _Fields) -> None:
+def _check_parameters(hparams: Hyperparameters, fields: Fields) -> None:
     """Sizes that are possible each, and not together; norms do not count."""
     attention = 2 * hparams.head_dim * (hparams.n_head + hparams.n_head_kv)
     feed_forward = 3 * max(hparams.n_ff, hparams.n_ff_expert * (hparams.n_expert + 1))

@@ -8,120 +8,79 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .._version import __version__
-from ..errors import CheckpointError, DamagedTensorError, OutputError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_mean
 from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
-    Assignment,
+    DEFAULT_RECIPE,
     FileSummary,
-    Recipe,
     TensorSummary,
-    TensorType,
     recipe_named,
     role_of,
     summarize,
     type_overrides,
 )
-from ..quant.encode import encoder_version
 from ..quant.summary import summarize_roles
 from ..ranges import check_whole
 from ..system.cores import usable_threads
-from . import fp8
 from .checkpoint import Checkpoint, open_checkpoint
-from .directories import cached_repository, is_listed
-from .layout import lay_out
+from .directories import is_listed
+from .job import Job, Request, prepare
 from .metadata import ROPE_FREQS, rope_factors
-from .output import (
-    Part,
-    PartialOutput,
-    finish_interrupted,
-    header_digest,
-    plan_parts,
-)
+from .output import Part, PartialOutput, finish_interrupted
 from .pipeline import StageSeconds, run_pipeline
 from .presets import PRESETS
 from .report import Fallback, Report
-from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
+from .slabs import Slab
 from .target import check_target, room_shortage
-from .text_model import MappedTensor, TextModel, read_text_model
-from .tokenizer import Vocabulary, read_vocabulary
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is known once the headers are read."""
-
-    checkpoint: Checkpoint
-    model: TextModel
-    recipe: Recipe
-    assignments: list[Assignment]
-    parts: list[Part]
-    outputs: dict[str, Output]
-    slabs: list[Slab]
-    identity: dict[str, str]
-    notes: tuple[str, ...]
-
-    @property
-    def shards(self) -> list[Path]:
-        """The shards that are converted, in order."""
-        return list(dict.fromkeys(slab.stored.file for slab in self.slabs))
-
-    @property
-    def source_files(self) -> list[Path]:
-        """All files that numbers come from, those of scales included."""
-        return _source_files(self.model.tensors)
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the tensors that are converted, as stored."""
-        return sum(tensor.stored.nbytes for tensor in self.model.tensors)
+from .text_model import read_text_model
+from .vision import DEFAULT_VISION_TYPE, vision_type_named
 
 
 def run(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None,
     *,
-    recipe: str,
+    recipe: str | None,
     types: Sequence[tuple[str, str]],
     split_size: int | None,
+    text: bool,
+    vision: bool,
+    vision_type: str | None,
     revision: str | None,
     keep_source: bool,
     force: bool,
     dry_run: bool,
     threads: int | None,
     progress: Callable[[Progress], None] | None,
-    check_headers: Callable[[Path, Sequence[Part]], None],
+    check_headers: Callable[[Path, Sequence[Part], Sequence[Part]], None],
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes.
 
     Args:
-        check_headers: is given the checkpoint's path and the planned parts, and raises an error
-            where the file could not be opened.
+        check_headers: is given the checkpoint's path and the planned parts of the text model and of
+            the projector, and raises an error where either could not be opened.
     """
     started = time.monotonic()
     check_whole("split_size", split_size, 1, or_none=True)
     check_whole("threads", threads, 1, or_none=True)
-    chosen = recipe_named(recipe)
-    overrides = type_overrides(types)
+    request = _request(text, vision, recipe, types, split_size, vision_type)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
-        job = _prepare(
-            checkpoint, chosen, overrides, _target(checkpoint, output, chosen), split_size
-        )
-        check_headers(checkpoint.path, job.parts)
+        job = prepare(checkpoint, request, output)
+        check_headers(checkpoint.path, job.text, job.projector)
         if dry_run:
             shortage = room_shortage(job.parts, checkpoint.shards.disk_need(job.shards))
-            return _report(job, notes=[str(shortage)] if shortage else [])
+            return _report(job, request, notes=[str(shortage)] if shortage else [])
         if finish_interrupted(job.parts, job.identity, force=force):
-            return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
+            return _report(job, request, resumed_at=1.0, seconds=time.monotonic() - started)
         check_target(
             job.parts,
             source=checkpoint.path,
+            projector=job.projector if job.text else (),
             force=force,
             sources=checkpoint.shards.disk_need(job.shards),
         )
@@ -131,7 +90,38 @@ def run(
             _check_unchanged(job)
     finally:
         checkpoint.shards.close()
-    return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
+    return _report(job, request, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
+
+
+def _request(
+    text: bool,
+    vision: bool,
+    recipe: str | None,
+    types: Sequence[tuple[str, str]],
+    split_size: int | None,
+    vision_type: str | None,
+) -> Request:
+    """The settings, checked; what is of no effect was given by mistake."""
+    if not text and not vision:
+        raise SettingError("nothing is to be converted", found="text=False and vision=False")
+    given = {"recipe": recipe, "types": types or None, "split_size": split_size}
+    unused = [] if text else [name for name, value in given.items() if value is not None]
+    if not vision and vision_type is not None:
+        unused = ["vision_type"]
+    if unused:
+        raise SettingError(
+            f"{unused[0]} is of no effect",
+            found="text=False" if not text else "vision=False",
+            hint=f"Leave out one of them: {unused[0]} says how that is stored.",
+        )
+    return Request(
+        text=text,
+        vision=vision,
+        recipe=recipe_named(DEFAULT_RECIPE if recipe is None else recipe),
+        overrides=type_overrides(types),
+        split_size=split_size,
+        matrices=vision_type_named(DEFAULT_VISION_TYPE if vision_type is None else vision_type),
+    )
 
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
@@ -191,73 +181,12 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
         for to in tensor.targets
     }
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
-    left_out = (checkpoint.tensors[name] for name in model.left_out)
-    tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in left_out]
+    others = [*model.vision.values(), *(checkpoint.tensors[name] for name in model.left_out)]
+    tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in others]
     return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
 
 
-def _prepare(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    overrides: Sequence[tuple[str, TensorType]],
-    target: Path,
-    split_size: int | None,
-) -> _Job:
-    model = read_text_model(checkpoint)
-    vocabulary = read_vocabulary(checkpoint, model.config)
-    layout = lay_out(model.config, recipe, overrides, checkpoint, vocabulary)
-    parts, outputs = plan_parts(layout.writer, layout.assignments, target, split_size)
-    return _Job(
-        checkpoint=checkpoint,
-        model=model,
-        recipe=recipe,
-        assignments=layout.assignments,
-        parts=parts,
-        outputs=outputs,
-        slabs=_slabs(model.tensors, outputs),
-        identity=_identity(checkpoint, model.tensors, parts),
-        notes=(*model.notes, *_notes(model.tensors, vocabulary)),
-    )
-
-
-def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> list[Slab]:
-    """All slabs, shard by shard and in the order of their bytes, so that disks read on."""
-    in_order = sorted(mapped, key=lambda tensor: (tensor.stored.file, tensor.stored.offset))
-    return [
-        slab
-        for tensor in in_order
-        for slab in slabs_of(
-            tensor.stored,
-            [outputs[to.name] for to in tensor.targets],
-            experts=tensor.experts,
-            expert=tensor.expert,
-            scale=tensor.scale,
-        )
-    ]
-
-
-def _identity(
-    checkpoint: Checkpoint, mapped: Sequence[MappedTensor], parts: Sequence[Part]
-) -> dict[str, str]:
-    """What must be the same for a conversion to go on where another stopped.
-
-    The header holds all that recipe, overrides, config and tokenizer decide.
-    """
-    return {
-        "llama4-edge": __version__,
-        "ggml": encoder_version(),
-        "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
-        "recipe, types, config or tokenizer": header_digest(parts),
-        **{file.name: checkpoint.shards.identity(file) for file in _source_files(mapped)},
-    }
-
-
-def _source_files(mapped: Sequence[MappedTensor]) -> list[Path]:
-    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
-    return sorted({tensor.file for tensor in stored})
-
-
-def _check_unchanged(job: _Job) -> None:
+def _check_unchanged(job: Job) -> None:
     """Whether the shards that were read are still those whose headers were.
 
     Raises:
@@ -275,51 +204,15 @@ def _check_unchanged(job: _Job) -> None:
         )
 
 
-def _notes(mapped: Sequence[MappedTensor], vocabulary: Vocabulary) -> list[str]:
-    """What was decided without being asked for."""
-    notes = list(vocabulary.notes)
-    if any(tensor.stored.dtype == fp8.DTYPE for tensor in mapped):
-        notes.append(f"weights stored as {fp8.DTYPE} are decoded to bf16 first")
-    if vocabulary.chat_template is None:
-        notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
-    if vocabulary.further_ends:
-        names = ", ".join(vocabulary.tokens[end] for end in vocabulary.further_ends)
-        notes.append(f"an answer ends at {names} too, here but not in llama.cpp's own tools")
-    return notes
-
-
-def _target(checkpoint: Checkpoint, output: str | os.PathLike[str] | None, recipe: Recipe) -> Path:
-    """The file to write."""
-    repository = cached_repository(checkpoint.path)
-    model = repository.split("/")[1] if repository else checkpoint.path.resolve().name
-    name = f"{model}-{recipe.name}.gguf"
-    if output is None:
-        return Path(name)
-    target = Path(output)
-    try:
-        nameable = b"\0" not in os.fsencode(target)
-    except UnicodeEncodeError:
-        nameable = False
-    if not nameable:
-        raise OutputError(f"{os.fspath(output)!a} cannot be the name of a file")
-    # "models/" is a directory, also where there is none.
-    is_directory = target.is_dir() or os.fspath(output).endswith(os.sep)
-    target = target / name if is_directory else target
-    # A link is written through: what it points to is replaced, on the disk where that lies. What
-    # /dev/stdout points to has no name.
-    leads_on = target.is_symlink() and (target.is_file() or not target.exists())
-    return Path(os.path.realpath(target)) if leads_on else target
-
-
 def _write_tensors(
-    job: _Job,
+    job: Job,
     partial: PartialOutput,
     threads: int,
     spent: StageSeconds,
     progress: Callable[[Progress], None] | None,
 ) -> float:
     """Convert what is not done yet; the share of the source that was."""
-    factors = rope_factors(job.model.config)
+    factors = None if job.config is None else rope_factors(job.config)
     if factors is not None:
         place = job.outputs[ROPE_FREQS]
         partial.write(place.part, place.offset, factors.data.cast("B"))
@@ -345,7 +238,8 @@ def _write_tensors(
 
 
 def _report(
-    job: _Job,
+    job: Job,
+    request: Request,
     *,
     resumed_at: float = 0.0,
     seconds: float | None = None,
@@ -367,7 +261,8 @@ def _report(
         source=str(job.checkpoint.path),
         output=str(job.parts[0].path),
         outputs=tuple(str(part.path) for part in job.parts),
-        recipe=job.recipe.name,
+        projector=next((str(part.path) for part in job.projector), None),
+        recipe=request.recipe.name if job.text else request.matrices.name.lower(),
         dry_run=seconds is None,
         bytes=sum(part.nbytes for part in job.parts),
         source_bytes=job.source_bytes,
@@ -381,7 +276,7 @@ def _report(
             for assigned in job.assignments
             if assigned.wanted is not None
         ),
-        left_out=job.model.left_out,
+        left_out=job.left_out,
         notes=(*job.notes, *notes),
     )
 

@@ -16,10 +16,14 @@ from gguf.constants import GGUFValueType
 
 
 class GGUFWriter(gguf.GGUFWriter):  # type: ignore[misc]  # no type information is published
-    """Holds the metadata and tensor infos of one Llama 4 file; opens none."""
+    """Holds the metadata and tensor infos of one file; opens none.
 
-    def __init__(self) -> None:
-        super().__init__(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4])
+    Args:
+        architecture: what the file says that it is, by default a Llama 4 text model.
+    """
+
+    def __init__(self, architecture: str = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA4]) -> None:
+        super().__init__(None, architecture)
 
     def _pack_val(
         self,

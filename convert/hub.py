@@ -43,6 +43,7 @@ from .checkpoint import (
 from .config import parse_config
 from .directories import published_name
 from .shards import DiskNeed
+from .vision_metadata import PROCESSOR_FILES
 
 SHARDS_AT_A_TIME = 2
 
@@ -58,6 +59,7 @@ SMALL_FILES = {
     "tokenizer.json": 256 << 20,
     "chat_template.json": 16 << 20,
     "chat_template.jinja": 2 << 20,
+    **dict.fromkeys(PROCESSOR_FILES, 1 << 20),
     INDEX_NAME: 64 << 20,
     "README.md": 16 << 20,
 }

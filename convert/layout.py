@@ -6,7 +6,7 @@ and a blueprint describes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types
@@ -17,11 +17,15 @@ from .metadata import (
     ROPE_FREQS,
     origin_named,
     origin_of,
+    projector_origin,
     rope_factors,
     write_metadata,
 )
 from .names import targets_for
 from .tokenizer import Vocabulary
+from .vision import assign_vision_types, vision_targets
+from .vision_config import VisionConfig
+from .vision_metadata import ARCHITECTURE, write_vision_metadata
 
 
 @dataclass(frozen=True)
@@ -71,4 +75,30 @@ def lay_out(
     )
     writer = GGUFWriter()
     write_metadata(writer, described, config, vocabulary, recipe)
+    return Layout(assignments, writer)
+
+
+def lay_out_vision(
+    config: VisionConfig,
+    n_embd: int,
+    matrices: TensorType,
+    origin: Checkpoint,
+    processor: Mapping[str, tuple[float, ...]],
+) -> Layout:
+    """The layout of a projector file.
+
+    Args:
+        config: the vision tower's.
+        n_embd: the text model's width.
+        matrices: the type that matrices get.
+        origin: the checkpoint, for ``general.*``.
+        processor: how pixels are scaled; see `read_processor`.
+
+    Raises:
+        CheckpointError: the checkpoint's model card cannot be read.
+    """
+    assignments = assign_vision_types(vision_targets(config, n_embd), matrices)
+    described = projector_origin(origin, [assigned.tensor for assigned in assignments])
+    writer = GGUFWriter(ARCHITECTURE)
+    write_vision_metadata(writer, described, config, n_embd, matrices.name, processor)
     return Layout(assignments, writer)

@@ -110,7 +110,27 @@ def origin_of(
     Raises:
         CheckpointError: the card, or generation_config.json, cannot be read.
     """
+    origin = _origin(checkpoint, sum(math.prod(spec.shape) for spec in tensors))
+    for name, value in read_sampling(checkpoint.path).items():
+        setattr(origin, name, value)
+    origin.size_label = _size_label(config, tensors)
+    return origin
+
+
+def projector_origin(checkpoint: Checkpoint, tensors: Sequence[TensorSpec]) -> gguf.Metadata:
+    """The same for the tower and its projector, which nothing is sampled from.
+
+    Raises:
+        CheckpointError: the card cannot be read.
+    """
     total = sum(math.prod(spec.shape) for spec in tensors)
+    origin = _origin(checkpoint, total)
+    origin.size_label = str(gguf.size_label(total, total, 0, 0))
+    return origin
+
+
+def _origin(checkpoint: Checkpoint, total: int) -> gguf.Metadata:
+    """Where a checkpoint comes from, of which `total` numbers go into the file."""
     named = checkpoint.config.get("_name_or_path")
     origin = gguf.Metadata.apply_metadata_heuristic(
         gguf.Metadata(),
@@ -119,15 +139,12 @@ def origin_of(
         model_path=Path(_as_text(checkpoint.path.name)),
         total_params=total,
     )
-    for name, value in read_sampling(checkpoint.path).items():
-        setattr(origin, name, value)
     repository = _hub_repository(checkpoint)
     if repository is not None:
         origin.name = repository.split("/")[1].replace("-", " ")
         origin.organization = repository.split("/")[0]
         origin.source_url = origin.source_url or f"https://huggingface.co/{repository}"
     origin.name = origin.name or _as_text(checkpoint.path.resolve().name)
-    origin.size_label = _size_label(config, tensors)
     return origin
 
 

@@ -65,6 +65,8 @@ def plan_parts(
     tensors: Sequence[Assignment],
     target: Path,
     split_bytes: int | None,
+    *,
+    first: int = 0,
 ) -> tuple[list[Part], dict[str, Output]]:
     """Lay the tensors out over one file, or over several of at most `split_bytes` of tensors.
 
@@ -74,6 +76,7 @@ def plan_parts(
         target: the file's final name; parts are called ``NAME-00001-of-00003.gguf``, as llama.cpp
             finds them.
         split_bytes: a tensor larger than this has a part of its own.
+        first: the number of the first part, where those of another model come before.
 
     Returns:
         The parts, and each tensor's place by its name.
@@ -90,7 +93,7 @@ def plan_parts(
         for assigned in group:
             shape = assigned.tensor.shape
             name = assigned.tensor.name
-            outputs[name] = Output(name, assigned.type, shape, number, end)
+            outputs[name] = Output(name, assigned.type, shape, first + number, end)
             end += GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
         parts.append(Part(_part_name(target, number, len(groups)), header, end))
     return parts, outputs

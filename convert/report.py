@@ -21,8 +21,9 @@ class Fallback:
 class Report:
     """A conversion: what went in, what came out, and what deserves a look.
 
-    `bytes` is the size of all parts, headers and padding included; `outputs` names the parts, of
-    which `output` is the first; `seconds` is 0 for a dry run; `resumed_at` is the share of the
+    `bytes` is the size of all files, headers and padding included; `outputs` names them, of which
+    `output` is the one to load, and `projector` the one for pictures, None where there is none;
+    `seconds` is 0 for a dry run; `resumed_at` is the share of the
     source that an earlier, interrupted conversion had done, 0 to 1. `stage_seconds` has by role
     the seconds since then in each stage: waited for in reading and writing, a core's time in
     transposing and encoding.
@@ -40,6 +41,7 @@ class Report:
     stage_seconds: dict[str, dict[str, float]]
     outputs: tuple[str, ...]
     resumed_at: float
+    projector: str | None
     fallbacks: tuple[Fallback, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
@@ -66,6 +68,7 @@ class Report:
                 for role in self.roles
             ],
             "outputs": list(self.outputs),
+            "projector": self.projector,
             "resumed_at": self.resumed_at,
             "fallbacks": [vars(fallback) for fallback in self.fallbacks],
             "left_out": list(self.left_out),

@@ -83,18 +83,17 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
             raise _unmerged(name)
         spelling.wrappers.update(WRAPPERS.keys() & parts)
         ours = _canonical([part for part in parts if part not in WRAPPERS])
-        if ours.startswith(VISION_PREFIXES):
-            spelling.vision[ours] = tensor
-        elif ours.endswith(_COMPUTED):
+        held = spelling.vision if ours.startswith(VISION_PREFIXES) else spelling.text
+        if ours.endswith(_COMPUTED):
             spelling.computed.append(name)
-        elif ours in spelling.text:
+        elif ours in held:
             raise CheckpointError(
-                f"{name} and {spelling.text[ours].name} are the same tensor of the model",
+                f"{name} and {held[ours].name} are the same tensor of the model",
                 expected="one of them",
                 hint="Save the model again without what wraps it.",
             )
         else:
-            spelling.text[ours] = tensor
+            held[ours] = tensor
         tail = ours.removeprefix(_LAYERS)
         if not is_llama4 and len(tail) < len(ours):
             is_llama4 = True

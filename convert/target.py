@@ -18,13 +18,19 @@ from .shards import DiskNeed
 
 
 def check_target(
-    parts: Sequence[Part], *, source: Path, force: bool, sources: DiskNeed | None
+    parts: Sequence[Part],
+    *,
+    source: Path,
+    projector: Sequence[Part] = (),
+    force: bool,
+    sources: DiskNeed | None,
 ) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
 
     Args:
         parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
         source: the directory of the checkpoint, none of whose files is replaced.
+        projector: those of the parts that can be done without.
         force: existing files may be replaced.
         sources: further room that is needed while writing, for shards that are fetched.
 
@@ -52,7 +58,9 @@ def check_target(
             )
         if part.path.exists() and not force:
             raise OutputError(
-                f"{part.path} exists", hint="Give --force to replace it, or another name."
+                f"{part.path} exists",
+                hint="Give --force to replace it, or another name."
+                + (" To leave it as it is: vision=False" if part in projector else ""),
             )
     directory = parts[0].path.parent
     if not directory.is_dir():

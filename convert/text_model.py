@@ -51,15 +51,15 @@ class TextModel:
     """What a checkpoint holds of a text model, in GGUF order.
 
     `config` is config.json's, but `tied` says what the stored tensors say. `left_out` names the
-    tensors that are not needed; `notes` says what deserves a line in the report. `vision` has the
-    shapes of those that turn pictures into embeddings, by their names in `vision`'s tables.
+    tensors that are not needed; `notes` says what deserves a line in the report. `vision` has those
+    that turn pictures into embeddings, by their names in `vision`'s tables.
     """
 
     config: ModelConfig
     tensors: tuple[MappedTensor, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
-    vision: Mapping[str, tuple[int, ...]]
+    vision: Mapping[str, StoredTensor]
 
 
 def read_text_model(checkpoint: Checkpoint) -> TextModel:
@@ -75,7 +75,7 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
     if any(tensor.dtype not in FLOAT_DTYPES for tensor in spelling.text.values()):
         config.check_quantization()
     notes = [*config.notes, *_spelling_notes(spelling)]
-    left_out = [tensor.name for tensor in spelling.vision.values()] + spelling.computed
+    left_out = list(spelling.computed)
     if config.quantization is not None:
         unneeded = [name for name in spelling.text if fp8.left_out(name)]
         left_out += [spelling.text.pop(name).name for name in unneeded]
@@ -95,7 +95,7 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
         tensors=tuple(_map_all(config, spelling)),
         left_out=tuple(left_out),
         notes=tuple(notes),
-        vision={name: tensor.shape for name, tensor in spelling.vision.items()},
+        vision=spelling.vision,
     )
 
 
@@ -173,7 +173,7 @@ def _map_all(config: ModelConfig, spelling: Spelling) -> list[MappedTensor]:
     scales = _scales(rules, stored) if config.fp8 else {}
     sizes = sizes_of(config)
     mapped = [
-        _map(stored[name], scales.get(name), rule, layer, sizes)
+        map_tensor(stored[name], scales.get(name), rule, layer, sizes)
         for name, (rule, layer) in rules.items()
     ]
     _check_unknown(stored, rules.keys() | {fp8.scale_name(name) for name in scales})
@@ -228,9 +228,14 @@ def _check_unknown(stored: Mapping[str, StoredTensor], known: set[str]) -> None:
         )
 
 
-def _map(
+def map_tensor(
     stored: StoredTensor, scale: StoredTensor | None, rule: Rule, layer: int, sizes: Sizes
 ) -> MappedTensor:
+    """A stored tensor and what a rule makes of it.
+
+    Raises:
+        CheckpointError: it is of another shape, or not of floats.
+    """
     shape = tuple(sizes[axis] for axis in rule.shape)
     if stored.shape != shape:
         raise CheckpointError(

@@ -1,52 +1,76 @@
-"""What the vision tower and its projector weigh, which a GGUF of the text model does not hold.
+"""The vision tower and its projector in a checkpoint: which tensor is which, and what each becomes.
 
-llama.cpp keeps them in a file of their own, which its tools call mmproj. Promises the bytes of that
-file's tensors as convert_hf_to_gguf.py writes them in bf16; a test compares. Converts nothing.
+llama.cpp keeps them in a file of their own, which its tools call mmproj. Promises the names that
+its loader reads (tools/mtmd/clip.cpp), the types that convert_hf_to_gguf.py gives them, and that an
+unknown, missing or misshapen tensor is an error before a byte is written. No weight is reordered:
+llama.cpp takes the patches' weights as transformers' unfolding has them, and rotates pairs as
+transformers does. Knows shapes and types; writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..quant.types import BF16, F32
-from .config import VisionConfig
+from ..errors import CheckpointError, RecipeError
+from ..quant import Assignment, TensorSpec, TensorType
+from ..quant.types import F16, F32, TYPES
+from ..ranges import value_text
+from .names import Rule, Sizes, Target, rule_targets
+from .shard_header import StoredTensor
 from .spelling import VISION_PREFIXES
+from .text_model import MappedTensor, map_tensor
+from .vision_config import VisionConfig
 
 Shape = tuple[int, ...]
+
+VISION_TYPES = {name: TYPES[name.upper()] for name in ("f16", "bf16", "q8_0", "f32")}
+"""What the matrices of a projector file may be stored as."""
+DEFAULT_VISION_TYPE = "f16"
+"""bf16 would round what is multiplied too: ggml multiplies two tensors of one type."""
 
 _TOWER, _PROJECTOR = VISION_PREFIXES
 # A part of the tower by its name in a checkpoint, which llama.cpp counts to the projector.
 _ADAPTER = "vision_model.vision_adapter."
 
-# Each with its axes; see `_sizes`. What has a bias has one as long as its first axis.
-_BARE: dict[str, tuple[str, ...]] = {
-    "vision_model.class_embedding": ("width",),
-    "vision_model.positional_embedding_vlm": ("patches", "width"),
-    "vision_model.patch_embedding.linear.weight": ("width", "pixels"),
-    "vision_model.vision_adapter.mlp.fc1.weight": ("projector_in", "ffn"),
-    "vision_model.vision_adapter.mlp.fc2.weight": ("projector_out", "projector_out"),
-    "multi_modal_projector.linear_1.weight": ("embd", "vision_out"),
-}
-_BIASED: dict[str, tuple[str, ...]] = {
-    "vision_model.layernorm_pre": ("width",),
-    "vision_model.layernorm_post": ("width",),
-}
-_BIASED_IN_LAYERS: dict[str, tuple[str, ...]] = {
-    "vision_model.model.layers.{layer}.input_layernorm": ("width",),
-    "vision_model.model.layers.{layer}.self_attn.q_proj": ("width", "width"),
-    "vision_model.model.layers.{layer}.self_attn.k_proj": ("width", "width"),
-    "vision_model.model.layers.{layer}.self_attn.v_proj": ("width", "width"),
-    "vision_model.model.layers.{layer}.self_attn.o_proj": ("width", "width"),
-    "vision_model.model.layers.{layer}.post_attention_layernorm": ("width",),
-    "vision_model.model.layers.{layer}.mlp.fc1": ("ffn", "width"),
-    "vision_model.model.layers.{layer}.mlp.fc2": ("width", "ffn"),
-}
+_HINT = "The shards and config.json must be of the same model. Or convert the text: vision=False"
+_PATCHES = "v.patch_embd.weight"
+_POSITIONS = "v.position_embd.weight"
 
-# What the script keeps in F32 beside all that has one axis.
-_EXACT = (
-    "vision_model.positional_embedding_vlm",
-    "vision_model.patch_embedding.linear.weight",
+
+def _biased(name: str, target: str, outputs: str, *inputs: str) -> tuple[Rule, Rule]:
+    """A linear layer or a norm: its weight, and a bias as long as the weight's first axis."""
+    return (
+        Rule(f"{name}.weight", (outputs, *inputs), (f"{target}.weight",)),
+        Rule(f"{name}.bias", (outputs,), (f"{target}.bias",)),
+    )
+
+
+_BEFORE = (
+    Rule("vision_model.class_embedding", ("width",), ("v.class_embd",)),
+    Rule("vision_model.patch_embedding.linear.weight", ("width", "pixels"), (_PATCHES,)),
+    Rule("vision_model.positional_embedding_vlm", ("patches", "width"), (_POSITIONS,)),
+    *_biased("vision_model.layernorm_pre", "v.pre_ln", "width"),
+)
+_LAYER = "vision_model.model.layers.{layer}"
+_BLOCK = "v.blk.{layer}"
+_LAYERS = (
+    *_biased(f"{_LAYER}.input_layernorm", f"{_BLOCK}.ln1", "width"),
+    *_biased(f"{_LAYER}.self_attn.q_proj", f"{_BLOCK}.attn_q", "width", "width"),
+    *_biased(f"{_LAYER}.self_attn.k_proj", f"{_BLOCK}.attn_k", "width", "width"),
+    *_biased(f"{_LAYER}.self_attn.v_proj", f"{_BLOCK}.attn_v", "width", "width"),
+    *_biased(f"{_LAYER}.self_attn.o_proj", f"{_BLOCK}.attn_out", "width", "width"),
+    *_biased(f"{_LAYER}.post_attention_layernorm", f"{_BLOCK}.ln2", "width"),
+    *_biased(f"{_LAYER}.mlp.fc1", f"{_BLOCK}.ffn_up", "ffn", "width"),
+    *_biased(f"{_LAYER}.mlp.fc2", f"{_BLOCK}.ffn_down", "width", "ffn"),
+)
+_AFTER = (
+    *_biased("vision_model.layernorm_post", "v.post_ln", "width"),
+    Rule(f"{_ADAPTER}mlp.fc1.weight", ("projector_in", "ffn"), ("mm.model.mlp.1.weight",)),
+    Rule(
+        f"{_ADAPTER}mlp.fc2.weight", ("projector_out", "projector_out"), ("mm.model.mlp.2.weight",)
+    ),
+    Rule("multi_modal_projector.linear_1.weight", ("embd", "vision_out"), ("mm.model.fc.weight",)),
 )
 
 
@@ -61,14 +85,16 @@ class VisionWeights:
     projector: int
 
 
-def vision_shapes(config: VisionConfig, n_embd: int) -> dict[str, Shape]:
-    """Every tensor of the vision tower and the projector, by its name in a checkpoint.
+def _rules(config: VisionConfig) -> Iterator[tuple[Rule, int]]:
+    """Every rule of a tower, with its layer, in the order in which llama.cpp computes."""
+    yield from ((rule, 0) for rule in _BEFORE)
+    for layer in range(config.n_layer):
+        yield from ((rule, layer) for rule in _LAYERS)
+    yield from ((rule, 0) for rule in _AFTER)
 
-    Args:
-        config: the tower's.
-        n_embd: the text model's width.
-    """
-    sizes = {
+
+def _axes(config: VisionConfig, n_embd: int) -> Sizes:
+    return {
         "width": config.width,
         "ffn": config.n_ff,
         "patches": (config.image_size // config.patch_size) ** 2 + 1,  # and one for the whole
@@ -78,26 +104,117 @@ def vision_shapes(config: VisionConfig, n_embd: int) -> dict[str, Shape]:
         "vision_out": config.vision_out,
         "embd": n_embd,
     }
-    biased = dict(_BIASED)
-    for layer in range(config.n_layer):
-        biased |= {name.format(layer=layer): axes for name, axes in _BIASED_IN_LAYERS.items()}
-    shapes = dict(_BARE)
-    for name, axes in biased.items():
-        shapes |= {f"{name}.weight": axes, f"{name}.bias": axes[:1]}
-    return {name: tuple(sizes[axis] for axis in axes) for name, axes in shapes.items()}
+
+
+def vision_shapes(config: VisionConfig, n_embd: int) -> dict[str, Shape]:
+    """Every tensor of the vision tower and the projector, by its name in a checkpoint.
+
+    Args:
+        config: the tower's.
+        n_embd: the text model's width.
+    """
+    sizes = _axes(config, n_embd)
+    return {
+        rule.name.format(layer=layer): tuple(sizes[axis] for axis in rule.shape)
+        for rule, layer in _rules(config)
+    }
+
+
+def map_vision(
+    stored: Mapping[str, StoredTensor], config: VisionConfig, n_embd: int
+) -> list[MappedTensor]:
+    """What each stored tensor of the tower and the projector becomes, in file order.
+
+    Args:
+        stored: by their names in a checkpoint.
+        config: the tower's.
+        n_embd: the text model's width.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, of another shape, or not of floats.
+    """
+    sizes = _axes(config, n_embd)
+    mapped, known = [], set()
+    for rule, layer in _rules(config):
+        name = rule.name.format(layer=layer)
+        if name not in stored:
+            raise CheckpointError(
+                f"tensor {name} is missing",
+                found=f"{len(stored)} tensors of a vision tower",
+                hint=_HINT,
+            )
+        known.add(name)
+        mapped.append(map_tensor(stored[name], None, rule, layer, sizes))
+    extra = sorted(stored[name].name for name in stored.keys() - known)
+    if extra:
+        raise CheckpointError(
+            f"tensor {extra[0]} is not part of a vision tower with this config.json",
+            found=f"{len(extra)} unexpected tensors",
+            hint=_HINT,
+        )
+    return mapped
+
+
+def vision_targets(config: VisionConfig, n_embd: int) -> list[Target]:
+    """The tensors of the projector file, in order."""
+    sizes = _axes(config, n_embd)
+    return [target for rule, layer in _rules(config) for target in rule_targets(rule, layer, sizes)]
+
+
+def assign_vision_types(targets: list[Target], matrices: TensorType) -> list[Assignment]:
+    """Each tensor with its type, where matrices are to be of type `matrices`."""
+    return [
+        Assignment(
+            TensorSpec(target.name, target.shape),
+            given := vision_type(target.name, target.shape, matrices),
+            matrices if given is F16 and matrices.quantized else None,
+        )
+        for target in targets
+    ]
+
+
+def vision_type_named(name: str) -> TensorType:
+    """One of `VISION_TYPES` by its name.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    known = VISION_TYPES.get(name.lower()) if isinstance(name, str) else None
+    if known is None:
+        raise RecipeError(
+            "unknown vision_type",
+            found=value_text(name),
+            expected=f"one of {', '.join(VISION_TYPES)}",
+        )
+    return known
+
+
+def vision_type(name: str, shape: Shape, matrices: TensorType) -> TensorType:
+    """The type of a tensor of the projector file, as convert_hf_to_gguf.py has it.
+
+    Vectors and positions stay in F32, patches too unless all is F16; a matrix whose rows the type
+    does not fit is F16.
+    """
+    if len(shape) < 2 or name == _POSITIONS:
+        return F32
+    if name == _PATCHES:
+        return F16 if matrices is F16 else F32
+    return matrices if matrices.fits(shape[-1]) else F16
 
 
 def vision_weights(shapes: Mapping[str, Shape]) -> VisionWeights | None:
-    """What these weigh, None where there are none.
+    """What these weigh in a projector file of the default type, None where there are none.
 
     Args:
         shapes: of tensors by their names in a checkpoint; those of the text model do not count.
     """
+    matrices = VISION_TYPES[DEFAULT_VISION_TYPE]
+    kept_apart = {rule.name: rule.targets[0] for rule in _BEFORE}
     tower = projector = 0
     for name, shape in shapes.items():
-        kept = F32 if len(shape) < 2 or name in _EXACT else BF16
+        nbytes = vision_type(kept_apart.get(name, name), shape, matrices).nbytes(shape)
         if name.startswith((_ADAPTER, _PROJECTOR)):
-            projector += kept.nbytes(shape)
+            projector += nbytes
         elif name.startswith(_TOWER):
-            tower += kept.nbytes(shape)
+            tower += nbytes
     return VisionWeights(tower, projector) if tower or projector else None

@@ -45,10 +45,13 @@ class Rope:
 
 @dataclass(frozen=True)
 class Vision:
-    """Shape of the vision tower; ``projector`` is the width of its output."""
+    """Shape of the vision tower; ``projector`` is the width of its output.
+
+    With fewer than three layers llama.cpp aborts.
+    """
 
     hidden: int = 64
-    layers: int = 2
+    layers: int = 3
     heads: int = 4
     image_size: int = 56
     patch_size: int = 14

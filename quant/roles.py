@@ -1,4 +1,4 @@
-"""What part of a Llama 4 model a tensor plays, told from its GGUF name."""
+"""What part of a Llama 4 model or its projector a tensor plays, told from its GGUF name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 # Literal patterns in the order they are tried; the first that matches names the role.
 _PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"^v\.", "vision_tower"),
+    (r"^mm\.", "projector"),
     (r"_norm\.weight$", "norm"),
     (r"^token_embd\.", "embedding"),
     (r"^output\.", "output"),
@@ -28,6 +30,8 @@ ROLES: tuple[str, ...] = (
     "output",
     "norm",
     "rope",
+    "vision_tower",
+    "projector",
     "other",
 )
 

@@ -25,7 +25,7 @@ from demo.checkpoint import (
     Geometry,
     write_checkpoint,
 )
-from tests.fixtures import MakeCheckpoint, MakeGGUF, Once
+from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector, Once
 
 # Threads that wait for others spin, which costs the other processes of a run their cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
@@ -106,7 +106,29 @@ def make_gguf(once: Once) -> MakeGGUF:
         name = f"{checkpoint.name}-{recipe}.gguf"
         directory = once(
             f"gguf-{digest(checkpoint, recipe)}",
-            lambda directory: convert(checkpoint, directory / name, recipe=recipe),
+            lambda directory: convert(checkpoint, directory / name, recipe=recipe, vision=False),
+        )
+        return directory / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_projector(once: Once) -> MakeProjector:
+    """``make_projector(checkpoint, vision_type="f16")``: its mmproj file, made once.
+
+    The checkpoint needs a vision tower, as `SCOUT_LIKE` has one (of pictures of 56 by 56, whose
+    features are 2 by 2) and the demo model (336 by 336).
+    """
+    from llama4_edge import convert
+
+    def make(checkpoint: Path, vision_type: str = "f16") -> Path:
+        name = f"mmproj-{checkpoint.name}-{vision_type}.gguf"
+        directory = once(
+            f"projector-{digest(checkpoint, vision_type)}",
+            lambda directory: convert(
+                checkpoint, directory / name, text=False, vision_type=vision_type
+            ),
         )
         return directory / name
 
@@ -171,6 +193,11 @@ def scout_bf16(make_gguf: MakeGGUF, scout_checkpoint: Path) -> Path:
 @pytest.fixture(scope="session")
 def scout_int4(make_gguf: MakeGGUF, scout_checkpoint: Path) -> Path:
     return make_gguf(scout_checkpoint, "int4")
+
+
+@pytest.fixture(scope="session")
+def scout_projector(make_projector: MakeProjector, scout_checkpoint: Path) -> Path:
+    return make_projector(scout_checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,12 @@ class MakeGGUF(Protocol):
     def __call__(self, checkpoint: Path, recipe: str = ...) -> Path: ...
 
 
+class MakeProjector(Protocol):
+    """Converts a checkpoint's vision tower, once for equal arguments."""
+
+    def __call__(self, checkpoint: Path, vision_type: str = ...) -> Path: ...
+
+
 class Once(Protocol):
     """The directory that `make` fills, once in a test run, whichever process comes first."""
 

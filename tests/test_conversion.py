@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import llama4_edge
-from llama4_edge.convert import converter, text_model
+from llama4_edge.convert import job, text_model
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.tokenizer import Vocabulary, read_vocabulary
 from llama4_edge.errors import OutputError, UnsupportedError, VocabularyError
@@ -22,7 +22,7 @@ def converted(monkeypatch: pytest.MonkeyPatch, change: Callable[[Vocabulary], Vo
     def changed(*arguments: Any) -> Vocabulary:
         return change(read_vocabulary(*arguments))
 
-    monkeypatch.setattr(converter, "read_vocabulary", changed)
+    monkeypatch.setattr(job, "read_vocabulary", changed)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dry_run": True}, {"split_size": 400_000}])

@@ -16,8 +16,8 @@ def test_convert_reports_each_role_and_writes_the_file(
     lines = [line.split() for line in result.stdout.splitlines()]
     experts = next(line for line in lines if line[:1] == ["expert"])
     assert experts[-2:] == ["8.50", "Q8_0"]
-    assert lines[-1] == ["wrote", "scout.gguf"]
-    size = (tmp_path / "scout.gguf").stat().st_size
+    assert lines[-2:] == [["wrote", "scout.gguf"], ["wrote", "mmproj-scout-f16.gguf"]]
+    size = sum((tmp_path / line[1]).stat().st_size for line in lines[-2:])
     assert f"{size / 1024**2:.1f} MiB, from" in result.stdout
 
 
@@ -25,10 +25,9 @@ def test_a_dry_run_says_the_same_and_writes_nothing(
     llama4: Command, scout_checkpoint: Path, tmp_path: Path
 ) -> None:
     result = llama4("convert", scout_checkpoint, "--dry-run")
-    assert result.stdout.splitlines()[-1].split() == [
-        "would",
-        "write",
-        f"{scout_checkpoint.name}-int4.gguf",
+    assert [line.split() for line in result.stdout.splitlines()[-2:]] == [
+        ["would", "write", f"{scout_checkpoint.name}-int4.gguf"],
+        ["would", "write", f"mmproj-{scout_checkpoint.name}-f16.gguf"],
     ]
     assert "MiB/s" not in result.stdout
     assert list(tmp_path.glob("*.gguf")) == []

@@ -21,8 +21,9 @@ from .on_hub import NAME, SHARDS
 
 SMALL = replace(
     SCOUT_LIKE, hidden=64, heads=2, kv_heads=1, head_dim=32, expert_ffn=64, dense_ffn=64, experts=4,
-    shards=2,
+    shards=2, vision=None,
 )  # fmt: skip
+SMALL_WITH_TOWER = replace(SMALL, vision=SCOUT_LIKE.vision)
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -36,6 +37,14 @@ def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def checkpoint_with_tower(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
+    """The same with a vision tower, and without what `checkpoint` has in common with it."""
+    copy = tmp_path / "source" / "small"
+    shutil.copytree(make_checkpoint(SMALL_WITH_TOWER), copy)
+    return copy
+
+
+@pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with running_hub(monkeypatch, tmp_path / "home") as server:
         # As small beside these shards as a header is beside a published one.
@@ -45,8 +54,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def published(hub: HubServer, make_checkpoint: MakeCheckpoint) -> HubServer:
-    """The hub with a whole checkpoint in six shards."""
-    hub.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)), tags=("v1",))
+    """The hub with a whole checkpoint in six shards, the last two with the vision tower alone."""
+    hub.add(NAME, make_checkpoint(replace(SMALL_WITH_TOWER, shards=SHARDS)), tags=("v1",))
     return hub
 
 

@@ -13,8 +13,9 @@ import pytest
 from llama4_edge import convert
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.checkpoint import INDEX_NAME, open_checkpoint
-from llama4_edge.convert.config import parse_config, parse_vision
+from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.text_model import read_text_model
+from llama4_edge.convert.vision_config import parse_vision
 from llama4_edge.errors import CheckpointError, UnsupportedError
 from tests.hub_server import HubServer
 

@@ -21,9 +21,9 @@ from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.errors import CheckpointError, UnsupportedError
 from tests.fixtures import MakeCheckpoint
 
-from .conftest import SMALL, edit_json, read_header, shards_of, write_shard
+from .conftest import SMALL_WITH_TOWER, edit_json, read_header, shards_of, write_shard
 
-ONE_FILE = replace(SMALL, shards=1)
+ONE_FILE = replace(SMALL_WITH_TOWER, shards=1)
 TEXT = replace(ONE_FILE, vision=None, text_only=True, config_form="rope_parameters")
 TIED = replace(ONE_FILE, tied=True)
 DENSE_TOO = replace(
@@ -109,8 +109,10 @@ class Forms:
             report = convert(source, file, recipe="int4")
             drawn = blueprint(source, recipe="int4")
             assert file.read_bytes()[: len(drawn.header)] == drawn.header
-            assert report.bytes == drawn.nbytes
-            files.append(file.read_bytes())
+            made = [Path(output).read_bytes() for output in report.outputs]
+            assert len(made[0]) == drawn.nbytes
+            assert len(made) == 1 + (report.projector is not None)
+            files.append(made)
         assert files[0] == files[1]
         assert {one.name for one in inspect_checkpoint(self.other).tensors}
         return report.notes
@@ -336,7 +338,7 @@ def test_a_single_file_of_another_name_is_read(forms: MakeForms, name: str) -> N
 
 
 def test_numbered_shards_need_no_index(forms: MakeForms) -> None:
-    made = forms(SMALL)
+    made = forms(SMALL_WITH_TOWER)
     (made.other / INDEX_NAME).unlink()
     # As Mistral's tools and adapters leave beside them.
     shutil.copy(shards_of(made.other)[0], made.other / "consolidated.safetensors")

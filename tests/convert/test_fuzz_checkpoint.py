@@ -32,11 +32,11 @@ from llama4_edge.errors import CheckpointError, Llama4EdgeError
 from tests.fixtures import MakeCheckpoint
 from tests.fuzzing import damaged_bytes, damaged_json, efforts, fuzz
 
-from .conftest import SMALL, read_header, shards_of
+from .conftest import SMALL, SMALL_WITH_TOWER, read_header, shards_of
 from .test_fp8 import PUBLISHED
 
 GEOMETRIES = {
-    "multimodal": SMALL,
+    "multimodal": SMALL_WITH_TOWER,
     "text": replace(SMALL, vision=None, text_only=True, config_form="rope_parameters"),
     "tied": replace(SMALL, tied=True, moe_step=2),
 }

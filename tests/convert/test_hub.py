@@ -47,20 +47,29 @@ def test_no_more_than_two_shards_lie_on_the_disk(published: HubServer, tmp_path:
     assert (blobs("*.llama4-edge*"), cached_files()) == ([], [])
 
 
-def test_a_shard_is_fetched_once_and_one_that_holds_only_the_vision_tower_never(
-    published: HubServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("models", "fetched"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"vision": False}, [1, 1, 1, 1, 0, 0]),
+        ({"text": False}, [0, 0, 0, 1, 1, 1]),
+    ],
+)
+def test_a_shard_is_fetched_once_where_it_is_needed_and_else_never(
+    published: HubServer, tmp_path: Path, models: dict[str, bool], fetched: list[int]
 ) -> None:
-    convert(NAME, tmp_path / "out.gguf", threads=1)
+    convert(NAME, tmp_path / "out.gguf", threads=1, **models)  # type: ignore[arg-type]
     sizes = [len(published.repositories[NAME].entries[shard(n + 1)].data) for n in range(SHARDS)]
     ranges = [published.ranges(f"/cdn/.*{shard(n + 1)}") for n in range(SHARDS)]
     whole = [f"bytes=0-{size - 1}" for size in sizes]
-    assert [one.count(all_) for one, all_ in zip(ranges, whole, strict=True)] == [1, 1, 1, 1, 0, 0]
-    assert sum(published.sent(shard(n + 1)) for n in (4, 5)) < 4 * 4096
+    assert [one.count(all_) for one, all_ in zip(ranges, whole, strict=True)] == fetched
+    for number, count in enumerate(fetched, 1):
+        assert count or published.sent(shard(number)) < 2 * 4096
 
 
 def test_kept_shards_are_the_clients_own(published: HubServer, tmp_path: Path) -> None:
     convert(NAME, tmp_path / "out.gguf", threads=1, keep_source=True)
-    assert cached_files() == [shard(number) for number in (1, 2, 3, 4)]
+    assert cached_files() == [shard(number) for number in range(1, 7)]
     path = hf_hub_download(NAME, shard(3), local_files_only=True)
     assert Path(path).read_bytes() == published.repositories[NAME].entries[shard(3)].data
 
@@ -95,7 +104,7 @@ def test_the_output_is_named_after_the_repository(
 def test_what_was_encoded_before_an_interruption_is_not_fetched_again(
     published: HubServer, tmp_path: Path
 ) -> None:
-    convert(NAME, tmp_path / "whole.gguf", threads=1)
+    uninterrupted = convert(NAME, tmp_path / "whole.gguf", threads=1)
     # Lets the header through, and too little of the rest.
     published.faults = [Fault(f"GET /cdn/.*{shard(4)}", times=999, cut=20_000)]
     with pytest.raises(HubError, match=f"cannot give {shard(4)}"):
@@ -104,10 +113,9 @@ def test_what_was_encoded_before_an_interruption_is_not_fetched_again(
     published.requests.clear()
     report = convert(NAME, tmp_path / "out.gguf", threads=1)
     assert 0.5 < report.resumed_at < 1
-    assert [published.sent(shard(n)) > 3 * 4096 for n in range(1, 7)] == [False] * 3 + [
-        True, False, False,
-    ]  # fmt: skip
-    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert [published.sent(shard(n)) > 3 * 4096 for n in range(1, 7)] == [False] * 3 + [True] * 3
+    for made, whole in zip(report.outputs, uninterrupted.outputs, strict=True):
+        assert Path(made).read_bytes() == Path(whole).read_bytes()
 
 
 def test_a_disk_too_small_for_output_and_two_shards_moves_none(

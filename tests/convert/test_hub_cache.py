@@ -87,7 +87,7 @@ def test_without_links_what_a_killed_run_left_can_be_kept(
     published.requests.clear()
     convert(NAME, tmp_path / "out.gguf", threads=1, keep_source=True)
     assert published.sent(f"cdn.*{shard(1)}") == 0
-    assert (len(cached_files()), blobs(f"*{STAGED_SUFFIX}*")) == (4, [])
+    assert (len(cached_files()), blobs(f"*{STAGED_SUFFIX}*")) == (6, [])
 
 
 def test_without_links_a_blob_of_the_clients_own_is_copied_and_stays(

@@ -44,7 +44,10 @@ def test_a_dry_run_over_the_published_geometry(
     )
     shards = list(checkpoint.glob("*.safetensors"))
     assert round(sum(shard.stat().st_size for shard in shards) / 1e9, 1) == source_gb
-    report = convert(checkpoint, tmp_path / "out.gguf", recipe=recipe, dry_run=True)
+    both = convert(checkpoint, tmp_path / "out.gguf", recipe=recipe, dry_run=True)
+    report = convert(checkpoint, tmp_path / "out.gguf", recipe=recipe, dry_run=True, vision=False)
     assert round(report.parameters / 1e9, 1) == text_billions
     assert round(report.bytes / 2**30, 1) == gib
+    assert both.parameters - report.parameters == 871_932_416
+    assert round((both.bytes - report.bytes) / 2**30, 2) == 1.63
     assert not (tmp_path / "out.gguf").exists()

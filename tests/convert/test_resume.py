@@ -401,12 +401,12 @@ def test_a_changed_recipe_is_noticed(checkpoint: Path, tmp_path: Path, small_sla
 def test_another_version_is_noticed(
     checkpoint: Path, tmp_path: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llama4_edge.convert import converter
+    from llama4_edge.convert import job
 
     target = tmp_path / "o.gguf"
     interrupted(checkpoint, target)
-    monkeypatch.setattr(converter, "encoder_version", lambda: "0.0.0 (another)")
-    monkeypatch.setattr(converter, "__version__", "9.9")
+    monkeypatch.setattr(job, "encoder_version", lambda: "0.0.0 (another)")
+    monkeypatch.setattr(job, "__version__", "9.9")
     with pytest.raises(OutputError, match="changed since: ggml, llama4-edge"):
         convert(checkpoint, target)
 

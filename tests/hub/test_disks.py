@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.convert.conftest import SMALL
+from tests.convert.conftest import SMALL_WITH_TOWER
 from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer, running_hub
 
@@ -24,7 +24,6 @@ NAME = "meta-llama/Llama-4-Small"
 GGUF = "someone/GGUF"
 SHARDS = 3
 WANTED = r"json|md|0000[12]-of.*safetensors"
-CONVERTED = 2  # the third holds only the vision tower
 
 
 def some(first: Any, *more: Any) -> list[Any]:
@@ -68,7 +67,7 @@ def hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_checkpoint: MakeCheckpoint
 ) -> Iterator[HubServer]:
     with running_hub(monkeypatch, tmp_path / "home") as server:
-        server.add(NAME, make_checkpoint(replace(SMALL, shards=SHARDS)))
+        server.add(NAME, make_checkpoint(replace(SMALL_WITH_TOWER, shards=SHARDS)))
         server.add(GGUF, {"scout.gguf": gguf()})
         yield server
 
@@ -151,12 +150,12 @@ def test_without_links_kept_shards_are_files_of_the_snapshot(
     assert done.returncode == 0, done.stderr
     (snapshot,) = (tmp_path / "cache").glob("models--*/snapshots/*")
     shards = sorted(snapshot.glob("*.safetensors"))
-    assert len(shards) == CONVERTED and not any(path.is_symlink() for path in shards)
+    assert len(shards) == SHARDS and not any(path.is_symlink() for path in shards)
     assert list(snapshot.parent.with_name("blobs").iterdir()) == []
     hub.requests.clear()
     done = llama4("convert", NAME, "-o", "again.gguf", symlink="EPERM")
     assert done.returncode == 0, done.stderr
-    assert (hub.sent(WANTED), len(sorted(snapshot.glob("*.safetensors")))) == (0, CONVERTED)
+    assert (hub.sent(WANTED), len(sorted(snapshot.glob("*.safetensors")))) == (0, SHARDS)
 
 
 @pytest.mark.parametrize("name", some(*FULL))

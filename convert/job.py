@@ -1,0 +1,274 @@
+"""Everything about a conversion that is known once the headers are read: what goes where.
+
+`prepare` reads top-down: the text model, the projector, the slabs of both. Decides every name, type
+and byte; reads no weight and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._version import __version__
+from ..errors import CheckpointError, OutputError
+from ..quant import Assignment, Recipe, TensorType
+from ..quant.encode import encoder_version
+from . import fp8
+from .checkpoint import Checkpoint
+from .config import ModelConfig, parse_config
+from .directories import cached_repository
+from .layout import lay_out, lay_out_vision
+from .output import Part, header_digest, plan_parts
+from .shard_header import StoredTensor
+from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
+from .spelling import spell
+from .text_model import MappedTensor, TextModel, read_text_model
+from .tokenizer import Vocabulary, read_vocabulary
+from .vision import map_vision
+from .vision_config import check_vision
+from .vision_metadata import read_processor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a conversion is to write: `recipe`, `overrides` and `split_size` are of the text model,
+    `matrices` is the projector's type."""
+
+    text: bool
+    vision: bool
+    recipe: Recipe
+    overrides: Sequence[tuple[str, TensorType]]
+    split_size: int | None
+    matrices: TensorType
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model to be written, in one file or in parts: where each stored tensor goes."""
+
+    tensors: tuple[MappedTensor, ...]
+    assignments: tuple[Assignment, ...]
+    parts: tuple[Part, ...]
+    outputs: Mapping[str, Output]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion: its files, and the slabs that fill them.
+
+    `text` and `projector` have the planned parts of each, either of which may be nothing; parts are
+    numbered in that order. `config` is the text model's, None where only the projector is written.
+    """
+
+    checkpoint: Checkpoint
+    config: ModelConfig | None
+    tensors: tuple[MappedTensor, ...]
+    assignments: tuple[Assignment, ...]
+    text: tuple[Part, ...]
+    projector: tuple[Part, ...]
+    outputs: Mapping[str, Output]
+    slabs: tuple[Slab, ...]
+    identity: Mapping[str, str]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All files."""
+        return (*self.text, *self.projector)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The shards that are converted, in order."""
+        return list(dict.fromkeys(slab.stored.file for slab in self.slabs))
+
+    @property
+    def source_files(self) -> list[Path]:
+        """All files that numbers come from, those of scales included."""
+        return _source_files(self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the tensors that are converted, as stored."""
+        return sum(tensor.stored.nbytes for tensor in self.tensors)
+
+
+def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[str] | None) -> Job:
+    """Plan a conversion.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or has no vision tower where only that is
+            wanted.
+        UnsupportedError: llama.cpp could not run what it would become.
+        VocabularyError: llama.cpp would read the tokenizer differently.
+        RecipeError: an override that fits no tensor.
+        OutputError: `output` cannot be the name of a file.
+    """
+    text, model, vocabulary = None, None, None
+    if request.text:
+        text = read_text_model(checkpoint)
+        vocabulary = read_vocabulary(checkpoint, text.config)
+        target = _target(output, f"{_name(checkpoint)}-{request.recipe.name}.gguf")
+        model = _text_job(checkpoint, text, vocabulary, request, target)
+        stored, n_embd = text.vision, text.config.hparams.n_embd
+    else:
+        stored = spell(checkpoint.tensors).vision
+        n_embd = parse_config(checkpoint.config).hparams.n_embd
+        target = _target(output, _projector_name(_name(checkpoint), request))
+    projector, vision_notes = None, []
+    if request.vision and _has_vision(checkpoint, stored):
+        if model is not None:
+            stem = target.name.removesuffix(".gguf").removesuffix(f"-{request.recipe.name}")
+            target = target.with_name(_projector_name(stem, request))
+        first = len(model.parts) if model else 0
+        projector = _vision_job(checkpoint, stored, n_embd, request, target, first)
+    elif not request.text:
+        raise _no_tower(checkpoint, stored)
+    elif request.vision and stored:
+        vision_notes = ["weights for pictures were left out: config.json has no vision_config"]
+    models = [made for made in (model, projector) if made is not None]
+    tensors = tuple(tensor for made in models for tensor in made.tensors)
+    outputs = {name: place for made in models for name, place in made.outputs.items()}
+    parts = [part for made in models for part in made.parts]
+    unused = () if projector else tuple(tensor.name for tensor in stored.values())
+    return Job(
+        checkpoint=checkpoint,
+        config=None if text is None else text.config,
+        tensors=tensors,
+        assignments=tuple(assigned for made in models for assigned in made.assignments),
+        text=() if model is None else model.parts,
+        projector=() if projector is None else projector.parts,
+        outputs=outputs,
+        slabs=_slabs(tensors, outputs),
+        identity=_identity(checkpoint, tensors, parts),
+        left_out=(*unused, *(text.left_out if text else ())),
+        notes=(*_text_notes(text, vocabulary), *vision_notes),
+    )
+
+
+def _has_vision(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> bool:
+    return bool(stored) and checkpoint.config.get("vision_config") is not None
+
+
+def _no_tower(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> CheckpointError:
+    described = checkpoint.config.get("vision_config") is not None
+    found = "no weights of one" if described else "no vision_config in config.json"
+    return CheckpointError(
+        f"{checkpoint.path} has no vision tower",
+        found=found if stored or described else "a text model alone",
+        expected="a multimodal checkpoint, as text=False needs",
+    )
+
+
+def _text_job(
+    checkpoint: Checkpoint,
+    text: TextModel,
+    vocabulary: Vocabulary,
+    request: Request,
+    target: Path,
+) -> _Model:
+    layout = lay_out(text.config, request.recipe, request.overrides, checkpoint, vocabulary)
+    parts, outputs = plan_parts(layout.writer, layout.assignments, target, request.split_size)
+    return _Model(text.tensors, tuple(layout.assignments), tuple(parts), outputs)
+
+
+def _vision_job(
+    checkpoint: Checkpoint,
+    stored: Mapping[str, StoredTensor],
+    n_embd: int,
+    request: Request,
+    target: Path,
+    first: int,
+) -> _Model:
+    """The projector's file, which becomes part number `first`."""
+    config = check_vision(checkpoint.config)
+    mapped = map_vision(stored, config, n_embd)
+    processor = read_processor(checkpoint.path, config.image_size)
+    layout = lay_out_vision(config, n_embd, request.matrices, checkpoint, processor)
+    parts, outputs = plan_parts(layout.writer, layout.assignments, target, None, first=first)
+    return _Model(tuple(mapped), tuple(layout.assignments), tuple(parts), outputs)
+
+
+def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> tuple[Slab, ...]:
+    """All slabs, shard by shard and in the order of their bytes, so that disks read on."""
+    in_order = sorted(mapped, key=lambda tensor: (tensor.stored.file, tensor.stored.offset))
+    return tuple(
+        slab
+        for tensor in in_order
+        for slab in slabs_of(
+            tensor.stored,
+            [outputs[to.name] for to in tensor.targets],
+            experts=tensor.experts,
+            expert=tensor.expert,
+            scale=tensor.scale,
+        )
+    )
+
+
+def _identity(
+    checkpoint: Checkpoint, mapped: Sequence[MappedTensor], parts: Sequence[Part]
+) -> dict[str, str]:
+    """What must be the same for a conversion to go on where another stopped.
+
+    The headers hold all that recipe, overrides, config and tokenizer decide.
+    """
+    return {
+        "llama4-edge": __version__,
+        "ggml": encoder_version(),
+        "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
+        "recipe, types, config or tokenizer": header_digest(parts),
+        **{file.name: checkpoint.shards.identity(file) for file in _source_files(mapped)},
+    }
+
+
+def _source_files(mapped: Sequence[MappedTensor]) -> list[Path]:
+    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
+    return sorted({tensor.file for tensor in stored})
+
+
+def _text_notes(text: TextModel | None, vocabulary: Vocabulary | None) -> list[str]:
+    """What was decided without being asked for."""
+    if text is None or vocabulary is None:
+        return []
+    notes = [*text.notes, *vocabulary.notes]
+    if any(tensor.stored.dtype == fp8.DTYPE for tensor in text.tensors):
+        notes.append(f"weights stored as {fp8.DTYPE} are decoded to bf16 first")
+    if vocabulary.chat_template is None:
+        notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
+    if vocabulary.further_ends:
+        names = ", ".join(vocabulary.tokens[end] for end in vocabulary.further_ends)
+        notes.append(f"an answer ends at {names} too, here but not in llama.cpp's own tools")
+    return notes
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """What the model is called by the directory or the repository that it is in."""
+    repository = cached_repository(checkpoint.path)
+    return repository.split("/")[1] if repository else checkpoint.path.resolve().name
+
+
+def _projector_name(model: str, request: Request) -> str:
+    """The file of the projector, by a name that llama.cpp's tools take for one's."""
+    return f"mmproj-{model}-{request.matrices.name.lower()}.gguf"
+
+
+def _target(output: str | os.PathLike[str] | None, name: str) -> Path:
+    """The file to write, which is called `name` where `output` is no more than a directory."""
+    if output is None:
+        return Path(name)
+    target = Path(output)
+    try:
+        nameable = b"\0" not in os.fsencode(target)
+    except UnicodeEncodeError:
+        nameable = False
+    if not nameable:
+        raise OutputError(f"{os.fspath(output)!a} cannot be the name of a file")
+    # "models/" is a directory, also where there is none.
+    is_directory = target.is_dir() or os.fspath(output).endswith(os.sep)
+    target = target / name if is_directory else target
+    # A link is written through: what it points to is replaced, on the disk where that lies. What
+    # /dev/stdout points to has no name.
+    leads_on = target.is_symlink() and (target.is_file() or not target.exists())
+    return Path(os.path.realpath(target)) if leads_on else target
