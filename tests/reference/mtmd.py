@@ -76,7 +76,8 @@ def mtmd_features(context: ctypes.c_void_p, tile: Bytes, n_embd: int) -> Floats:
     mtmd_cpp.mtmd_bitmap_free(bitmap)
     grid = round(n_tokens**0.5)
     # mtmd leaves out pixel shuffle's last permutation.
-    return features.reshape(grid, grid, n_embd).transpose(1, 0, 2)
+    ordered: Floats = features.reshape(grid, grid, n_embd).transpose(1, 0, 2)
+    return ordered
 
 
 def reference_features(checkpoint: Path, tile: Bytes) -> Floats:
@@ -100,4 +101,5 @@ def reference_features(checkpoint: Path, tile: Bytes) -> Floats:
         hidden = tower(pixels).last_hidden_state
         features = projector(hidden.reshape(-1, hidden.shape[-1]))
     grid = round(features.shape[0] ** 0.5)
-    return features.reshape(grid, grid, -1).numpy()
+    ordered: Floats = features.reshape(grid, grid, -1).numpy()
+    return ordered
