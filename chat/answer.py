@@ -187,7 +187,7 @@ class Answer:
         shorter = self._prompt.shortened(self._request.n_chosen)
         self._prompt = shorter or self._prompt
         tokens = None if shorter is None else shorter.tokens
-        self._engine.scheduler.resume(self._request, tokens)
+        self._engine.resume(self._request, tokens)
 
     def _take(self) -> str | None:
         """The next piece if one is there; None while there is none.

@@ -11,6 +11,7 @@ import click
 from ..terminal.console import at_terminal, note
 from .declare import argument, command, given, group, option, verbose_flag
 from .documents import files_option, read_files, with_files
+from .full_context import when_full_option
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 from .session import claimed_session, documents_to_add, kept_session, session_option
@@ -18,6 +19,8 @@ from .session import claimed_session, documents_to_add, kept_session, session_op
 if TYPE_CHECKING:
     from ..chat.answer import Stream
     from ..chat.conversation import Message
+    from ..chat.options import WhenFull
+    from ..model import Model
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ChatOptions:
         help="A system message before the chat.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
+    when_full: WhenFull | None = when_full_option()
     session: str | None = session_option()
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
@@ -58,18 +62,23 @@ def chat(options: ChatOptions) -> int:
     from .chat_loop import Chat, opening, terminal_source
 
     sampling = options.sampling.sampling()
-    answering = given(options.answer)
+    when_full = options.when_full or Conversation.when_full
+    answering = {**given(options.answer), "when_full": when_full}
     first = opening(options.system)
     documents = read_files(options.files)
     interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
+
+    def beginning(model: Model) -> Conversation:
+        return Conversation(first, model.info.name, sampling, when_full)
+
     with (
         claimed_session(options.session) as file,
         silent_terminal() if interactive else nullcontext(),
         opened_model(
             options.model, "chat", options.engine, options.placement, verbose=options.verbose
         ) as model,
-        kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
+        kept_session(model, file, beginning(model)) as session,
     ):
         # A model without a chat template is refused here, and not at each message.
         _ = model.template
@@ -81,7 +90,7 @@ def chat(options: ChatOptions) -> int:
         talk = Chat(
             reply,
             source,
-            session.conversation if session else Conversation(first, model.info.name, sampling),
+            session.conversation if session else beginning(model),
             preface=lambda text, before: with_files(
                 model, documents_to_add(documents, before), text
             ),
@@ -89,8 +98,7 @@ def chat(options: ChatOptions) -> int:
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (
-                len(model.chat_prompt(messages, special=options.answer.special))
-                / model.engine.settings.n_ctx
+                len(model.chat_prompt(messages, **answering)) / model.engine.settings.n_ctx
             ),
         )
         if interactive:

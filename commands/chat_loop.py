@@ -25,7 +25,12 @@ from .full_context import cut_off, with_hint
 if TYPE_CHECKING:
     from ..chat.answer import Completion
 
-CONTEXT_FULL = "/undo drops the last exchange, /reset all of them; a larger -c holds more."
+# What to do about a full context, by what happens there.
+CONTEXT_FULL = {
+    "stop": "/undo drops the last exchange, /reset all of them; a larger -c holds more, and "
+    "--when-full drop goes on without the oldest.",
+    "drop": "Nothing older is left to drop; a larger -c holds more.",
+}
 
 # Ends an answer that was stopped: for the reader, for the file, and for the model that reads on.
 STOPPED = " …"
@@ -69,6 +74,10 @@ class Answer(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
     @property
+    def dropped_messages(self) -> int:
+        """How many messages the model is not shown so far."""
+
+    @property
     def completion(self) -> Completion:
         """The whole answer; only once it has ended."""
 
@@ -110,6 +119,7 @@ class Chat:
         self._keep_elsewhere = keep
         self.conversation = conversation
         self.failures = 0
+        self._dropped = 0  # messages that the last answer was made without
 
     def run(self) -> None:
         """Take messages until there are no more.
@@ -174,6 +184,7 @@ class Chat:
         try:
             with self._source.listening():
                 answer = self._reply(asked)
+                self._say_what_was_dropped(answer)
                 for piece in answer:
                     pieces.append(piece)
                     writer.write(piece)
@@ -191,7 +202,7 @@ class Chat:
             note(STOPPED_NOTES[bool(pieces)])
         except ContextFullError as error:
             writer.break_off()
-            raise with_hint(error, CONTEXT_FULL) from error
+            raise with_hint(error, CONTEXT_FULL[self.conversation.when_full]) from error
         except Llama4EdgeError:
             writer.break_off()
             raise
@@ -199,6 +210,7 @@ class Chat:
             writer.end()
             self._has_answered = True
             self._keep((*asked, Message("assistant", "".join(pieces))))
+            self._say_what_was_dropped(answer)
             self._say_how_it_went(answer.completion)
 
     def _fullness(self) -> float | None:
@@ -216,7 +228,16 @@ class Chat:
         if self._interactive:
             note(speed_text(completion))
         if cut_off(completion, self._max_tokens):
-            note(f"The answer ends here because the context is full. {CONTEXT_FULL}")
+            hint = CONTEXT_FULL[self.conversation.when_full]
+            note(f"The answer ends here because the context is full. {hint}")
+
+    def _say_what_was_dropped(self, answer: Answer) -> None:
+        """Say it where more messages are left out than last time."""
+        count, before = answer.dropped_messages, self._dropped
+        self._dropped = count
+        if count > before:
+            oldest = "The oldest message is" if count == 1 else f"The {count:,} oldest messages are"
+            note(f"{oldest} dropped, because the context is full. /save still saves all.")
 
     def _keep(self, messages: Messages) -> None:
         self.conversation = replace(self.conversation, messages=messages)

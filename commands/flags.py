@@ -48,6 +48,7 @@ FLAG_OF = {
     "top_p": "--top-p",
     "typical_p": "--typical",
     "vision_type": "--vision-type",
+    "when_full": "--when-full",
     "xtc_probability": "--xtc-probability",
     "xtc_threshold": "--xtc-threshold",
 }

@@ -64,6 +64,10 @@ _SERVER = (
 )
 _PICTURES = "Images are not read here yet."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."
+_SHIFT = (
+    "Where the context is full, an answer ends; `chat --when-full drop` goes on without the oldest "
+    "exchanges, and keeps the system message and the documents of --file."
+)
 _ROPE = "RoPE is set as the model file says, and not changed."
 _CACHE = "The KV cache is managed here: pruned for the chunked layers, kept between messages."
 _CORES = "Threads are not pinned here; taskset -c CORES llama4 … pins them."
@@ -127,8 +131,9 @@ _TABLE = (
     (("--no-warmup", "--warmup"), Foreign("The model is not warmed up before an answer here.")),
     (("--repack", "-nr", "--no-repack"),
      Foreign("Weights are repacked for the CPU wherever that is safe; `llama4 doctor` says.")),
-    (("--keep", "--context-shift", "--no-context-shift"),
-     Foreign("The context is not shifted here: an answer ends where the context is full.")),
+    (("--context-shift",), Foreign(_SHIFT, ours=(("", "--when-full drop"),))),
+    (("--no-context-shift",), Foreign(_SHIFT, ("",), (("", "--when-full stop"),))),
+    (("--keep",), Foreign(_SHIFT)),
     (("-tb", "--threads-batch"), Foreign("-t sets the threads of prompts and answers alike.")),
     (("-e", "--escape"), Foreign("Escapes are the shell's: $'two\\nlines'.")),
     (("--no-escape",), Foreign("Escapes are not processed here.", ("",))),

@@ -185,6 +185,7 @@ class KeptSession:
             completion = answer.completion
             self._last += completion.tokens
             self._read_tokens += completion.prompt_tokens - completion.reused_tokens
+            self._read_tokens += completion.reread_tokens
             self._read_seconds += completion.prefill_seconds
 
     def _write(self, state: SequenceState | None) -> None:

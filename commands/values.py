@@ -162,6 +162,13 @@ def load_mode(word: str) -> str:
     return _one_of(word, get_args(LoadMode))
 
 
+def when_full(word: str) -> str:
+    """What happens at the end of the context."""
+    from ..chat.options import WhenFull
+
+    return _one_of(word, get_args(WhenFull))
+
+
 def switch(word: str) -> str:
     """on, off or auto."""
     return _one_of(word, ("on", "off", "auto"))

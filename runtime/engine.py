@@ -152,6 +152,22 @@ class Engine:
             drafts=drafts,
         )
 
+    def resume(self, request: Request, prompt: Sequence[int] | None) -> None:
+        """Go on with a request that is full after a shorter prompt; None ends it.
+
+        Args:
+            prompt: token ids that leave room for more than the answer so far.
+
+        Raises:
+            EngineError: as `request`; it is still full.
+        """
+        self._check()
+        checked = None
+        if prompt is not None:
+            checked = self._checked_prompt(prompt, request.features)
+            self.last_prompt = tuple(checked)
+        self.scheduler.resume(request, checked)
+
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer (end of text, turn, …)."""
         self._check()

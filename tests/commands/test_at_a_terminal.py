@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +170,21 @@ def test_three_rows_are_enough(terminal: OpenTerminal, scout_bf16: Path) -> None
     chat.wait_for(READY)
     chat.press("/help\r")
     assert "too small" not in chat.wait_for("list the commands")
+
+
+def test_a_chat_at_a_terminal_says_when_it_drops_the_oldest(
+    terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path
+) -> None:
+    chat = terminal("chat", scout_bf16, *LONG, "-c", 256, "-n", 40, "--when-full", "drop")
+    text = ""
+    for number in range(6):
+        text += chat.wait_for(READY)
+        chat.press(f"Question {number}\r")
+        text += chat.wait_for(TAKEN)
+    text += chat.wait_for(READY)
+    assert "messages are dropped, because the context is full. /save still saves all." in text
+    # What is left has room: the prompt never shows a context that is nearly full.
+    shown = [int(percent) for percent in re.findall(r"(\d+)% >", text)]
+    assert len(shown) > 6 and max(shown) < 90
+    chat.press(f"/save {tmp_path}/talk.json\r")
+    chat.wait_for("Saved 6 exchanges")

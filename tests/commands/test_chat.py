@@ -44,3 +44,19 @@ def test_a_chat_remembers_what_was_said(llama4: Command, model: Path) -> None:
             )
             messages.append({"role": "assistant", "content": answers[-1]})
     assert result.stdout == "".join(answer.rstrip("\n") + "\n" for answer in answers)
+
+
+def test_a_piped_chat_drops_the_oldest_exchanges_where_that_is_asked_for(
+    llama4: Command, model: Path, tmp_path: Path
+) -> None:
+    lines = "".join(f"Question {number}\n" for number in range(9)) + f"/save {tmp_path}/talk.json\n"
+    small = ("chat", model, *RUN, "-c", 128)
+    stopped = llama4(*small, stdin=lines)
+    assert stopped.exit_code == 1
+    assert "--when-full drop goes on without the oldest" in stopped.stderr
+    result = llama4(*small, "--when-full", "drop", stdin=lines)
+    assert result.exit_code == 0
+    assert "oldest messages are dropped, because the context is full" in result.stderr
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert len(saved["messages"]) == 18
+    assert saved["when_full"] == "drop"

@@ -13,6 +13,7 @@ import pytest
 
 from llama4_edge.chat.answer import Completion
 from llama4_edge.chat.conversation import Conversation, Message
+from llama4_edge.chat.options import WhenFull
 from llama4_edge.commands.chat_loop import COMMANDS, STOPPED, Chat
 from llama4_edge.errors import ContextFullError, EngineError, SessionError
 from llama4_edge.runtime.sampling import Sampling
@@ -42,6 +43,8 @@ class Script:
 
 class Said(list[str]):
     """A complete answer."""
+
+    dropped_messages = 0
 
     @property
     def completion(self) -> Completion:
@@ -98,14 +101,15 @@ def said(one: Chat) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in one.conversation.messages]
 
 
-def breaking(error: BaseException, *pieces: str) -> Callable[[Messages], Iterator[str]]:
+def breaking(error: BaseException, *pieces: str) -> Callable[[Messages], Said]:
     """An answer that says `pieces` and then fails."""
 
-    def reply(_messages: Messages) -> Iterator[str]:
-        yield from pieces
-        raise error
+    class Broken(Said):
+        def __iter__(self) -> Iterator[str]:
+            yield from pieces
+            raise error
 
-    return reply
+    return lambda _messages: Broken()
 
 
 def test_answers_go_to_stdout_and_build_the_conversation(
@@ -378,3 +382,44 @@ def test_a_file_name_that_cannot_be_ends_no_chat(command: str, name: str) -> Non
     one = chat("hello", f"{command} {name}", "again")
     assert said(one)[-1] == ("assistant", "3:again")
     assert one.failures == 1
+
+
+class Dropping(Said):
+    """An answer that some messages were dropped for."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(["yes"])
+        self.dropped_messages, self._after = before, after
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        self.dropped_messages = self._after
+
+
+def test_it_is_said_once_when_messages_are_dropped_and_the_conversation_keeps_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drops = iter([(0, 0), (1, 1), (1, 1), (2, 4), (4, 4), (0, 0), (2, 2)])
+    one = chat(*"abcdefg", "/save talk.json", reply=lambda _: Dropping(*next(drops)))
+    said = [line for line in capsys.readouterr().err.splitlines() if "context is full" in line]
+    assert said == [
+        "The oldest message is dropped, because the context is full. /save still saves all.",
+        *(
+            f"The {count} oldest messages are dropped, because the context is full. /save still "
+            "saves all."
+            for count in (2, 4, 2)
+        ),
+    ]
+    assert len(one.conversation.messages) == len(Conversation.load("talk.json").messages) == 14
+
+
+def test_what_to_do_about_a_full_context_depends_on_what_happens_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = ContextFullError("the tokens do not fit", hint="Open with a larger n_ctx.")
+    hints: dict[WhenFull, str] = {"stop": "--when-full drop goes on", "drop": "Nothing older is"}
+    for when_full, hint in hints.items():
+        talk = Conversation(when_full=when_full)
+        chat("question", reply=breaking(error), conversation=talk)
+        assert hint in capsys.readouterr().err

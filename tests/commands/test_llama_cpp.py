@@ -208,3 +208,11 @@ def test_every_flag_behind_a_setting_is_one_of_a_command() -> None:
 )
 def test_errors_name_the_flag_of_a_setting(text: str, shown: str) -> None:
     assert with_flags(text) == shown
+
+
+def test_a_context_shift_is_what_happens_when_the_context_is_full() -> None:
+    assert read("chat", "m.gguf", "--context-shift") == {"model": "m.gguf", "when_full": "drop"}
+    assert read("chat", "m.gguf", "--no-context-shift")["when_full"] == "stop"
+    assert read("run", "m.gguf", "hi", "--no-context-shift") == {"model": "m.gguf", "prompt": "hi"}
+    for name, flag in (("run", "--context-shift"), ("chat", "--keep")):
+        assert "`chat --when-full drop` goes on without" in refusal(name, "m.gguf", flag)
