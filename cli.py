@@ -26,7 +26,7 @@ from .terminal.console import abandon_stdout, complain, fill_closed_streams, spe
 COMMANDS = {
     "convert": "Convert a checkpoint to a GGUF file, in one pass.",
     "pull": "Fetch a GGUF from the Hugging Face Hub.",
-    "inspect": "Show what a GGUF or a checkpoint holds.",
+    "inspect": "Show what a GGUF, a checkpoint or a session holds.",
     "plan": "Show what fits where, before anything is loaded or downloaded.",
     "run": "Answer one prompt, on stdout.",
     "chat": "Talk with a model.",

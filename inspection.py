@@ -1,7 +1,7 @@
-"""What a model file holds, whatever kind of file it is: `llama4_edge.inspect`.
+"""What a file holds, whatever kind of file it is: `llama4_edge.inspect`.
 
-Joins the rooms that read a GGUF and a checkpoint. Promises to read headers only, unless it is asked
-to check. Knows no format itself.
+Joins the rooms that read a GGUF, a checkpoint and a session. Promises to read headers, and what was
+said in a session, unless it is asked to check. Knows no format itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, ModelFileError, SettingError
+from .errors import CheckpointError, ModelFileError, SessionError, SettingError
 from .ranges import as_path, check_callback, check_flag
 
 if TYPE_CHECKING:
+    from .chat.session import SessionSummary
     from .progress import Progress
     from .quant.summary import FileSummary
     from .runtime.files.damage import Damage
@@ -28,14 +29,15 @@ MAX_DAMAGE = 100
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a GGUF or a checkpoint holds.
+    """What a GGUF, a checkpoint or a session holds.
 
     ``damage`` is what is wrong with its tensors and parts, empty where nothing is; None where
-    nobody looked.
+    nobody looked. ``session`` is what a session holds, whose ``summary`` is empty; None for others.
     """
 
     summary: FileSummary
     damage: tuple[Damage, ...] | None
+    session: SessionSummary | None = None
 
     @property
     def damaged(self) -> bool:
@@ -44,7 +46,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """The summary's fields, and ``damage`` where it was looked for; ready for JSON."""
-        record = self.summary.as_dict()
+        record = self.summary.as_dict() if self.session is None else self.session.as_dict()
         if self.damage is not None:
             record["damage"] = [fault.as_dict() for fault in self.damage]
         return record
@@ -56,17 +58,19 @@ def inspect(
     check: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Inspection:
-    """Say what a GGUF or a checkpoint directory holds.
+    """Say what a GGUF, a checkpoint directory or a session holds.
 
     Args:
-        path: a GGUF, any part of one that is split, or a checkpoint directory.
-        check: read every tensor of a GGUF, of all its parts, and find damage; and whether they
-            are parts of one whole model. A truncated file is then described instead of refused.
+        path: a GGUF, any part of one that is split, a checkpoint directory, or a session.
+        check: read every tensor of a GGUF, of all its parts, or all of a session, and find damage;
+            and whether the parts are those of one whole model. A truncated file is then described
+            instead of refused.
         progress: called with the bytes read so far while `check` reads.
 
     Raises:
         CheckpointError: the directory is not a whole checkpoint, or `path` is one of its files.
         ModelFileError: the file is not a GGUF, is truncated, or is of another architecture.
+        SessionError: the conversation in a session is damaged.
         SettingError: `check` for a checkpoint.
         EngineError: llama.cpp's library does not load.
     """
@@ -83,8 +87,32 @@ def inspect(
         from .convert.converter import inspect_checkpoint
 
         return Inspection(inspect_checkpoint(path), None)
+    from .runtime.files.session_file import is_session
+
+    if is_session(path):
+        return _session(path, progress, check=check)
     gguf = _gguf_header(path, whole=not check)
     return Inspection(_gguf_summary(gguf), _damage(gguf, progress) if check else None)
+
+
+def _session(path: Path, progress: Callable[[Progress], None] | None, *, check: bool) -> Inspection:
+    from .chat.session import SessionSummary
+    from .quant.summary import FileSummary
+    from .runtime.files.damage import Damage
+    from .runtime.files.session_file import SessionFile
+
+    with SessionFile(path) as file:
+        session = SessionSummary.of(file)
+        fault = file.fault
+        if fault is None and check:
+            try:
+                file.read_state(progress)
+            except SessionError as error:
+                fault = error
+    damage = None if fault is None else (Damage(None, str(path), 0, str(fault)),)
+    return Inspection(
+        FileSummary(str(path), "session", {}, (), ()), damage or (() if check else None), session
+    )
 
 
 def is_checkpoint(path: Path) -> bool:

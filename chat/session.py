@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextFullError, EngineError, SessionError
 from ..runtime.files.session_file import OnProgress, SessionFile
@@ -41,6 +41,64 @@ class Session:
     tokens: tuple[int, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """What `llama4_edge.inspect` says of a session's file.
+
+    ``fingerprint`` and all after it are None, 0 or empty where the file's head is damaged.
+
+    Args:
+        bytes: of the file.
+        version: of its format.
+        conversation: what was said.
+        changes: how often the conversation was changed since all of the file was written.
+        torn: bytes at its end of a change that was not written whole.
+        fingerprint: which model's state it has, with which settings.
+        writer: the release that wrote it.
+        tokens: that the state has.
+        state_bytes: of the state.
+        checkpoints: after how many tokens there is one, so that an earlier chunk can be gone on
+            from.
+    """
+
+    path: str
+    bytes: int
+    version: int
+    conversation: Conversation
+    changes: int
+    torn: int
+    fingerprint: Fingerprint | None
+    writer: str
+    tokens: int
+    state_bytes: int
+    checkpoints: tuple[int, ...]
+
+    @classmethod
+    def of(cls, file: SessionFile) -> SessionSummary:
+        """That of a file whose text was read."""
+        head = file.head
+        return cls(
+            path=str(file.path),
+            bytes=file.size,
+            version=file.version,
+            conversation=conversation_in(file),
+            changes=len(file.turns),
+            torn=file.torn,
+            fingerprint=head.fingerprint if head else None,
+            writer=head.writer if head else "",
+            tokens=head.n_tokens if head else 0,
+            state_bytes=head.state_bytes if head else 0,
+            checkpoints=tuple(at for at, _ in head.checkpoints) if head else (),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON; those of the fingerprint and the messages among them."""
+        record = {**vars(self), "kind": "session", "checkpoints": list(self.checkpoints)}
+        record["fingerprint"] = self.fingerprint and vars(self.fingerprint).copy()
+        record["conversation"] = as_record(self.conversation)
+        return record
 
 
 class Sessions:

@@ -20,21 +20,25 @@ class InspectOptions:
 
     file: str = argument(kind=click.Path())
     tensors: bool = flag("--tensors", help="A line for each tensor too.")
-    check: bool = flag("--check", help="Read all of a GGUF, all its parts, and find damage.")
+    check: bool = flag(
+        "--check", help="Read all of a GGUF and its parts, or a session, and find damage."
+    )
     as_json: bool = json_flag()
 
 
 @command(InspectOptions)
 def inspect(options: InspectOptions) -> int:
-    """Show what a GGUF or a checkpoint holds.
+    """Show what a GGUF, a checkpoint or a session holds.
 
     FILE is a GGUF, or a checkpoint directory: its metadata, and its tensors by role with their
-    types, bytes and bits per weight. With --check, exits with 1 when something is damaged.
+    types, bytes and bits per weight; or a session: what was said, and what was read with which
+    model and settings. With --check, exits with 1 when something is damaged.
 
     \b
     llama4 inspect scout.gguf
     llama4 inspect scout.gguf --check
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
+    llama4 inspect book.l4s
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     """
     from ..inspection import inspect as run_inspection

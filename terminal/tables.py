@@ -19,6 +19,7 @@ from ..units import bytes_text, count_text, seconds_text
 from .visible import LONGEST_LINE, LONGEST_NAME, shortened
 
 if TYPE_CHECKING:
+    from ..chat.session import SessionSummary
     from ..convert.report import Report
     from ..hub.pull import Pulled
     from ..inspection import Inspection
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 # Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
 _LONGEST_ARRAY = 8
+
+# Messages of a session that are shown: the first and the last.
+_FIRST, _LAST = 2, 4
+
+_SOUND = "every tensor was read, and holds numbers"
 
 # Of a finding, by its level.
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -62,10 +68,39 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
 
 def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
     """What `inspect` shows: what is there and, where it was checked, what is wrong with it."""
-    summary = summary_view(inspection.summary, tensors=tensors)
+    session = inspection.session
+    summary = (
+        session_view(session) if session else summary_view(inspection.summary, tensors=tensors)
+    )
     if inspection.damage is None:
         return summary
-    return Group(summary, "", damage_view(inspection.damage))
+    sound = "all of it was read, and is whole" if session else _SOUND
+    return Group(summary, "", damage_view(inspection.damage, sound))
+
+
+def session_view(session: SessionSummary) -> RenderableType:
+    """What `inspect` shows of a session: what its state is of, and the beginnings of messages."""
+    facts = [("size", f"{bytes_text(session.bytes)}, version {session.version}")]
+    if (of := session.fingerprint) is not None:
+        facts += [
+            ("written by", f"{session.writer}, llama-cpp-python {of.llama_cpp}"),
+            ("model", f"{of.model}, {of.recipe}, {bytes_text(of.bytes)}"),
+            ("KV cache", f"K {of.type_k}, V {of.type_v}; rotated: {of.rotation}"),
+            ("flash attention", of.flash_attention),
+            ("experts a token", f"{of.n_expert_used}"),
+            ("read", f"{session.tokens:,} tokens, {bytes_text(session.state_bytes)}"),
+        ]
+    if session.checkpoints:
+        facts.append(("checkpoints", "after " + ", ".join(f"{at:,}" for at in session.checkpoints)))
+    if session.torn:
+        facts.append(("not whole", f"{session.torn:,} bytes at the end, which are left out"))
+    messages = session.conversation.messages
+    facts.append(("messages", f"{len(messages):,}"))
+    shown = [*messages[:_FIRST], *messages[_FIRST:][-_LAST:]]
+    lines = [(message.role, shortened(message.content, LONGEST_NAME)) for message in shown]
+    if len(shown) < len(messages):
+        lines.insert(_FIRST, ("…", f"{len(messages) - len(shown):,} more"))
+    return Group(_title(session.path), _facts(facts), "", _facts(lines))
 
 
 def _fallback_lines(report: Report) -> Iterator[str]:
@@ -143,10 +178,10 @@ def worker_view(worker: Worker) -> RenderableType:
     return Group(_devices_table(worker.devices), "", _facts(facts))
 
 
-def damage_view(damage: Sequence[Damage]) -> RenderableType:
-    """What `inspect --check` found: a line for each damage, or a line that there is none."""
+def damage_view(damage: Sequence[Damage], sound: str = _SOUND) -> RenderableType:
+    """What `inspect --check` found: a line for each damage, or the line that there is none."""
     if not damage:
-        return _finding("ok", "every tensor was read, and holds numbers")
+        return _finding("ok", sound)
     levels = {True: "problem", False: "note"}
     return Group(*(_finding(levels[item.certain], _place(item)) for item in damage))
 

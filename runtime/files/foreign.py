@@ -28,6 +28,9 @@ _PYTORCH = (
 _OLD = "Convert the original checkpoint, with: llama4 convert"
 
 # The first bytes, what such a file is, and what to do.
+SESSION_MAGIC = b"L4EDGES\n"
+"""The first bytes of a session."""
+
 _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"lmgg", "in the GGML format of before 2023, which llama.cpp no longer reads", _OLD),
     (b"fmgg", "in the GGMF format of before 2023, which llama.cpp no longer reads", _OLD),
@@ -47,6 +50,7 @@ _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "a NumPy array", _CONVERT),
     (b"\x89HDF", "an HDF5 file", _CONVERT),
     (b"\x7fELF", "a program", _FETCH),
+    (SESSION_MAGIC, "a session", "Give it with --session, after the model that it was made with."),
     (b"MZ", "a program", "If it is a llamafile, take the GGUF out of it with: unzip"),
 )
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")

@@ -45,9 +45,7 @@ from ...units import told_apart
 from ...untrusted import MAX_INTEGER, Reader, brief
 from ..fingerprint import Fingerprint
 from ..state import Checkpoint, SequenceState
-
-MAGIC = b"L4EDGES\n"
-"""The first bytes of every session."""
+from .foreign import SESSION_MAGIC
 
 VERSION = 1
 
@@ -63,13 +61,13 @@ TAG_AND_LENGTH = struct.Struct("<4sQ")
 _MAX_HEAD = 1 << 20
 _MOST_GUESSES = 1000
 PIECE = 1 << 20  # bytes that are read or written at a time, while a checksum has them in the cache
-_MOVE_AWAY = "Move it away to begin anew."
+_AGAIN = "Copy it again from where it is whole, or move it away to begin anew."
 
 
 def is_session(path: str | os.PathLike[str]) -> bool:
     """Whether a regular file begins as a session does; False too where it cannot be read."""
     with suppress(OSError, ValueError, SessionError), _opened(Path(path)) as (file, _):
-        return file.read(len(MAGIC)) == MAGIC
+        return file.read(len(SESSION_MAGIC)) == SESSION_MAGIC
     return False
 
 
@@ -159,7 +157,7 @@ class SessionFile:
                 f"{self.path}: the session's state is damaged",
                 found=error.found,
                 expected=error.expected,
-                hint=_MOVE_AWAY,
+                hint=_AGAIN,
             ) from error
         except MemoryError:
             raise SessionError(
@@ -170,7 +168,7 @@ class SessionFile:
     def _read(self) -> None:
         """The text, and all else that is not the state."""
         preamble = self._file.read(PREAMBLE.size)
-        if preamble[: len(MAGIC)] != MAGIC:
+        if preamble[: len(SESSION_MAGIC)] != SESSION_MAGIC:
             raise not_a_session(self.path, preamble)
         frames = _Frames(self._file, self.path, PREAMBLE.size, self.size)
         self.text = frames.content(b"TEXT", "the conversation in it", MAX_TEXT)
@@ -197,13 +195,7 @@ class SessionFile:
     def _read_log(self, begin: int, least: int) -> None:
         """What was appended; an incomplete end is left out."""
         if begin > self.size:
-            found, expected = told_apart(self.size, begin)
-            raise SessionError(
-                f"{self.path}: the session is truncated",
-                found=found,
-                expected=f"at least {expected}",
-                hint="Copy it again, or move it away to begin anew.",
-            )
+            raise _truncated(self.path, self.size, begin)
         if begin < least:
             raise _damaged(self.path, "its beginning")
         frames = _Frames(self._file, self.path, begin, self.size)
@@ -268,8 +260,10 @@ class _Frames:
         self._file.seek(self.at)
         header = self._file.read(FRAME.size)
         found, checksum, length = FRAME.unpack(header)
-        if found != tag or not least <= length <= min(most, self.left - FRAME.size):
+        if found != tag or not least <= length <= most:
             raise _damaged(self._path, what)
+        if (end := self.at + FRAME.size + length) > self._end:
+            raise _truncated(self._path, self._end, end)
         content = np.empty(length, np.uint8)
         computed = zlib.crc32(TAG_AND_LENGTH.pack(tag, length))
         for begin in range(0, length, PIECE):
@@ -292,7 +286,7 @@ def _head(content: bytes, path: Path) -> Head:
     Raises:
         SessionError: an entry is missing, or is of another type.
     """
-    reader = Reader(SessionError, _MAX_HEAD, hint=_MOVE_AWAY)
+    reader = Reader(SessionError, _MAX_HEAD, hint=_AGAIN)
     record = reader.as_record(reader.parse(content, str(path)), str(path))
     checkpoints = tuple(
         (one.integer("n_tokens", 1, MAX_INTEGER // 16), one.integer("bytes"))
@@ -345,11 +339,21 @@ def _open(path: Path) -> tuple[BinaryIO, int]:
     return file, status.st_size
 
 
+def _truncated(path: Path, size: int, least: int) -> SessionError:
+    found, expected = told_apart(size, least)
+    return SessionError(
+        f"{path}: the session is truncated",
+        found=found,
+        expected=f"at least {expected}",
+        hint=_AGAIN,
+    )
+
+
 def _damaged(path: Path, what: str) -> SessionError:
     return SessionError(
         f"{path}: the session is damaged",
         found=f"{what} that does not fit its checksum or its length",
-        hint=f"Copy it again from where it is whole. {_MOVE_AWAY}",
+        hint=_AGAIN,
     )
 
 

@@ -29,10 +29,10 @@ from ...system.locks import lock
 from ...units import told_apart
 from ..fingerprint import Fingerprint
 from ..state import SequenceState
+from .foreign import SESSION_MAGIC
 from .session_file import (
     CHECKED,
     FRAME,
-    MAGIC,
     MAX_TEXT,
     PIECE,
     PREAMBLE,
@@ -165,7 +165,7 @@ class SessionWriter:
                 continue
             self._file = file
             beginning = file.read(PREAMBLE.size)
-            if beginning[: len(MAGIC)] != MAGIC:
+            if beginning[: len(SESSION_MAGIC)] != SESSION_MAGIC:
                 self.close()
                 raise not_a_session(self.path, beginning)
         if self._partial.exists():
@@ -226,7 +226,7 @@ def _write(
             _write_frame(file, b"CHKP", _pieces(checkpoint.data), count)
     end = file.tell()
     file.seek(0)
-    file.write(PREAMBLE.pack(MAGIC, VERSION, zlib.crc32(CHECKED.pack(VERSION, end)), end))
+    file.write(PREAMBLE.pack(SESSION_MAGIC, VERSION, zlib.crc32(CHECKED.pack(VERSION, end)), end))
     file.seek(end)
     return end
 
