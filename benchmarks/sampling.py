@@ -22,7 +22,7 @@ import llama_cpp
 import numpy as np
 
 from llama4_edge.runtime.bindings.candidates import CANDIDATE, Floats
-from llama4_edge.runtime.bindings.sampler import Sampler
+from llama4_edge.runtime.bindings.sampler import DrySamplers, Sampler
 from llama4_edge.runtime.sampling import Sampling
 
 CHAINS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,8 @@ def main() -> None:
     print(f"{'chain':<22} {'ours, ms':>9} {'llama.cpp, ms':>14}  same tokens")
     for name, settings in CHAINS.items():
         sampling = Sampling(seed=1, **settings)
-        ours = Sampler(llama_cpp, None, arguments.vocabulary, sampling, [])
+        dry = DrySamplers(llama_cpp, None)  # no chain here has DRY
+        ours = Sampler(llama_cpp, dry, arguments.vocabulary, sampling, [])
         theirs = peer(sampling, arguments.vocabulary)
         times: tuple[list[float], list[float]] = ([], [])
         same = 0

@@ -23,7 +23,7 @@ from .bindings.batch import Batch
 from .bindings.library import captured_log, llama, refused
 from .bindings.memory import MemoryReport, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
-from .bindings.sampler import Sampler
+from .bindings.sampler import DrySamplers, Sampler
 from .main_memory import check_loaded
 from .sampling import Sampling
 from .settings import EngineSettings
@@ -64,6 +64,7 @@ class Handles:
         self.context: Any = None
         self._batch: Batch | None = None
         self._samplers: list[Sampler] = []
+        self._dry: DrySamplers | None = None
         self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
         self.n_decoded = 0
@@ -146,7 +147,8 @@ class Handles:
 
         With a seed of None one is drawn.
         """
-        sampler = Sampler(self.llama, self.vocab, self.n_vocab, sampling.with_seed(), tokens)
+        assert self._dry is not None
+        sampler = Sampler(self.llama, self._dry, self.n_vocab, sampling.with_seed(), tokens)
         self._samplers.append(sampler)
         return sampler
 
@@ -197,6 +199,7 @@ class Handles:
         )
         self.memory = self.llama.llama_get_memory(self.context)
         self.vocab = self.llama.llama_model_get_vocab(self.model)
+        self._dry = self._dry or DrySamplers(self.llama, self.vocab)
         # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
         self.n_batch = int(self.llama.llama_n_batch(self.context))
         self._batch = Batch(self.llama, self.n_batch)
@@ -206,6 +209,8 @@ class Handles:
     def _free(self) -> None:
         for sampler in list(self._samplers):
             self._free_sampler(sampler)
+        if self._dry is not None:
+            self._dry.close()
         # The context uses the model, so it goes first.
         self._free_context()
         model, self.model = self.model, None

@@ -25,25 +25,73 @@ from .candidates import CANDIDATE, Candidates, Floats, largest
 
 _MIN_KEEP = 1
 
+_MOST_DRY = 8  # settings of DRY that are kept
+
+
+class DrySamplers:
+    """llama.cpp's DRY samplers for one vocabulary. Close it.
+
+    Making one looks through the vocabulary for each text that breaks a repetition, which takes
+    70 ms where there are 202,048 tokens: one is made for each settings, and copied.
+
+    Args:
+        bindings: the module ``llama_cpp``.
+        vocab: llama.cpp's vocabulary of the model.
+    """
+
+    def __init__(self, bindings: Any, vocab: Any) -> None:
+        self._llama, self._vocab = bindings, vocab
+        self._made: dict[tuple[object, ...], Any] = {}
+
+    def copy(self, sampling: Sampling) -> Any:
+        """A sampler with these settings, which has seen no token; the caller's."""
+        texts = [text.encode() for text in sampling.dry_sequence_breakers]
+        settings = (
+            sampling.dry_multiplier,
+            sampling.dry_base,
+            sampling.dry_allowed_length,
+            sampling.dry_penalty_last_n,
+        )
+        key = (*settings, *texts)
+        made = self._made.pop(key, None)
+        if made is None:
+            made = self._llama.llama_sampler_init_dry(
+                self._vocab, *settings, (ctypes.c_char_p * len(texts))(*texts), len(texts)
+            )
+        self._made[key] = made
+        if len(self._made) > _MOST_DRY:
+            self._llama.llama_sampler_free(self._made.pop(next(iter(self._made))))
+        return self._llama.llama_sampler_clone(made)
+
+    def close(self) -> None:
+        """Free those that are kept; closing twice is harmless."""
+        while self._made:
+            self._llama.llama_sampler_free(self._made.popitem()[1])
+
 
 class Sampler:
     """Chooses the tokens of one answer. Close it.
 
     Args:
         bindings: the module ``llama_cpp``.
-        vocab: llama.cpp's vocabulary of the model.
-        n_vocab: how many tokens it has.
+        dry: the DRY samplers of the model's vocabulary.
+        n_vocab: how many tokens the model has.
         sampling: with a seed.
         tokens: what was read before the answer; penalties count them too.
     """
 
     def __init__(
-        self, bindings: Any, vocab: Any, n_vocab: int, sampling: Sampling, tokens: Sequence[int]
+        self,
+        bindings: Any,
+        dry: DrySamplers,
+        n_vocab: int,
+        sampling: Sampling,
+        tokens: Sequence[int],
     ) -> None:
         self._llama, self._sampling, self._n_vocab = bindings, sampling, n_vocab
         self.closed = False
         self._chains: list[Any] = []
-        self._adjusting = self._chain(_adjusting(bindings, vocab, n_vocab, sampling))
+        self._adjusting = self._chain(_adjusting(bindings, dry, n_vocab, sampling))
         self._all = not 0 < sampling.top_k < n_vocab
         first = sampling.typical_p == 1 and sampling.top_n_sigma == 0  # to remove tokens
         self._cuts_nucleus = self._all and first and sampling.top_p < 1
@@ -224,7 +272,7 @@ def _window(sampling: Sampling) -> int:
     )
 
 
-def _adjusting(bindings: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> list[Any]:
+def _adjusting(bindings: Any, dry: DrySamplers, n_vocab: int, sampling: Sampling) -> list[Any]:
     """The samplers that change single logits."""
     samplers = []
     if sampling.logit_bias:
@@ -241,18 +289,7 @@ def _adjusting(bindings: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> l
             )
         )
     if sampling.dry_multiplier:
-        texts = [text.encode() for text in sampling.dry_sequence_breakers]
-        samplers.append(
-            bindings.llama_sampler_init_dry(
-                vocab,
-                sampling.dry_multiplier,
-                sampling.dry_base,
-                sampling.dry_allowed_length,
-                sampling.dry_penalty_last_n,
-                (ctypes.c_char_p * len(texts))(*texts),
-                len(texts),
-            )
-        )
+        samplers.append(dry.copy(sampling))
     return samplers
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from llama4_edge.runtime.bindings import candidates as candidates_module
 from llama4_edge.runtime.bindings.candidates import CANDIDATE, Floats, largest
-from llama4_edge.runtime.bindings.sampler import Sampler
+from llama4_edge.runtime.bindings.sampler import DrySamplers, Sampler
 from llama4_edge.runtime.sampling import Sampling
 
 N_VOCAB = 202_048
@@ -132,19 +132,21 @@ class Chain:
 def make(vocab: Any) -> Iterator[Callable[..., tuple[Sampler, Chain]]]:
     """``make(tokens=[], **settings)``: our sampler and llama.cpp's chain after these tokens."""
     made: list[tuple[Sampler, Chain]] = []
+    dry = DrySamplers(llama_cpp, vocab)
 
     def pair(tokens: list[int] | None = None, **values: Any) -> tuple[Sampler, Chain]:
         sampling = Sampling(**{"seed": 42, **values})
         chain = Chain(vocab, sampling)
         for token in tokens or []:
             chain.accept(token)
-        made.append((Sampler(llama_cpp, vocab, N_VOCAB, sampling, tokens or []), chain))
+        made.append((Sampler(llama_cpp, dry, N_VOCAB, sampling, tokens or []), chain))
         return made[-1]
 
     yield pair
     for sampler, chain in made:
         sampler.close()
         llama_cpp.llama_sampler_free(chain.native)
+    dry.close()
 
 
 # ---- the claims
@@ -236,3 +238,26 @@ def test_the_largest_are_those_of_a_sort(
 
 def test_the_native_code_is_built_here() -> None:
     assert candidates_module._native() is not None
+
+
+def test_a_dry_sampler_is_made_once_for_each_settings_and_copied_without_what_it_saw(
+    vocab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    init = llama_cpp.llama_sampler_init_dry
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments[1:4])
+        return init(*arguments)
+
+    monkeypatch.setattr(llama_cpp, "llama_sampler_init_dry", counted)
+    dry = DrySamplers(llama_cpp, vocab)
+    answers, logits = [], np.linspace(20, 0, N_VOCAB, dtype=np.float32)
+    for multiplier in (0.8, 0.8, 0.01, 0.8):
+        sampling = Sampling(seed=1, temperature=0.0, dry_multiplier=multiplier)
+        sampler = Sampler(llama_cpp, dry, N_VOCAB, sampling, [1, 2, 3, 1, 2, 3, 1, 2])
+        answers.append([sampler.choose(logits) for _ in range(20)])
+        sampler.close()
+    assert made == [(0.8, 1.75, 2), (0.01, 1.75, 2)]
+    assert answers[0] == answers[1] == answers[3] != answers[2]
+    dry.close()
