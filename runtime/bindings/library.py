@@ -201,10 +201,9 @@ def _load() -> Any:
             expected=f"llama-cpp-python {LLAMA_CPP_PYTHON} with its native library",
             hint=f"Build it with: {build_command()}",
         ) from error
-    callback = bindings.llama_log_callback(_on_log)
-    _referenced.append(callback)
+    callback = on_log(bindings)
     bindings.llama_log_set(callback, ctypes.c_void_p(0))
-    atexit.register(_silence, bindings)
+    atexit.register(bindings.llama_log_set, silent_callback(bindings), ctypes.c_void_p(0))
     bindings.llama_backend_init()
     return bindings
 
@@ -244,14 +243,21 @@ def _bounded_spin() -> Iterator[None]:
 _SPIN = "GOMP_SPINCOUNT"
 
 
-def _silence(bindings: Any) -> None:
-    """Give llama.cpp a native function to log to: destructors log after Python has ended.
+def on_log(bindings: Any) -> Any:
+    """A ``ggml_log_callback`` that receives the log, to be set in a native library for good."""
+    callback = bindings.llama_log_callback(_on_log)
+    _referenced.append(callback)
+    return callback
+
+
+def silent_callback(bindings: Any) -> Any:
+    """A native function to log to: destructors log after Python has ended.
 
     ``ggml_time_us`` takes no argument and changes nothing, so it can stand in for a callback.
     """
     address = ctypes.cast(bindings._lib["ggml_time_us"], ctypes.c_void_p).value
     assert address is not None
-    bindings.llama_log_set(bindings.llama_log_callback(address), ctypes.c_void_p(0))
+    return bindings.llama_log_callback(address)
 
 
 _load_lock = threading.Lock()
