@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import numpy as np
@@ -41,6 +42,8 @@ from .runtime.settings import (
     check_settings_of_model,
     context_length,
 )
+from .vision.images import image_tiles
+from .vision.projector import Pictures
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from .chat.template import ChatTemplate
     from .planner import Plan
     from .progress import Progress
+    from .vision.opening import PictureInput
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class Model:
             that is truncated meanwhile then ends no process.
         n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, workers: see
             ``EngineSettings``.
+        projector: the GGUF of the vision tower, which llama.cpp calls mmproj. None is the only one
+            beside the model (``mmproj-*.gguf``), which is loaded when the first picture comes.
         on_load_progress: called with the fraction loaded; returning False cancels.
 
     Without ``plan`` and ``placement`` the model goes where `llama4_edge.plan` says, if there is a
@@ -105,6 +111,7 @@ class Model:
         load_mode: LoadMode = EngineSettings.load_mode,
         mmap: bool = True,
         workers: Sequence[str] = (),
+        projector: str | os.PathLike[str] | None = None,
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
         path = as_path("path", path)
@@ -140,7 +147,13 @@ class Model:
         if plan is not None and placement is not None:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
+        self._pictures = Pictures(self.info, projector)
         self.engine, self.plan = _open(self.info, wish, plan, on_load_progress)
+        try:
+            self._pictures.open(self.engine)
+        except BaseException:
+            self.engine.close()
+            raise
         self._sessions = Sessions(self.engine, self.info)
 
     def __enter__(self) -> Model:
@@ -153,6 +166,11 @@ class Model:
         raise EngineError(
             "a model can be neither copied nor pickled", hint="Open its file again instead."
         )
+
+    @property
+    def projector(self) -> Path | None:
+        """The file of the vision tower; None where there is none, ModelFileError for several."""
+        return self._pictures.path()
 
     def close(self) -> None:
         """End the answers that are being made, in any thread, and free the model.
@@ -174,6 +192,30 @@ class Model:
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of token ids; control tokens show their names only if ``special``."""
         return self.vocabulary.decode(tokens, special=special)
+
+    def image_features(
+        self,
+        picture: PictureInput,
+        *,
+        allow_download: bool = False,
+        on_progress: Callable[[float], object] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """What the model sees of a picture, float32 of [tiles, 144, n_embd].
+
+        Each tile's features stand in reading order, 12 rows of 12; the tiles as in `image_tiles`.
+
+        Args:
+            picture, allow_download: see `image_tiles`.
+            on_progress: called with the fraction encoded after each tile; returning False cancels.
+
+        Raises:
+            ImageError: it is not a picture, or one that is damaged or too large.
+            ModelFileError: the projector is not one for this model.
+            EngineError: there is no projector, or encoding was cancelled.
+        """
+        check_callback("on_progress", on_progress)
+        tiles = image_tiles(picture, allow_download=allow_download)
+        return self._pictures.loaded().features(tiles, on_progress=on_progress)
 
     def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""

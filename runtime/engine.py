@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ..errors import ContextFullError, EngineError, SettingError
 from ..ranges import value_text
 from .bindings.memory import MemoryReport
+from .encoder import Encoder
 from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
@@ -178,6 +179,22 @@ class Engine:
         """The bytes that llama.cpp has on each device; a file that is mapped counts as weights."""
         self._check()
         return self._handles.memory_report()
+
+    def open_encoder(
+        self, path: Path, on_progress: Callable[[float], object] | None = None
+    ) -> Encoder:
+        """Load a projector beside the model, which is freed with it; see `Encoder`."""
+        self._check()
+        return Encoder(self._handles, path, self.settings, on_progress)
+
+    def in_thread(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, called in the thread that calls llama.cpp, between two batches.
+
+        Raises:
+            EngineError: the engine was closed.
+        """
+        self._check()
+        return self._handles.thread.call(work)
 
     def clear(self) -> None:
         """Forget all tokens."""

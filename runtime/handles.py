@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,20 @@ logger = logging.getLogger(__name__)
 _MAX_VIEWS = 256  # of the rows of logits: sequences, or tokens of a draft
 
 
+class Closeable(Protocol):
+    """What has something of llama.cpp's that uses the model."""
+
+    def close(self) -> None:
+        """Free it, in the thread."""
+
+
 class Handles:
     """A loaded model with a context, ready to decode. Close it.
 
     ``model``, ``context``, ``memory`` (the context's KV cache), ``vocab`` and ``batch`` are for
-    calls in ``thread`` alone. ``n_parallel`` is how many sequences the context has, ``n_decoded``
-    counts the batches that were decoded: the logits are those of the last one.
+    calls in ``thread`` alone. What is appended to ``beside`` uses the model, and is closed before
+    it is freed. ``n_parallel`` is how many sequences the context has, ``n_decoded`` counts the
+    batches that were decoded: the logits are those of the last one.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
@@ -63,6 +71,7 @@ class Handles:
         self.model: Any = None
         self.context: Any = None
         self._batch: Batch | None = None
+        self.beside: list[Closeable] = []
         self._samplers: list[Sampler] = []
         self._dry: DrySamplers | None = None
         self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
@@ -211,6 +220,8 @@ class Handles:
             self._free_sampler(sampler)
         if self._dry is not None:
             self._dry.close()
+        while self.beside:
+            self.beside.pop().close()
         # The context uses the model, so it goes first.
         self._free_context()
         model, self.model = self.model, None

@@ -12,12 +12,15 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .opening import PictureInput, open_picture
 from .resizing import Planes, resize
+
+if TYPE_CHECKING:
+    from .opening import PictureInput
 
 TILE_SIZE = 336
 """Pixels of a tile's side."""
@@ -101,6 +104,8 @@ def image_tiles(picture: PictureInput, *, allow_download: bool = False) -> Image
     Raises:
         ImageError: it is not a picture, or one that is damaged or too large.
     """
+    from .opening import open_picture  # with Pillow, which a model without pictures does without
+
     rgb = open_picture(picture, allow_download=allow_download)
     height, width = rgb.shape[:2]
     grid = tile_grid(width, height)

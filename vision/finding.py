@@ -1,0 +1,71 @@
+"""Which projector goes with a model: the one that was named, or the only one beside it.
+
+Promises that a projector which is damaged, of another kind of model, or as wide as another one, is
+refused before mtmd sees it, which would end the process.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import EngineError, ModelFileError
+from ..runtime.files.gguf_file import read_gguf
+from .images import TILE_SIZE
+
+_KIND = "clip.projector_type"
+_WIDTH = "clip.vision.projection_dim"
+_SIZE = "clip.vision.image_size"
+_HINT = "Convert it from the checkpoint of the model: llama4 convert --vision-only"
+
+
+def projector_beside(model: str | os.PathLike[str]) -> Path | None:
+    """The only file beside a model whose name says that it is a projector; None without one.
+
+    Raises:
+        ModelFileError: there are several.
+    """
+    folder = Path(model).parent
+    try:
+        paths = sorted(path for path in folder.iterdir() if _is_projector(path))
+    except OSError:
+        return None
+    if len(paths) > 1:
+        raise ModelFileError(
+            f"several projectors are beside {os.fspath(model)}",
+            found=", ".join(path.name for path in paths[:5]),
+            hint="Name the one to use: projector=",
+        )
+    return paths[0] if paths else None
+
+
+def check_projector(path: Path, n_embd: int) -> None:
+    """Whether a file is a projector of Llama 4, for a model of this width.
+
+    Raises:
+        ModelFileError: it is not.
+    """
+    metadata = read_gguf(path).metadata
+    expected = {_KIND: "llama4", _SIZE: TILE_SIZE, _WIDTH: n_embd}
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            raise ModelFileError(
+                f"{path} is not the projector of this model",
+                found=f"{key} {metadata.get(key)!r}",
+                expected=repr(value),
+                hint=_HINT,
+            )
+
+
+def no_projector(model: str | os.PathLike[str]) -> EngineError:
+    """The error that a model was opened without one."""
+    return EngineError(
+        f"{os.fspath(model)} was opened without a projector, which pictures need",
+        expected="a file mmproj-*.gguf beside it, or projector=",
+        hint=_HINT,
+    )
+
+
+def _is_projector(path: Path) -> bool:
+    name = path.name.lower()
+    return "mmproj" in name and name.endswith(".gguf") and path.is_file()
