@@ -102,6 +102,9 @@ def calls(
             "Model.tokenize": Call(model.tokenize, {"text": "x"}),
             "Model.detokenize": Call(model.detokenize, {"tokens": [1]}),
             "Model.logits": Call(model.logits, {"tokens": [1]}),
+            "Model.image_features": Call(
+                model.image_features, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
+            ),
             "Model.chat_prompt": Call(model.chat_prompt, {"messages": "x"}),
             "Model.generate": Call(model.generate, {"prompt": "x"} | OPTIONS),
             "Model.chat": Call(model.chat, {"messages": "x"} | OPTIONS),
@@ -116,7 +119,7 @@ NAMES = (
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
-    "Model.detokenize", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",
+    "Model.detokenize", "Model.image_features", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",
     "Model.save_session", "Model.load_session",
 )  # fmt: skip
 
