@@ -119,7 +119,8 @@ NAMES = (
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
-    "Model.detokenize", "Model.image_features", "Model.logits", "Model.chat_prompt", "Model.generate", "Model.chat",
+    "Model.detokenize", "Model.image_features", "Model.logits", "Model.chat_prompt",
+    "Model.generate", "Model.chat",
     "Model.save_session", "Model.load_session",
 )  # fmt: skip
 
