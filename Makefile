@@ -129,7 +129,7 @@ $(WHEELS)/.built: | $(VENV)/.native
 	@touch $@
 endif
 
-$(RUN): $(WHEELS)/.built pyproject.toml $(LOCK) $(wildcard quant/native/*)
+$(RUN): $(WHEELS)/.built pyproject.toml $(LOCK) $(wildcard quant/native/* runtime/native/*)
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
 	@$(INSTALL) "llama4-edge" setuptools --editable .
 	@touch $@

@@ -24,6 +24,7 @@ from .bindings.library import captured_log, llama, refused
 from .bindings.memory import MemoryReport, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
 from .bindings.sampler import DrySamplers, Sampler
+from .bindings.steps import Steps
 from .main_memory import check_loaded
 from .sampling import Sampling
 from .settings import EngineSettings
@@ -75,6 +76,7 @@ class Handles:
         self._samplers: list[Sampler] = []
         self._dry: DrySamplers | None = None
         self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
+        self._end_ids = tuple(self._ends)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
         self.n_decoded = 0
         self.workers = connect(settings.workers)
@@ -214,6 +216,10 @@ class Handles:
         self._batch = Batch(self.llama, self.n_batch)
         self.n_decoded = 0
         self.n_vocab = int(self.llama.llama_vocab_n_tokens(self.vocab))
+        self.steps = Steps(
+            self.llama, self.context, self.vocab, self.n_vocab, self._end_ids,
+            self.thread.stop, self.thread.attention,
+        )  # fmt: skip
 
     def _free(self) -> None:
         for sampler in list(self._samplers):

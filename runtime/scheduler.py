@@ -23,12 +23,13 @@ from typing import Literal
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.sampler import Sampler
+from .bindings.steps import Choice
 from .bindings.thread import News
 from .drafts import Costs, Drafter
 from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
-from .sequence import CachedSequence, Piece, decode, reusable_prefix, with_rows
+from .sequence import CachedSequence, Piece, decode, reusable_prefix, take_steps, with_rows
 from .state import SequenceState
 
 Outcome = Literal["stop", "length"]
@@ -43,6 +44,7 @@ RUN_AHEAD = 128
 """How many tokens a request is ahead of its reader at most."""
 
 _LOST_AFTER = 0.5  # seconds
+_WORTH_STEPS = 2  # tokens
 _WORTH_COPYING = 64  # tokens: all cells of a sequence are copied, however few it holds
 
 
@@ -175,6 +177,7 @@ class Scheduler:
         self._running: list[Request] = []  # in the order of their sequences
         self._full: list[Request] = []  # those that wait for `resume`
         self._reading: tuple[Request, ...] = ()
+        self._failed_steps = False
         self._last_use = dict.fromkeys(self._sequences, -1)
         self._asked = dict.fromkeys(self._sequences, 0)  # tokens of the last prompt
         self._n_begun = self._n_ended = 0
@@ -213,6 +216,7 @@ class Scheduler:
     def look(self) -> None:
         """Have the engine's thread see what has changed."""
         self._changed = True
+        self._thread.ask_attention()
         now = time.monotonic()
         # Who is interrupted between these lines posts nothing; those who wait look again.
         if now - self._posted_at > _LOST_AFTER:
@@ -291,6 +295,8 @@ class Scheduler:
             self._look_around()
         is_busy = self._make_features()
         batch = self._next_batch()
+        if batch and not is_busy and self._answer_on(batch):
+            return True
         # llama.cpp takes tokens or features, not both in one call.
         for is_name in (False, True):
             if one_kind := [(one, piece) for one, piece in batch if _is_name(piece) == is_name]:
@@ -518,6 +524,55 @@ class Scheduler:
             request.drafter.learn(n_drafted, n_chosen, self._costs)
         return goes_on
 
+    def _answer_on(self, batch: Sequence[tuple[Request, Piece]]) -> bool:
+        """Decode and choose several tokens of each, if all of them just answer; whether so.
+
+        What Python does for a token costs as much as a part of a small model's token where it has
+        left the processor's cache, which it does with every decoding.
+        """
+        if len(batch) == 1 and batch[0][0].drafter is not None:
+            return False  # it looks for a draft after each token
+        choices = [_choice(request, piece) for request, piece in batch]
+        plain = [choice for choice in choices if choice is not None]
+        most = min(self._tokens_left(request) for request, _ in batch)
+        self._thread.pay_attention()
+        is_wanted = self._changed or self._thread.is_wanted
+        if most < _WORTH_STEPS or len(plain) < len(batch) or is_wanted or self._failed_steps:
+            self._failed_steps = False
+            return False
+        begun = time.monotonic()
+        pieces = [piece for _, piece in batch]
+        every = take_steps(self._handles, pieces, plain, most, BURST_SECONDS)
+        if every is None:
+            return False
+        now = time.monotonic()
+        n_steps = len(every[0])
+        self._failed_steps = not n_steps  # in the usual way it is found out whom an error concerns
+        for (request, _), tokens in zip(batch, every, strict=True):
+            n_before = request.n_chosen
+            goes_on = all(self._take(request, token) for token in tokens)
+            n_taken = request.n_chosen - n_before
+            request.decode_seconds += (now - begun) * n_taken / max(n_steps, 1)
+            if not goes_on:
+                self._end(request, request.error)
+            elif n_taken:
+                self._hand_on(request, request.n_chosen, now)
+        return True
+
+    def _tokens_left(self, request: Request) -> int:
+        """How many tokens can be chosen for it before something else is to be done."""
+        place = len(_held(request).tokens) % ATTENTION_CHUNK
+        limits = [
+            self._n_ctx - len(request.text),
+            # The first and the last of a chunk are decoded in the usual way.
+            ATTENTION_CHUNK - 1 - place if place else 0,
+        ]
+        if request.max_tokens is not None:
+            limits.append(request.max_tokens - request.n_chosen)
+        if request.paced:
+            limits.append(RUN_AHEAD - request.unread)
+        return min(limits)
+
     def _choose(self, request: Request) -> bool:
         """Choose its next token; False where it ends."""
         assert request.accept is not None and request.sampler is not None
@@ -526,6 +581,15 @@ class Scheduler:
             return False
         try:
             token = _held(request).sample(request.sampler)
+        except BaseException as error:
+            request.error = error
+            return False
+        return self._take(request, token)
+
+    def _take(self, request: Request, token: int) -> bool:
+        """Take a token that was chosen into its text; False where it ends."""
+        assert request.accept is not None
+        try:
             request.text.append(token)
             goes_on = request.accept(token, self._handles.is_end(token))
         except BaseException as error:
@@ -576,6 +640,13 @@ def _held(request: Request) -> CachedSequence:
     """The sequence of a request that is running."""
     assert request.sequence is not None
     return request.sequence
+
+
+def _choice(request: Request, piece: Piece) -> Choice | None:
+    """How its next tokens are chosen; None where each is to be looked at before the next."""
+    if request.sampler is None or not _answers(request):
+        return None
+    return request.sampler.choice if len(piece.tokens) == piece.outputs == 1 else None
 
 
 def _answers(request: Request) -> bool:

@@ -19,6 +19,7 @@ from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .bindings.library import captured_log, refused
 from .bindings.sampler import Sampler
+from .bindings.steps import Choice
 from .features import Features
 from .handles import Handles
 from .state import Bytes, SequenceState, for_streams
@@ -287,6 +288,36 @@ def with_rows(piece: Piece, features: Features | None) -> Piece:
     if features is None or piece.tokens[0] >= 0:
         return piece
     return piece._replace(rows=features.rows(piece.tokens))
+
+
+def take_steps(
+    handles: Handles, pieces: Sequence[Piece], choices: Sequence[Choice], most: int, seconds: float
+) -> Sequence[Sequence[int]] | None:
+    """Decode pieces of one token each, choose the next of each, and go on with these.
+
+    Returns:
+        The tokens that were chosen, of each sequence as many, and all but the last of them held.
+        Where decoding failed there are only those before, none perhaps, and the sequences are
+        unsure. None where this cannot be done.
+    """
+    batch = handles.batch
+    batch.clear()
+    for sequence, tokens, outputs, _, _ in pieces:
+        batch.add(tokens, sequence.number, len(sequence.tokens), outputs)
+        sequence.unsure = True
+    with captured_log():
+        taken = handles.steps.take(batch, choices, most, seconds)
+    if taken is None:
+        for piece in pieces:
+            piece.sequence.unsure = False
+        return None
+    handles.n_decoded += taken.n_decoded
+    each: list[list[int]] = taken.tokens.T.tolist()
+    for row, (piece, chosen) in enumerate(zip(pieces, each, strict=True)):
+        piece.sequence.begin([*piece.tokens, *chosen][: taken.n_decoded + taken.failed])
+        if not taken.failed:
+            piece.sequence.end(row)
+    return each
 
 
 def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:

@@ -41,13 +41,20 @@ def largest(logits: Floats, count: int, out: Candidates) -> bool:
 @cache
 def _native() -> Callable[[int, int, int, int], int] | None:
     """The same in C++, None where it was not built."""
-    spec = importlib.util.find_spec(".._candidates", __package__)
-    if spec is None or spec.origin is None:
+    library = native_library()
+    if library is None:
         return None
-    function = ctypes.CDLL(spec.origin).llama4_edge_largest
+    function = library.llama4_edge_largest
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
     function.restype = ctypes.c_int
     return function
+
+
+@cache
+def native_library() -> ctypes.CDLL | None:
+    """What is built of ``native/``, None where nothing is."""
+    spec = importlib.util.find_spec(".._candidates", __package__)
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
 
 
 def _largest(logits: Floats, count: int, out: Candidates) -> bool:

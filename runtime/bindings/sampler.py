@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ..sampling import Sampling
 from .candidates import CANDIDATE, Candidates, Floats, largest
+from .steps import Choice
 
 _MIN_KEEP = 1
 
@@ -116,6 +117,18 @@ class Sampler:
         self.closed = True
         while self._chains:
             self._llama.llama_sampler_free(self._chains.pop())
+
+    @property
+    def choice(self) -> Choice | None:
+        """How `Steps` choose as this does; None where it takes more than the largest logits."""
+        sampling = self._sampling
+        if self._adjusting is not None or sampling.mirostat:
+            return None
+        if self._is_greedy:
+            return Choice(None, 1)
+        if self._all or sampling.top_n_sigma > 0 or self._choosing is None:
+            return None
+        return Choice(ctypes.cast(self._choosing, ctypes.c_void_p), sampling.top_k)
 
     def choose(self, logits: Floats) -> int | None:
         """The next token; None where logits are NaN, or the largest is infinite.

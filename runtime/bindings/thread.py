@@ -91,6 +91,7 @@ class NativeThread:
         self._closed = False
         self._done = threading.Event()
         self._stop_text = ctypes.create_string_buffer(2)
+        self._attention = ctypes.c_char(0)
         self._thread = threading.Thread(target=self._run, name="llama.cpp", daemon=True)
         try:
             self._thread.start()  # waits until it runs, which can be interrupted
@@ -155,6 +156,7 @@ class NativeThread:
         """
         if not self.is_foreign:
             self._calls.put(_Call(work))
+            self.ask_attention()
 
     def wait(self, news: News, is_there: Callable[[], bool]) -> None:
         """Until something is there that posted work brings; looked for whenever there are news.
@@ -219,6 +221,24 @@ class NativeThread:
         address = ctypes.cast(c_library.strlen, ctypes.c_void_p).value
         assert address is not None
         return address, ctypes.addressof(self._stop_text)
+
+    @property
+    def attention(self) -> int:
+        """The address of a byte that is 0 until somebody wants something, and then once more."""
+        return ctypes.addressof(self._attention)
+
+    def ask_attention(self) -> None:
+        """Have a call return that takes long and looks at ``attention``; called anywhere."""
+        self._attention.value = b"x"
+
+    def pay_attention(self) -> None:
+        """In the thread, before looking whether somebody wants something."""
+        self._attention.value = b"\0"
+
+    @property
+    def stop(self) -> int:
+        """The address of a byte that is 0 unless the present call is to stop."""
+        return ctypes.addressof(self._stop_text)
 
     def abort_graph(self) -> None:
         """Have ggml give up the graph that it computes on the CPU; called anywhere."""
@@ -292,6 +312,7 @@ class NativeThread:
         with self._lock:
             self._pending.append(call)
             self._calls.put(call)
+            self.ask_attention()
             if self._closed:
                 self._tell_to_stop(call)
 
