@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class SessionWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(as_path("path", path))
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
         self._end = self._size = 0
         with _writing(self.path):
             # Beside the file that a link points to: a rename works within one file system.
@@ -100,7 +100,6 @@ class SessionWriter:
             file = self._begin()
             try:
                 end = _write(file, text, fingerprint, state, on_progress, self.path.name)
-                file.flush()
                 sync(file.fileno())
                 if os.name == "nt":  # where a file that is open cannot get another name
                     file.close()
@@ -137,7 +136,6 @@ class SessionWriter:
             file.seek(self._end)
             try:
                 end = self._end + _write_frame(file, b"TURN", [turn])
-                file.flush()
                 sync(file.fileno(), data_only=True)
                 self._end = end
             finally:
@@ -172,7 +170,7 @@ class SessionWriter:
             self._begin().close()
             self._partial.unlink(missing_ok=True)
 
-    def _begin(self) -> BinaryIO:
+    def _begin(self) -> RawIOBase:
         """The file that gets the session's name when it is whole: locked, and empty."""
         while True:
             file = _open_locked(self._partial, os.O_RDWR | os.O_CREAT, self.path)
@@ -182,7 +180,7 @@ class SessionWriter:
                     return file
             file.close()
 
-    def _is_current(self, file: BinaryIO) -> bool:
+    def _is_current(self, file: RawIOBase) -> bool:
         """Whether the session's name is still that of this open file."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), self._target.stat())
@@ -191,7 +189,7 @@ class SessionWriter:
 
 
 def _write(
-    file: BinaryIO,
+    file: RawIOBase,
     text: bytes,
     fingerprint: Fingerprint,
     state: SequenceState | None,
@@ -216,7 +214,7 @@ def _write(
         if on_progress is not None:
             on_progress(Progress(done, total, name))
 
-    file.write(bytes(PREAMBLE.size))
+    _write_bytes(file, bytes(PREAMBLE.size))
     _write_frame(file, b"TEXT", [text])
     _write_frame(file, b"HEAD", [json.dumps(head).encode()])
     if state is not None:
@@ -226,13 +224,15 @@ def _write(
             _write_frame(file, b"CHKP", _pieces(checkpoint.data), count)
     end = file.tell()
     file.seek(0)
-    file.write(PREAMBLE.pack(SESSION_MAGIC, VERSION, zlib.crc32(CHECKED.pack(VERSION, end)), end))
+    _write_bytes(
+        file, PREAMBLE.pack(SESSION_MAGIC, VERSION, zlib.crc32(CHECKED.pack(VERSION, end)), end)
+    )
     file.seek(end)
     return end
 
 
 def _write_frame(
-    file: BinaryIO,
+    file: RawIOBase,
     tag: bytes,
     pieces: Iterable[bytes | memoryview],
     count: Callable[[int], None] = lambda _: None,
@@ -241,16 +241,23 @@ def _write_frame(
     pieces = list(pieces)
     length = sum(len(piece) for piece in pieces)
     begin = file.tell()
-    file.write(bytes(FRAME.size))
+    _write_bytes(file, bytes(FRAME.size))
     checksum = zlib.crc32(TAG_AND_LENGTH.pack(tag, length))
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
-        file.write(piece)
+        _write_bytes(file, piece)
         count(len(piece))
     file.seek(begin)
-    file.write(FRAME.pack(tag, checksum, length))
+    _write_bytes(file, FRAME.pack(tag, checksum, length))
     file.seek(begin + FRAME.size + length)
     return FRAME.size + length
+
+
+def _write_bytes(file: RawIOBase, data: bytes | memoryview) -> None:
+    """Write all of it; the system may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def _pieces(data: npt.NDArray[np.uint8]) -> Iterator[memoryview]:
@@ -261,7 +268,7 @@ def _pieces(data: npt.NDArray[np.uint8]) -> Iterator[memoryview]:
 # --- opening, and what the system refuses
 
 
-def _open_locked(target: Path, flags: int, path: Path) -> BinaryIO:
+def _open_locked(target: Path, flags: int, path: Path) -> RawIOBase:
     """A regular file for this process alone, private if it is made.
 
     Raises:
@@ -269,10 +276,13 @@ def _open_locked(target: Path, flags: int, path: Path) -> BinaryIO:
         SessionError: another process has it.
     """
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = os.fdopen(os.open(target, flags | getattr(os, "O_BINARY", 0), 0o600), "r+b")
+    # Without a buffer: what a full disk refused is not tried again later.
+    descriptor = os.open(target, flags | getattr(os, "O_BINARY", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
+    file = os.fdopen(descriptor, "r+b", buffering=0)
     try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
         if not lock(file.fileno(), path):
             raise SessionError(
                 f"{path}: another process has this session open",
