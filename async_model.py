@@ -17,10 +17,9 @@ import numpy.typing as npt
 
 from .chat.answer import Answer, Completion
 from .chat.options import AnswerOptions, AnswerSettings
-from .chat.prompt import Messages
+from .chat.prompt import Messages, Prompt
 from .chat.session import Session
 from .chat.vocabulary import Vocabulary
-from .chat.window import Prompt
 from .errors import EngineError, SettingError
 from .model import Model, chat_settings, text_settings
 from .ranges import check_flag
@@ -180,7 +179,7 @@ class AsyncModel:
     @overload
     async def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: Literal[False] = ...,
         **options: Unpack[AnswerOptions],
@@ -189,7 +188,7 @@ class AsyncModel:
     @overload
     async def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: Literal[True],
         **options: Unpack[AnswerOptions],
@@ -198,7 +197,7 @@ class AsyncModel:
     @overload
     async def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         n: int,
         stream: Literal[False] = ...,
@@ -208,7 +207,7 @@ class AsyncModel:
     @overload
     async def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         n: int,
         stream: Literal[True],
@@ -217,7 +216,7 @@ class AsyncModel:
 
     async def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: bool = False,
         n: int | None = None,
@@ -225,8 +224,8 @@ class AsyncModel:
     ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
         """Continue a text or token ids; see ``Model.generate``."""
         settings = text_settings(options)
-        ids = self.model.text_prompt(prompt, special=settings.special)
-        return await self._answer(Prompt(ids), settings, stream=stream, n=n)
+        shown = self.model.text_prompt(prompt, special=settings.special)
+        return await self._answer(shown, settings, stream=stream, n=n)
 
     @overload
     async def chat(

@@ -20,10 +20,10 @@ import numpy.typing as npt
 from .chat.answer import Completion, Stream
 from .chat.conversation import Conversation
 from .chat.options import AnswerOptions, AnswerSettings
-from .chat.prompt import Messages, Prompts
+from .chat.prompt import Messages, Prompt, Prompts
 from .chat.session import Session, Sessions, as_conversation
 from .chat.vocabulary import Vocabulary, whole_numbers
-from .chat.window import Prompt, prompt_of
+from .chat.window import prompt_of
 from .errors import AllocationError, EngineError, SettingError
 from .ranges import as_path, check_callback, check_flag, value_text, wrong_type
 from .runtime.bindings.amx import use_extra_bufts
@@ -217,28 +217,32 @@ class Model:
         tiles = image_tiles(picture, allow_download=allow_download)
         return self._pictures.loaded().features(tiles, on_progress=on_progress)
 
-    def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
+    def logits(self, tokens: Iterable[int] | Prompt) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
-        return self.engine.logits(whole_numbers(tokens))
+        prompt = self.text_prompt(tokens)
+        return self.engine.logits(prompt.positions, prompt.features)
 
-    def text_prompt(self, prompt: str | Iterable[int], *, special: bool = False) -> list[int]:
-        """The token ids that `generate` goes on with; see there."""
+    def text_prompt(self, prompt: str | Iterable[int] | Prompt, *, special: bool = False) -> Prompt:
+        """What `generate` goes on with; see there."""
+        if isinstance(prompt, Prompt):
+            return prompt
         if not isinstance(prompt, str):
-            return whole_numbers(prompt)
-        return self._prompts.of_text(prompt, special=special, n_ctx=self.engine.settings.n_ctx)
+            return Prompt(whole_numbers(prompt))
+        n_ctx = self.engine.settings.n_ctx
+        return Prompt(self._prompts.of_text(prompt, special=special, n_ctx=n_ctx))
 
-    def chat_prompt(self, messages: Messages, **options: Unpack[AnswerOptions]) -> list[int]:
-        """The token ids with which a model is asked to answer messages; see `chat`."""
-        return list(self.shown_prompt(messages, chat_settings(messages, options)).tokens)
+    def chat_prompt(self, messages: Messages, **options: Unpack[AnswerOptions]) -> Prompt:
+        """What `chat` goes on with: the ``token_ids`` of messages, and their pictures."""
+        return self.shown_prompt(messages, chat_settings(messages, options))
 
     def shown_prompt(self, messages: Messages, settings: AnswerSettings) -> Prompt:
-        """The prompt with which `chat` asks, and what it leaves out."""
+        """The same, with the settings as a value."""
         return prompt_of(self._prompts, messages, settings, self.engine.settings.n_ctx)
 
     @overload
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: Literal[False] = ...,
         **options: Unpack[AnswerOptions],
@@ -247,7 +251,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: Literal[True],
         **options: Unpack[AnswerOptions],
@@ -255,13 +259,17 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | Iterable[int], *, stream: bool, **options: Unpack[AnswerOptions]
+        self,
+        prompt: str | Iterable[int] | Prompt,
+        *,
+        stream: bool,
+        **options: Unpack[AnswerOptions],
     ) -> Completion | Stream: ...
 
     @overload
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         n: int,
         stream: Literal[False] = ...,
@@ -271,7 +279,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         n: int,
         stream: Literal[True],
@@ -280,7 +288,7 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Iterable[int],
+        prompt: str | Iterable[int] | Prompt,
         *,
         stream: bool = False,
         n: int | None = None,
@@ -290,7 +298,7 @@ class Model:
 
         Args:
             prompt: text, tokenized without control tokens and after BOS if the model asks for it;
-                or token ids, taken as they are.
+                or token ids, or a `Prompt`, taken as they are.
             stream: whether to get the text piece by piece, beginning at once.
             n: how many answers to give; the prompt is read once. With a seed, each has a seed that
                 is one more than that of the one before. None is one answer that is not in a list.
@@ -309,8 +317,8 @@ class Model:
             SettingError: a setting outside its range, or of the wrong type.
         """
         settings = text_settings(options)
-        ids = self.text_prompt(prompt, special=settings.special)
-        return self._answer(Prompt(ids), settings, stream=stream, n=n)
+        shown = self.text_prompt(prompt, special=settings.special)
+        return self._answer(shown, settings, stream=stream, n=n)
 
     @overload
     def chat(
@@ -407,7 +415,7 @@ class Model:
         tokens: Sequence[int] = self.engine.last_prompt
         talk = as_conversation(() if messages is None else messages, self.info.name)
         if messages is not None:
-            tokens = self._prompts.of_messages(talk)
+            tokens = self._prompts.of_messages(talk).positions
         with SessionWriter(path) as writer:
             return self._sessions.save(writer, talk, self._sessions.state_of(tokens), on_progress)
 

@@ -19,9 +19,9 @@ from ..errors import EngineError
 from ..runtime.engine import Engine
 from ..runtime.scheduler import Outcome, Request
 from .options import AnswerSettings
+from .prompt import Prompt
 from .streaming import TextStream
 from .vocabulary import Vocabulary
-from .window import Prompt
 
 FinishReason = Outcome
 """Why an answer ended, in OpenAI's words: the model or a stop string ended it, or ``max_tokens`` or
@@ -91,7 +91,7 @@ class Answer:
         after: Answer | None = None,
     ) -> None:
         self._engine = engine
-        self._prompt, self._n_prompt = prompt, len(prompt.tokens)
+        self._prompt, self._n_prompt = prompt, len(prompt)
         sampling = settings.sampling.with_seed()
         self._seed = sampling.seed or 0
         self._text = _Text(vocabulary, settings)
@@ -99,13 +99,14 @@ class Answer:
         self._read: list[tuple[str, int]] = []
         self._finished = self._closed = False
         self._request: Request = engine.request(
-            prompt.tokens,
+            prompt.positions,
             sampling,
             settings.max_tokens,
             self._text.accept,
             paced=paced,
             after=None if after is None else after._request,
             goes_on=prompt.shortened is not None,
+            features=prompt.features,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
         # knows of it does not keep it.)
@@ -186,8 +187,8 @@ class Answer:
         assert self._prompt.shortened is not None
         shorter = self._prompt.shortened(self._request.n_chosen)
         self._prompt = shorter or self._prompt
-        tokens = None if shorter is None else shorter.tokens
-        self._engine.resume(self._request, tokens)
+        positions = None if shorter is None else shorter.positions
+        self._engine.resume(self._request, positions)
 
     def _take(self) -> str | None:
         """The next piece if one is there; None while there is none.

@@ -57,6 +57,7 @@ class AnswerOptions(TypedDict, total=False):
     stop: str | Iterable[str]
     special: bool
     when_full: WhenFull
+    allow_download: bool
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class AnswerSettings:
         special: whether control tokens are read where the prompt names them, and shown by name in
             the answer. A text from outside can then end its own turn and begin another.
         when_full: what happens at the end of the context; see ``Model.chat``.
+        allow_download: whether a message may have a picture on the web.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -80,6 +82,7 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
     special: bool = False
     when_full: WhenFull = "stop"
+    allow_download: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -87,6 +90,7 @@ class AnswerSettings:
         check_whole("max_tokens", self.max_tokens, 0, or_none=True)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         check_flag("special", self.special)
+        check_flag("allow_download", self.allow_download)
         check_choice("when_full", self.when_full, get_args(WhenFull))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Messages to token ids: the chat template and the vocabulary of one model, joined.
+"""Messages to token ids: the chat template, the vocabulary and the pictures, joined.
 
 Promises that only the template writes control tokens, unless it is asked to read them: their names
 in a message are plain text. What cannot fit into the context is refused without tokenizing all of
@@ -7,17 +7,21 @@ it. The template is compiled when it is first asked for. Knows nothing of engine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ContextFullError, SettingError
+from ..errors import ContextFullError, ImageError, SettingError, TemplateError
 from ..untrusted import shown
+from ..vision.images import IMAGE, PATCH, image_token_names
 from .conversation import Conversation, Message
+from .pictures import Tiles, feature_names, take_pictures
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from ..runtime.features import Features
+    from ..vision.images import ImageTiles
     from .template import ChatTemplate
 
 COUNTED = 100_000
@@ -25,6 +29,38 @@ COUNTED = 100_000
 
 Messages = str | Conversation | Iterable[Mapping[str, Any] | Message]
 """What a model can be asked: a string is one message of the user."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model goes on with: token ids, and pictures that stand among them.
+
+    Attributes:
+        positions: the id of a token each, or below zero the name of one row of a picture's features
+            (`feature_names`).
+        pictures: in the order in which they stand there.
+        patch_id: the token that stands for a row of features.
+        dropped_messages: how many messages the model is not shown.
+        shortened: makes the prompt that an answer of so many tokens goes on after when the context
+            is full, None where that is not wanted; it returns None where nothing is left to drop.
+        features: makes those of the pictures, None where nobody does.
+    """
+
+    positions: list[int]
+    pictures: tuple[ImageTiles, ...] = ()
+    patch_id: int = -1
+    dropped_messages: int = 0
+    shortened: Callable[[int], Prompt | None] | None = None
+    features: Features | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids that the model's own processor makes, those of pictures included."""
+        return [self.patch_id if one < 0 else one for one in self.positions]
+
+    def __len__(self) -> int:
+        """Tokens, each row of features being one."""
+        return len(self.positions)
 
 
 class Prompts:
@@ -37,6 +73,7 @@ class Prompts:
     def __init__(self, vocabulary: Vocabulary, template: str | None) -> None:
         self._vocabulary = vocabulary
         self._source = template
+        self._tiles = Tiles()
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -75,28 +112,64 @@ class Prompts:
         return tokens
 
     def of_messages(
-        self, messages: Messages, *, special: bool = False, n_ctx: int | None = None
-    ) -> list[int]:
-        """The token ids with which a model is asked to answer messages; see `of_text`.
+        self,
+        messages: Messages,
+        *,
+        special: bool = False,
+        allow_download: bool = False,
+        n_ctx: int | None = None,
+    ) -> Prompt:
+        """The prompt with which a model is asked to answer messages; see `of_text`.
+
+        Args:
+            allow_download: whether a message may have a picture on the web.
 
         Raises:
-            TemplateError: there is no template, it does not render these messages, or one of them
-                has an image.
+            TemplateError: there is no template, or it does not render these messages.
+            ImageError: a picture cannot be read, or the model has no place for it.
             ContextFullError: they are far longer than the context.
             SettingError: there are no messages, or they are of the wrong type.
         """
         mappings = as_mappings(messages)
         self.check_length(mappings, n_ctx)
+        mappings, given = take_pictures(mappings, allow_download=allow_download)
+        pictures = [self._tiles.of(one, allow_download=allow_download) for one in given]
+        left = iter(pictures)
         tokens: list[int] = []
+        n_places = 0
         for piece in self.template.render(mappings):
-            if piece.control:
+            if pictures and piece.control and piece.text == IMAGE:
+                n_places += 1
+                if (picture := next(left, None)) is not None:
+                    tokens += self._picture(picture)
+            elif piece.control:
                 tokens.append(self._vocabulary.control_tokens[piece.text])
             else:
                 self._extend(tokens, piece.text, special, n_ctx)
+        if n_places != len(pictures):
+            raise TemplateError(
+                "the chat template has not one place for each picture",
+                found=f"{n_places} places for {len(pictures)} pictures",
+                expected=f"{IMAGE} for each, in the messages of users",
+            )
         bos = self._vocabulary.bos_id
         if self._vocabulary.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)
-        return tokens
+        patch = self._vocabulary.control_tokens.get(PATCH, -1)
+        return Prompt(tokens, tuple(pictures), patch)
+
+    def _picture(self, picture: ImageTiles) -> Iterator[int]:
+        """The ids of the tokens around a picture, and the names of its features."""
+        ids = self._vocabulary.control_tokens
+        names = image_token_names(picture.grid)
+        if missing := sorted(set(names) - set(ids)):
+            raise ImageError(
+                "the model's vocabulary has no tokens for pictures",
+                expected=", ".join(missing),
+                hint="Use a Llama 4 that was trained with pictures.",
+            )
+        rows = iter(feature_names(picture, names.count(PATCH)))
+        return (next(rows) if name == PATCH else ids[name] for name in names)
 
     def count(self, text: str, *, special: bool = False) -> int:
         """How many tokens a text of a message has."""

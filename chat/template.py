@@ -36,9 +36,6 @@ MAX_CHARACTERS = 1 << 20
 # llama_models/llama4/chat_format.py).
 _HEADER_END, _EMPTY_LINE = "<|header_end|>", "\n\n"
 
-# What Llama 4's template writes where an image belongs.
-_IMAGE = "<|image|>"
-
 # Hieroglyphs first: templates may write a list as Python does, which would escape what is not
 # printable. Then Unicode's noncharacters and a private-use plane.
 _MARKS = (range(0x13000, 0x13400), range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))
@@ -129,8 +126,8 @@ class ChatTemplate:
         All of them are values of JSON.
 
         Raises:
-            TemplateError: a message is malformed or has an image, or the template fails on these
-                messages, or takes too long or too much memory.
+            TemplateError: a message is malformed, or the template fails on these messages, or takes
+                too long or too much memory.
         """
         values = {
             "messages": checked_messages(messages, self._roles),
@@ -150,14 +147,7 @@ class ChatTemplate:
                 "the chat template does not render these messages",
                 found=_visible(str(error).replace(mark, "")) or None,
             ) from error
-        pieces = tuple(self._pieces(text, mark))
-        if Piece(_IMAGE, control=True) in pieces:
-            raise TemplateError(
-                "a message has an image, and images cannot be read yet",
-                expected="messages of text",
-                hint="Describe in words what the image shows.",
-            )
-        return pieces
+        return tuple(self._pieces(text, mark))
 
     def _pieces(self, text: str, mark: str) -> Iterator[Piece]:
         parts = self._pattern.split(text) if self._pattern else [text]

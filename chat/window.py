@@ -14,29 +14,16 @@ average where just enough is dropped, 389 with quarters, 204 with halves, 144 wi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .documents import documents_in_front
 from .options import AnswerSettings
-from .prompt import Messages, Prompts, as_mappings, contents
+from .prompt import Messages, Prompt, Prompts, as_mappings, contents
 
 ROOM = 8
 """One part in so many of the context that is not taken by what stays is left for an answer."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids to go on with, and how many messages the model is not shown with them.
-
-    ``shortened`` makes the prompt that an answer of so many tokens goes on after when the context
-    is full, None where that is not wanted; it returns None where there is nothing left to drop.
-    """
-
-    tokens: Sequence[int]
-    dropped_messages: int = 0
-    shortened: Callable[[int], Prompt | None] | None = None
 
 
 def prompt_of(prompts: Prompts, messages: Messages, settings: AnswerSettings, n_ctx: int) -> Prompt:
@@ -49,7 +36,9 @@ def prompt_of(prompts: Prompts, messages: Messages, settings: AnswerSettings, n_
     """
     if settings.when_full == "drop":
         return _Window(prompts, messages, settings, n_ctx).prompt()
-    return Prompt(prompts.of_messages(messages, special=settings.special, n_ctx=n_ctx))
+    return prompts.of_messages(
+        messages, special=settings.special, allow_download=settings.allow_download, n_ctx=n_ctx
+    )
 
 
 class _Window:
@@ -65,7 +54,7 @@ class _Window:
         self._starts = starts or [0]
         self._most = len(self._starts) - 1
         prompts.check_length(self._messages[self._starts[-1] :], n_ctx)
-        self._count = len(self._tokens(0))
+        self._count = len(self._shown(0))
         head = self._messages[: self._starts[0]]
         self._documents = _documents(self._messages[self._starts[0]])
         staying = [*contents(head), self._documents]
@@ -85,24 +74,29 @@ class _Window:
             numbers = range(1, self._most)
             n_dropped = 1 + bisect_left(numbers, leaving, key=self._freed)
         left_out = self._messages[self._starts[0] : self._starts[n_dropped]]
-        return Prompt(
-            self._tokens(n_dropped),
-            sum(_role(one) != "system" for one in left_out),
-            self._shortened if n_dropped < self._most else lambda _: None,
+        return replace(
+            self._shown(n_dropped),
+            dropped_messages=sum(_role(one) != "system" for one in left_out),
+            shortened=self._shortened if n_dropped < self._most else lambda _: None,
         )
 
     def _shortened(self, n_answer: int) -> Prompt | None:
         prompt = self.prompt(n_answer)
-        return prompt if len(prompt.tokens) + n_answer < self._n_ctx else None
+        return prompt if len(prompt) + n_answer < self._n_ctx else None
 
     def _freed(self, n_dropped: int) -> int:
         """How many tokens the prompt has less without so many exchanges."""
-        return self._count - len(self._tokens(n_dropped))
+        return self._count - len(self._shown(n_dropped))
 
-    def _tokens(self, n_dropped: int) -> list[int]:
-        return self._prompts.of_messages(self._shown(n_dropped), special=self._settings.special)
+    def _shown(self, n_dropped: int) -> Prompt:
+        settings = self._settings
+        return self._prompts.of_messages(
+            self._without(n_dropped),
+            special=settings.special,
+            allow_download=settings.allow_download,
+        )
 
-    def _shown(self, n_dropped: int) -> list[Mapping[str, Any]]:
+    def _without(self, n_dropped: int) -> list[Mapping[str, Any]]:
         first, start = self._starts[0], self._starts[n_dropped]
         if not n_dropped:
             return self._messages
