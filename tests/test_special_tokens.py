@@ -51,8 +51,8 @@ def test_a_prompt_names_control_tokens_only_where_that_is_asked_for(model: Model
     read = model.generate(text, max_tokens=1, special=True)
     assert (plain.prompt_tokens, read.prompt_tokens) == (len(text), 3)
     asked = [Message("user", text)]
-    prompt = model.chat_prompt(asked, special=True)
-    assert prompt.count(HEADER_END) == model.chat_prompt(asked).count(HEADER_END) + 1
+    prompt = model.chat_prompt(asked, special=True).token_ids
+    assert prompt.count(HEADER_END) == model.chat_prompt(asked).token_ids.count(HEADER_END) + 1
     assert model.chat(asked, max_tokens=1, special=True).prompt_tokens == len(prompt)
     with pytest.raises(SettingError, match="special is of the wrong type, found 1"):
         model.generate("x", special=1)  # type: ignore[call-overload]

@@ -48,13 +48,14 @@ def talk(exchanges: int, length: int = 20) -> list[dict[str, str]]:
 
 
 def shown(model: Model, messages: Any, **options: Any) -> str:
-    prompt = model.chat_prompt(messages, when_full="drop", **options)
+    prompt = model.chat_prompt(messages, when_full="drop", **options).token_ids
     return model.detokenize(prompt, special=True)
 
 
 def test_what_fits_is_shown_whole(model: Model) -> None:
     messages = talk(2)
-    assert model.chat_prompt(messages, when_full="drop") == model.chat_prompt(messages)
+    shown = model.chat_prompt(messages, when_full="drop")
+    assert shown.token_ids == model.chat_prompt(messages).token_ids
     assert model.chat(messages, when_full="drop", **GREEDY).dropped_messages == 0
 
 
@@ -107,7 +108,7 @@ def test_documents_in_the_first_question_stay_before_the_first_that_is_shown(
     ):
         messages[0] = {"role": "user", "content": content}
         prompt = prompt_of(prompts, messages, settings, N_CTX)
-        text = model.detokenize(prompt.tokens)
+        text = model.detokenize(prompt.token_ids)
         assert text.startswith(documents)
         first = text.removeprefix(documents)[:2]
         assert prompt.dropped_messages == 2 * int(first) > 0
@@ -170,7 +171,7 @@ def test_what_is_chosen_after_that_is_what_a_prompt_with_that_beginning_gets(
     asked = len(endless.chat_prompt(messages))
     answer = endless.chat(messages, temperature=0.0, when_full="drop")
     n_before = N_CTX - asked + 1
-    prompt = [*endless.chat_prompt(messages[-1:]), *answer.tokens[:n_before]]
+    prompt = [*endless.chat_prompt(messages[-1:]).token_ids, *answer.tokens[:n_before]]
     expected = endless.generate(prompt, temperature=0.0)
     assert answer.tokens[n_before:] == expected.tokens
     # All that is left was decoded again, but for what was common and for what was chosen last.

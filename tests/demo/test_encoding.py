@@ -43,7 +43,7 @@ def test_the_ids_before_an_answer_are_the_engines(tokenizer: Tokenizer, model: M
     for talk in talks():
         encoded = encode(tokenizer, talk)
         spoken = encoded.answers[::-1].index(0)
-        assert encoded.ids[:-spoken] == model.chat_prompt(messages(talk)[:-1])
+        assert encoded.ids[:-spoken] == model.chat_prompt(messages(talk)[:-1]).token_ids
 
 
 def test_the_ids_are_those_of_the_chat_template_in_transformers(
@@ -82,4 +82,4 @@ def test_a_picture_stands_first_as_llama_4s_processor_writes_it(tokenizer: Token
 def test_a_picture_is_refused_until_the_engine_can_look_at_it(model: Model) -> None:
     content = [{"type": "image"}, {"type": "text", "text": "What do you see?"}]
     with pytest.raises(TemplateError, match="images cannot be read yet"):
-        model.chat_prompt([{"role": "user", "content": content}])
+        model.chat_prompt([{"role": "user", "content": content}]).token_ids

@@ -74,11 +74,11 @@ def chat_format() -> Any:
 def test_a_prompt_has_metas_tokens(name: str, model: Model, chat_format: Any) -> None:
     messages = CONVERSATIONS[name]
     expected = chat_format.encode_dialog_prompt([raw_message(one) for one in messages])
-    assert model.chat_prompt(messages) == expected.tokens
+    assert model.chat_prompt(messages).token_ids == expected.tokens
 
 
 def test_the_answers_header_comes_last_and_nothing_after_it(model: Model) -> None:
-    ids = model.chat_prompt([HELLO])
+    ids = model.chat_prompt([HELLO]).token_ids
     text = model.detokenize(ids, special=True)
     assert text == (
         "<|begin_of_text|><|header_start|>user<|header_end|>\n\nHello, who are you?<|eot|>"
