@@ -130,12 +130,3 @@ class Tiles:
         self._n_bytes += tiles.levels.nbytes
         while self._n_bytes > _MOST_KEPT:
             self._n_bytes -= self._kept.popitem(last=False)[1].levels.nbytes
-
-
-def feature_names(tiles: ImageTiles, count: int) -> range:
-    """The names of the features of a picture in a prompt, one for each row: all below zero.
-
-    They follow from its pixels: 62 bits of a hash, so that two pictures share a name once in 2⁵⁰.
-    """
-    first = int.from_bytes(tiles.digest[:8], "big") >> 2
-    return range(-1 - first, -1 - first - count, -1)

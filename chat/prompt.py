@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextFullError, ImageError, SettingError, TemplateError
 from ..untrusted import shown
-from ..vision.images import IMAGE, PATCH, image_token_names
+from ..vision.layout import IMAGE, PATCH, image_token_names
+from ..vision.projector import row_names
 from .conversation import Conversation, Message
-from .pictures import Tiles, feature_names, take_pictures
+from .pictures import Tiles, take_pictures
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Prompt:
 
     Attributes:
         positions: the id of a token each, or below zero the name of one row of a picture's features
-            (`feature_names`).
+            (`row_names`).
         pictures: in the order in which they stand there.
         patch_id: the token that stands for a row of features.
         dropped_messages: how many messages the model is not shown.
@@ -168,7 +169,7 @@ class Prompts:
                 expected=", ".join(missing),
                 hint="Use a Llama 4 that was trained with pictures.",
             )
-        rows = iter(feature_names(picture, names.count(PATCH)))
+        rows = iter(row_names(picture))
         return (next(rows) if name == PATCH else ids[name] for name in names)
 
     def count(self, text: str, *, special: bool = False) -> int:

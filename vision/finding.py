@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import EngineError, ModelFileError
 from ..runtime.files.gguf_file import read_gguf
-from .images import TILE_SIZE
+from .layout import TILE_SIZE
 
 _KIND = "clip.projector_type"
 _WIDTH = "clip.vision.projection_dim"

@@ -28,7 +28,8 @@ from ..ranges import as_path
 from ..runtime.engine import Engine
 from ..runtime.files.model_file import ModelInfo
 from .finding import check_projector, no_projector, projector_beside
-from .images import PATCHES_PER_TILE, ImageTiles
+from .images import ImageTiles
+from .layout import PATCHES_PER_TILE
 
 FeatureRows = npt.NDArray[np.float32]
 

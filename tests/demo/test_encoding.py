@@ -15,7 +15,6 @@ from demo.training.lessons.conversation import Conversation, Turn
 from demo.training.lessons.mixture import examination, lesson
 from demo.training.lessons.picture import Picture
 from llama4_edge import Model
-from llama4_edge.errors import TemplateError
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,12 @@ def test_a_picture_stands_first_as_llama_4s_processor_writes_it(tokenizer: Token
     assert text.startswith(f"{head}{PICTURE}Hallo<|eot|>")
 
 
-def test_a_picture_is_refused_until_the_engine_can_look_at_it(model: Model) -> None:
-    content = [{"type": "image"}, {"type": "text", "text": "What do you see?"}]
-    with pytest.raises(TemplateError, match="images cannot be read yet"):
-        model.chat_prompt([{"role": "user", "content": content}]).token_ids
+def test_a_talk_about_a_picture_is_encoded_as_the_engine_does(
+    tokenizer: Tokenizer, model: Model
+) -> None:
+    picture = Picture("red", "star", 1, 1)
+    ids = encode(tokenizer, Conversation("", (Turn("Hallo", "Hallo!"),), picture)).ids
+    content = [{"type": "image", "image": picture.pixels()}, {"type": "text", "text": "Hallo"}]
+    prompt = model.chat_prompt([{"role": "user", "content": content}])
+    assert prompt.token_ids == ids[: len(prompt)]
+    assert [len(one) for one in prompt.pictures] == [1]

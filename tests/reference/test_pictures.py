@@ -16,7 +16,8 @@ import pytest
 from llama_models.llama4.tokenizer import Tokenizer
 from PIL import Image
 
-from llama4_edge.vision.images import ImageTiles, image_tiles, image_token_names
+from llama4_edge.vision.images import ImageTiles, image_tiles
+from llama4_edge.vision.layout import image_token_names
 from tests.reference.pictures import (
     GOLDENS,
     SIZES,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import llama4_edge
-from llama4_edge.vision.images import (
+from llama4_edge.vision.images import image_tiles
+from llama4_edge.vision.layout import (
     IMAGE,
     IMAGE_END,
     IMAGE_START,
     PATCH,
     TILE_X,
     TILE_Y,
-    image_tiles,
     image_token_count,
     image_token_names,
     tile_grid,
