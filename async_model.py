@@ -294,6 +294,9 @@ class AsyncModel:
     async def _answer(
         self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | AsyncStream | list[Completion] | list[AsyncStream]:
+        if prompt.pictures:
+            # The projector may have to be loaded.
+            prompt = await asyncio.to_thread(self.model.with_features, prompt)
         engine, vocabulary = self.model.engine, self.model.vocabulary
         check_flag("stream", stream)
         answers: list[AsyncStream] = []

@@ -219,8 +219,19 @@ class Model:
 
     def logits(self, tokens: Iterable[int] | Prompt) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
-        prompt = self.text_prompt(tokens)
+        prompt = self.with_features(self.text_prompt(tokens))
         return self.engine.logits(prompt.positions, prompt.features)
+
+    def with_features(self, prompt: Prompt) -> Prompt:
+        """The prompt with what makes the features of its pictures, when they are decoded.
+
+        Raises:
+            AllocationError, EngineError, ModelFileError: there is no projector for this model, or
+                it cannot be loaded.
+        """
+        if not prompt.pictures or prompt.features is not None:
+            return prompt
+        return replace(prompt, features=self._pictures.loaded().of_prompt(prompt.pictures))
 
     def text_prompt(self, prompt: str | Iterable[int] | Prompt, *, special: bool = False) -> Prompt:
         """What `generate` goes on with; see there."""
@@ -369,17 +380,20 @@ class Model:
         Args:
             messages: mappings with "role" and "content", or `Message` values, oldest first; a
                 string is one message of the user. A `Conversation` brings its sampling with it, and
-                its ``when_full``.
+                its ``when_full``. Content may be a list of parts, ``{"type": "text", "text": ...}``
+                and ``{"type": "image", "image": picture}`` (see `image_tiles`) or OpenAI's
+                ``image_url`` with a ``data:`` URL.
             when_full: what happens at the end of the context. "stop" refuses messages that do not
                 fit, and ends an answer there. "drop" goes on without the oldest exchanges, in the
                 middle of an answer too: ``Completion.dropped_messages`` says without how many
                 messages. System messages and `with_documents` in the first question stay. About
                 half of the rest is dropped at a time, and what is left is decoded again, so that
                 the following turns find room.
+            allow_download: whether a picture may be an ``http://`` or ``https://`` URL.
 
         Raises:
-            TemplateError: the model has no chat template, or it does not render these messages, or
-                one of them has an image.
+            TemplateError: the model has no chat template, or it does not render these messages.
+            ImageError: a picture of a message cannot be read.
             ContextFullError: the messages alone do not fit into the context; or, where the oldest
                 are dropped, the last exchange.
             SettingError: a setting outside its range, or of the wrong type.
@@ -448,6 +462,7 @@ class Model:
         self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None
     ) -> Completion | Stream | list[Completion] | list[Stream]:
         check_flag("stream", stream)
+        prompt = self.with_features(prompt)
         answers: list[Stream] = []
         try:
             for one in settings.each(n):
