@@ -252,7 +252,7 @@ def test_a_dry_sampler_is_made_once_for_each_settings_and_copied_without_what_it
 
     monkeypatch.setattr(llama_cpp, "llama_sampler_init_dry", counted)
     dry = DrySamplers(llama_cpp, vocab)
-    answers, logits = [], np.linspace(20, 0, N_VOCAB, dtype=np.float32)
+    answers, logits = [], -np.arange(N_VOCAB, dtype=np.float32)
     for multiplier in (0.8, 0.8, 0.01, 0.8):
         sampling = Sampling(seed=1, temperature=0.0, dry_multiplier=multiplier)
         sampler = Sampler(llama_cpp, dry, N_VOCAB, sampling, [1, 2, 3, 1, 2, 3, 1, 2])
