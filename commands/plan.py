@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,7 +144,8 @@ def plan(options: PlanOptions) -> int:
     if options.check:
         return _show_check(options, plan)
     shown = replace(plan, notes=tuple(map(with_flags, plan.notes)))
-    give(plan.as_dict(), shown, plan_view, as_json=options.as_json)
+    view = partial(plan_view, placing=list(_placing(options.placement)))
+    give(plan.as_dict(), shown, view, as_json=options.as_json)
     return 0 if plan.fits else 1
 
 
@@ -180,6 +184,24 @@ def _show_table(options: PlanOptions) -> int:
         note(f"drawn: {options.plot}")
     give([cell.as_dict() for cell in cells], cells, table_view, as_json=options.as_json)
     return 0
+
+
+def _placing(where: PlacementOptions) -> Iterator[str]:
+    """The flags that placed it, for the command that opens it so."""
+    if where.devices is not None:
+        yield f"-dev {','.join(where.devices) or 'none'}"
+    if where.n_gpu_layers is not None:
+        yield f"-ngl {where.n_gpu_layers if where.n_gpu_layers >= 0 else 'all'}"
+    if where.cpu_moe:
+        yield "-cmoe"
+    if where.n_cpu_moe is not None:
+        yield f"-ncmoe {where.n_cpu_moe}"
+    if where.tensor_split is not None:
+        yield "-ts " + ",".join(f"{share:g}" for share in where.tensor_split)
+    for pattern, device in values.flattened(where.overrides):
+        yield f"-ot {shlex.quote(f'{pattern}={device}')}"
+    if where.no_kv_offload:
+        yield "-nkvo"
 
 
 def _settings(options: PlanOptions) -> dict[str, Any]:

@@ -250,20 +250,22 @@ class BenchResult:
         return stdev(self.samples_ts) if len(self.samples_ts) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """llama-bench's fields, by its names and in its order.
+        """llama-bench's fields, by its names and in its order, and ``n_expert_used`` among them.
 
         What cannot be set here has the value that it has there.
         """
         settings, test = self.case.settings, self.case.test
         placement = settings.placement
         single = len(self.samples_ns) < 2
+        model = dict(self.model)
+        n_expert_used = model.pop("n_expert_used")
         return {
             "build_commit": self.machine["build_commit"],
             "build_number": self.machine["build_number"],
             "cpu_info": self.machine["cpu_info"],
             "gpu_info": self.machine["gpu_info"],
             "backends": self.machine["backends"],
-            **self.model,
+            **model,
             "n_batch": settings.n_batch,
             "n_ubatch": settings.n_ubatch,
             "n_threads": settings.n_threads,
@@ -289,6 +291,7 @@ class BenchResult:
             "repack": settings.use_extra_bufts,
             "fit_target": 0,
             "fit_min_ctx": 0,
+            "n_expert_used": settings.n_expert_used or n_expert_used,
             "n_prompt": test.n_prompt,
             "n_gen": test.n_gen,
             "n_depth": test.n_depth,
@@ -489,6 +492,7 @@ def _model(info: ModelInfo, engine: BenchEngine) -> dict[str, Any]:
         "model_type": engine.description,
         "model_size": sum(tensor.nbytes for tensor in info.tensors),
         "model_n_params": sum(prod(tensor.shape) for tensor in info.tensors),
+        "n_expert_used": info.hparams.n_expert_used,
     }
 
 

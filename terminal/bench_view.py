@@ -85,6 +85,8 @@ def bench_view(results: Sequence[BenchResult]) -> RenderableType:
         f"{count_text(first['model_n_params'])} parameters",
         first["backends"],
     ]
+    if (asked := results[0].case.settings.n_expert_used) is not None:
+        facts.append(f"{asked} experts a token")
     if "threads" not in dict(varying).values():
         facts.append(f"{first['n_threads']} threads")
     return Group(title, shortened(", ".join(facts), LONGEST_LINE), "", table)

@@ -54,8 +54,12 @@ _ROLES = {
 }
 
 
-def plan_view(plan: Plan) -> RenderableType:
-    """What `plan` shows: whether it fits, what goes where, why, how fast, and what next."""
+def plan_view(plan: Plan, placing: Sequence[str] = ()) -> RenderableType:
+    """What `plan` shows: whether it fits, what goes where, why, how fast, and what next.
+
+    Args:
+        placing: the flags that placed it by hand.
+    """
     devices = [device for device in plan.devices if not device.idle or device in plan.gpus]
     parts: list[RenderableType] = [_headline(plan), ""]
     for device in devices:
@@ -68,7 +72,7 @@ def plan_view(plan: Plan) -> RenderableType:
         ("images", _images(plan)),
         ("instead", [f"{other.what}: {other.effect}" for other in plan.alternatives]),
         ("note", plan.notes),
-        ("next", _next(plan)),
+        ("next", _next(plan, placing)),
     )
     for title, lines in sections:
         parts += _section(title, lines)
@@ -240,7 +244,7 @@ def _images(plan: Plan) -> Iterator[str]:
         )
 
 
-def _next(plan: Plan) -> Iterator[str]:
+def _next(plan: Plan, placing: Sequence[str]) -> Iterator[str]:
     if not plan.fits:
         return
     settings = plan.settings
@@ -252,7 +256,7 @@ def _next(plan: Plan) -> Iterator[str]:
         yield f"as flags of llama.cpp's server: {' '.join(llama_cpp_flags(plan))}"
         return
     if here:
-        flags = [f"-c {settings.n_ctx}", *_asked_flags(settings)]
+        flags = [f"-c {settings.n_ctx}", *placing, *_asked_flags(settings)]
         if settings.n_expert_used is not None:
             flags.append(f"--experts {settings.n_expert_used}")
         if settings.workers:
@@ -293,7 +297,7 @@ def _placement_flags(plan: Plan) -> Iterator[str]:
 
 
 def _asked_flags(settings: EngineSettings) -> Iterator[str]:
-    """What does not place a model: beside these flags `run` and `chat` plan by themselves."""
+    """What does not place a model: beside these alone `run` and `chat` plan by themselves."""
     if settings.n_ubatch != 512:
         yield f"-ub {settings.n_ubatch}"
     if settings.load_mode != "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -196,6 +197,16 @@ def test_the_next_command_asks_for_what_was_planned(llama4: Command, tiny_path: 
     asked = ["-ub", 64, "-lm", "none", "-ctk", "bf16", "-ctv", "f16", "-fa", "on", "--experts", 2]
     shown = " ".join(llama4("plan", tiny_path, "-c", 128, *asked).stdout.split())
     assert f"llama4 chat {tiny_path} -c 128 {' '.join(map(str, asked))}" in shown
+
+
+def test_the_next_command_places_by_hand_what_was_placed_so(
+    llama4: Command, tiny_path: Path
+) -> None:
+    placing = ["-dev", "none", "-ngl", "all", "-ncmoe", 2, "-ot", "ffn_.*_exps=CPU"]
+    shown = " ".join(llama4("plan", tiny_path, "-c", 128, *placing, "-nkvo").stdout.split())
+    command = "-dev none -ngl all -ncmoe 2 -ot 'ffn_.*_exps=CPU' -nkvo"
+    assert f"llama4 chat {tiny_path} -c 128 {command}" in shown
+    assert llama4("plan", tiny_path, "-c", 128, *shlex.split(command)).exit_code == 0
 
 
 def test_several_conversations_are_planned_for_python_and_a_server(

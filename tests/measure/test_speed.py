@@ -28,15 +28,15 @@ from llama4_edge.system.memory import HostMemory
 from tests.small_config import N_VOCAB, SMALL
 
 N_EXPERT = 16
-# get_fields() of llama-bench.cpp, and what its JSON adds.
+# get_fields() of llama-bench.cpp, what its JSON adds, and n_expert_used.
 FIELDS = [
     "build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename",
     "model_type", "model_size", "model_n_params", "n_batch", "n_ubatch", "n_threads", "cpu_mask",
     "cpu_strict", "poll", "type_k", "type_v", "n_gpu_layers", "n_cpu_moe", "split_mode",
     "main_gpu", "no_kv_offload", "flash_attn", "devices", "tensor_split", "tensor_buft_overrides",
     "load_mode", "lazy_mode", "embeddings", "no_op_offload", "no_host", "repack", "fit_target",
-    "fit_min_ctx", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
-    "stddev_ts", "samples_ns", "samples_ts",
+    "fit_min_ctx", "n_expert_used", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns",
+    "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
 ]  # fmt: skip
 ONE_THREAD = EngineSettings(n_ctx=64, n_threads=1, n_threads_batch=1, n_outputs=1)
 
@@ -72,6 +72,12 @@ def test_the_fields_are_llama_bench_s(model: Path) -> None:
         np.mean([8e9 / sample for sample in record["samples_ns"]])
     )
     assert record["stddev_ts"] == pytest.approx(np.std(record["samples_ts"], ddof=1))
+
+
+def test_the_number_of_experts_is_the_one_that_was_measured(model: Path) -> None:
+    assert run(model, n_gen=())[0].as_dict()["n_expert_used"] == 1
+    asked = replace(ONE_THREAD, n_expert_used=3)
+    assert run(model, n_gen=(), base=asked)[0].as_dict()["n_expert_used"] == 3
 
 
 def blueprint_bytes(model: Path) -> int:

@@ -87,6 +87,7 @@ def views(scout_checkpoint: Path) -> list[tuple[Any, Callable[[Any], Any]]]:
     memory = planned.devices[0].memory
     rows = (Compared(memory, memory),)
     model = {"model_filename": "f", "model_type": "t", "model_size": 1, "model_n_params": 2}
+    model["n_expert_used"] = 1
     names = ("build_commit", "build_number", "cpu_info", "gpu_info", "backends")
     case = BenchCase(BenchTest(8, 0, 0), EngineSettings(n_threads=1), 0)
     result = BenchResult(case, (5,), "now", model, dict.fromkeys(names, "x"))
