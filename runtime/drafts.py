@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +36,8 @@ _PLACES = 8  # that are compared, the last ones
 _HALF_LIFE = 64  # tokens after which half of a draft that cost time is forgiven
 _FORGOTTEN = 1024  # batches after which a batch of some size is taken to cost half of what it did
 
+_KEPT, _ENOUGH = 8, 3  # measurements of a length; and as many as make it known
+
 _FACTOR = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, whose bits are well mixed
 _FACTORS = [pow(_FACTOR, KEY - 1 - index, 2**64) for index in range(KEY)]
 _MASK = 2**64 - 1
@@ -44,36 +47,43 @@ _BITS = 10, 18  # of the index of a hash table, at least and at most
 class Costs:
     """What a batch costs that decodes a draft of one sequence, in batches of a single token.
 
-    What was measured is forgotten with time, so that a length which was slow once is tried again.
+    It is a lower quartile of what the last ones took, because other work on the machine makes some
+    of them slow. What was measured is forgotten with time, so that a length which was slow once is
+    tried again.
     """
 
     def __init__(self) -> None:
-        self._single = 0.0  # seconds
         self._n_singles = 0
-        self._measured: dict[int, tuple[float, int]] = {}  # costs of lengths, and since when
+        # Seconds of the last batches with a draft of each length, 0 for none; and how many singles
+        # there had been then.
+        self._seconds = {length: deque[float](maxlen=_KEPT) for length in (0, *LENGTHS)}
+        self._measured_at = dict.fromkeys(LENGTHS, 0)
 
     def add(self, length: int, seconds: float) -> None:
         """A batch with a draft of this length, 0 for none, took so long."""
-        if length == 0:
+        self._seconds[length].append(seconds)
+        if length:
+            self._measured_at[length] = self._n_singles
+        else:
             self._n_singles += 1
-            self._single = _average(self._single, seconds, 0.1)
-        elif self._single:
-            before, _ = self._measured.get(length, (0.0, 0))
-            cost = _average(before, seconds / self._single, 0.25)
-            self._measured[length] = cost, self._n_singles
 
     def of(self, length: int) -> float:
-        """What was measured, less what is forgotten; 0.0 where nothing was."""
-        measured, since = self._measured.get(length, (0.0, 0))
-        return measured * math.pow(0.5, (self._n_singles - since) / _FORGOTTEN)
+        """What was measured, less what is forgotten, at least 1.0."""
+        cost = _quick(self._seconds[length]) / _quick(self._seconds[0])
+        age = self._n_singles - self._measured_at[length]
+        return max(1.0, cost * math.pow(0.5, age / _FORGOTTEN))
 
     def offers(self) -> Iterator[tuple[int, float]]:
-        """The lengths that may be tried, each with its cost; one that was not measured is last."""
+        """The lengths that may be tried, each with its cost.
+
+        The last one may not be known yet, and is said to cost no more than the one before it.
+        """
         cost = 1.0
-        for length in LENGTHS if self._single else ():
-            cost = max(cost, self.of(length))  # a longer one does not cost less
+        for length in LENGTHS if len(self._seconds[0]) == _KEPT else ():
+            is_known = len(self._seconds[length]) >= _ENOUGH
+            cost = self.of(length) if is_known else cost
             yield length, cost
-            if length not in self._measured:
+            if not is_known:
                 return
 
 
@@ -233,6 +243,6 @@ def _expected(n_equal: int, losses: float) -> tuple[float, ...]:
     return tuple(expected[length] for length in LENGTHS)
 
 
-def _average(before: float, new: float, weight: float) -> float:
-    """A running average, on which an outlier has little effect; 0.0 is none yet."""
-    return before + weight * (min(new, 2 * before) - before) if before else new
+def _quick(seconds: Collection[float]) -> float:
+    """The lower quartile."""
+    return sorted(seconds)[(len(seconds) - 1) // 4]

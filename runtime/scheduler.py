@@ -513,7 +513,7 @@ class Scheduler:
         sequence, n_earlier = _held(request), request.n_chosen
         try:
             while goes_on := self._choose(request):
-                if not sequence.confirm(request.text[-1]):
+                if request.cancelled or not sequence.confirm(request.text[-1]):
                     break
         finally:
             sequence.drop_draft()
