@@ -22,13 +22,17 @@ import numpy.typing as npt
 
 from ..errors import ContextFullError, EngineError, SettingError
 from ..ranges import value_text
+from ..system.memory import host_memory
 from .bindings.memory import MemoryReport
+from .cache import Cache
 from .encoder import Encoder
 from .features import Features, run_length
 from .handles import Handles
+from .main_memory import usual_cache
+from .placement import CPU
 from .sampling import Sampling
 from .scheduler import Request, Scheduler
-from .sequence import CachedSequence, Piece, decode, reusable_prefix, with_rows
+from .sequence import CachedSequence, Piece, decode, with_rows
 from .settings import EngineSettings
 from .state import SequenceState
 
@@ -77,7 +81,17 @@ class Engine:
         # Where nobody else can wait, more is handed to llama.cpp in one call.
         n_read = settings.n_ubatch if settings.n_parallel > 1 else settings.n_batch
         n_outputs = min(settings.n_outputs, settings.n_ubatch)
-        self.scheduler = Scheduler(self._handles, every, settings.n_ctx, n_read, n_outputs)
+        self.cache = Cache(every, self._cache_budget())
+        self.scheduler = Scheduler(
+            self._handles, every, self.cache, settings.n_ctx, n_read, n_outputs
+        )
+
+    def _cache_budget(self) -> int:
+        """Bytes of main memory that states of sequences may take."""
+        if self.settings.cache_ram is not None:
+            return self.settings.cache_ram
+        mapped = self._handles.memory_report().on(CPU).weights if self.settings.mapped else 0
+        return usual_cache(host_memory().free - mapped)
 
     def __enter__(self) -> Engine:
         return self
@@ -197,8 +211,8 @@ class Engine:
         return self._handles.thread.call(work)
 
     def clear(self) -> None:
-        """Forget all tokens."""
-        self._call(lambda: self._sequence.keep(0))
+        """Forget all tokens that no request has, also those of states in main memory."""
+        self._call(lambda: self.cache.clear(self.scheduler.uses))
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """Make these the tokens in the cache, with the logits after the last one ready to sample.
@@ -214,8 +228,7 @@ class Engine:
         prompt = self._checked_prompt(tokens)
 
         def work() -> int:
-            kept = reusable_prefix(self._sequence.tokens, prompt, self._sequence.highest)
-            self._sequence.keep(kept)
+            kept = self._sequence.keep(self._sequence.reusable(prompt))
             self._sequence.extend(prompt[kept:])
             return kept
 
@@ -307,7 +320,7 @@ class Engine:
         wanted = list(tokens)
 
         def work() -> SequenceState | None:
-            return self.scheduler.state_of(wanted)
+            return self.cache.state_of(wanted)
 
         return self._handles.thread.call(work)
 
@@ -326,9 +339,8 @@ class Engine:
         with self._lent_sequence() as request:
 
             def work() -> None:
-                if (sequence := request.sequence) is not None:
-                    sequence.settle()
-                    sequence.restore(state)
+                if request.sequence is not None:
+                    self.cache.restore(request.sequence, state)
 
             self._handles.thread.call(work)
             if request.error is not None:

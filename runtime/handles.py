@@ -48,7 +48,8 @@ class Handles:
     ``model``, ``context``, ``memory`` (the context's KV cache), ``vocab`` and ``batch`` are for
     calls in ``thread`` alone. What is appended to ``beside`` uses the model, and is closed before
     it is freed. ``n_parallel`` is how many sequences the context has, ``n_decoded`` counts the
-    batches that were decoded: the logits are those of the last one.
+    batches that were decoded: the logits are those of the last one. ``is_copying`` is whether cells
+    of a sequence will be copied to another one before the next batch.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
@@ -215,6 +216,7 @@ class Handles:
         self.n_batch = int(self.llama.llama_n_batch(self.context))
         self._batch = Batch(self.llama, self.n_batch)
         self.n_decoded = 0
+        self.is_copying = False
         self.n_vocab = int(self.llama.llama_vocab_n_tokens(self.vocab))
         self.steps = Steps(
             self.llama, self.context, self.vocab, self.n_vocab, self._end_ids,

@@ -46,6 +46,17 @@ def host_need(path: str | os.PathLike[str], settings: EngineSettings) -> DeviceM
     return report.on(CPU)
 
 
+def usual_cache(left: int) -> int:
+    """The `cache_ram` of a model for which none was chosen.
+
+    8 GiB, as llama.cpp takes, but no more than a quarter of what is left of main memory.
+
+    Args:
+        left: bytes that are free beside the model, all of whose weights have to stay in memory.
+    """
+    return min(8 << 30, max(0, left) // 4)
+
+
 def settings_that_fit(
     path: str | os.PathLike[str],
     settings: EngineSettings,

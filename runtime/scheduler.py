@@ -25,12 +25,12 @@ from ..errors import EngineError
 from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .bindings.thread import News
+from .cache import Cache
 from .drafts import Costs, Drafter
 from .features import Features, run_length
 from .handles import Handles
 from .sampling import Sampling
-from .sequence import CachedSequence, Piece, decode, reusable_prefix, take_steps, with_rows
-from .state import SequenceState
+from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 
 Outcome = Literal["stop", "length"]
 """Why a request ended by itself: its tokens were not wanted any more, or ``max_tokens`` or the
@@ -45,7 +45,6 @@ RUN_AHEAD = 128
 
 _LOST_AFTER = 0.5  # seconds
 _WORTH_STEPS = 2  # tokens
-_WORTH_COPYING = 64  # tokens: all cells of a sequence are copied, however few it holds
 
 
 class Request:
@@ -149,6 +148,7 @@ class Scheduler:
 
     Args:
         sequences: those of the context, in the order of their numbers.
+        cache: what they and main memory hold.
         n_ctx: tokens that each of them has room for.
         n_read: tokens of a batch that reads prompts, at most.
         n_outputs: tokens of a batch that have logits, at most.
@@ -158,11 +158,13 @@ class Scheduler:
         self,
         handles: Handles,
         sequences: Sequence[CachedSequence],
+        cache: Cache,
         n_ctx: int,
         n_read: int,
         n_outputs: int,
     ) -> None:
         self._handles, self._thread = handles, handles.thread
+        self.cache = cache
         self._sequences = tuple(sequences)
         self._n_ctx = n_ctx
         self._n_read = min(n_read, handles.n_batch)
@@ -178,9 +180,7 @@ class Scheduler:
         self._full: list[Request] = []  # those that wait for `resume`
         self._reading: tuple[Request, ...] = ()
         self._failed_steps = False
-        self._last_use = dict.fromkeys(self._sequences, -1)
-        self._asked = dict.fromkeys(self._sequences, 0)  # tokens of the last prompt
-        self._n_begun = self._n_ended = 0
+        self._n_begun = 0
 
     # --- called by anyone, signal handlers and finalizers among them
 
@@ -264,15 +264,6 @@ class Scheduler:
         """Whether a request has it."""
         return any(request.sequence is sequence for request in self._running)
 
-    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
-        """A copy of what a sequence holds that begins with most of these tokens."""
-        for sequence in self._sequences:
-            sequence.settle()
-        wanted = [*tokens, -1]  # the last of a prompt is never counted
-        kept = {one: reusable_prefix(one.tokens, wanted, one.highest) for one in self._sequences}
-        best = max(self._sequences, key=kept.__getitem__)
-        return best.state() if kept[best] else None
-
     def _serve(self, posted_at: float) -> None:
         """Decode batch after batch, until nothing is left to do or the thread is wanted."""
         if posted_at != self._posted_at:
@@ -328,6 +319,9 @@ class Scheduler:
                 self._end(request)
         while (following := self._following()) is not None:
             self._begin(following)
+            if self._handles.is_copying:  # before the next batch, which others do not disturb
+                self._changed = True
+                return
 
     def _admit(self, request: Request) -> None:
         """Let it wait for a sequence; one that was full may have ended meanwhile, or ends now."""
@@ -370,33 +364,18 @@ class Scheduler:
         """Give it a sequence, with what that or another one has read of its prompt already."""
         self._waiting.remove(request)
         request.after = None
-        for sequence in self._sequences:
-            sequence.settle()
-        kept = {
-            sequence: reusable_prefix(sequence.tokens, request.text, sequence.highest)
-            for sequence in self._sequences
-        }
-
-        def preference(sequence: CachedSequence) -> tuple[int, int]:
-            # What begins with most of the prompt that was read there goes on there; all else takes
-            # the place that was used least lately.
-            goes_on = 2 * kept[sequence] >= self._asked[sequence]
-            return kept[sequence] if goes_on else 0, -self._last_use[sequence]
-
-        chosen = max((one for one in self._sequences if not self.uses(one)), key=preference)
-        count, source = kept[chosen], max(self._sequences, key=kept.__getitem__)
-        if kept[source] >= count + _WORTH_COPYING:
-            chosen.copy(source)
-            count = kept[source]
-        request.sequence = chosen
+        free = [sequence for sequence in self._sequences if not self.uses(sequence)]
+        try:
+            request.sequence, count = self.cache.take(request.text, free)
+        except EngineError as error:
+            self._end(request, error)
+            return
         request.begun = self._n_begun = self._n_begun + 1
-        self._asked[chosen] = request.n_prompt
         self._running.append(request)
         self._running.sort(key=lambda one: _held(one).number)
         if request.accept is None:
             request.notify()
             return
-        chosen.keep(count)
         if request.sampler is None:
             request.reused_tokens = count
             request.sampler = self._handles.make_sampler(
@@ -470,13 +449,17 @@ class Scheduler:
             self._reading = ()
         if not is_whole:  # it is tried again without those that were cancelled
             return
+        seconds = time.monotonic() - begun
+        self.cache.note_reading(sum(len(piece.tokens) for _, piece in batch), seconds)
         if len(batch) == 1 and _answers(batch[0][0]):
-            self._costs.add(batch[0][1].drafted, time.monotonic() - begun)
+            self._costs.add(batch[0][1].drafted, seconds)
         ended = [
             request
             for request, piece in batch
             if piece.outputs and not self._choose_all(request, piece.drafted)
         ]
+        for _, piece in batch:
+            self.cache.note_end(piece.sequence)
         now = time.monotonic()
         for request, _ in batch:
             n_chosen = request.n_chosen
@@ -630,8 +613,7 @@ class Scheduler:
         """Take its sequence from it, if it has one."""
         if request.sequence is not None:
             self._running.remove(request)
-            self._n_ended += 1
-            self._last_use[request.sequence] = self._n_ended
+            self.cache.release(request.sequence)
             request.sequence = None
             self._changed = True
 
@@ -669,7 +651,9 @@ def _piece(request: Request, count: int) -> Piece:
     """The next tokens of a request, or features, with logits if they are the last."""
     sequence = _held(request)
     begin = len(sequence.tokens)
-    end = begin + run_length(request.text, begin, begin + count)
+    # A batch ends where a chunk does: only then do the chunked layers hold all of it for certain.
+    end = min(begin + count, begin - begin % ATTENTION_CHUNK + ATTENTION_CHUNK)
+    end = begin + run_length(request.text, begin, end)
     return Piece(sequence, request.text[begin:end], int(end == len(request.text)))
 
 

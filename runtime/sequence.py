@@ -8,8 +8,10 @@ in the thread that calls llama.cpp alone; checks nothing that a caller gave.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from itertools import takewhile
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import ne
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,34 +24,65 @@ from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .features import Features
 from .handles import Handles
-from .state import Bytes, SequenceState, for_streams
+from .state import Bytes, Checkpoint, SequenceState, for_streams
 
-_ABORTED = 2
-_WHOLE = 0  # flags of llama_state_seq_get_data_ext (llama.h)
+logger = logging.getLogger(__name__)
+
+_ABORTED, _INVALID = 2, -1  # what llama_decode returns
+_WHOLE, _CHUNKED = 0, 1  # flags of llama_state_seq_get_data_ext (llama.h)
 
 
-def reusable_prefix(cached: Sequence[int], tokens: Sequence[int], highest: int) -> int:
+def common_prefix(held: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens are the same at the beginning of both."""
+    shorter = min(len(held), len(tokens))
+    return next(compress(range(shorter), map(ne, held, tokens)), shorter)
+
+
+def reusable_prefix(
+    held: Sequence[int], tokens: Sequence[int], highest: int, ends: Iterable[int] = ()
+) -> int:
     """How many tokens at the beginning of ``tokens`` need not be decoded again.
 
     At least the last token is always decoded, because its logits are wanted.
 
     Args:
-        cached: the tokens of a sequence in the KV cache.
+        held: the tokens of a sequence in the KV cache.
         tokens: the tokens that are wanted there.
-        highest: the highest position at which llama.cpp was asked to decode since the sequence was
-            cleared, whether that succeeded or not; -1 for none.
+        highest, ends: see `rewound`.
     """
-    pairs = zip(cached, tokens[:-1], strict=False)
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    # Nothing is dropped: what follows the cached tokens finds all it attends to.
-    if common == len(cached):
-        return common
-    # The chunked layers have a cache for one chunk and one ubatch only. A cell is overwritten as
-    # soon as it lies in an earlier chunk than the next position (llama_kv_cache::find_slot with
-    # is_masked_swa; llama-kv-cache-iswa.cpp sets the size). So all cells of the chunk of `highest`
-    # are there, and of earlier chunks any may be gone, without llama_memory_seq_rm saying so.
-    # Position `common` attends to its own chunk from its beginning: that has to be the same one.
-    return common if common // ATTENTION_CHUNK == highest // ATTENTION_CHUNK else 0
+    common = min(common_prefix(held, tokens), max(len(tokens) - 1, 0))
+    # Nothing is dropped: what follows the tokens that are held finds all it attends to.
+    return common if common == len(held) else rewound(common, highest, ends)
+
+
+def rewound(count: int, highest: int, ends: Iterable[int] = ()) -> int:
+    """The longest beginning of a sequence, ``count`` tokens at most, that it can go on from.
+
+    The full layers keep every cell, and ``llama_memory_seq_rm`` drops those from a position on. The
+    chunked layers have cells for one chunk and one ubatch only (llama-kv-cache-iswa.cpp sets the
+    size). A position attends to those of its own chunk, from the chunk's beginning to itself
+    (``is_masked_swa`` in llama-hparams.h). So it is these cells that have to be there, for which
+    there are three ways:
+
+    1. The position is in the chunk of ``highest``. A cell is overwritten only when it lies in an
+       earlier chunk than the position that is decoded next (``find_slot`` in llama-kv-cache.cpp,
+       ``apply_ubatch`` drops what is before such a cell too), and no position beyond that chunk
+       was decoded since its cells were: all are there.
+    2. A checkpoint was taken when the sequence ended in the position's chunk, at this position or
+       behind it: it has these cells, and what it has from the position on is dropped.
+    3. The position is the first of its chunk, and there are no such cells.
+
+    The first is found for the last tokens, the second where a checkpoint is, the third always.
+
+    Args:
+        highest: the highest position that was decoded, or tried in vain; see `CachedSequence`.
+        ends: how many tokens there were when each of the checkpoints was taken.
+    """
+    chunk = count // ATTENTION_CHUNK
+    is_there = chunk == highest // ATTENTION_CHUNK or any(
+        chunk == (end - 1) // ATTENTION_CHUNK and count <= end for end in ends
+    )
+    return count if is_there else chunk * ATTENTION_CHUNK
 
 
 class CachedSequence:
@@ -57,8 +90,10 @@ class CachedSequence:
 
     Each sequence has cells of its own: what happens to one leaves the others alone.
 
-    ``highest`` is the highest position at which llama.cpp was asked to decode since the sequence
-    was cleared, -1 for none. ``unsure`` is whether only llama.cpp knows which tokens it holds.
+    ``highest`` is the highest position at which llama.cpp was asked to decode since the cells of
+    its chunk are there without a gap, -1 for none: every position of this chunk can be gone on
+    from. ``checkpoints`` have the cells of earlier chunks, in the order of their ends. ``unsure``
+    is whether only llama.cpp knows which tokens it holds.
 
     Args:
         number: llama.cpp's, from 0.
@@ -68,57 +103,109 @@ class CachedSequence:
         self.number = number
         self.tokens: list[int] = []
         self.highest = -1
+        self.checkpoints: list[Checkpoint] = []
         self.unsure = False
         self._handles = handles
+        self._sure = 0  # tokens that are held for certain while it is unsure
         # The batch that the logits after the last token are of, and its token there.
         self._batch, self._row = -1, -1
         self._draft: Sequence[int] = ()
+
+    @property
+    def ends(self) -> list[int]:
+        """How many tokens there were when each checkpoint was taken that can be used now."""
+        # What is written now would be lost when the cells of another sequence are copied here.
+        usable = () if self._handles.is_copying else self.checkpoints
+        return [checkpoint.n_tokens for checkpoint in usable]
+
+    def reusable(self, tokens: Sequence[int]) -> int:
+        """How many of the first tokens need not be decoded again; see `reusable_prefix`."""
+        return reusable_prefix(self.tokens, tokens, self.highest, self.ends)
 
     def settle(self) -> None:
         """Be sure again, after a call that failed or was interrupted."""
         if not self.unsure:
             return
-        llama, memory = self._handles.llama, self._handles.memory
-        held = int(llama.llama_memory_seq_pos_max(memory, self.number)) + 1
-        if held <= 0:
-            # The chunked layers may hold nothing where the others still do.
+        # llama.cpp tells of the chunked layers, which hold the positions before the highest one
+        # without a gap. They hold nothing where nothing of a new chunk was decoded and all cells of
+        # the one before were overwritten, or were dropped: the full layers have the first tokens.
+        held = self._highest_held() + 1
+        if not held and self._sure % ATTENTION_CHUNK == 0:
+            held = self._sure
+        if not held:
             self._clear()
-        del self.tokens[max(held, 0) :]
+        del self.tokens[held:]
+        # The ubatch that failed began here, and has overwritten nothing of this chunk.
+        self.highest = min(self.highest, held)
         self.unsure = False
 
-    def keep(self, count: int) -> None:
-        """Drop all tokens but the first ``count``."""
+    def keep(self, count: int) -> int:
+        """Drop all tokens but the first ``count``, or some more if it cannot go on from there.
+
+        Returns:
+            How many are held then; see `rewound`.
+        """
         if count == len(self.tokens):
-            return
-        self.unsure = True
+            return count
         self._batch = -1
-        if count:
-            llama, memory = self._handles.llama, self._handles.memory
-            llama.llama_memory_seq_rm(memory, self.number, count, -1)
-        else:
+        count = rewound(count, self.highest, self.ends)
+        if not count:
             self._clear()
+            return 0
+        self.unsure, self._sure = True, count
+        self._drop(count)
+        if count // ATTENTION_CHUNK != self.highest // ATTENTION_CHUNK:
+            if count % ATTENTION_CHUNK:
+                count = self._use_checkpoint(count)
+            self.highest = count
+        self.checkpoints = [one for one in self.checkpoints if one.n_tokens <= count]
         del self.tokens[count:]
         self.unsure = False
+        return count
+
+    def _use_checkpoint(self, count: int) -> int:
+        """Have the chunked layers hold what is before a position; how many can be gone on from."""
+        later = next(one for one in self.checkpoints if one.n_tokens >= count)
+        try:
+            self._write(later.data, _CHUNKED)
+        except (EngineError, MemoryError) as error:
+            logger.warning("a checkpoint is not used: %s", error)
+            self.checkpoints.remove(later)
+            count = count // ATTENTION_CHUNK * ATTENTION_CHUNK
+        self._drop(count)
+        return count
 
     def copy(self, source: CachedSequence) -> None:
         """Hold what another sequence holds; all of its cells are copied before the next batch."""
-        self.unsure = True
-        self._batch = -1
-        llama, memory = self._handles.llama, self._handles.memory
         self._clear()
+        llama, memory = self._handles.llama, self._handles.memory
+        self._handles.is_copying = True
         llama.llama_memory_seq_cp(memory, source.number, self.number, -1, -1)
         self.tokens = list(source.tokens)
         self.highest = source.highest
-        self.unsure = False
+        self.checkpoints = list(source.checkpoints)
+
+    def _highest_held(self) -> int:
+        llama, memory = self._handles.llama, self._handles.memory
+        return int(llama.llama_memory_seq_pos_max(memory, self.number))
+
+    def _drop(self, begin: int) -> None:
+        """Have llama.cpp drop the cells of the positions from ``begin`` on."""
+        llama, memory = self._handles.llama, self._handles.memory
+        llama.llama_memory_seq_rm(memory, self.number, begin, -1)
 
     def _clear(self) -> None:
+        self._batch = -1
         llama, memory = self._handles.llama, self._handles.memory
         if self._handles.n_parallel == 1:
             # The cells are filled from the first one on then, as in a context that is new.
             llama.llama_memory_clear(memory, False)
         else:
             llama.llama_memory_seq_rm(memory, self.number, -1, -1)
+        self.tokens = []
+        self.checkpoints = []
         self.highest = -1
+        self.unsure = False
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Decode tokens that fit, with logits for the last.
@@ -142,7 +229,7 @@ class CachedSequence:
 
     def begin(self, tokens: Sequence[int]) -> None:
         """Only llama.cpp knows from here on which of these tokens it holds after the others."""
-        self.unsure = True
+        self.unsure, self._sure = True, len(self.tokens)
         self._batch = -1
         self.tokens.extend(tokens)
         self.highest = max(self.highest, len(self.tokens) - 1)
@@ -173,22 +260,29 @@ class CachedSequence:
         """Hold nothing of what was drafted and not confirmed.
 
         A draft lies in one chunk with the token before it, so that what follows that token finds
-        all it attends to, as in `reusable_prefix`.
+        all it attends to, as in `rewound`.
         """
         if self._draft:
             self._draft = ()
-            self.unsure = True
-            llama, memory = self._handles.llama, self._handles.memory
-            llama.llama_memory_seq_rm(memory, self.number, len(self.tokens), -1)
-            self.unsure = False
+            self._drop(len(self.tokens))
+
+    def nbytes(self) -> int:
+        """The size of its state, in bytes, checkpoints not among them."""
+        return self._size(_WHOLE)
+
+    def nbytes_chunked(self) -> int:
+        """The size of a checkpoint that is taken now, in bytes."""
+        return self._size(_CHUNKED)
 
     def state(self) -> SequenceState | None:
-        """What it holds, copied; None where that is nothing, or only llama.cpp knows."""
-        if self.unsure or not self.tokens:
+        """What it holds, copied; None where that is nothing, or is not there yet."""
+        if self.unsure or not self.tokens or self._handles.is_copying:
             return None
-        data = np.empty(self._size(_WHOLE), np.uint8)
-        self._read(data, _WHOLE)
-        return SequenceState(tuple(self.tokens), data)
+        return SequenceState(tuple(self.tokens), self._read(_WHOLE), tuple(self.checkpoints))
+
+    def take_checkpoint(self) -> None:
+        """Copy what the chunked layers hold, which is to be gone on from later."""
+        self.checkpoints.append(Checkpoint(len(self.tokens), self._read(_CHUNKED)))
 
     def restore(self, state: SequenceState) -> None:
         """Hold what a state has, instead of what it holds now.
@@ -196,36 +290,39 @@ class CachedSequence:
         Raises:
             EngineError: llama.cpp refuses it, as one of another model; nothing is held then.
         """
-        self.keep(0)
-        self.unsure = True
-        self._write(state.data, _WHOLE)
+        self._clear()
+        try:
+            self._write(state.data, _WHOLE)
+        except EngineError:
+            self._clear()
+            raise
         self.tokens = list(state.tokens)
-        # Where cells of the last chunk are missing, only the next one can be gone on with.
-        self.highest = len(self.tokens) - int(state.is_complete)
-        self.unsure = False
+        self.checkpoints = list(state.checkpoints)
+        self.highest = state.highest
 
     def _size(self, flags: int) -> int:
         llama, context = self._handles.llama, self._handles.context
         return int(llama.llama_state_seq_get_size_ext(context, self.number, flags))
 
-    def _read(self, data: Bytes, flags: int) -> None:
-        """Have llama.cpp write what it holds."""
+    def _read(self, flags: int) -> Bytes:
+        """What it holds, in llama.cpp's bytes."""
+        data = np.empty(self._size(flags), np.uint8)
         get_data = self._handles.llama.llama_state_seq_get_data_ext
         with captured_log() as log:
             size = get_data(self._handles.context, _pointer(data), data.nbytes, self.number, flags)
         if size != data.nbytes:
             raise refused(f"{self._handles.path}: llama.cpp cannot save a sequence", log)
+        return data
 
     def _write(self, data: Bytes, flags: int) -> None:
-        """Have llama.cpp take what was held."""
+        """Have llama.cpp hold what these bytes say."""
+        if self._handles.is_copying:  # what is copied before the next batch would come over it
+            raise EngineError("a sequence cannot be restored before the next batch was decoded")
         data = for_streams(data, self._handles.n_parallel, whole=flags == _WHOLE)
         set_data = self._handles.llama.llama_state_seq_set_data_ext
         with captured_log() as log:
             size = set_data(self._handles.context, _pointer(data), data.nbytes, self.number, flags)
         if size != data.nbytes:
-            self._clear()
-            self.tokens = []
-            self.unsure = False
             raise EngineError(
                 f"{self._handles.path}: the state of a sequence is not of this model, or of other "
                 "types of the KV cache",
@@ -312,6 +409,7 @@ def take_steps(
             piece.sequence.unsure = False
         return None
     handles.n_decoded += taken.n_decoded
+    handles.is_copying = False
     each: list[list[int]] = taken.tokens.T.tolist()
     for row, (piece, chosen) in enumerate(zip(pieces, each, strict=True)):
         piece.sequence.begin([*piece.tokens, *chosen][: taken.n_decoded + taken.failed])
@@ -347,6 +445,8 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
         if n_outputs:
             # A GPU has only been told what to do so far: the time it takes belongs here.
             handles.llama.llama_synchronize(handles.context)
+    if status != _INVALID:
+        handles.is_copying = False
     if status == _ABORTED:
         return False
     if status != 0:

@@ -83,6 +83,9 @@ class EngineSettings:
             keys and values apart; quantized values need flash attention.
         n_expert_used: routed experts that a token visits; None is as many as the file says.
         flash_attention: "auto" is on wherever every device can do it.
+        cache_ram: bytes of main memory for what finished sequences had read, so that it is not read
+            again when they are gone on with; 0 keeps none. None is 8 GiB, or a quarter of what is
+            left beside the model if that is less.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`; their devices come
             before those of this machine.
 
@@ -103,6 +106,7 @@ class EngineSettings:
     kv_type: KVTypes = "f16"
     n_expert_used: int | None = None
     flash_attention: FlashAttention = "auto"
+    cache_ram: int | None = None
     workers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -110,6 +114,7 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None or "threads" not in name:
                 check_whole(name, value, least, most)
+        check_whole("cache_ram", self.cache_ram, 0, or_none=True)
         check_whole("n_expert_used", self.n_expert_used, 1, MAX_EXPERTS_USED, or_none=True)
         check_choice("load_mode", self.load_mode, get_args(LoadMode))
         if not isinstance(self.placement, Placement):

@@ -24,6 +24,7 @@ A context has a stream for each of its sequences; of a state, one stream at most
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,9 @@ class SequenceState:
             that the last one is in. A uint8 array, contiguous; it is not copied.
         checkpoints: the chunked layers of earlier chunks, in the order of their ends.
 
-    ``is_complete`` is whether the chunked layers have all of the last token's chunk. Where they do
-    not, which may be only at a chunk's end, the state can be gone on with all the same, as the next
-    chunk needs nothing of them.
+    ``highest`` is a position in the chunk that the chunked layers have without a gap: that of the
+    last token, or the one behind it. At a chunk's end its cells may be missing, and the next chunk
+    needs none of them.
 
     Raises:
         EngineError: the bytes are not those of so many tokens.
@@ -91,17 +92,21 @@ class SequenceState:
     tokens: tuple[int, ...]
     data: Bytes
     checkpoints: tuple[Checkpoint, ...] = ()
-    is_complete: bool = field(init=False)
+    highest: int = field(init=False)
 
     def __post_init__(self) -> None:
         n_tokens = len(self.tokens)
         full, chunked = _parse(self.data, whole=True)
         if not n_tokens or not _is_range(full.positions, 0, n_tokens):
             raise _damaged(f"{full.cells} cells of the full layers", f"those of {n_tokens} tokens")
-        object.__setattr__(self, "is_complete", _is_complete(chunked, n_tokens))
+        missing = not _is_complete(chunked, n_tokens)
+        object.__setattr__(self, "highest", n_tokens - 1 + missing)
         ends = [checkpoint.n_tokens for checkpoint in self.checkpoints]
         if sorted(set(ends)) != ends or any(end > n_tokens for end in ends):
             raise _damaged(f"checkpoints at {ends}", f"rising numbers up to {n_tokens}")
+        for checkpoint in self.checkpoints if chunked.cells else ():
+            if _parse(checkpoint.data, whole=False)[0].layers != chunked.layers:
+                raise _damaged(f"other layers in a checkpoint at {checkpoint.n_tokens}", "the same")
 
     @property
     def nbytes(self) -> int:
@@ -139,11 +144,13 @@ def for_streams(data: Bytes, n_stream: int, *, whole: bool) -> Bytes:
 class _Cache:
     """One of the two caches: how many streams it was written for, and the one that has cells.
 
-    ``data[begin:end]`` are its cells: their positions and then the layers.
+    ``layers`` are the numbers that describe the layers. ``data[begin:end]`` are its cells: their
+    positions and then the layers.
     """
 
     n_stream: int
     positions: npt.NDArray[np.int32]
+    layers: tuple[int, ...]
     begin: int
     end: int
 
@@ -177,6 +184,7 @@ def _parse_cache(reader: _Reader) -> _Cache:
     if not 1 <= n_stream <= _MAX_STREAMS:
         raise _damaged(f"{n_stream} streams", f"1 to {_MAX_STREAMS}")
     positions = np.empty(0, np.int32)
+    layers: tuple[int, ...] = ()
     begin = end = reader.at
     for _ in range(n_stream):
         if not (cells := reader.number(np.uint32)):
@@ -184,29 +192,33 @@ def _parse_cache(reader: _Reader) -> _Cache:
         if len(positions):
             raise _damaged("cells in two streams", "in one")
         begin = reader.at
-        positions = _parse_cells(reader, cells)
+        positions = _parse_positions(reader, cells)
+        layers = _parse_layers(reader, cells)
         end = reader.at
-    return _Cache(n_stream, positions, begin, end)
+    return _Cache(n_stream, positions, layers, begin, end)
 
 
-def _parse_cells(reader: _Reader, count: int) -> npt.NDArray[np.int32]:
-    """The positions of the cells; what the layers have of them is skipped."""
+def _parse_positions(reader: _Reader, count: int) -> npt.NDArray[np.int32]:
     cells = reader.skip(count * _CELL.itemsize).view(_CELL)
     if (cells["n_sequences"] != 1).any():
         raise _damaged("a cell that is not of one sequence", "cells of one")
-    transposed, layers = reader.number(np.uint32), reader.number(np.uint32)
-    if transposed > 1 or not 1 <= layers <= _MAX_LAYERS:
-        raise _damaged(f"{layers} layers", f"1 to {_MAX_LAYERS}")
-    for _ in range(layers):
-        reader.number(np.int32)
-        reader.skip(count * reader.number(np.uint64))
-    for _ in range(layers):
-        reader.number(np.int32)
-        if transposed:
-            reader.skip(count * reader.number(np.uint32) * reader.number(np.uint32))
-        else:
-            reader.skip(count * reader.number(np.uint64))
     return np.array(cells["position"])
+
+
+def _parse_layers(reader: _Reader, count: int) -> tuple[int, ...]:
+    """The numbers between the keys and values, which are skipped."""
+    numbers = [reader.number(np.uint32), reader.number(np.uint32)]
+    transposed, n_layers = numbers
+    if transposed > 1 or not 1 <= n_layers <= _MAX_LAYERS:
+        raise _damaged(f"{n_layers} layers", f"1 to {_MAX_LAYERS}")
+    row = (np.uint64,)
+    for sizes in (row, (np.uint32, np.uint32) if transposed else row):
+        for _ in range(n_layers):
+            numbers.append(reader.number(np.int32))
+            width = [reader.number(size) for size in sizes]
+            numbers += width
+            reader.skip(count * prod(width))
+    return tuple(numbers)
 
 
 class _Reader:

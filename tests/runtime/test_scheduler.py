@@ -23,16 +23,16 @@ from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
-from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.scheduler import RUN_AHEAD, Request, Scheduler
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
+from tests.asking import WILD, answer, ask, ended, random_tokens
 from tests.gguf_maker import tiny_model
 
-FOUR = EngineSettings(n_ctx=1024, n_batch=128, n_ubatch=64, n_outputs=16, n_threads=1, n_parallel=4)
-# Texts that differ as much as their prompts do.
-WILD = Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)
-
+# What is kept in main memory is in `test_cache`: here, no test finds what another one has read.
+FOUR = EngineSettings(
+    n_ctx=1024, n_batch=128, n_ubatch=64, n_outputs=16, n_threads=1, n_parallel=4, cache_ram=0
+)
 # As in test_engine: what other batches, so another order of sums and f16 in the cache, may change.
 CLOSE = 0.01
 
@@ -69,10 +69,6 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def random_tokens(count: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(0, 256, count)]
-
-
 @pytest.fixture(autouse=True)
 def noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request gets ``rows``, the logits that its tokens were chosen from."""
@@ -84,34 +80,6 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> None:
         return choose(self, request)
 
     monkeypatch.setattr(Scheduler, "_choose", noting)
-
-
-def ask(
-    engine: Engine,
-    prompt: Sequence[int],
-    count: int | None = 10,
-    sampling: Sampling = WILD,
-    **how: Any,
-) -> Request:
-    """A request that nobody has to read, and that no token ends."""
-    how.setdefault("paced", False)
-    how.setdefault("accept", lambda _token, _is_end: True)
-    request = engine.request(prompt, sampling, count, **how)
-    engine.scheduler.submit(request)
-    return request
-
-
-def ended(engine: Engine, request: Request) -> Request:
-    """The request, when it has ended."""
-    engine.scheduler.wait(request, lambda: request.ended)
-    if request.error is not None:
-        raise request.error
-    return request
-
-
-def answer(engine: Engine, request: Request) -> list[int]:
-    """Its tokens, when it has ended."""
-    return ended(engine, request).text[request.n_prompt :]
 
 
 def assert_same(alone: Any, beside: Any, close: float = CLOSE) -> None:

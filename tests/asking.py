@@ -1,0 +1,48 @@
+"""Requests to an engine, for the tests that ask it directly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.sampling import Sampling
+from llama4_edge.runtime.scheduler import Request
+
+# Texts that differ as much as their prompts do.
+WILD = Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    """Ids of plain bytes, so that no control token decides an answer."""
+    return [int(token) for token in np.random.default_rng(seed).integers(0, 256, count)]
+
+
+def ask(
+    engine: Engine,
+    prompt: Sequence[int],
+    count: int | None = 10,
+    sampling: Sampling = WILD,
+    **how: Any,
+) -> Request:
+    """A request that nobody has to read, and that no token ends."""
+    how.setdefault("paced", False)
+    how.setdefault("accept", lambda _token, _is_end: True)
+    request = engine.request(prompt, sampling, count, **how)
+    engine.scheduler.submit(request)
+    return request
+
+
+def ended(engine: Engine, request: Request) -> Request:
+    """The request, when it has ended."""
+    engine.scheduler.wait(request, lambda: request.ended)
+    if request.error is not None:
+        raise request.error
+    return request
+
+
+def answer(engine: Engine, request: Request) -> list[int]:
+    """Its tokens, when it has ended."""
+    return ended(engine, request).text[request.n_prompt :]
