@@ -84,8 +84,12 @@ class Reader:
 
     def text(self, path: str | os.PathLike[str]) -> str:
         """The file as UTF-8 text, without a byte order mark."""
+        return self.decoded(self.data(path), path)
+
+    def decoded(self, data: bytes, path: str | os.PathLike[str]) -> str:
+        """The bytes of a file as `text` gives them."""
         try:
-            return self.data(path).decode("utf-8-sig")
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             found = f"byte 0x{error.object[error.start]:02x} at {error.start:,}"
             raise self.error(

@@ -10,7 +10,7 @@ import click
 
 from ..terminal.console import at_terminal, note
 from .declare import argument, command, given, group, option, verbose_flag
-from .documents import files_option, read_files, with_files
+from .documents import check_files, files_option, read_files, with_files
 from .full_context import when_full_option
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
@@ -91,9 +91,7 @@ def chat(options: ChatOptions) -> int:
             reply,
             source,
             session.conversation if session else beginning(model),
-            preface=lambda text, before: with_files(
-                model, documents_to_add(documents, before), text
-            ),
+            preface=lambda text, before: with_files(documents_to_add(documents, before), text),
             keep=session.keep if session else lambda _: None,
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
@@ -101,6 +99,7 @@ def chat(options: ChatOptions) -> int:
                 len(model.chat_prompt(messages, **answering)) / model.engine.settings.n_ctx
             ),
         )
+        check_files(model, documents_to_add(documents, talk.conversation.messages))
         if interactive:
             note(f"{model.info.name}, {model.engine.settings.n_ctx:,} tokens of context. /help")
         talk.run()

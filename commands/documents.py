@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ContextFullError
 from ..terminal.console import note
 from .declare import option
 from .stdin import read_prompt
@@ -13,9 +14,6 @@ from .stdin import read_prompt
 if TYPE_CHECKING:
     from ..chat.documents import Document
     from ..model import Model
-
-# A token of Llama 4's has hardly more: a longer text cannot fit, and counting it would take long.
-_MOST_CHARACTERS_PER_TOKEN = 16
 
 
 def files_option() -> Any:
@@ -36,29 +34,42 @@ def read_files(paths: Sequence[str]) -> list[Document]:
     """
     if not paths:
         return []
-    from ..chat.documents import Document, read_documents
+    from ..chat.documents import read_documents
 
-    documents: list[Document] = []
-    for path in paths:
-        if path == "-":
-            documents.append(Document("standard input", read_prompt("-")))
-        else:
-            documents += read_documents([path])
-    unique = {document.name: document for document in documents}
-    return list(unique.values())
+    return read_documents(paths, lambda: read_prompt("-"))
 
 
-def with_files(model: Model, documents: Sequence[Document], text: str) -> str:
-    """The documents and then `text`; says on a terminal how many tokens they have."""
+def check_files(model: Model, documents: Sequence[Document]) -> None:
+    """See whether documents fit; say on a terminal how many tokens they have.
+
+    Raises:
+        ContextFullError: they do not; says by how much.
+    """
+    n_ctx = model.engine.settings.n_ctx
+    texts = [str(document) for document in documents]
+    may_not_fit = sum(map(len, texts)) > n_ctx
+    # Counting them is work that nobody needs who does not watch, where they fit in any case.
+    if not documents or not (may_not_fit or sys.stderr.isatty()):
+        return
+    count = sum(len(model.tokenize(text)) for text in texts)
+    names = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
+    if count > n_ctx:
+        longest = model.info.hparams.n_ctx_train
+        longer = f", or give a larger -c: up to {longest:,}" if count < longest else ""
+        raise ContextFullError(
+            f"{names}: too long for the context by {count - n_ctx:,} tokens",
+            found=f"{count:,} tokens",
+            expected=f"at most {n_ctx:,}, with the question and the answer",
+            hint=f"Give less text{longer}.",
+        )
+    if sys.stderr.isatty():
+        note(f"{names}: {count:,} tokens of {n_ctx:,}.")
+
+
+def with_files(documents: Sequence[Document], text: str) -> str:
+    """The documents and then `text`."""
     if not documents:
         return text
     from ..chat.documents import joined
 
-    content = joined(text, documents)
-    n_ctx = model.engine.settings.n_ctx
-    # Counting them is work that nobody needs who does not watch.
-    if sys.stderr.isatty() and len(content) <= _MOST_CHARACTERS_PER_TOKEN * n_ctx:
-        count = sum(len(model.tokenize(str(document))) for document in documents)
-        names = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
-        note(f"{names}: {count:,} tokens of {n_ctx:,}.")
-    return content
+    return joined(text, documents)

@@ -10,7 +10,7 @@ from ..errors import ContextFullError, Llama4EdgeError
 from ..terminal.answer import AnswerWriter, timings_text
 from ..terminal.console import note
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
-from .documents import files_option, read_files, with_files
+from .documents import check_files, files_option, read_files, with_files
 from .full_context import cut_off, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
@@ -79,7 +79,9 @@ def run(options: RunOptions) -> None:
         kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
     ):
         talk = Conversation(first) if session is None else session.conversation
-        text = with_files(model, documents_to_add(documents, talk.messages), text)
+        documents = documents_to_add(documents, talk.messages)
+        check_files(model, documents)
+        text = with_files(documents, text)
         writer = AnswerWriter()
         try:
             if options.raw:
