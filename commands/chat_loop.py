@@ -20,7 +20,7 @@ from ..terminal.console import complain, note
 from ..terminal.history import history_file
 from ..terminal.prompt import Prompt, Source, decode
 from .flags import with_flags
-from .full_context import cut_off, with_hint
+from .full_context import cut_off, dropped_text, with_hint
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
@@ -184,7 +184,7 @@ class Chat:
         try:
             with self._source.listening():
                 answer = self._reply(asked)
-                self._say_what_was_dropped(answer)
+                self._say_what_was_dropped(asked, answer)
                 for piece in answer:
                     pieces.append(piece)
                     writer.write(piece)
@@ -210,7 +210,7 @@ class Chat:
             writer.end()
             self._has_answered = True
             self._keep((*asked, Message("assistant", "".join(pieces))))
-            self._say_what_was_dropped(answer)
+            self._say_what_was_dropped(asked, answer)
             self._say_how_it_went(answer.completion)
 
     def _fullness(self) -> float | None:
@@ -231,13 +231,12 @@ class Chat:
             hint = CONTEXT_FULL[self.conversation.when_full]
             note(f"The answer ends here because the context is full. {hint}")
 
-    def _say_what_was_dropped(self, answer: Answer) -> None:
+    def _say_what_was_dropped(self, asked: Messages, answer: Answer) -> None:
         """Say it where more messages are left out than last time."""
         count, before = answer.dropped_messages, self._dropped
         self._dropped = count
         if count > before:
-            oldest = "The oldest message is" if count == 1 else f"The {count:,} oldest messages are"
-            note(f"{oldest} dropped, because the context is full. /save still saves all.")
+            note(dropped_text(asked, count))
 
     def _keep(self, messages: Messages) -> None:
         self.conversation = replace(self.conversation, messages=messages)

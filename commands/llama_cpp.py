@@ -65,7 +65,7 @@ _SERVER = (
 _PICTURES = "Images are not read here yet."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."
 _SHIFT = (
-    "Where the context is full, an answer ends; `chat --when-full drop` goes on without the oldest "
+    "Where the context is full, an answer ends; --when-full drop goes on without the oldest "
     "exchanges, and keeps the system message and the documents of --file."
 )
 _ROPE = "RoPE is set as the model file says, and not changed."

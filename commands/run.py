@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +12,15 @@ from ..terminal.answer import AnswerWriter, timings_text
 from ..terminal.console import note
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
 from .documents import check_files, files_option, read_files, with_files
-from .full_context import cut_off, with_hint
+from .full_context import cut_off, dropped_text, when_full_option, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 from .session import claimed_session, documents_to_add, kept_session, session_option
 from .stdin import read_prompt, unread_pipe
+
+if TYPE_CHECKING:
+    from ..chat.options import WhenFull
+    from ..model import Model
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class RunOptions:
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
     session: str | None = session_option()
+    when_full: WhenFull | None = when_full_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
@@ -59,7 +65,11 @@ def run(options: RunOptions) -> None:
     from ..chat.conversation import Conversation
     from .chat_loop import opening
 
-    for name, given_too in (("--system", options.system), ("--session", options.session)):
+    for name, given_too in (
+        ("--system", options.system),
+        ("--session", options.session),
+        ("--when-full", options.when_full),
+    ):
         if options.raw and given_too is not None:
             raise usage_error(f"--raw has no place for {name}")
     if options.document not in (None, "-"):
@@ -68,27 +78,32 @@ def run(options: RunOptions) -> None:
     if not text.strip():
         raise usage_error("the prompt is empty: give PROMPT, or pipe one in")
     sampling = options.sampling.sampling()
-    answering = given(options.answer)
+    when_full = options.when_full or Conversation.when_full
+    answering = {**given(options.answer), "sampling": sampling}
     first = opening(options.system)
     documents = read_files(options.files)
+
+    def beginning(model: Model) -> Conversation:
+        return Conversation(first, model.info.name, sampling, when_full)
+
     with (
         claimed_session(options.session) as file,
         opened_model(
             options.model, "run", options.engine, options.placement, verbose=options.verbose
         ) as model,
-        kept_session(model, file, Conversation(first, model.info.name, sampling)) as session,
+        kept_session(model, file, beginning(model)) as session,
     ):
-        talk = Conversation(first) if session is None else session.conversation
-        documents = documents_to_add(documents, talk.messages)
-        check_files(model, documents)
-        text = with_files(documents, text)
+        talk = beginning(model) if session is None else session.conversation
+        new_documents = documents_to_add(documents, talk.messages)
+        check_files(model, new_documents)
+        text = with_files(new_documents, text)
         writer = AnswerWriter()
         try:
             if options.raw:
-                stream = model.generate(text, stream=True, sampling=sampling, **answering)
+                stream = model.generate(text, stream=True, **answering)
             else:
                 talk = talk.user(text)
-                stream = model.chat(talk.messages, stream=True, sampling=sampling, **answering)
+                stream = model.chat(talk.messages, stream=True, when_full=when_full, **answering)
                 if session is not None:
                     session.answering(stream)
             for piece in stream:
@@ -103,6 +118,8 @@ def run(options: RunOptions) -> None:
             session.keep(talk.assistant(stream.completion))
     if options.verbose:
         note(timings_text(stream.completion))
+    if stream.dropped_messages:
+        note(dropped_text(talk.messages, stream.dropped_messages))
     if cut_off(stream.completion, options.answer.max_tokens):
         note("The answer ends here because the context is full; a larger -c holds more.")
     if unread_pipe(options.prompt, document=options.document is not None):

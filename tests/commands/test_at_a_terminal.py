@@ -182,7 +182,7 @@ def test_a_chat_at_a_terminal_says_when_it_drops_the_oldest(
         chat.press(f"Question {number}\r")
         text += chat.wait_for(TAKEN)
     text += chat.wait_for(READY)
-    assert "messages are dropped, because the context is full. /save still saves all." in text
+    assert "messages are dropped, because the context is full. What is saved keeps all." in text
     # What is left has room: the prompt never shows a context that is nearly full.
     shown = [int(percent) for percent in re.findall(r"(\d+)% >", text)]
     assert len(shown) > 6 and max(shown) < 90

@@ -404,10 +404,10 @@ def test_it_is_said_once_when_messages_are_dropped_and_the_conversation_keeps_th
     one = chat(*"abcdefg", "/save talk.json", reply=lambda _: Dropping(*next(drops)))
     said = [line for line in capsys.readouterr().err.splitlines() if "context is full" in line]
     assert said == [
-        "The oldest message is dropped, because the context is full. /save still saves all.",
+        "The oldest message is dropped, because the context is full. What is saved keeps all.",
         *(
-            f"The {count} oldest messages are dropped, because the context is full. /save still "
-            "saves all."
+            f"The {count} oldest messages are dropped, because the context is full. What is saved "
+            "keeps all."
             for count in (2, 4, 2)
         ),
     ]
@@ -423,3 +423,10 @@ def test_what_to_do_about_a_full_context_depends_on_what_happens_there(
         talk = Conversation(when_full=when_full)
         chat("question", reply=breaking(error), conversation=talk)
         assert hint in capsys.readouterr().err
+
+
+def test_documents_that_are_dropped_are_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
+    document = '<document name="a.md">\nfirst\n</document>\n\n'
+    for asked, said in ((["a", f"{document}b"], True), ([f"{document}a", "b"], False)):
+        chat(*asked, "c", reply=lambda messages: Dropping(*[len(messages) - 1] * 2))
+        assert ("and so are documents in them" in capsys.readouterr().err) is said

@@ -65,3 +65,32 @@ def test_a_document_that_does_not_fit_is_refused_with_how_many_tokens_it_has(
 def test_a_file_that_is_missing_is_one_error_before_the_model_is_loaded(llama4: Command) -> None:
     error = the_error(llama4("run", "missing.gguf", "--file", "missing.md", "Who?"))
     assert error.startswith("error: missing.md does not exist")
+
+
+def test_what_is_too_long_is_refused_with_by_how_much_and_what_to_do(
+    llama4: Command, tiny_path: Path
+) -> None:
+    Path("long.md").write_text("a b " * 500, encoding="utf-8")
+    for command in ("run", "chat"):
+        error = the_error(llama4(command, tiny_path, "--file", "long.md", "-c", 256, stdin="Who?"))
+        assert error.startswith("error: long.md: too long for the context by 1,")
+        assert "expected at most 256, with the question and the answer" in error
+        assert error.endswith("Give less text, or give a larger -c: up to 32,768.")
+
+
+def test_a_document_is_taken_once_under_whichever_name(
+    llama4: Command, tiny_path: Path, prompts: list[str]
+) -> None:
+    Path("link.md").symlink_to("a.md")
+    paths = (
+        "--file",
+        "./a.md",
+        "--file",
+        "link.md",
+        "--file",
+        ".",
+        "--file",
+        Path("a.md").resolve(),
+    )
+    llama4("run", tiny_path, *paths, "Who?", "-n", 1)
+    assert prompts == [f"{A.replace('a.md', './a.md')}\n{B}\nWho?"]

@@ -213,6 +213,7 @@ def test_errors_name_the_flag_of_a_setting(text: str, shown: str) -> None:
 def test_a_context_shift_is_what_happens_when_the_context_is_full() -> None:
     assert read("chat", "m.gguf", "--context-shift") == {"model": "m.gguf", "when_full": "drop"}
     assert read("chat", "m.gguf", "--no-context-shift")["when_full"] == "stop"
-    assert read("run", "m.gguf", "hi", "--no-context-shift") == {"model": "m.gguf", "prompt": "hi"}
-    for name, flag in (("run", "--context-shift"), ("chat", "--keep")):
-        assert "`chat --when-full drop` goes on without" in refusal(name, "m.gguf", flag)
+    assert read("run", "m.gguf", "hi", "--context-shift")["when_full"] == "drop"
+    assert read("bench", "m.gguf", "--no-context-shift") == {"model": "m.gguf"}
+    for name, flag in (("bench", "--context-shift"), ("chat", "--keep")):
+        assert "--when-full drop goes on without" in refusal(name, "m.gguf", flag)
