@@ -97,3 +97,12 @@ def byte_alphabet() -> dict[int, str]:
         **{byte: chr(byte) for byte in printable},
         **{byte: chr(256 + index) for index, byte in enumerate(others)},
     }
+
+
+MIN_VISION_LAYERS = 3
+MAX_VISION_LAYERS = 128
+"""Layers of a vision tower: mtmd was seen to abort on fewer, and its graph holds 8192 nodes and
+weights, 54 of which are one layer's."""
+MAX_IMAGE_SIZE = 8192
+"""Pixels along a side that mtmd's loader takes."""
+VISION_ROPE_THETA = 10000.0

@@ -133,14 +133,25 @@ def _check_headers(checkpoint: Path, text: Sequence[Part], projector: Sequence[P
         OutputError: the temporary disk cannot hold the headers.
         EngineError: llama.cpp's library does not load.
     """
+    from .runtime.files.projector_file import check_projector_file
+
+    n_embd = _check_text(checkpoint, text) if text else None
+    if projector:
+        with _planned_file(projector) as path:
+            try:
+                check_projector_file(path, n_embd=n_embd, whole=False)
+            except ModelFileError as error:
+                raise _of_checkpoint(error, checkpoint, path) from None
+
+
+def _check_text(checkpoint: Path, parts: Sequence[Part]) -> int:
+    """The text model's part of it, and the width of what it takes."""
     from .chat.prompt import Prompts
     from .chat.vocabulary import Vocabulary
     from .convert.chat_templates import template_file
     from .runtime.files.model_file import check_model_file
 
-    if not text:
-        return
-    with _planned_file(text) as path:
+    with _planned_file(parts) as path:
         try:
             info = check_model_file(path, whole=False)
             prompts = Prompts(Vocabulary(info.gguf.metadata), info.chat_template)
@@ -155,6 +166,7 @@ def _check_headers(checkpoint: Path, text: Sequence[Part], projector: Sequence[P
             ) from None
         except (ModelFileError, VocabularyError) as error:
             raise _of_checkpoint(error, checkpoint, path) from None
+    return info.hparams.n_embd
 
 
 def _of_checkpoint(error: Llama4EdgeError, checkpoint: Path, path: Path) -> Llama4EdgeError:

@@ -172,7 +172,7 @@ def _damage(gguf: GGUFFile, progress: Callable[[Progress], None] | None) -> tupl
     parts, faults = read_parts(gguf, whole=False)
     damage = [Damage(None, str(gguf.path), 0, str(fault)) for fault in faults]
     damage += [fault for part in parts if (fault := _bytes_after(part))]
-    if not faults and parts[0].metadata.get("general.architecture") == "llama4":
+    if not faults:
         damage += _missing(parts)
     tensors = [
         (tensor.name, tensor.type, part.path, tensor.offset, tensor.nbytes)
@@ -198,12 +198,17 @@ def _bytes_after(part: GGUFFile) -> Damage | None:
 
 
 def _missing(parts: Sequence[GGUFFile]) -> list[Damage]:
-    """Why parts that are sound each, and belong together, are no whole model."""
+    """Why parts that are sound each, and belong together, are no whole model or projector."""
     from .runtime.files.damage import Damage
     from .runtime.files.model_file import check_parts
+    from .runtime.files.projector_file import PROJECTOR_TYPE, check_projector, projector_type
 
+    kind = parts[0].metadata.get("general.architecture")
     try:
-        check_parts(parts, needs_tokenizer=False)
+        if kind == "llama4":
+            check_parts(parts, needs_tokenizer=False)
+        elif projector_type(parts[0]) == PROJECTOR_TYPE:
+            check_projector(parts[0])
     except ModelFileError as error:
         return [Damage(None, str(parts[0].path), 0, str(error))]
     return []

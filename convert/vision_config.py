@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..architecture import (
+    MAX_IMAGE_SIZE,
+    MAX_VISION_LAYERS,
+    MIN_VISION_LAYERS,
+    VISION_ROPE_THETA,
+)
 from ..errors import UnsupportedError
 from ..untrusted import shown
 from .fields import MAX_WIDTH, Fields
@@ -17,11 +23,7 @@ from .fields import MAX_WIDTH, Fields
 LAYER_NORM_EPS = 1e-5
 """What transformers' and Meta's layer norms have, whatever a config's ``norm_eps`` says."""
 
-# llama.cpp (tools/mtmd): below, its graph has no room for its inputs; above, its loader refuses.
-_MIN_LAYERS = 3
-_MAX_IMAGE_SIZE = 8192
-_ROPE_THETA = 10000.0
-_N_CHANNEL = 3
+_N_CHANNEL = 3  # llama.cpp's patches are of colours
 
 _MAX_LAYERS = 1 << 12
 _MAX_HEADS = 1 << 12
@@ -131,7 +133,12 @@ def _check_sizes(config: VisionConfig, fields: Fields) -> None:
             fields.fault(name, found, expected)
 
     layers, heads, width = config.n_layer, config.n_head, config.width
-    check(layers >= _MIN_LAYERS, "num_hidden_layers", layers, f"at least {_MIN_LAYERS}")
+    check(
+        MIN_VISION_LAYERS <= layers <= MAX_VISION_LAYERS,
+        "num_hidden_layers",
+        layers,
+        f"{MIN_VISION_LAYERS} to {MAX_VISION_LAYERS}",
+    )
     check(
         width % heads == 0 and width // heads % 4 == 0,
         "num_attention_heads",
@@ -143,12 +150,12 @@ def _check_sizes(config: VisionConfig, fields: Fields) -> None:
         fields.fault("pixel_shuffle_ratio", ratio, "1 divided by a whole number")
     side = config.image_size // config.patch_size
     check(
-        config.image_size <= _MAX_IMAGE_SIZE
+        config.image_size <= MAX_IMAGE_SIZE
         and side * config.patch_size == config.image_size
         and side % config.merge == 0,
         "image_size",
         config.image_size,
-        f"a multiple of {config.merge} patches of {config.patch_size}, up to {_MAX_IMAGE_SIZE}",
+        f"a multiple of {config.merge} patches of {config.patch_size}, up to {MAX_IMAGE_SIZE}",
     )
     merged = width * config.merge**2
     check(
@@ -168,7 +175,7 @@ def _check_fixed(fields: Fields) -> None:
     fields.must_be("hidden_act", "gelu", "gelu")
     fields.must_be("norm_eps", LAYER_NORM_EPS, LAYER_NORM_EPS)
     fields.must_be("multi_modal_projector_bias", False, False)
-    fields.must_be("rope_theta", _ROPE_THETA, _ROPE_THETA)
+    fields.must_be("rope_theta", VISION_ROPE_THETA, VISION_ROPE_THETA)
     rope = fields.get("rope_parameters")
     if rope is None:
         return
@@ -176,6 +183,6 @@ def _check_fixed(fields: Fields) -> None:
         fields.fault("rope_parameters", rope, "an object")
         return
     inner = Fields(rope)
-    inner.must_be("rope_theta", _ROPE_THETA, _ROPE_THETA)
+    inner.must_be("rope_theta", VISION_ROPE_THETA, VISION_ROPE_THETA)
     inner.must_be("rope_type", "default", "default")
     fields.faults += [f"rope_parameters.{fault}" for fault in inner.faults]

@@ -211,3 +211,11 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import with_chat_tokens
 
     return with_chat_tokens().write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_projector_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A projector for `tiny_path`: of pictures of 16 by 16 it makes 2 by 2 embeddings."""
+    from tests.gguf_maker import tiny_projector
+
+    return tiny_projector().write(tmp_path_factory.mktemp("tiny") / "mmproj-tiny.gguf")

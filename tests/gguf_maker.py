@@ -149,3 +149,59 @@ def tiny_model(*, moe_step: int = 1, layers: int = LAYERS, seed: int = 0) -> Tin
             }
         tensors |= {f"blk.{layer}.{name}.weight": data for name, data in block.items()}
     return TinyModel(keys | tiny_vocabulary(), tensors)
+
+
+VISION_LAYERS, VISION_WIDTH, VISION_HEADS, IMAGE_SIZE, PATCH_SIZE, ADAPTER = 3, 16, 2, 16, 4, 24
+
+
+def tiny_projector(*, seed: int = 0) -> TinyModel:
+    """A whole, random projector for `tiny_model`: pictures of 16 by 16, four embeddings of each."""
+    vision = {
+        "embedding_length": VISION_WIDTH,
+        "feed_forward_length": 4 * VISION_WIDTH,
+        "block_count": VISION_LAYERS,
+        "attention.head_count": VISION_HEADS,
+        "projection_dim": EMBD,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "projector.scale_factor": 2,
+    }
+    keys = {
+        "general.architecture": Value("clip", STR),
+        "general.name": Value("Tiny", STR),
+        "clip.has_vision_encoder": Value(True, BOOL),
+        "clip.projector_type": Value("llama4", STR),
+        "clip.use_gelu": Value(True, BOOL),
+        "clip.vision.attention.layer_norm_epsilon": Value(1e-5, F32),
+        "clip.vision.image_mean": Value([0.5] * 3, GGUFValueType.ARRAY, F32),
+        "clip.vision.image_std": Value([0.5] * 3, GGUFValueType.ARRAY, F32),
+        **{f"clip.vision.{key}": Value(value, U32) for key, value in vision.items()},
+    }
+    random = np.random.default_rng(seed)
+
+    def weights(*shape: int) -> np.ndarray:
+        return random.normal(0, 0.1, shape).astype(np.float32)
+
+    def biased(name: str, *shape: int) -> dict[str, np.ndarray]:
+        weight = weights(*shape) if len(shape) > 1 else 1 + weights(*shape)
+        return {f"{name}.weight": weight, f"{name}.bias": weights(shape[0])}
+
+    width, ff = VISION_WIDTH, 4 * VISION_WIDTH
+    tensors = {
+        "v.class_embd": weights(width),
+        "v.patch_embd.weight": weights(width, 3 * PATCH_SIZE**2),
+        "v.position_embd.weight": weights((IMAGE_SIZE // PATCH_SIZE) ** 2 + 1, width),
+        **biased("v.pre_ln", width),
+    }
+    for block in (f"v.blk.{layer}" for layer in range(VISION_LAYERS)):
+        for name in ("ln1", "ln2"):
+            tensors |= biased(f"{block}.{name}", width)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            tensors |= biased(f"{block}.{name}", width, width)
+        tensors |= biased(f"{block}.ffn_up", ff, width) | biased(f"{block}.ffn_down", width, ff)
+    tensors |= biased("v.post_ln", width) | {
+        "mm.model.mlp.1.weight": weights(ADAPTER, ff),
+        "mm.model.mlp.2.weight": weights(ADAPTER, ADAPTER),
+        "mm.model.fc.weight": weights(EMBD, ADAPTER),
+    }
+    return TinyModel(keys, tensors)

@@ -133,10 +133,10 @@ def check_architecture(gguf: GGUFFile) -> None:
         return
     if architecture == "clip":
         raise ModelFileError(
-            f"{gguf.path} is the vision part of a model",
+            f"{gguf.path} is a projector, the part of a model that pictures go through",
             found="architecture clip",
             expected="llama4",
-            hint="Give the GGUF of the text model.",
+            hint=f"Give the GGUF of the text model, and this one with it: --mmproj {gguf.path}",
         )
     said = f"architecture {brief(architecture)}"
     raise ModelFileError(
@@ -362,6 +362,7 @@ MATRIX_TYPES = frozenset((
 ))
 # fmt: on
 _VECTOR_TYPES = frozenset({"F32"})
+_VISION_TENSORS = ("v.", "mm.")
 
 
 def _expected_tensors(info: ModelInfo) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -418,6 +419,14 @@ def _check_tensors(info: ModelInfo) -> None:
         raise _bad_tensor(info, f"has no tensor {missing[0]}{more}")
     layout = required | _optional_tensors(info)
     unknown = [name for name in tensors if name not in layout]
+    if any(name.startswith(_VISION_TENSORS) for name in unknown):
+        raise ModelFileError(
+            f"{info.path} holds a text model and its vision tower in one file, as Ollama keeps "
+            "them: llama.cpp reads these from two",
+            found=f"{len(unknown)} further tensors, such as {brief(unknown[0])}",
+            hint="Take files that llama.cpp's tools made, or convert the checkpoint: llama4 "
+            "convert ORG/NAME",
+        )
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise _bad_tensor(info, f"has a tensor that Llama 4 does not: {unknown[0]}{more}")

@@ -13,8 +13,9 @@ import pytest
 
 from demo.checkpoint import SCOUT_LIKE
 from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector
+from tests.mtmd import Bytes, Floats, mtmd_features, opened
 
-from .mtmd import Bytes, Floats, mtmd_features, opened, reference_features
+from .vision_reference import reference_features
 
 DEMO = Path(__file__).parents[2] / "demo" / "Llama-4-Tiny"
 

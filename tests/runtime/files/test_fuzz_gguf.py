@@ -18,9 +18,21 @@ from llama4_edge import inspect
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from llama4_edge.runtime.files.model_file import _KEY_TYPES, check_model_file
+from llama4_edge.runtime.files.projector_file import _ABSENT_OR, _UNWANTED, check_projector_file
+from llama4_edge.runtime.files.projector_file import _KEY_TYPES as PROJECTOR_KEY_TYPES
 from llama4_edge.runtime.files.vocabulary_file import _ID_KEYS, _TYPES
 from tests.fuzzing import damaged_bytes, efforts, fuzz
-from tests.gguf_maker import EXPERTS, FF, LAYERS, N_VOCAB, TinyModel, Value, tiny_model
+from tests.gguf_maker import (
+    EMBD,
+    EXPERTS,
+    FF,
+    LAYERS,
+    N_VOCAB,
+    TinyModel,
+    Value,
+    tiny_model,
+    tiny_projector,
+)
 
 _FORMATS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
 _STRING, _ARRAY = 8, 9
@@ -133,6 +145,9 @@ _LENGTHS = (0, 1, 3, LAYERS, EXPERTS, N_VOCAB)
 _FLOATS = (0.0, -1.0, 1e-5, 1.0, 1e38, float("inf"), float("nan"))
 _NAMES = (
     *_KEY_TYPES,
+    *PROJECTOR_KEY_TYPES,
+    *_ABSENT_OR,
+    *_UNWANTED,
     *(f"tokenizer.ggml.{name}" for name in (*_TYPES, *_ID_KEYS)),
     *("general.alignment", "llama4.vocab_size", "x", "general.type", "\x1b]0;x"),
 )
@@ -159,13 +174,14 @@ def values(draw: st.DrawFn) -> Typed:
     return Typed(kind, (pair * length)[:length], element)
 
 
-_SOUND = {step: _tree(tiny_model(moe_step=step)) for step in (1, 2)}
+_MODELS = tuple(_tree(tiny_model(moe_step=step)) for step in (1, 2))
+_PROJECTORS = (_tree(tiny_projector()),)
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Tree:
+def trees(draw: st.DrawFn, sounds: tuple[Tree, ...]) -> Tree:
     """A sound file in which a few keys, values, tokens or tensors are others."""
-    sound = _SOUND[draw(st.sampled_from([1, 2]))]
+    sound = draw(st.sampled_from(sounds))
     tree = Tree(list(sound.keys), list(sound.tensors))
     for _ in range(draw(st.integers(1, 3))):
         what = draw(
@@ -258,17 +274,41 @@ def test_no_metadata_are_a_traceback_and_none_accepted_an_abort(
         if _read(path) and len(accepted) < effort.max_examples // 5:
             accepted.append(path)
 
-    fuzz(check, trees(), effort)
+    fuzz(check, trees(_MODELS), effort)
     assert len(accepted) > effort.max_examples // 20
     _load(accepted, tmp_path / "list")
 
 
-def _load(paths: list[Path], listed: Path) -> None:
+@efforts
+def test_no_projector_is_a_traceback_and_none_accepted_an_abort(
+    effort: settings, tmp_path: Path
+) -> None:
+    accepted: list[Path] = []
+
+    def check(tree: Tree) -> None:
+        path = tree.write(tmp_path / f"{len(accepted)}.gguf")
+        _read(path)
+        if (
+            _accepted(lambda path: check_projector_file(path, n_embd=EMBD), path)
+            and path.stat().st_size < _MOST_BYTES
+            and len(accepted) < effort.max_examples // 5
+        ):
+            accepted.append(path)
+
+    fuzz(check, trees(_PROJECTORS), effort)
+    assert len(accepted) > effort.max_examples // 20
+    _load(accepted, tmp_path / "list", "load_projectors")
+
+
+def _load(paths: list[Path], listed: Path, program: str = "load_files") -> None:
     """Have llama.cpp load files and compute with them, in one child process."""
     listed.write_text("".join(f"{path}\n" for path in paths))
-    script = Path(__file__).with_name("load_files.py")
     done = subprocess.run(
-        [sys.executable, script, listed], capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"tests.runtime.files.{program}", listed],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0, (lines[-1:], done.stderr[-2000:])

@@ -1,7 +1,7 @@
-"""A picture's features as llama.cpp's mtmd computes them, and as transformers does.
+"""A picture's features as llama.cpp's mtmd computes them.
 
-`mtmd_features` takes pixels that are one tile already, so that mtmd's own preprocessing does not
-matter, and puts the features in order; `reference_features` is the truth, in float32.
+Takes pixels that are one tile already, so that mtmd's own preprocessing does not matter, and puts
+the features in order.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-import torch
 from llama_cpp import mtmd_cpp
-from safetensors.torch import load_file
-from transformers import Llama4Config, Llama4VisionModel
-from transformers.models.llama4.modeling_llama4 import Llama4MultiModalProjector
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -77,29 +73,4 @@ def mtmd_features(context: ctypes.c_void_p, tile: Bytes, n_embd: int) -> Floats:
     grid = round(n_tokens**0.5)
     # mtmd leaves out pixel shuffle's last permutation.
     ordered: Floats = features.reshape(grid, grid, n_embd).transpose(1, 0, 2)
-    return ordered
-
-
-def reference_features(checkpoint: Path, tile: Bytes) -> Floats:
-    """The same from transformers, in float32."""
-    config = Llama4Config.from_pretrained(checkpoint)
-    weights: dict[str, torch.Tensor] = {}
-    for shard in sorted(checkpoint.glob("*.safetensors")):
-        weights |= {name: value.float() for name, value in load_file(shard).items()}
-    tower = Llama4VisionModel(config.vision_config).eval()
-    projector = Llama4MultiModalProjector(config).eval()
-    for prefix, part in (("vision_model.", tower), ("multi_modal_projector.", projector)):
-        part.load_state_dict(
-            {
-                name.removeprefix(prefix): value
-                for name, value in weights.items()
-                if name.startswith(prefix)
-            }
-        )
-    pixels = (torch.from_numpy(tile).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
-    with torch.no_grad():
-        hidden = tower(pixels).last_hidden_state
-        features = projector(hidden.reshape(-1, hidden.shape[-1]))
-    grid = round(features.shape[0] ** 0.5)
-    ordered: Floats = features.reshape(grid, grid, -1).numpy()
     return ordered
