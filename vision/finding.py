@@ -10,12 +10,9 @@ import os
 from pathlib import Path
 
 from ..errors import EngineError, ModelFileError
-from ..runtime.files.gguf_file import read_gguf
+from ..runtime.files.projector_file import check_projector_file
 from .layout import TILE_SIZE
 
-_KIND = "clip.projector_type"
-_WIDTH = "clip.vision.projection_dim"
-_SIZE = "clip.vision.image_size"
 _HINT = "Convert it from the checkpoint of the model: llama4 convert --vision-only"
 
 
@@ -40,21 +37,19 @@ def projector_beside(model: str | os.PathLike[str]) -> Path | None:
 
 
 def check_projector(path: Path, n_embd: int) -> None:
-    """Whether a file is a projector of Llama 4, for a model of this width.
+    """Whether a file is a whole projector of Llama 4, for a model of this width.
 
     Raises:
         ModelFileError: it is not.
     """
-    metadata = read_gguf(path).metadata
-    expected = {_KIND: "llama4", _SIZE: TILE_SIZE, _WIDTH: n_embd}
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise ModelFileError(
-                f"{path} is not the projector of this model",
-                found=f"{key} {metadata.get(key)!r}",
-                expected=repr(value),
-                hint=_HINT,
-            )
+    info = check_projector_file(path, n_embd=n_embd)
+    if info.image_size != TILE_SIZE:
+        raise ModelFileError(
+            f"{path} is the projector of another kind of model",
+            found=f"tiles of {info.image_size} pixels",
+            expected=TILE_SIZE,
+            hint=_HINT,
+        )
 
 
 def no_projector(model: str | os.PathLike[str]) -> EngineError:

@@ -225,7 +225,7 @@ def _check_keys(gguf: GGUFFile) -> None:
         kind = gguf.types.get(key)
         if kind is not None and kind != expected:
             raise _bad_key(gguf, key, f"type {kind}", f"type {expected}")
-    for key, value in (_ONE_VALUE | _ABSENT_OR).items():
+    for key, value in {**_ONE_VALUE, **_ABSENT_OR}.items():
         found = gguf.metadata.get(key)
         if found != value and (found is not None or key in _ONE_VALUE):
             raise _bad_key(gguf, key, "no such key" if found is None else found, value)

@@ -17,8 +17,8 @@ from llama4_edge.model import Model
 from llama4_edge.vision.images import ImageTiles, image_tiles
 from llama4_edge.vision.projector import in_reading_order, row_names
 from tests.fixtures import MakeGGUF, MakeProjector
-from tests.reference.mtmd import reference_features
 from tests.reference.pictures import noise
+from tests.reference.vision_reference import reference_features
 
 DEMO = Path(__file__).parents[2] / "demo" / "Llama-4-Tiny"
 
@@ -220,7 +220,7 @@ def test_a_projector_that_is_none_is_refused_before_the_model_loads(
 
 
 def test_a_projector_of_another_width_is_refused(tiny_path: Path, projector_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="not the projector of this model"):
+    with pytest.raises(ModelFileError, match="is the projector of another model"):
         Model(tiny_path, n_ctx=64, projector=projector_path)
 
 

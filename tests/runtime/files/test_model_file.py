@@ -79,7 +79,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a vision part": (
         _set("general.architecture", "clip", STR),
-        "is the vision part of a model, found architecture clip",
+        "is a projector, the part of a model that pictures go through, found architecture clip",
     ),
     "no layers key": (
         _drop(f"{_L}block_count"),
