@@ -40,7 +40,8 @@ class Completion:
 
     ``dropped_messages`` were not shown to the model at the end of the answer, because the context
     was full. Where some were dropped in the middle of it, what was left was decoded again with the
-    answer so far: ``reread_tokens``, which ``prefill_seconds`` include.
+    answer so far: ``reread_tokens``, which ``prefill_seconds`` include. Of ``drafted_tokens``,
+    ``accepted_tokens`` were chosen.
     """
 
     text: str
@@ -54,6 +55,8 @@ class Completion:
     decode_seconds: float
     dropped_messages: int = 0
     reread_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -107,6 +110,7 @@ class Answer:
             after=None if after is None else after._request,
             goes_on=prompt.shortened is not None,
             features=prompt.features,
+            drafts=settings.drafts,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
         # knows of it does not keep it.)
@@ -161,6 +165,8 @@ class Answer:
             decode_seconds=request.decode_seconds,
             dropped_messages=self.dropped_messages,
             reread_tokens=request.reread_tokens,
+            drafted_tokens=request.drafted_tokens,
+            accepted_tokens=request.accepted_tokens,
         )
 
     @property

@@ -58,6 +58,7 @@ class AnswerOptions(TypedDict, total=False):
     special: bool
     when_full: WhenFull
     allow_download: bool
+    drafts: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class AnswerSettings:
             the answer. A text from outside can then end its own turn and begin another.
         when_full: what happens at the end of the context; see ``Model.chat``.
         allow_download: whether a message may have a picture on the web.
+        drafts: whether tokens are drafted; see ``Model.generate``.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -83,6 +85,7 @@ class AnswerSettings:
     special: bool = False
     when_full: WhenFull = "stop"
     allow_download: bool = False
+    drafts: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -91,6 +94,7 @@ class AnswerSettings:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         check_flag("special", self.special)
         check_flag("allow_download", self.allow_download)
+        check_flag("drafts", self.drafts)
         check_choice("when_full", self.when_full, get_args(WhenFull))
 
     @classmethod

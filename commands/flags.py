@@ -57,6 +57,7 @@ _FLAG_OF_ASSIGNED = {
     "check": "--check",
     "devices": "-dev",
     "directory": "--dir",
+    "drafts": "--drafts",
     "force": "--force",
     "gpus": "--gpu",
     "layers": "--layers",

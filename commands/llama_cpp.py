@@ -58,7 +58,7 @@ class Foreign:
 
 
 _SAMPLERS = "The samplers are llama.cpp's, in its order; each has its own flag here too."
-_SPECULATIVE = "There is no draft model here: answers are decoded without speculation."
+_SPECULATIVE = "There is no draft model here; --drafts drafts what the text has said before."
 _SERVER = (
     "There is no server here; `llama4 chat MODEL` answers, and in Python Model and AsyncModel."
 )

@@ -106,6 +106,10 @@ class AnswerOptions:
         "-sp", "--special",
         help="Read control tokens where the prompt names them, and show them in the answer.",
     )  # fmt: skip
+    drafts: bool = flag(
+        "--drafts",
+        help="Draft what the text has said before, and decode it at once where that is faster.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,13 @@ class AnswerWriter:
 def timings_text(completion: Completion) -> str:
     """How many tokens were read and generated, and how fast."""
     read = completion.prompt_tokens - completion.reused_tokens
-    return (
+    text = (
         f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read at "
         f"{completion.prefill_tokens_per_second:,.1f} tokens/s; {speed_text(completion)}"
     )
+    if drafted := completion.drafted_tokens:
+        text += f"; {completion.accepted_tokens:,} of {drafted:,} drafted tokens accepted"
+    return text
 
 
 def speed_text(completion: Completion) -> str:

@@ -23,6 +23,7 @@ from llama4_edge.errors import (
     SettingError,
     TemplateError,
 )
+from llama4_edge.runtime.drafts import Costs
 from tests.gguf_maker import BOOL, N_VOCAB, U32, Value
 from tests.tiny_model import never_ending, with_chat_tokens
 
@@ -636,6 +637,19 @@ def test_rates_are_tokens_over_seconds() -> None:
     assert completion.decode_tokens_per_second == 2.0
     instant = Completion("", (), "length", None, 10, 10, 0, 0.0, 0.0)
     assert instant.prefill_tokens_per_second == instant.decode_tokens_per_second == 0.0
+
+
+def test_a_text_that_repeats_itself_is_drafted(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Costs, "of", lambda _self, _length: 1.0)
+    greedy = Sampling(temperature=0.0, logit_bias=((70, 1000.0),))
+    plain = endless.generate("Hello", max_tokens=100, sampling=greedy)
+    drafted = endless.generate("Hello", max_tokens=100, sampling=greedy, drafts=True)
+    assert drafted.tokens == plain.tokens == (70,) * 100
+    assert drafted.text == plain.text
+    assert 50 < drafted.accepted_tokens == drafted.drafted_tokens < 100
+    assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
 
 
 def test_times_are_measured(endless: Model) -> None:

@@ -50,6 +50,7 @@ def test_a_string_is_one_stop_string() -> None:
         ({"stop": [1]}, "found [1]"),
         ({"stop": 1}, "found 1"),
         ({"stop": None}, "found None"),
+        ({"drafts": 1}, "drafts"),
         ({"max_tokens": -1}, "max_tokens is outside its range, found -1, expected None or a whole"),
         ({"max_tokens": 1.0}, "found 1.0"),
         ({"max_tokens": True}, "found True"),

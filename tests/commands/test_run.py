@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_verbose_adds_the_log_and_timings_on_stderr_only(llama4: Command, model:
         assert loud.stdout == quiet.stdout
         assert "llama_model_loader" in loud.stderr
         assert loud.stderr.splitlines()[-1].endswith("tokens/s")
+
+
+def test_drafts_give_the_same_answer_and_are_counted(llama4: Command, model: Path) -> None:
+    same = ("--temp", 0, "-n", 60, "-l", "70+1000", "-c", 256)
+    quiet = llama4("run", model, "Hello", *same)
+    loud = llama4("run", model, "Hello", *same, "--drafts", "-v")
+    assert loud.stdout == quiet.stdout
+    counts = re.search(r"; (\d+) of (\d+) drafted tokens accepted$", loud.stderr.strip())
+    assert counts is None or int(counts[1]) == int(counts[2])  # none, where they are slower here
 
 
 def test_a_prompt_that_does_not_fit_names_the_option_that_helps(

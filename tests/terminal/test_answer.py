@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
-from llama4_edge.terminal.answer import AnswerWriter
+from llama4_edge.chat.answer import Completion
+from llama4_edge.terminal.answer import AnswerWriter, timings_text
 from llama4_edge.terminal.visible import printable
 
 
@@ -39,6 +41,17 @@ def test_an_answer_ends_in_exactly_one_newline(
         writer.write(piece)
     writer.end()
     assert out.getvalue() == written
+
+
+def test_timings_say_what_was_drafted_if_anything_was() -> None:
+    plain = Completion("", (1, 2, 3), "length", None, 10, 4, 0, 2.0, 1.5)
+    assert timings_text(plain) == (
+        "10 tokens of prompt, 6 of them read at 3.0 tokens/s; 3 tokens, 2.0 tokens/s"
+    )
+    drafted = replace(plain, drafted_tokens=1234, accepted_tokens=1000)
+    assert timings_text(drafted) == (
+        timings_text(plain) + "; 1,000 of 1,234 drafted tokens accepted"
+    )
 
 
 def test_a_piece_is_shown_before_the_next_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
