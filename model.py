@@ -61,8 +61,8 @@ class Model:
 
     Args:
         path: the GGUF.
-        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch`` and
-            ``n_threads``.
+        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch``,
+            ``n_threads`` and ``cache_ram``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less; "max" is the longest context that fits.
         n_parallel: requests that are answered at the same time, each in a context of ``n_ctx``
@@ -73,8 +73,8 @@ class Model:
             None is f16, or what the planner finds better.
         mmap: False copies weights instead of mapping the file, as ``load_mode="none"`` does: a file
             that is truncated meanwhile then ends no process.
-        n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, workers: see
-            ``EngineSettings``.
+        n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, cache_ram, workers:
+            see ``EngineSettings``.
         projector: the GGUF of the vision tower, which llama.cpp calls mmproj. None is the only one
             beside the model (``mmproj-*.gguf``), which is loaded when the first picture comes.
         on_load_progress: called with the fraction loaded; returning False cancels.
@@ -110,6 +110,7 @@ class Model:
         flash_attention: FlashAttention = EngineSettings.flash_attention,
         load_mode: LoadMode = EngineSettings.load_mode,
         mmap: bool = True,
+        cache_ram: int | None = None,
         workers: Sequence[str] = (),
         projector: str | os.PathLike[str] | None = None,
         on_load_progress: Callable[[float], object] | None = None,
@@ -129,6 +130,7 @@ class Model:
             n_expert_used=n_expert_used,
             flash_attention=flash_attention,
             load_mode=_mode(load_mode, mmap),
+            cache_ram=cache_ram,
             workers=_names("workers", workers),
         )
         if plan is not None:
@@ -556,6 +558,9 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
         )
 
 
+_BESIDE_PLAN = ("n_batch", "n_threads", "cache_ram")  # what no plan decides
+
+
 def _mode(load_mode: LoadMode, mmap: bool) -> LoadMode:
     """How the file is loaded, where it may not be mapped.
 
@@ -620,9 +625,8 @@ def _open(
         if plan is None:
             need = host_need(info.path, settings)
         else:
-            settings = replace(
-                plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
-            )
+            beside = {name: getattr(settings, name) for name in _BESIDE_PLAN}
+            settings = replace(plan.settings, **beside)
             need = plan.host.memory
         fitted = settings_that_fit(info.path, settings, need)
         try:

@@ -6,6 +6,7 @@ import re
 
 # The settings of the library, by the flag of the command line.
 FLAG_OF = {
+    "cache_ram": "-cram",
     "cpu_moe": "-cmoe",
     "dry_allowed_length": "--dry-allowed-length",
     "dry_base": "--dry-base",

@@ -161,7 +161,7 @@ _TABLE = (
       "--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow",
       "--yarn-beta-fast", "-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"), Foreign(_ROPE)),
     (("--swa-full", "-ctxcp", "--ctx-checkpoints", "--swa-checkpoints", "-cms",
-      "--checkpoint-min-step", "-cram", "--cache-ram", "-kvu", "--kv-unified", "-no-kvu",
+      "--checkpoint-min-step", "-kvu", "--kv-unified", "-no-kvu",
       "--no-kv-unified", "--cache-prompt", "--no-cache-prompt", "--cache-reuse", "-dt",
       "--defrag-thold"), Foreign(_CACHE)),
     (("-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--prio", "--poll", "-Cb",

@@ -276,6 +276,12 @@ class EngineOptions:
 
     n_expert_used: int | None = experts_option()
     load_mode: tuple[LoadMode, ...] = load_mode_option()
+    cache_ram: int | None = option(
+        "-cram", "--cache-ram", kind=values.mebibytes, metavar="MiB",
+        help="Main memory for what other conversations had read, so that it is not read again; 0 "
+        "keeps none, -1 is no limit.  [default: 8192, or a quarter of what is left if that is "
+        "less]",
+    )  # fmt: skip
 
     cache: CacheOptions = group(CacheOptions)
 

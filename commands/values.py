@@ -99,6 +99,12 @@ def memory(word: str) -> int:
     return int(float(match[1]) * 1024 ** _UNITS[match[2].upper()])
 
 
+def mebibytes(word: str) -> int:
+    """Bytes, from a number of MiB; llama.cpp's -1 is more than any machine has."""
+    number = whole_number(-1, 2**40)(word)
+    return 2**62 if number == -1 else number << 20
+
+
 def file_size(word: str) -> int:
     """A number of bytes as gguf-split takes it: ``500M`` or ``40G``, in powers of ten."""
     units = {"M": 10**6, "G": 10**9}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from llama4_edge.runtime.cache import Cache
+from llama4_edge.runtime.sequence import CachedSequence
 from tests.command_line import RUN, Command, greedy, the_error
 
 
@@ -96,3 +99,33 @@ def test_an_answer_that_the_context_cuts_off_says_so(llama4: Command, model: Pat
 def test_a_prompt_that_is_not_utf8_is_one_line_of_error(llama4: Command, model: Path) -> None:
     error = the_error(llama4("run", model, stdin=b"caf\xe9"))
     assert "standard input is not UTF-8, found byte 0xe9 at offset 3" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "budget"),
+    [((), None), (("--cache-ram", 3), 3 << 20), (("-cram", 0), 0), (("-cram", -1), 2**62)],
+)
+def test_the_budget_for_states_is_in_mib_as_llama_cpps(
+    llama4: Command,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str | int, ...],
+    budget: int | None,
+) -> None:
+    budgets = []
+    made = Cache.__init__
+
+    def making(self: Cache, sequences: Sequence[CachedSequence], most: int) -> None:
+        budgets.append(most)
+        made(self, sequences, most)
+
+    monkeypatch.setattr(Cache, "__init__", making)
+    assert llama4("run", model, "Hello", *RUN, *arguments).exit_code == 0
+    (found,) = budgets
+    assert 0 < found <= 8 << 30 if budget is None else found == budget
+
+
+def test_a_budget_that_is_no_number_is_refused(llama4: Command, model: Path) -> None:
+    result = llama4("run", model, "Hello", *RUN, "--cache-ram", "8G")
+    assert result.exit_code == 2
+    assert "'8G' is not a whole number from -1" in result.stderr
