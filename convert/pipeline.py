@@ -318,10 +318,13 @@ class _OpenShards:
 
 
 def _damaged(stored: StoredTensor, error: ValueError) -> DamagedTensorError:
+    too_large = "too large" in str(error)
     return DamagedTensorError(
         f"{stored.name} in {stored.file.name} cannot be converted",
         found=str(error),
-        hint="Download that shard again.",
+        hint="Choose a type of a larger range, as bf16 has, or download that shard again."
+        if too_large
+        else "Download that shard again.",
     )
 
 
