@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .chat.documents import with_documents
+    from .chat.pictures import with_images
     from .chat.session import Session
     from .convert.report import Fallback, Report
     from .errors import (
@@ -117,6 +118,7 @@ _MODULES = {
     "plan": "planner.planning",
     "pull": "hub.pull",
     "with_documents": "chat.documents",
+    "with_images": "chat.pictures",
 }
 """The module that each name comes from (PEP 562)."""
 
@@ -176,6 +178,7 @@ __all__ = [
     "plan",
     "pull",
     "with_documents",
+    "with_images",
 ]
 
 

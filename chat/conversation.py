@@ -19,6 +19,7 @@ from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
 from ..untrusted import Reader, Record, shown
 from .options import WhenFull
+from .pictures import Part, is_kept, kept_parts
 
 if TYPE_CHECKING:
     from ..runtime.files.session_file import SessionFile
@@ -38,24 +39,48 @@ _NOT_ALWAYS = {"when_full"}
 _FIRST_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
+Content = str | tuple[Part, ...]
+"""What a message says: a text, or parts."""
+
+
 @dataclass(frozen=True)
 class Message:
-    """One message: who speaks (``system``, ``user``, ``assistant``, …) and the text.
+    """One message: who speaks (``system``, ``user``, ``assistant``, …) and what.
+
+    Args:
+        content: a text, or parts of text and pictures, which then are kept in the message itself;
+            see `with_images`.
 
     Raises:
-        SettingError: one of them is not a string.
+        SettingError: one of them is of the wrong type.
+        ImageError: a picture cannot be read.
     """
 
     role: str
-    content: str
+    content: Content
 
     def __post_init__(self) -> None:
-        for name in ("role", "content"):
+        if isinstance(self.content, list | tuple):
+            object.__setattr__(self, "content", kept_parts(self.content))
+        for name, kinds in (("role", str), ("content", str | tuple)):
             value = getattr(self, name)
-            if not isinstance(value, str):
+            if not isinstance(value, kinds):
                 raise SettingError(
                     f"the {name} of a message is not a string", found=shown(value), expected="text"
                 )
+
+    @property
+    def text(self) -> str:
+        """What it says, without its pictures."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part["text"] for part in self.content if part["type"] == "text")
+
+    def __str__(self) -> str:
+        """The same, with a word for each picture."""
+        if isinstance(self.content, str):
+            return self.content
+        return " ".join(part.get("text", "[picture]") for part in self.content)
 
 
 @dataclass(frozen=True)
@@ -98,9 +123,10 @@ class Conversation:
         rest = self.messages[1:] if begins else self.messages
         return replace(self, messages=(Message("system", text), *rest))
 
-    def user(self, text: str) -> Conversation:
-        """The conversation with a message of the user at its end."""
-        return replace(self, messages=(*self.messages, Message("user", text)))
+    def user(self, content: str | Iterable[Part]) -> Conversation:
+        """The conversation with a message of the user at its end; parts as by `with_images`."""
+        # `Message` refuses what is neither.
+        return replace(self, messages=(*self.messages, Message("user", content)))  # type: ignore[arg-type]
 
     def assistant(self, answer: str | Completion) -> Conversation:
         """The conversation with an answer at its end."""
@@ -230,6 +256,12 @@ def _as_message(message: object) -> Message:
 
 def _message(record: Record) -> Message:
     _expect_keys(record, "a message", [entry.name for entry in fields(Message)])
+    content = record["content"]
+    if isinstance(content, list):
+        # What names a file is not for a conversation that somebody else may have written.
+        if not all(map(is_kept, content)):
+            raise record.fault("content", "texts and pictures as data: URLs")
+        return Message(record.text("role"), tuple(content))
     return Message(record.text("role"), record.text("content"))
 
 

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import SettingError
-from ..ranges import as_tuple
+from ..ranges import as_tuple, wrong_type
 from ..untrusted import Reader
 
 _BEGIN = '<document name="'
@@ -92,6 +92,8 @@ def with_documents(
         SettingError: there is no such file, it cannot be read or is not text, a folder holds none,
             or more than `MAX_FILES`, a pattern matches none; or all are longer than any context.
     """
+    if not isinstance(text, str):
+        raise wrong_type("text", text, "a string")
     named = [paths] if isinstance(paths, str | os.PathLike) else as_tuple("paths", paths, "paths")
     return joined(text, read_documents(named))
 

@@ -1,4 +1,4 @@
-"""Pictures in messages: found among the parts, cut into tiles once, and named in a prompt.
+"""Pictures in messages: found among the parts, kept with a conversation, cut into tiles once.
 
 Promises that a picture is only opened where its part says that it is one, and that a part of
 OpenAI's kind names no file of this machine. Knows no template and no features.
@@ -6,12 +6,17 @@ OpenAI's kind names no file of this machine. Knows no template and no features.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import ImageError
+import numpy as np
+
+from ..errors import ImageError, SettingError
+from ..ranges import as_tuple, wrong_type
 from ..untrusted import shown
 
 if TYPE_CHECKING:
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 1 << 28
 """Bytes of tiles that are kept: 45 pictures of 16 tiles."""
+
+Part = Mapping[str, Any]
+"""Of a message: ``{"type": "text", ...}``, or a picture."""
 
 _SHAPES = (
     '{"type": "image", "image": picture} or '
@@ -99,6 +107,92 @@ def _url_of(value: Any, allow_download: bool) -> str:
         if scheme.startswith("http")
         else 'A file is {"type": "image", "image": path}.',
     )
+
+
+def with_images(text: str, pictures: PictureInput | Iterable[PictureInput]) -> tuple[Part, ...]:
+    """A message's content that shows the pictures first, and then has `text`.
+
+        >>> content = with_images("What is the difference?", ["before.jpg", "after.jpg"])
+        >>> model.chat([{"role": "user", "content": content}])
+
+    Args:
+        text: the question, or the task.
+        pictures: one or several, as for `image_tiles`; the content holds the pictures themselves.
+
+    Raises:
+        ImageError: one of them is not a picture, or damaged or too large.
+    """
+    if not isinstance(text, str):
+        raise wrong_type("text", text, "a string")
+    is_list = isinstance(pictures, Iterable) and not _is_picture(pictures)
+    every = as_tuple("pictures", pictures, "pictures") if is_list else (pictures,)
+    parts = [picture_part(cast("PictureInput", one)) for one in every]
+    return (*parts, {"type": "text", "text": text})
+
+
+def _is_picture(value: object) -> bool:
+    """Whether it is one that can be iterated over."""
+    return isinstance(value, str | bytes | bytearray | memoryview | np.ndarray)
+
+
+def picture_part(picture: PictureInput) -> Part:
+    """A part of a message that holds the picture itself, as a ``data:`` URL.
+
+    Raises:
+        ImageError: it is not a picture, or one that is damaged or too large.
+    """
+    from PIL import Image  # needed for pictures alone
+
+    from ..vision.opening import bytes_of, open_picture
+
+    pixels = open_picture(picture)  # whether it is one
+    if isinstance(picture, Image.Image | np.ndarray):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        data, kind = file.getvalue(), "image/png"
+    else:
+        _, data = bytes_of(picture)
+        with Image.open(io.BytesIO(data)) as opened:
+            kind = Image.MIME.get(opened.format or "", "application/octet-stream")
+    url = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def kept_parts(content: Iterable[Any]) -> tuple[Part, ...]:
+    """The parts of a message as a conversation keeps them: texts, and pictures as ``data:`` URLs.
+
+    Raises:
+        ImageError: a picture cannot be read.
+        SettingError: a part is neither text nor a picture.
+    """
+    return tuple(part if is_kept(part) else _kept(part) for part in content)
+
+
+def _kept(part: Any) -> Part:
+    pictures: list[PictureInput] = []
+    taken = _without_picture(part, pictures, allow_download=False)
+    if pictures:
+        return picture_part(pictures[0])
+    if not isinstance(taken, Mapping) or not isinstance(taken.get("text"), str):
+        raise SettingError(
+            "the content of a message is not a string, and has a part that is not a picture",
+            found=shown(part),
+            expected='{"type": "text", "text": "..."}',
+        )
+    return {"type": "text", "text": taken["text"]}
+
+
+def is_kept(part: Any) -> bool:
+    """Whether a part is as `kept_parts` gives it: such a one names no file."""
+    if not isinstance(part, Mapping):
+        return False
+    if set(part) == {"type", "text"}:
+        return part["type"] == "text" and isinstance(part["text"], str)
+    image = part.get("image_url")
+    if set(part) != {"type", "image_url"} or not isinstance(image, Mapping):
+        return False
+    url = image.get("url") if set(image) == {"url"} else None
+    return part["type"] == "image_url" and isinstance(url, str) and url.startswith("data:")
 
 
 class Tiles:

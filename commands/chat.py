@@ -14,6 +14,7 @@ from .documents import check_files, files_option, read_files, with_files
 from .full_context import when_full_option
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .pictures import looked_at, projector_option
 from .session import claimed_session, documents_to_add, kept_session, session_option
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ChatOptions:
         help="A system message before the chat.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
+    projector: str | None = projector_option()
     when_full: WhenFull | None = when_full_option()
     session: str | None = session_option()
     answer: AnswerOptions = group(AnswerOptions)
@@ -53,6 +55,7 @@ def chat(options: ChatOptions) -> int:
     llama4 chat scout.gguf
     llama4 chat scout.gguf --system 'Answer in one sentence.' -c 128k
     llama4 chat scout.gguf --file book.md
+    llama4 chat scout.gguf    # then: /image photo.jpg, or drop a file
     llama4 chat scout.gguf --session evening.l4s
     llama4 chat scout.gguf < questions.txt
     """
@@ -76,7 +79,12 @@ def chat(options: ChatOptions) -> int:
         claimed_session(options.session) as file,
         silent_terminal() if interactive else nullcontext(),
         opened_model(
-            options.model, "chat", options.engine, options.placement, verbose=options.verbose
+            options.model,
+            "chat",
+            options.engine,
+            options.placement,
+            projector=options.projector,
+            verbose=options.verbose,
         ) as model,
         kept_session(model, file, beginning(model)) as session,
     ):
@@ -93,6 +101,7 @@ def chat(options: ChatOptions) -> int:
             session.conversation if session else beginning(model),
             preface=lambda text, before: with_files(documents_to_add(documents, before), text),
             keep=session.keep if session else lambda _: None,
+            look_at=lambda path: looked_at(model, path),
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (

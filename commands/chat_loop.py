@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..chat.conversation import Conversation, Message
+from ..chat.conversation import Content, Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError, did_you_mean
 from ..terminal.answer import AnswerWriter, speed_text
 from ..terminal.console import complain, note
@@ -21,9 +21,11 @@ from ..terminal.history import history_file
 from ..terminal.prompt import Prompt, Source, decode
 from .flags import with_flags
 from .full_context import cut_off, dropped_text, with_hint
+from .pictures import dropped_paths, with_pictures
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
+    from ..chat.pictures import Part
 
 # What to do about a full context, by what happens there.
 CONTEXT_FULL = {
@@ -108,6 +110,7 @@ class Chat:
         fullness: Callable[[Messages], float],
         preface: Callable[[str, Messages], str] = lambda text, _: text,
         keep: Callable[[Conversation], object] = lambda _: None,
+        look_at: Callable[[str], tuple[Part, str]],
     ) -> None:
         self._reply = reply
         self._source = source
@@ -120,6 +123,8 @@ class Chat:
         self.conversation = conversation
         self.failures = 0
         self._dropped = 0  # messages that the last answer was made without
+        self._look_at = look_at
+        self._pictures: tuple[Part, ...] = ()  # they go with the next message
 
     def run(self) -> None:
         """Take messages until there are no more.
@@ -154,13 +159,28 @@ class Chat:
             EOFError: the command was to quit.
             Llama4EdgeError: it could not be done; the conversation is as it was.
         """
-        if text.startswith("/") and not text.startswith("//"):
+        is_command = any(word in COMMANDS for word in text.split(maxsplit=1)[:1])
+        is_watched = self._interactive and not is_command
+        paths, rest = dropped_paths(text) if is_watched else ([], text)
+        for path in paths:
+            self._show_image(path)
+        if paths:
+            self._say(rest)
+        elif text.startswith("/") and not text.startswith("//"):
             self._obey(text)
-        elif text.strip():
-            question = text.removeprefix("/") if text.startswith("//") else text
-            before = self.conversation.messages
-            begins = all(message.role != "user" for message in before) or not self._has_answered
-            self._ask(self._preface(question, before) if begins else question, before)
+        else:
+            self._say(text.removeprefix("/") if text.startswith("//") else text)
+
+    def _say(self, question: str) -> None:
+        """Ask this, with the pictures that wait for it."""
+        if not question.strip():
+            return
+        before = self.conversation.messages
+        begins = all(message.role != "user" for message in before) or not self._has_answered
+        text = self._preface(question, before) if begins else question
+        self._ask(with_pictures(self._pictures, text), before)
+        if self.conversation.messages != before:  # else the message is written again
+            self._pictures = ()
 
     def _obey(self, text: str) -> None:
         name, *rest = text.split(maxsplit=1)
@@ -176,7 +196,7 @@ class Chat:
         else:
             command.obey(self, argument)
 
-    def _ask(self, question: str, before: Messages) -> None:
+    def _ask(self, question: Content, before: Messages) -> None:
         """Answer `question` after the messages `before`, and go on from there."""
         asked = (*before, Message("user", question))
         pieces: list[str] = []
@@ -262,9 +282,7 @@ class Chat:
             self._keep((*new, *rest))
             note("The system message is set." if new else "There is no system message now.")
         else:
-            for line in (system[0].content if system else "There is no system message.").split(
-                "\n"
-            ):
+            for line in (system[0].text if system else "There is no system message.").split("\n"):
                 note(line)
 
     def _reset(self, _argument: str) -> None:
@@ -286,13 +304,18 @@ class Chat:
         self._keep(loaded.messages)
         note(f"Loaded {_counted(loaded)} from {path}.")
 
+    def _show_image(self, argument: str) -> None:
+        part, description = self._look_at(str(_file_named(argument)))
+        self._pictures = (*self._pictures, part)
+        note(f"{description} It goes with the next message.")
+
     def _undo(self, _argument: str) -> None:
         before, question = _before_last(self.conversation.messages)
         if question is None:
             self._fail("there is nothing to undo")
         else:
             self._keep(before)
-            note(f"Dropped: {_first_line(question)}")
+            note(f"Dropped: {_first_line(str(question))}")
 
     def _retry(self, _argument: str) -> None:
         before, question = _before_last(self.conversation.messages)
@@ -302,7 +325,7 @@ class Chat:
         sampling = self.conversation.sampling
         if sampling.seed is not None or sampling.temperature == 0.0:
             note("With --seed or --temp 0 the same messages get the same answer.")
-        self._ask(question, before)
+        self._ask(question.content, before)
 
     def _quit(self, _argument: str) -> None:
         raise EOFError  # the same end as Ctrl-D
@@ -328,6 +351,7 @@ COMMANDS: dict[str, Command] = {
     "/reset": Command("", "forget all exchanges, keep the system message", Chat._reset),
     "/save": Command("FILE", "save the conversation", Chat._save),
     "/load": Command("FILE", "go on with a saved conversation, or a session's", Chat._load),
+    "/image": Command("FILE", "show a picture with the next message", Chat._show_image),
     "/undo": Command("", "drop the last exchange", Chat._undo),
     "/retry": Command("", "answer the last message again", Chat._retry),
     "/quit": Command("", "leave (so does Ctrl-D)", Chat._quit),
@@ -340,12 +364,12 @@ def _system_apart(messages: Messages) -> tuple[Messages, Messages]:
     return messages[:at], messages[at:]
 
 
-def _before_last(messages: Messages) -> tuple[Messages, str | None]:
+def _before_last(messages: Messages) -> tuple[Messages, Message | None]:
     """The messages before the last question, and that question; None when there was none."""
     asked = [at for at, message in enumerate(messages) if message.role == "user"]
     if not asked:
         return messages, None
-    return messages[: asked[-1]], messages[asked[-1]].content
+    return messages[: asked[-1]], messages[asked[-1]]
 
 
 def _file_named(text: str) -> Path:

@@ -36,7 +36,7 @@ def dropped_text(messages: Sequence[Message], count: int) -> str:
     left = [message for message in spoken[:count] if message.role == "user"]
     oldest = "The oldest message is" if count == 1 else f"The {count:,} oldest messages are"
     text = f"{oldest} dropped, because the context is full"
-    if any(documents_in_front(one.content) for one in left if one is not questions[0]):
+    if any(documents_in_front(one.text) for one in left if one is not questions[0]):
         text += ", and so are documents in them, but for those before the first question"
     return f"{text}. What is saved keeps all."
 

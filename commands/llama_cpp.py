@@ -62,7 +62,8 @@ _SPECULATIVE = "There is no draft model here; --drafts drafts what the text has 
 _SERVER = (
     "There is no server here; `llama4 chat MODEL` answers, and in Python Model and AsyncModel."
 )
-_PICTURES = "Images are not read here yet."
+_PICTURES = "--image FILE shows a picture: its tiles are those of the model's training."
+_PROJECTOR = "The vision tower beside the model is loaded when a picture comes."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."
 _SHIFT = (
     "Where the context is full, an answer ends; --when-full drop goes on without the oldest "
@@ -169,8 +170,8 @@ _TABLE = (
       "--poll-batch", "--numa"), Foreign(_CORES)),
     (("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"),
      Foreign(_ADAPTER)),
-    (("-mm", "--mmproj", "-mmu", "--mmproj-url", "--mmproj-auto", "--image"), Foreign(_PICTURES)),
-    (("--no-mmproj", "--no-mmproj-auto"), Foreign(_PICTURES, ("",))),
+    (("-mmu", "--mmproj-url"), Foreign("-mm FILE names the vision tower's file.")),
+    (("--mmproj-auto", "--no-mmproj", "--no-mmproj-auto"), Foreign(_PROJECTOR, ("",))),
     (("-md", "--model-draft", "--draft", "--draft-n", "--draft-max", "--draft-min", "-ngld",
       "--gpu-layers-draft", "-devd", "--device-draft", "-lcs", "-lcd"), Foreign(_SPECULATIVE)),
     (("--prompt-cache", "--prompt-cache-all", "--prompt-cache-ro"), Foreign(_PROMPT_CACHE)),

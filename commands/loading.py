@@ -26,6 +26,7 @@ def opened_model(
     engine: EngineOptions,
     placement: PlacementOptions,
     *,
+    projector: str | None = None,
     verbose: bool,
 ) -> Iterator[Model]:
     """The model that `command` was asked for, with its loading and, where wanted, its log shown."""
@@ -35,6 +36,6 @@ def opened_model(
 
     show_warnings(verbose=verbose)
     with loading_progress(Path(name).name) as progress:
-        model = Model(name, on_load_progress=progress, **settings)
+        model = Model(name, projector=projector, on_load_progress=progress, **settings)
     with model:
         yield model

@@ -15,6 +15,7 @@ from .documents import check_files, files_option, read_files, with_files
 from .full_context import cut_off, dropped_text, when_full_option, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .pictures import image_option, projector_option, read_images, with_pictures
 from .session import claimed_session, documents_to_add, kept_session, session_option
 from .stdin import read_prompt, unread_pipe
 
@@ -35,6 +36,8 @@ class RunOptions:
         help="A system message before the prompt.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
+    images: tuple[str, ...] = image_option()
+    projector: str | None = projector_option()
     session: str | None = session_option()
     when_full: WhenFull | None = when_full_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
@@ -58,6 +61,7 @@ def run(options: RunOptions) -> None:
     llama4 run scout.gguf 'Why is the sky blue?'
     llama4 run scout.gguf 'Summarize this:' < report.txt
     llama4 run scout.gguf --file notes/ --file '*.md' 'What is decided?'
+    llama4 run scout.gguf --image photo.jpg 'What is this?'
     llama4 run scout.gguf --session book.l4s --file book.md 'Who is the narrator?'
     git diff | llama4 run scout.gguf 'Review this:' -
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
@@ -69,12 +73,16 @@ def run(options: RunOptions) -> None:
         ("--system", options.system),
         ("--session", options.session),
         ("--when-full", options.when_full),
+        ("--image", options.images or None),
     ):
         if options.raw and given_too is not None:
             raise usage_error(f"--raw has no place for {name}")
     if options.document not in (None, "-"):
         raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
-    text = read_prompt(options.prompt, document=options.document is not None)
+    is_picture = "-" in options.images
+    if is_picture and ("-" in options.files or "-" in (options.prompt, options.document)):
+        raise usage_error("--image - takes standard input, which cannot be something else too")
+    text = read_prompt(options.prompt, document=options.document is not None, is_taken=is_picture)
     if not text.strip():
         raise usage_error("the prompt is empty: give PROMPT, or pipe one in")
     sampling = options.sampling.sampling()
@@ -82,6 +90,7 @@ def run(options: RunOptions) -> None:
     answering = {**given(options.answer), "sampling": sampling}
     first = opening(options.system)
     documents = read_files(options.files)
+    pictures = read_images(options.images)
 
     def beginning(model: Model) -> Conversation:
         return Conversation(first, model.info.name, sampling, when_full)
@@ -89,7 +98,12 @@ def run(options: RunOptions) -> None:
     with (
         claimed_session(options.session) as file,
         opened_model(
-            options.model, "run", options.engine, options.placement, verbose=options.verbose
+            options.model,
+            "run",
+            options.engine,
+            options.placement,
+            projector=options.projector,
+            verbose=options.verbose,
         ) as model,
         kept_session(model, file, beginning(model)) as session,
     ):
@@ -102,7 +116,7 @@ def run(options: RunOptions) -> None:
             if options.raw:
                 stream = model.generate(text, stream=True, **answering)
             else:
-                talk = talk.user(text)
+                talk = talk.user(with_pictures(pictures, text))
                 stream = model.chat(talk.messages, stream=True, when_full=when_full, **answering)
                 if session is not None:
                     session.answering(stream)
@@ -122,5 +136,5 @@ def run(options: RunOptions) -> None:
         note(dropped_text(talk.messages, stream.dropped_messages))
     if cut_off(stream.completion, options.answer.max_tokens):
         note("The answer ends here because the context is full; a larger -c holds more.")
-    if unread_pipe(options.prompt, document=options.document is not None):
+    if not is_picture and unread_pipe(options.prompt, document=options.document is not None):
         note("Standard input was not read: a - after the prompt adds it.")

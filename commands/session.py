@@ -137,7 +137,7 @@ class KeptSession:
         beginning = self.conversation
         self._stored = self.conversation = replace(beginning, messages=text.messages)
         for message in beginning.messages:  # what was asked for now, in place of what is there
-            self.conversation = self.conversation.system(message.content)
+            self.conversation = self.conversation.system(message.text)
         count = sum(message.role == "user" for message in text.messages)
         exchanges = "1 exchange" if count == 1 else f"{count:,} exchanges"
         if session is None:
@@ -237,7 +237,7 @@ def documents_to_add(
     documents: Sequence[Document], messages: Sequence[Message]
 ) -> Sequence[Document]:
     """Those that no message of the user holds yet, under whichever name."""
-    asked = [message.content for message in messages if message.role == "user"]
+    asked = [message.text for message in messages if message.role == "user"]
     return [
         document for document in documents if not any(document.body in content for content in asked)
     ]

@@ -14,13 +14,18 @@ import sys
 from ..terminal.prompt import MOST_BYTES, decode, too_long
 
 
-def read_prompt(argument: str | None = None, *, document: bool = False) -> str:
+def read_prompt(
+    argument: str | None = None, *, document: bool = False, is_taken: bool = False
+) -> str:
     """The argument, standard input, or one after the other.
 
     Without an argument, standard input is read unless it is a terminal; for ``-`` always. After an
     argument it is read where `document` is set, or where it is a regular file at its beginning: one
     that was given to this command with ``<``, and not to a loop around it, which has read from it
     before. One newline at its end is dropped, because editors and ``echo`` write it.
+
+    Args:
+        is_taken: whether something else reads it, such as ``--image -``.
 
     Raises:
         Llama4EdgeError: standard input, or the argument, is not UTF-8; or it is endless.
@@ -30,7 +35,7 @@ def read_prompt(argument: str | None = None, *, document: bool = False) -> str:
         # The interpreter hands over bytes that are not UTF-8 as lone surrogates.
         parts.append(decode(os.fsencode(argument), "the prompt"))
     # sys.stdin is None when the process was started with stdin closed.
-    if sys.stdin is not None and (document or _is_meant(argument)):
+    if sys.stdin is not None and not is_taken and (document or _is_meant(argument)):
         data = sys.stdin.buffer.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise too_long("standard input")

@@ -97,7 +97,7 @@ def session_view(session: SessionSummary) -> RenderableType:
     messages = session.conversation.messages
     facts.append(("messages", f"{len(messages):,}"))
     shown = [*messages[:_FIRST], *messages[_FIRST:][-_LAST:]]
-    lines = [(message.role, shortened(message.content, LONGEST_NAME)) for message in shown]
+    lines = [(message.role, shortened(str(message), LONGEST_NAME)) for message in shown]
     if len(shown) < len(messages):
         lines.insert(_FIRST, ("…", f"{len(messages) - len(shown):,} more"))
     return Group(_title(session.path), _facts(facts), "", _facts(lines))

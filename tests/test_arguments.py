@@ -80,6 +80,13 @@ def calls(
             "image_tiles": Call(
                 llama4_edge.image_tiles, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
             ),
+            "with_documents": Call(
+                llama4_edge.with_documents, {"text": "x", "paths": scout_checkpoint / "README.md"}
+            ),
+            "with_images": Call(
+                llama4_edge.with_images,
+                {"text": "x", "pictures": np.zeros((3, 3, 3), dtype=np.uint8)},
+            ),
             "inspect": Call(llama4_edge.inspect, {"path": tiny_path}),
             "plan": Call(llama4_edge.plan, {"model": tiny_path}),
             "pull": Call(llama4_edge.pull, {"repository": "org/name"}),
@@ -88,7 +95,7 @@ def calls(
             "Conversation": Call(llama4_edge.Conversation, {}),
             "Conversation.load": Call(llama4_edge.Conversation.load, {"path": out}),
             "Conversation.save": Call(talk.save, {"path": out}),
-            "Conversation.user": Call(talk.user, {"text": "x"}),
+            "Conversation.user": Call(talk.user, {"content": "x"}),
             "Conversation.system": Call(talk.system, {"text": "x"}),
             "Conversation.assistant": Call(talk.assistant, {"answer": "x"}),
             "EngineSettings": Call(llama4_edge.EngineSettings, {}),
@@ -115,7 +122,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "convert", "doctor", "image_tiles", "inspect", "plan", "pull", "BenchGrid",
+    "bench", "convert", "doctor", "image_tiles", "with_documents", "with_images", "inspect",
+    "plan", "pull", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",

@@ -38,8 +38,8 @@ PictureInput: TypeAlias = (
 RGB: TypeAlias = "npt.NDArray[np.uint8]"
 """A picture as bytes of [rows, columns, 3]."""
 
-_MOST_BYTES = 2**30
-_READER = Reader(ImageError, _MOST_BYTES, "Save the picture smaller, or as JPEG.")
+MOST_BYTES = 2**30
+_READER = Reader(ImageError, MOST_BYTES, "Save the picture smaller, or as JPEG.")
 
 # Pillow opens fifty kinds, some of them with other programs' help. HEIF comes from pillow-heif.
 _FORMATS = (
@@ -74,12 +74,18 @@ def open_picture(picture: PictureInput, *, allow_download: bool = False) -> RGB:
         return _of_array(picture)
     if isinstance(picture, Image.Image):
         return _decoded("the picture", picture)
-    name, data = _bytes_of(picture, allow_download)
-    return _of_file(name, data)
+    return _of_file(*bytes_of(picture, allow_download=allow_download))
 
 
-def _bytes_of(picture: object, allow_download: bool) -> tuple[str, bytes]:
-    """What errors call it, and the bytes of the file that it is."""
+def bytes_of(picture: object, *, allow_download: bool = False) -> tuple[str, bytes]:
+    """What errors call a picture that is a file, and the bytes of that.
+
+    Args:
+        picture: a path, bytes or a URL.
+
+    Raises:
+        ImageError: it is something else, cannot be read, or is too large.
+    """
     if isinstance(picture, bytes | bytearray | memoryview):
         return "the picture", bytes(picture)
     path = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
@@ -116,7 +122,7 @@ def _of_web(url: str, allow_download: bool) -> bytes:
             expected="a path, bytes or a data: URL",
             hint="Download it first, or allow it: allow_download=True",
         )
-    return downloaded(url, _MOST_BYTES)
+    return downloaded(url, MOST_BYTES)
 
 
 _DATA_URL = re.compile(r"data:(?P<type>[^,]{0,200}),", re.IGNORECASE)
@@ -135,8 +141,8 @@ def _of_data_url(url: str) -> bytes:
     if kind[0] and not kind[0].strip().lower().startswith(("image/", "application/octet-stream")):
         found = brief(kind[0])
         raise ImageError("the data: URL is not a picture", found=found, expected="image/*")
-    if len(url) > _MOST_BYTES:
-        found, limit = told_apart(len(url), _MOST_BYTES)
+    if len(url) > MOST_BYTES:
+        found, limit = told_apart(len(url), MOST_BYTES)
         raise ImageError("the data: URL is too long", found=found, expected=f"at most {limit}")
     text = url[head.end() :]
     if not any(part.strip().lower() == "base64" for part in kind[1:]):

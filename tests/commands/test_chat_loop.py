@@ -15,7 +15,7 @@ from llama4_edge.chat.answer import Completion
 from llama4_edge.chat.conversation import Conversation, Message
 from llama4_edge.chat.options import WhenFull
 from llama4_edge.commands.chat_loop import COMMANDS, STOPPED, Chat
-from llama4_edge.errors import ContextFullError, EngineError, SessionError
+from llama4_edge.errors import ContextFullError, EngineError, ImageError, SessionError
 from llama4_edge.runtime.sampling import Sampling
 
 Messages = tuple[Message, ...]
@@ -73,8 +73,8 @@ class Echo:
         self.asked: list[list[tuple[str, str]]] = []
 
     def __call__(self, messages: Messages) -> Said:
-        self.asked.append([(one.role, one.content) for one in messages])
-        return Said([f"{len(messages)}:", messages[-1].content])
+        self.asked.append([(one.role, str(one)) for one in messages])
+        return Said([f"{len(messages)}:", str(messages[-1])])
 
 
 def chat(
@@ -92,13 +92,22 @@ def chat(
         interactive=interactive,
         max_tokens=max_tokens,
         fullness=lambda messages: len(messages) / 8,
+        look_at=look_at,
     )
     one.run()
     return one
 
 
+def look_at(path: str) -> tuple[dict[str, Any], str]:
+    """A picture, for a chat without a model."""
+    if not Path(path).is_file():
+        raise ImageError(f"{path}: no such file")
+    part = {"type": "image_url", "image_url": {"url": f"data:,{Path(path).name}"}}
+    return part, f"{Path(path).name}: a picture."
+
+
 def said(one: Chat) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in one.conversation.messages]
+    return [(message.role, str(message)) for message in one.conversation.messages]
 
 
 def breaking(error: BaseException, *pieces: str) -> Callable[[Messages], Said]:
@@ -135,6 +144,7 @@ def test_a_person_is_shown_how_full_the_context_is() -> None:
             interactive=interactive,
             max_tokens=None,
             fullness=lambda messages: len(messages) / 8,
+            look_at=look_at,
         )
         one.run()
         assert source.fullness == fullness
@@ -430,3 +440,75 @@ def test_documents_that_are_dropped_are_spoken_of(capsys: pytest.CaptureFixture[
     for asked, said in ((["a", f"{document}b"], True), ([f"{document}a", "b"], False)):
         chat(*asked, "c", reply=lambda messages: Dropping(*[len(messages) - 1] * 2))
         assert ("and so are documents in them" in capsys.readouterr().err) is said
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "a.png", tmp_path / "my photo.JPG", tmp_path / "it's.webp"]
+    for path in paths:
+        path.write_bytes(b"")
+    return paths
+
+
+def test_a_picture_goes_with_the_next_message_alone(photos: list[Path]) -> None:
+    one = chat(f"/image {photos[0]}", f"/image {photos[1]}", "What is it?", "And now?")
+    assert said(one) == [
+        ("user", "[picture] [picture] What is it?"),
+        ("assistant", "1:[picture] [picture] What is it?"),
+        ("user", "And now?"),
+        ("assistant", "3:And now?"),
+    ]
+
+
+def test_a_file_that_is_dropped_into_the_terminal_is_a_picture(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, spaced, quoted = map(str, photos)
+    for typed in (
+        f"{plain} What is it?",
+        f"What is it? '{spaced}'",
+        "What is it? " + spaced.replace(" ", "\\ "),
+        f'What is it? "{quoted}" ',
+        f"{photos[1].as_uri()} What is it?",
+    ):
+        assert said(chat(typed))[0] == ("user", "[picture] What is it?")
+    assert said(chat(f"{plain} {plain}", "What?"))[0] == ("user", "[picture] [picture] What?")
+    assert "It goes with the next message." in capsys.readouterr().err
+
+
+def test_other_paths_are_text(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for typed in (f"Read {tmp_path}/a.txt", f"Is {tmp_path}/none.png there?", f"x{photos[0]}"):
+        assert said(chat(typed))[0] == ("user", typed)
+    typed = f"What is in {photos[0]}?"
+    assert said(chat(typed))[0] == ("user", typed)
+    assert said(chat(f"Look: {photos[0]}", interactive=False))[0][1] == f"Look: {photos[0]}"
+
+
+def test_a_picture_waits_for_a_message_that_is_answered(photos: list[Path]) -> None:
+    def reply(messages: Messages) -> Said:
+        if str(messages[-1]).endswith("fail"):
+            raise EngineError("no")
+        return Said(["yes"])
+
+    one = chat(f"/image {photos[0]}", "fail", "go on", reply=reply)
+    assert said(one) == [("user", "[picture] go on"), ("assistant", "yes")]
+
+
+def test_what_cannot_be_shown_is_said_and_the_message_is_not_sent(tmp_path: Path) -> None:
+    one = chat(f"/image {tmp_path}/none.png", "/image")
+    assert one.failures == 2
+    assert said(one) == []
+
+
+def test_retry_shows_the_picture_again(photos: list[Path]) -> None:
+    one = chat(f"/image {photos[0]}", "What?", "/retry")
+    assert said(one) == [("user", "[picture] What?"), ("assistant", "1:[picture] What?")]
+
+
+def test_a_saved_conversation_has_its_pictures(photos: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    chat(f"/image {photos[0]}", "What?", f"/save {file}")
+    one = chat(f"/load {file}", "And?")
+    assert said(one)[0] == ("user", "[picture] What?")
+    assert len(said(one)) == 4

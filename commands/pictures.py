@@ -1,0 +1,109 @@
+"""``--image`` and ``--mmproj``; pictures whose files are named, dropped or pasted in a chat."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from .declare import option
+
+if TYPE_CHECKING:
+    from ..chat.conversation import Content
+    from ..chat.pictures import Part
+    from ..model import Model
+
+_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic"}
+
+# What a terminal writes where a file is dropped: a path from the root or a URL of it, in quotes or
+# with a backslash before what a shell would take for something else.
+_DROPPED = re.compile(
+    r"""(?<!\S)(?:'(?P<single>(?:/|~/|file:///)[^'\n]*)'|"(?P<double>(?:/|~/|file:///)[^"\n]*)\""""
+    r"""|(?P<bare>(?:/|~/|file:///)(?:\\.|[^\s\\])*))(?!\S)"""
+)
+
+
+def image_option() -> Any:
+    """The pictures of a prompt."""
+    return option(
+        "--image", kind=str, metavar="FILE", multiple=True,
+        help="Show a picture before the prompt; - is standard input. May be given several times.",
+    )  # fmt: skip
+
+
+def projector_option() -> Any:
+    """The option that several commands share."""
+    return option(
+        "-mm", "--mmproj", kind=str, metavar="FILE",
+        help="The GGUF of the vision tower.  [default: the only mmproj-*.gguf beside the model]",
+    )  # fmt: skip
+
+
+def read_images(paths: Sequence[str]) -> list[Part]:
+    """Parts of a message with the pictures of these files.
+
+    Raises:
+        ImageError: one is not a picture, or cannot be read.
+    """
+    if not paths:
+        return []
+    from ..chat.pictures import picture_part
+    from ..vision.opening import MOST_BYTES
+
+    parts = []
+    for path in paths:
+        if path == "-":
+            data = b"" if sys.stdin is None else sys.stdin.buffer.read(MOST_BYTES + 1)
+            parts.append(picture_part(data))
+        else:
+            parts.append(picture_part(path))
+    return parts
+
+
+def with_pictures(parts: Sequence[Part], text: str) -> Content:
+    """A message's content: the pictures, then the text."""
+    return (*parts, {"type": "text", "text": text}) if parts else text
+
+
+def looked_at(model: Model, path: str) -> tuple[Part, str]:
+    """A picture for the next message, and what a person is told of it.
+
+    Raises:
+        ImageError: it is not a picture, or cannot be read.
+        EngineError, ModelFileError: the model cannot look at pictures.
+    """
+    from ..vision.finding import no_projector
+
+    if model.projector is None:
+        raise no_projector(model.info.path)
+    (part,) = read_images([path])
+    (picture,) = model.chat_prompt([{"role": "user", "content": [part]}]).pictures
+    return part, f"{Path(path).name}: {picture}."
+
+
+def dropped_paths(text: str) -> tuple[list[str], str]:
+    """The files of pictures that a message names as terminals do, and the message without them.
+
+    Only what is there counts, named from the root or as a URL, with a suffix of pictures.
+    """
+    paths: list[str] = []
+
+    def taken(word: re.Match[str]) -> str:
+        path = _path_of(word)
+        if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+            return word.group()
+        paths.append(str(path))
+        return ""
+
+    rest = _DROPPED.sub(taken, text)
+    return paths, rest.strip() if paths else text
+
+
+def _path_of(word: re.Match[str]) -> Path:
+    name = word["single"] or word["double"] or re.sub(r"\\(.)", r"\1", word["bare"])
+    if name.startswith("file://"):
+        name = unquote(urlsplit(name).path)
+    return Path(name).expanduser()
