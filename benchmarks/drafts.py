@@ -1,12 +1,14 @@
 """What drafts bring: acceptance, and tokens a second with and without them in turn.
 
     python -m benchmarks.drafts MODEL [--threads 1] [--rounds 5] [--only replay] [--tokens 600]
+    python -m benchmarks.drafts MODEL --synthetic scout [--layers 4] [--rounds 1] [--tokens 200]
 
 "own" answers are the model's, greedily, to what the demo model was trained on: lists to repeat, and
 conversations. "replay" makes the model write given texts: each token is the next one of the text,
 whatever the logits are, so that times are the model's and the text is what a better model would
 say. There it copies a page, renames what a program calls its requests, or writes one page of the
-documentation after another one was read. Replays work with any model, one of random weights too.
+documentation after another one was read. With --synthetic, replays alone are measured, on a slice
+of that model, all widths and random weights, with the tokens of MODEL.
 
 Rates are tokens a second of decoding, the best round of each, which is more reliable on a machine
 with other work; drafts are counted in the last round. Costs are batches with a draft of so many
@@ -18,17 +20,20 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from benchmarks.peer import ROOT
+from benchmarks.peer import OUT, ROOT
 from demo.training.lessons.mixture import lesson
 from demo.training.lessons.skills import drill
-from llama4_edge import Model, Sampling
+from llama4_edge import EngineSettings, Model, Sampling
+from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.measure.synthetic import synthetic_file
 from llama4_edge.runtime.bindings.candidates import Floats
 from llama4_edge.runtime.bindings.sampler import Sampler
+from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.scheduler import Request
 
 _GREEDY = Sampling(temperature=0.0)
@@ -52,28 +57,48 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=600, help="of a replayed text at most")
     parser.add_argument("--only", choices=("own", "replay"))
+    parser.add_argument("--synthetic", help="the model of which a slice is measured")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
-    with Model(arguments.model, n_ctx=arguments.context, n_threads=arguments.threads) as model:
+    if arguments.synthetic is not None:
+        arguments.only = "replay"
+    with Model(arguments.model, n_ctx=arguments.context) as words, measured(arguments) as engine:
         texts: dict[str, Callable[[], list[Task]]] = {
-            "own: lists repeated": lambda: own_lists(model),
-            "own: conversations": lambda: own_conversations(model),
-            "replay: a page copied": lambda: replay(model, arguments.tokens, *copied()),
-            "replay: a program changed": lambda: replay(model, arguments.tokens, *changed()),
-            "replay: another page": lambda: replay(model, arguments.tokens, *another()),
+            "own: lists repeated": lambda: own_lists(words),
+            "own: conversations": lambda: own_conversations(words),
+            "replay: a page copied": lambda: replay(words, arguments.tokens, *copied()),
+            "replay: a program changed": lambda: replay(words, arguments.tokens, *changed()),
+            "replay: another page": lambda: replay(words, arguments.tokens, *another()),
         }
         for name, tasks in texts.items():
             if arguments.only in (None, name.split(":")[0]):
-                measure(model, name, tasks(), arguments.rounds)
-        costs = model.engine.scheduler._costs.offers()
+                measure(engine, name, tasks(), arguments.rounds)
+        costs = engine.scheduler._costs.offers()
         print("costs: " + ", ".join(f"{length} at {cost:.1f}" for length, cost in costs))
 
 
-def measure(model: Model, name: str, tasks: Sequence[Task], rounds: int) -> None:
+@contextmanager
+def measured(arguments: argparse.Namespace) -> Iterator[Engine]:
+    """The engine whose times are measured."""
+    settings = EngineSettings(n_ctx=arguments.context, n_threads=arguments.threads)
+    with ExitStack() as stack:
+        path = arguments.model
+        if (name := arguments.synthetic) is not None:
+            slice_ = blueprint(
+                name, recipe=arguments.recipe, layers=arguments.layers, synthetic=True
+            )
+            path = stack.enter_context(synthetic_file(slice_, arguments.directory, keep=True))
+        yield stack.enter_context(Engine(path, settings))
+
+
+def measure(engine: Engine, name: str, tasks: Sequence[Task], rounds: int) -> None:
     """Do the tasks with and without drafts in turn, and print what came out."""
     plain, drafting = [], []
     for _ in range(rounds):
-        without = [write(model, task, drafts=False) for task in tasks]
-        requests = [write(model, task, drafts=True) for task in tasks]
+        without = [write(engine, task, drafts=False) for task in tasks]
+        requests = [write(engine, task, drafts=True) for task in tasks]
         plain.append(rate(without))
         drafting.append(rate(requests))
     equal = sum(one.text == other.text for one, other in zip(without, requests, strict=True))
@@ -90,9 +115,9 @@ def measure(model: Model, name: str, tasks: Sequence[Task], rounds: int) -> None
     )
 
 
-def write(model: Model, task: Task, *, drafts: bool) -> Request:
+def write(engine: Engine, task: Task, *, drafts: bool) -> Request:
     """A request that has ended."""
-    engine, count = model.engine, len(task.answer) if task.answer else 400
+    count = len(task.answer) if task.answer else 400
     request = engine.request(
         task.prompt,
         _GREEDY,
