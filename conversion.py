@@ -8,6 +8,7 @@ none of them. Knows no format itself.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from .errors import (
     Llama4EdgeError,
     ModelFileError,
     OutputError,
+    SettingError,
     TemplateError,
     UnsupportedError,
     VocabularyError,
@@ -58,7 +60,8 @@ def convert(
     Args:
         source: directory with config.json, tokenizer.json and the safetensors; or the name of a
             repository on the Hugging Face Hub, ``org/name``, whose shards are fetched one after the
-            other. What a directory of that name would be is taken for one.
+            other. What a directory of that name would be is taken for one. Or a projector file that
+            llama.cpp's converter misnamed, which is written again with the right names.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
@@ -92,8 +95,6 @@ def convert(
             other or a setting beside them.
         OutputError: the target exists, its disk is too small, or writing failed.
     """
-    from .convert.converter import run
-
     check_text("revision", revision, or_none=True)
     check_callback("progress", progress)
     flags = {
@@ -105,9 +106,23 @@ def convert(
     }
     for name, flag in flags.items():
         check_flag(name, flag)
+    source = as_path("source", source)
+    target = None if output is None else as_path("output", output)
+    if _is_misnamed(Path(source)):
+        unused = {"recipe": recipe, "types": types, "split_size": split_size, "revision": revision}
+        given = [name for name, value in (unused | {"vision_type": vision_type}).items() if value]
+        if given:
+            raise SettingError(
+                f"{given[0]} is of no effect",
+                found=f"{os.fspath(source)}, which is a GGUF already",
+                hint="Leave it out: its tensors get other names, and stay as they are.",
+            )
+        return _mended(Path(source), target, force=force, dry_run=dry_run)
+    from .convert.converter import run
+
     return run(
-        as_path("source", source),
-        None if output is None else as_path("output", output),
+        source,
+        target,
         recipe=recipe,
         types=as_tuple("types", types, "(regex, type) pairs"),
         split_size=split_size,
@@ -121,6 +136,56 @@ def convert(
         threads=threads,
         progress=progress,
         check_headers=_check_headers,
+    )
+
+
+def _is_misnamed(source: Path) -> bool:
+    """Whether it is a projector file whose tensors llama.cpp's converter gave wrong names."""
+    if source.suffix != ".gguf" or not source.is_file():
+        return False
+    from .runtime.files.mending import is_misnamed
+
+    return is_misnamed(source)
+
+
+def _mended(
+    source: Path, output: str | os.PathLike[str] | None, *, force: bool, dry_run: bool
+) -> Report:
+    """Write a projector again with the names that llama.cpp's loader reads."""
+    from .convert.report import Report
+    from .quant import summarize
+    from .runtime.files.gguf_file import read_gguf
+    from .runtime.files.mending import mend_projector
+
+    name = f"{source.stem}-mended.gguf"
+    target = Path(name) if output is None else Path(output)
+    target = target / name if target.is_dir() else target
+    started = time.monotonic()
+    gguf = read_gguf(source) if dry_run else mend_projector(source, target, force=force)
+    seconds = 0.0 if dry_run else time.monotonic() - started
+    summary = summarize(
+        str(target),
+        "gguf",
+        {},
+        ((it.name, it.shape[::-1], it.type, it.nbytes) for it in gguf.tensors),
+    )
+    return Report(
+        source=str(source),
+        output=str(target),
+        recipe="mended",
+        dry_run=dry_run,
+        bytes=gguf.size,
+        source_bytes=summary.bytes,
+        parameters=summary.parameters,
+        seconds=seconds,
+        roles=summary.roles,
+        stage_seconds={},
+        outputs=(str(target),),
+        resumed_at=0.0,
+        projector=str(target),
+        fallbacks=(),
+        left_out=(),
+        notes=("ln2 for attn_post_norm, as llama.cpp reads it; the old file can be removed",),
     )
 
 

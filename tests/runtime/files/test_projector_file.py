@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from llama4_edge import inspect
-from llama4_edge.errors import ModelFileError
+from llama4_edge import convert, inspect
+from llama4_edge.errors import ModelFileError, OutputError, SettingError
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from llama4_edge.runtime.files.projector_file import (
     check_projector_file,
@@ -148,6 +148,43 @@ def test_a_file_that_llama_cpp_s_converter_misnamed_is_told_and_refused_with_the
     (damage,) = inspect(path, check=True).damage or ()
     assert damage.certain
     assert "llama4 convert" in damage.what
+
+
+def test_a_misnamed_file_is_written_again_with_the_right_names(
+    tmp_path: Path, tiny_projector_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = misnamed().write(tmp_path / "misnamed.gguf")
+    before = path.read_bytes()
+    assert convert(path, dry_run=True).output == "misnamed-mended.gguf"
+    assert not Path("misnamed-mended.gguf").exists()
+    report = convert(path)
+    assert report.outputs == ("misnamed-mended.gguf",)
+    mended = Path(report.output)
+    # The file that it should have been from the beginning.
+    assert mended.read_bytes() == tiny_projector_path.read_bytes()
+    assert path.read_bytes() == before
+    assert check_projector_file(mended).n_layer == 3
+    with pytest.raises(OutputError, match="exists"):
+        convert(path)
+    with pytest.raises(OutputError, match="exists"):
+        convert(path, path, force=True)
+    assert convert(path, mended, force=True).bytes == len(tiny_projector_path.read_bytes())
+    with pytest.raises(SettingError, match="vision_type is of no effect"):
+        convert(path, tmp_path / "x.gguf", vision_type="f16")
+    assert sorted(it.name for it in tmp_path.iterdir()) == [
+        "misnamed-mended.gguf",
+        "misnamed.gguf",
+    ]
+
+
+def test_what_is_wrong_beside_names_is_not_mended(tmp_path: Path) -> None:
+    model = misnamed()
+    del model.tensors["v.blk.1.attn_k.bias"]
+    path = model.write(tmp_path / "misnamed.gguf")
+    with pytest.raises(ModelFileError, match="has no tensor"):
+        convert(path, tmp_path / "mended.gguf")
+    assert [it.name for it in tmp_path.iterdir()] == ["misnamed.gguf"]
 
 
 def test_another_model_s_projector_may_have_such_names(tmp_path: Path) -> None:
