@@ -138,6 +138,13 @@ class Answer:
         return self._prompt.dropped_messages
 
     @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """How many tokens of the prompt are read, or were there already, and how many it has."""
+        request, sequence = self._request, self._request.sequence
+        held = 0 if sequence is None else len(sequence.tokens)
+        return min(held, request.n_prompt), request.n_prompt
+
+    @property
     def completion(self) -> Completion:
         """The whole answer, once it is complete or was closed.
 

@@ -105,7 +105,8 @@ def chat(options: ChatOptions) -> int:
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (
-                len(model.chat_prompt(messages, **answering)) / model.engine.settings.n_ctx
+                len(model.chat_prompt(messages, **{**answering, "max_tokens": 0}))
+                / model.engine.settings.n_ctx
             ),
         )
         check_files(model, documents_to_add(documents, talk.conversation.messages))

@@ -8,14 +8,14 @@ function that makes one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..chat.conversation import Content, Conversation, Message
 from ..errors import ContextFullError, Llama4EdgeError, SessionError, did_you_mean
-from ..terminal.answer import AnswerWriter, speed_text
+from ..terminal.answer import AnswerWithPrompt, AnswerWriter, pieces_of, speed_text
 from ..terminal.console import complain, note
 from ..terminal.history import history_file
 from ..terminal.prompt import Prompt, Source, decode
@@ -70,10 +70,8 @@ def terminal_source() -> Prompt:
     return Prompt(list(COMMANDS), files, history)
 
 
-class Answer(Protocol):
+class Answer(AnswerWithPrompt, Protocol):
     """An answer while it is being made, and when it is complete what it took."""
-
-    def __iter__(self) -> Iterator[str]: ...
 
     @property
     def dropped_messages(self) -> int:
@@ -205,7 +203,7 @@ class Chat:
             with self._source.listening():
                 answer = self._reply(asked)
                 self._say_what_was_dropped(asked, answer)
-                for piece in answer:
+                for piece in pieces_of(answer):
                     pieces.append(piece)
                     writer.write(piece)
         except (KeyboardInterrupt, SystemExit) as ending:
@@ -215,10 +213,9 @@ class Chat:
                 raise
             if pieces:
                 writer.write(STOPPED)
+            writer.break_off()
             if not self._interactive:
-                writer.break_off()
                 raise
-            writer.end()
             note(STOPPED_NOTES[bool(pieces)])
         except ContextFullError as error:
             writer.break_off()

@@ -54,8 +54,10 @@ def check_files(model: Model, documents: Sequence[Document]) -> None:
     count = sum(len(model.tokenize(text)) for text in texts)
     names = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
     if count > n_ctx:
-        longest = model.info.hparams.n_ctx_train
-        longer = f", or give a larger -c: up to {longest:,}" if count < longest else ""
+        # With an eighth more for what is asked and answered.
+        wanted = -(-count * 9 // (8 * 1024))
+        may_be = wanted * 1024 <= model.info.hparams.n_ctx_train
+        longer = f", or a larger context: -c {wanted}k" if may_be else ""
         raise ContextFullError(
             f"{names}: too long for the context by {count - n_ctx:,} tokens",
             found=f"{count:,} tokens",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ContextFullError, Llama4EdgeError
-from ..terminal.answer import AnswerWriter, timings_text
+from ..terminal.answer import AnswerWriter, pieces_of, timings_text
 from ..terminal.console import note
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
 from .documents import check_files, files_option, read_files, with_files
@@ -120,7 +120,7 @@ def run(options: RunOptions) -> None:
                 stream = model.chat(talk.messages, stream=True, when_full=when_full, **answering)
                 if session is not None:
                     session.answering(stream)
-            for piece in stream:
+            for piece in pieces_of(stream):
                 writer.write(piece)
         except ContextFullError as error:
             raise with_hint(error, "Shorten the prompt, or give a larger -c.") from error

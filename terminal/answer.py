@@ -7,12 +7,24 @@ in UTF-8, and that a terminal gets it with control characters made visible.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
+from .progress import reading_progress
 from .visible import printable
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
+
+
+class AnswerWithPrompt(Protocol):
+    """An answer while it is being made, to a prompt that is read first."""
+
+    @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """How many tokens of the prompt are read, and how many it has."""
+
+    def __iter__(self) -> Iterator[str]: ...
 
 
 class AnswerWriter:
@@ -44,6 +56,16 @@ class AnswerWriter:
         """End the last line of a whole answer."""
         self._stream.write("\n")
         self._stream.flush()
+
+
+def pieces_of(answer: AnswerWithPrompt) -> Iterator[str]:
+    """The pieces of an answer; until the first, a terminal is shown how far the prompt is read."""
+    pieces = iter(answer)
+    with reading_progress(lambda: answer.prompt_progress):
+        first = next(pieces, None)
+    if first is not None:
+        yield first
+        yield from pieces
 
 
 def timings_text(completion: Completion) -> str:

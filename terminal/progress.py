@@ -1,4 +1,4 @@
-"""How far a conversion, a download or the loading of a model is, on stderr.
+"""How far a conversion, a download, the loading of a model or of a prompt is, on stderr.
 
 Promises: nothing is drawn unless stderr is a terminal that can redraw a line, and nothing of it
 stays. Does not know what is converted or loaded.
@@ -6,6 +6,7 @@ stays. Does not know what is converted or loaded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100
+
+# Until it is said that a prompt is being read.
+_PATIENCE = 1.0
 
 
 @contextmanager
@@ -96,3 +100,42 @@ def loading_progress(name: str) -> Iterator[Callable[[float], None] | None]:
             bar.update(task, completed=fraction)
 
         yield show
+
+
+@contextmanager
+def reading_progress(progress: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Say how far the reading of a prompt is, where the block takes longer than a second.
+
+    Args:
+        progress: how many tokens are read, and of how many.
+    """
+    err = screen()
+    if err is None:
+        yield
+        return
+
+    from rich.live import Live
+    from rich.text import Text
+
+    def text() -> Text:
+        done, total = progress()
+        return Text(f"reading the prompt: {done:,} of {total:,} tokens", style="bright_black")
+
+    live = Live(
+        get_renderable=text,
+        console=err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    timer = threading.Timer(_PATIENCE, live.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        try:
+            timer.join()
+        finally:
+            live.stop()

@@ -188,3 +188,22 @@ def test_a_chat_at_a_terminal_says_when_it_drops_the_oldest(
     assert len(shown) > 6 and max(shown) < 90
     chat.press(f"/save {tmp_path}/talk.json\r")
     chat.wait_for("Saved 6 exchanges")
+
+
+def test_a_long_prompt_shows_how_far_it_is_read_and_ctrl_c_keeps_what_was(
+    terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.md").write_text("The fox jumps. " * 4_000, encoding="utf-8")
+    chat = terminal(
+        "chat", scout_bf16, *LONG, "-c", 60_000, "-t", 1, "-b", 64, "--file", tmp_path / "long.md"
+    )
+    chat.wait_for(r"long.md: [\d,]+ tokens of 60,000")
+    counts = []
+    for _ in range(2):
+        chat.wait_for(READY)
+        chat.press("Who?\r")
+        text = chat.wait_for(r"reading the prompt: [\d,]+ of [\d,]+ tokens")
+        counts.append(int(re.findall(r"prompt: ([\d,]+) of", text)[0].replace(",", "")))
+        chat.press("\x03")
+        chat.wait_for("Stopped before the answer began. The message is not kept")
+    assert 0 < counts[0] < counts[1]

@@ -45,6 +45,7 @@ class Said(list[str]):
     """A complete answer."""
 
     dropped_messages = 0
+    prompt_progress = (10, 10)
 
     @property
     def completion(self) -> Completion:

@@ -75,7 +75,7 @@ def test_what_is_too_long_is_refused_with_by_how_much_and_what_to_do(
         error = the_error(llama4(command, tiny_path, "--file", "long.md", "-c", 256, stdin="Who?"))
         assert error.startswith("error: long.md: too long for the context by 1,")
         assert "expected at most 256, with the question and the answer" in error
-        assert error.endswith("Give less text, or give a larger -c: up to 32,768.")
+        assert error.endswith("Give less text, or a larger context: -c 3k.")
 
 
 def test_a_document_is_taken_once_under_whichever_name(
