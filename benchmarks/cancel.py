@@ -33,7 +33,7 @@ from typing import IO
 from llama4_edge import Model, Sampling
 from llama4_edge.chat.answer import Stream
 from llama4_edge.errors import EngineError
-from llama4_edge.runtime.scheduler import Request
+from llama4_edge.runtime.request import Request
 from llama4_edge.system.cores import decoding_threads
 
 _OTHERS = 7

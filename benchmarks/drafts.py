@@ -34,7 +34,7 @@ from llama4_edge.measure.synthetic import synthetic_file
 from llama4_edge.runtime.bindings.candidates import Floats
 from llama4_edge.runtime.bindings.sampler import Sampler
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.scheduler import Request
+from llama4_edge.runtime.request import Request
 
 _GREEDY = Sampling(temperature=0.0)
 

@@ -38,7 +38,7 @@ from llama4_edge import EngineSettings, Placement, Sampling
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.measure.synthetic import synthetic_file
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.scheduler import Request
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.workers.worker import local_workers
 from llama4_edge.system.cores import decoding_threads
 

@@ -39,7 +39,7 @@ import numpy.typing as npt
 from llama4_edge import AsyncModel, Model, Sampling
 from llama4_edge.errors import ContextFullError, EngineError
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.scheduler import Request
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.settings import EngineSettings
 from tests.tiny_model import with_chat_tokens
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ..errors import EngineError
 from ..runtime.engine import Engine
-from ..runtime.scheduler import Outcome, Request
+from ..runtime.request import Outcome, Request
 from .options import AnswerSettings
 from .prompt import Prompt
 from .streaming import TextStream

@@ -159,8 +159,12 @@ class Cache:
         if n_tokens % ATTENTION_CHUNK or n_tokens in sequence.ends or not self.budget:
             return
         nbytes = sequence.nbytes_chunked()
+        # Half a chunk is what it saves who goes back there.
         if self._is_quicker(nbytes, ATTENTION_CHUNK // 2) and self._make_room(nbytes, states=False):
-            self._timed(nbytes, sequence.take_checkpoint)
+            try:
+                self._timed(nbytes, sequence.take_checkpoint)
+            except (EngineError, MemoryError) as error:
+                logger.warning("no checkpoint is taken at %d tokens: %s", n_tokens, error)
 
     @property
     def _owners(self) -> list[CachedSequence | _Kept]:

@@ -30,8 +30,9 @@ from .features import Features, run_length
 from .handles import Handles
 from .main_memory import usual_cache
 from .placement import CPU
+from .request import Request
 from .sampling import Sampling
-from .scheduler import Request, Scheduler
+from .scheduler import Scheduler
 from .sequence import CachedSequence, Piece, decode, with_rows
 from .settings import EngineSettings
 from .state import SequenceState

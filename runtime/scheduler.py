@@ -13,134 +13,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
-from .bindings.sampler import Sampler
-from .bindings.steps import Choice
-from .bindings.thread import News
 from .cache import Cache
 from .drafts import Costs, Drafter
-from .features import Features, run_length
 from .handles import Handles
-from .sampling import Sampling
+from .request import RUN_AHEAD, Request
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
-
-Outcome = Literal["stop", "length"]
-"""Why a request ended by itself: its tokens were not wanted any more, or ``max_tokens`` or the
-context was full."""
 
 BURST_SECONDS = 0.02
 """How long tokens are chosen before they are handed on: a person sees no delay. Waking a thread of
 an idle machine takes up to 0.2 ms, as long as a token of a small model."""
 
-RUN_AHEAD = 128
-"""How many tokens a request is ahead of its reader at most."""
-
 _LOST_AFTER = 0.5  # seconds
 _WORTH_STEPS = 2  # tokens
-
-
-class Request:
-    """A prompt to go on with, or (without ``accept``) a sequence for whoever asks for one.
-
-    Args:
-        prompt: checked token ids, and names of features, that fit into a sequence.
-        sampling: how tokens are chosen.
-        max_tokens: of the answer; None is as many as fit.
-        accept: called in the engine's thread with each token that was chosen, and with whether it
-            is one that ends an answer; returns whether to go on. It must not call the engine.
-        paced: whether it waits for its reader every `RUN_AHEAD` tokens.
-        after: a request whose prompt is to be read first, because it begins like this one.
-        features: makes those that the prompt names.
-        goes_on: whether it waits for ``Scheduler.resume`` where its sequence is full, and does not
-            end there.
-        drafts: whether to decode what is likely to follow with a token, where that is faster.
-
-    ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
-    decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
-    says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
-    batches that it was a part of. ``is_full`` is whether it waits for ``resume``; ``reread_tokens``
-    were decoded for a prompt that it went on after. Of ``drafted_tokens``, ``accepted_tokens`` were
-    chosen.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int] = (),
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        accept: Callable[[int, bool], bool] | None = None,
-        *,
-        paced: bool = True,
-        after: Request | None = None,
-        features: Features | None = None,
-        goes_on: bool = False,
-        drafts: bool = False,
-    ) -> None:
-        self.text = list(prompt)
-        self.n_prompt = len(self.text)
-        self.features = features
-        self.sampling = sampling or Sampling()
-        self.max_tokens = max_tokens
-        self.accept = accept
-        self.paced = paced
-        self.after = after
-        self.goes_on = goes_on
-        self.is_full = False
-        self.n_before = 0  # tokens of the answer when it was resumed last
-        self.sequence: CachedSequence | None = None
-        self.begun = 0  # its place among all that have begun
-        self.drafter = Drafter(self.text) if drafts else None
-        self.drafted_tokens = self.accepted_tokens = 0
-        self.reused_tokens = self.reread_tokens = 0
-        self.prefill_seconds = self.decode_seconds = 0.0
-        self.ended = self.cancelled = False
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
-        self.sampler: Sampler | None = None
-        # Who reads it, and since which wait for it: who waits for one reads no other meanwhile.
-        self.awaited = 0
-        thread = threading.current_thread()
-        self.owned_by(thread, thread.is_alive)
-        self._taken = 0
-        self.news: News = queue.SimpleQueue()
-        self.notify: Callable[[], object] = lambda: self.news.put(None)
-        self.notified_at = 0.0
-
-    def owned_by(self, owner: object, is_alive: Callable[[], bool]) -> None:
-        """Who reads the tokens, and whether they still can: a thread, or a task."""
-        self.owner, self.owner_is_alive = owner, is_alive
-
-    @property
-    def n_chosen(self) -> int:
-        """Tokens of the answer so far."""
-        return len(self.text) - self.n_prompt
-
-    @property
-    def unread(self) -> int:
-        """Tokens that its reader has not taken yet."""
-        return len(self.text) - self.n_prompt - self._taken
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether it does not go on before its reader does."""
-        return self.paced and self.unread >= RUN_AHEAD
-
-    @property
-    def is_read(self) -> bool:
-        """Whether its prompt was read, or will never be."""
-        return self.n_chosen > 0 or self.ended
-
-    def take(self, count: int | None = None) -> None:
-        """Count this many tokens as read, or all that there are."""
-        self._taken = self.n_chosen if count is None else max(self._taken, count)
 
 
 class Scheduler:
@@ -290,14 +181,16 @@ class Scheduler:
             return True
         # llama.cpp takes tokens or features, not both in one call.
         for is_name in (False, True):
-            if one_kind := [(one, piece) for one, piece in batch if _is_name(piece) == is_name]:
+            if one_kind := [
+                (one, piece) for one, piece in batch if (piece.tokens[0] < 0) == is_name
+            ]:
                 self._decode(one_kind)
         return bool(batch) or is_busy
 
     def _make_features(self) -> bool:
         """Make what one request needs next, if one needs any: the others wait for one call."""
         for request in self._running:
-            names = _next_names(request, self._n_read)
+            names = request.next_names(self._n_read)
             if request.features is None or not names or request.features.is_ready(names):
                 continue
             begun = time.monotonic()
@@ -372,7 +265,7 @@ class Scheduler:
             return
         request.begun = self._n_begun = self._n_begun + 1
         self._running.append(request)
-        self._running.sort(key=lambda one: _held(one).number)
+        self._running.sort(key=lambda one: one.held.number)
         if request.accept is None:
             request.notify()
             return
@@ -389,11 +282,11 @@ class Scheduler:
     def _next_batch(self) -> list[tuple[Request, Piece]]:
         """The pieces of the next batch, in the order of their sequences."""
         wanted = [
-            (request, _missing(request))
+            (request, request.missing())
             for request in self._running
             if request.accept is not None and not request.is_paused and self._can_go_on(request)
         ]
-        unread = [(count, _held(request).number) for request, count in wanted if count > 1]
+        unread = [(count, request.held.number) for request, count in wanted if count > 1]
         if not unread:
             is_alone = len(wanted) == 1  # a draft would delay the others
             return [(request, self._next_piece(request, is_alone)) for request, _ in wanted]
@@ -404,19 +297,18 @@ class Scheduler:
             shares[number] = max(1, min(count, left // (len(unread) - index)))
             left -= shares[number]
         return [
-            (request, _piece(request, shares.get(_held(request).number, 1)))
-            for request, _ in wanted
+            (request, request.piece(shares.get(request.held.number, 1))) for request, _ in wanted
         ]
 
     def _can_go_on(self, request: Request) -> bool:
         """Whether the features are there that its next piece may need."""
-        names = _next_names(request, self._n_read)
+        names = request.next_names(self._n_read)
         return request.features is None or not names or request.features.is_ready(names)
 
     def _next_piece(self, request: Request, is_alone: bool) -> Piece:
         """The last token of a request, with a draft of what follows it if that is faster."""
-        piece = _piece(request, 1)
-        if request.drafter is None or not is_alone or not _answers(request):
+        piece = request.piece(1)
+        if request.drafter is None or not is_alone or not request.answers:
             return piece
         position = len(request.text) - 1
         limits = [
@@ -451,7 +343,7 @@ class Scheduler:
             return
         seconds = time.monotonic() - begun
         self.cache.note_reading(sum(len(piece.tokens) for _, piece in batch), seconds)
-        if len(batch) == 1 and _answers(batch[0][0]):
+        if len(batch) == 1 and batch[0][0].answers:
             self._costs.add(batch[0][1].drafted, seconds)
         ended = [
             request
@@ -481,19 +373,19 @@ class Scheduler:
     def _decode_apart(self, requests: Sequence[Request], error: BaseException) -> None:
         """Find out whom an error concerns, and end those alone."""
         for request in requests:
-            _held(request).settle()
+            request.held.settle()
         if len(requests) == 1:
             self._end(requests[0], error)
             return
         for request in requests:
-            self._decode([(request, _piece(request, min(_missing(request), self._n_read)))])
+            self._decode([(request, request.piece(min(request.missing(), self._n_read)))])
 
     def _choose_all(self, request: Request, n_drafted: int) -> bool:
         """Choose its next token, and those after it as long as they were drafted; False if it ends.
 
         Each is chosen as it would be without a draft, so that nothing but the time is another.
         """
-        sequence, n_earlier = _held(request), request.n_chosen
+        sequence, n_earlier = request.held, request.n_chosen
         try:
             while goes_on := self._choose(request):
                 if request.cancelled or not sequence.confirm(request.text[-1]):
@@ -515,7 +407,7 @@ class Scheduler:
         """
         if len(batch) == 1 and batch[0][0].drafter is not None:
             return False  # it looks for a draft after each token
-        choices = [_choice(request, piece) for request, piece in batch]
+        choices = [request.choice(piece) for request, piece in batch]
         plain = [choice for choice in choices if choice is not None]
         most = min(self._tokens_left(request) for request, _ in batch)
         self._thread.pay_attention()
@@ -544,7 +436,7 @@ class Scheduler:
 
     def _tokens_left(self, request: Request) -> int:
         """How many tokens can be chosen for it before something else is to be done."""
-        place = len(_held(request).tokens) % ATTENTION_CHUNK
+        place = len(request.held.tokens) % ATTENTION_CHUNK
         limits = [
             self._n_ctx - len(request.text),
             # The first and the last of a chunk are decoded in the usual way.
@@ -563,7 +455,7 @@ class Scheduler:
             request.outcome = "length"
             return False
         try:
-            token = _held(request).sample(request.sampler)
+            token = request.held.sample(request.sampler)
         except BaseException as error:
             request.error = error
             return False
@@ -616,58 +508,3 @@ class Scheduler:
             self.cache.release(request.sequence)
             request.sequence = None
             self._changed = True
-
-
-def _held(request: Request) -> CachedSequence:
-    """The sequence of a request that is running."""
-    assert request.sequence is not None
-    return request.sequence
-
-
-def _choice(request: Request, piece: Piece) -> Choice | None:
-    """How its next tokens are chosen; None where each is to be looked at before the next."""
-    if request.sampler is None or not _answers(request):
-        return None
-    return request.sampler.choice if len(piece.tokens) == piece.outputs == 1 else None
-
-
-def _answers(request: Request) -> bool:
-    """Whether its prompt is read."""
-    return request.n_chosen > request.n_before
-
-
-def _missing(request: Request) -> int:
-    """How many of its tokens are to be decoded, at least one."""
-    sequence = _held(request)
-    sequence.settle()
-    count = len(request.text) - len(sequence.tokens)
-    if count <= 0:
-        # All are held, and a part of a draft, but what was to bring the logits was aborted.
-        sequence.keep(len(request.text) - 1)
-    return max(count, 1)
-
-
-def _piece(request: Request, count: int) -> Piece:
-    """The next tokens of a request, or features, with logits if they are the last."""
-    sequence = _held(request)
-    begin = len(sequence.tokens)
-    # A batch ends where a chunk does: only then do the chunked layers hold all of it for certain.
-    end = min(begin + count, begin - begin % ATTENTION_CHUNK + ATTENTION_CHUNK)
-    end = begin + run_length(request.text, begin, end)
-    return Piece(sequence, request.text[begin:end], int(end == len(request.text)))
-
-
-def _is_name(piece: Piece) -> bool:
-    """Whether it is one of features."""
-    return piece.tokens[0] < 0
-
-
-def _next_names(request: Request, most: int) -> list[int]:
-    """The names of features that a request goes on with, at most so many."""
-    if request.features is None or request.sequence is None or request.n_chosen > request.n_before:
-        return []
-    begin = min(len(request.sequence.tokens), request.n_prompt - 1)
-    if request.text[begin] >= 0:
-        return []
-    end = min(begin + most, request.n_prompt)
-    return request.text[begin : begin + run_length(request.text, begin, end)]

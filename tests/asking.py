@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.sampling import Sampling
-from llama4_edge.runtime.scheduler import Request
 
 # Texts that differ as much as their prompts do.
 WILD = Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=3)

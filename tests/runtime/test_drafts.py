@@ -21,8 +21,8 @@ from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.drafts import GAIN, KEY, LENGTHS, Costs, Drafter
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
+from llama4_edge.runtime.request import RUN_AHEAD, Request
 from llama4_edge.runtime.sampling import Sampling
-from llama4_edge.runtime.scheduler import RUN_AHEAD, Request
 from llama4_edge.runtime.sequence import CachedSequence, Piece
 from llama4_edge.runtime.settings import EngineSettings
 

@@ -13,8 +13,8 @@ import pytest
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.features import run_length
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.sampling import Sampling
-from llama4_edge.runtime.scheduler import Request
 from llama4_edge.runtime.settings import EngineSettings
 from tests.gguf_maker import tiny_model
 

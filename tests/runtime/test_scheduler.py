@@ -23,7 +23,8 @@ from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
-from llama4_edge.runtime.scheduler import RUN_AHEAD, Request, Scheduler
+from llama4_edge.runtime.request import RUN_AHEAD, Request
+from llama4_edge.runtime.scheduler import Scheduler
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
 from tests.asking import WILD, answer, ask, ended, random_tokens

@@ -20,8 +20,8 @@ from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.bindings import steps as steps_module
 from llama4_edge.runtime.bindings.steps import Steps, Taken
 from llama4_edge.runtime.engine import Engine
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.sampling import Sampling
-from llama4_edge.runtime.scheduler import Request
 from llama4_edge.runtime.settings import EngineSettings
 from tests.gguf_maker import tiny_model
 
