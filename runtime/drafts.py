@@ -54,24 +54,25 @@ class Costs:
 
     def __init__(self) -> None:
         self._n_singles = 0
-        # Seconds of the last batches with a draft of each length, 0 for none; and how many singles
-        # there had been then.
-        self._seconds = {length: deque[float](maxlen=_KEPT) for length in (0, *LENGTHS)}
+        self._seconds = deque[float](maxlen=_KEPT)  # of the last ones of a single token
+        # What the last ones of each length cost, and how many singles there had been then.
+        self._costs = {length: deque[float](maxlen=_KEPT) for length in LENGTHS}
         self._measured_at = dict.fromkeys(LENGTHS, 0)
 
     def add(self, length: int, seconds: float) -> None:
         """A batch with a draft of this length, 0 for none, took so long."""
-        self._seconds[length].append(seconds)
         if length:
+            # The time of a single token grows with the text: the cost is that of then.
+            self._costs[length].append(seconds / _quick(self._seconds))
             self._measured_at[length] = self._n_singles
         else:
+            self._seconds.append(seconds)
             self._n_singles += 1
 
     def of(self, length: int) -> float:
         """What was measured, less what is forgotten, at least 1.0."""
-        cost = _quick(self._seconds[length]) / _quick(self._seconds[0])
         age = self._n_singles - self._measured_at[length]
-        return max(1.0, cost * math.pow(0.5, age / _FORGOTTEN))
+        return max(1.0, _quick(self._costs[length]) * math.pow(0.5, age / _FORGOTTEN))
 
     def offers(self) -> Iterator[tuple[int, float]]:
         """The lengths that may be tried, each with its cost.
@@ -79,8 +80,8 @@ class Costs:
         The last one may not be known yet, and is said to cost no more than the one before it.
         """
         cost = 1.0
-        for length in LENGTHS if len(self._seconds[0]) == _KEPT else ():
-            is_known = len(self._seconds[length]) >= _ENOUGH
+        for length in LENGTHS if len(self._seconds) == _KEPT else ():
+            is_known = len(self._costs[length]) >= _ENOUGH
             cost = self.of(length) if is_known else cost
             yield length, cost
             if not is_known:
@@ -243,6 +244,6 @@ def _expected(n_equal: int, losses: float) -> tuple[float, ...]:
     return tuple(expected[length] for length in LENGTHS)
 
 
-def _quick(seconds: Collection[float]) -> float:
+def _quick(values: Collection[float]) -> float:
     """The lower quartile."""
-    return sorted(seconds)[(len(seconds) - 1) // 4]
+    return sorted(values)[(len(values) - 1) // 4]

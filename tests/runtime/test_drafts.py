@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,15 @@ def test_a_batch_that_other_work_made_slow_has_no_effect() -> None:
         costs.add(0, 50.0)
         costs.add(3, 50.0)
     assert costs.of(3) == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_cost_stays_what_it_is_where_texts_become_longer() -> None:
+    costs = cheap(2.0)
+    for _ in range(20):
+        costs.add(0, 10.0)
+    assert costs.of(3) == pytest.approx(2.0, rel=0.02)
+    costs.add(3, 25.0)
+    assert 2.0 <= costs.of(3) <= 2.5
 
 
 def test_a_sure_draft_is_made_where_an_unsure_one_is_not() -> None:
@@ -603,3 +613,40 @@ def test_drafts_wait_until_a_request_is_alone(
             assert ended(engine, request).text == plain.text
         assert drafted
         assert beside[-1].accepted_tokens > 50
+
+
+@pytest.mark.usefixtures("free", "parrot")
+def test_answers_among_cancelled_ones_are_those_alone(tiny_path: Path) -> None:
+    """Of 60 requests a third is cancelled at some token; every other one has drafts."""
+    rng = random.Random(0)
+    with Engine(tiny_path, replace(ONE, n_parallel=4)) as engine:
+        prompts = [words(rng.randrange(5, 60), seed) for seed in range(6)]
+        alone = [ask(engine, prompt, 300, GREEDY).text for prompt in prompts]
+
+        def one(number: int) -> int:
+            chance = random.Random(number)
+            which, count = chance.randrange(6), chance.randrange(1, 300)
+            last = chance.randrange(1, 300) if number % 3 == 0 else 301
+            seen = 0
+
+            def accept(_token: int, _is_end: bool) -> bool:
+                nonlocal seen
+                seen += 1
+                if seen == last:
+                    engine.scheduler.cancel(request)
+                return True
+
+            request = engine.request(
+                prompts[which], GREEDY, count, accept, paced=False, drafts=number % 2 == 0
+            )
+            engine.scheduler.submit(request)
+            ended(engine, request)
+            assert request.error is None
+            assert request.n_chosen == min(count, last)
+            assert request.text == alone[which][: len(request.text)]
+            return request.accepted_tokens
+
+        with ThreadPoolExecutor(6) as pool:
+            crowded = sum(pool.map(one, range(48)))
+        assert crowded + sum(map(one, range(48, 60))) > 200
+        assert not engine.scheduler._running
