@@ -56,7 +56,7 @@ help:
 	@echo "make clean        remove .venv and what the demo wrote; the built llama.cpp stays in $(CACHE)"
 
 demo: $(RUN)
-	$(BIN)/python demo/run.py
+	$(BIN)/python -m demo.run
 
 # All cores; tests that share a resource of the machine are of one group, which one process runs.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup

@@ -69,18 +69,23 @@ def with_pictures(parts: Sequence[Part], text: str) -> Content:
 
 
 def looked_at(model: Model, path: str) -> tuple[Part, str]:
-    """A picture for the next message, and what a person is told of it.
+    """A picture for the next message, and what a person is told of it, who is shown it.
 
     Raises:
         ImageError: it is not a picture, or cannot be read.
         EngineError, ModelFileError: the model cannot look at pictures.
     """
+    from PIL import Image
+
+    from ..terminal.picture import show_picture
     from ..vision.finding import no_projector
+    from ..vision.opening import open_picture
 
     if model.projector is None:
         raise no_projector(model.info.path)
     (part,) = read_images([path])
     (picture,) = model.chat_prompt([{"role": "user", "content": [part]}]).pictures
+    show_picture(Image.fromarray(open_picture(part["image_url"]["url"])))
     return part, f"{Path(path).name}: {picture}."
 
 

@@ -12,9 +12,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from PIL import Image
+
+from demo.training.lessons.picture import Picture
+from llama4_edge.terminal.picture import show_picture
+
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = Path("demo/Llama-4-Tiny")
 MODEL = Path("demo/out/llama-4-tiny-int4.gguf")
+PICTURE = Path("demo/out/picture.png")
 LLAMA4 = Path(sysconfig.get_path("scripts")) / "llama4"
 
 
@@ -23,7 +29,8 @@ def main() -> None:
     print(
         f"{CHECKPOINT} is a Llama 4 of 6 million parameters instead of 108 billion, trained for\n"
         "this demo. It knows a small world: itself, llama4-edge, the Llama 4 family, sums of\n"
-        "numbers up to 99, codes and names that you tell it, greetings in 12 languages."
+        "numbers up to 99, codes and names that you tell it, shapes in pictures, greetings in 12\n"
+        "languages."
     )
     (ROOT / MODEL).parent.mkdir(exist_ok=True)
     llama4("convert", str(CHECKPOINT), "-o", str(MODEL), "--recipe", "int4", "--force")
@@ -31,6 +38,8 @@ def main() -> None:
     llama4("plan", str(MODEL))
     for question in ("How many experts does Scout have?", "What is 47 + 38?"):
         llama4("run", str(MODEL), question, "--temp", "0")
+    show(Picture("blue", "star", 3, seed=11))
+    llama4("run", str(MODEL), "--image", str(PICTURE), "What do you see?", "--temp", "0")
     messages = (
         "Remember: the code of the old lighthouse is 48213.",
         "Gracias",
@@ -43,6 +52,14 @@ def main() -> None:
     print("  llama4 plan meta-llama/Llama-4-Scout-17B-16E-Instruct")
     print("  llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct -o scout.gguf")
     print("  llama4 chat scout.gguf")
+
+
+def show(picture: Picture) -> None:
+    """Write the picture to its file, and show it where the terminal can."""
+    image = Image.fromarray(picture.pixels())
+    image.save(ROOT / PICTURE)
+    print(f"\n{PICTURE}:", flush=True)
+    show_picture(image)
 
 
 def llama4(*arguments: str, stdin: str | None = None) -> None:
