@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -94,12 +94,18 @@ class Cache:
             sequence.settle()
         held = {sequence: sequence.reusable(prompt) for sequence in self._sequences}
 
-        def preference(sequence: CachedSequence) -> tuple[int, int]:
+        used = {sequence.number for sequence in self._sequences} - {one.number for one in free}
+
+        def preference(sequence: CachedSequence) -> tuple[int, bool, int, int]:
             # What begins with most of the prompt that was read there goes on there; all else takes
-            # the place that was used least lately.
+            # a place where nothing is lost, beside those that are used, and of these the one that
+            # was used least lately.
             goes_on = 2 * held[sequence] >= self._asked[sequence]
-            goes_on = goes_on and not self._is_loss(sequence, held[sequence])
-            return held[sequence] if goes_on else 0, -self._last_use[sequence]
+            matters = self.budget > 0 and len(used) > 0
+            is_loss = (goes_on or matters) and self._is_loss(sequence, held[sequence])
+            n_kept = held[sequence] if goes_on and not is_loss else 0
+            ubatches = _ubatches(used | {sequence.number}) if matters else 0
+            return n_kept, not (matters and is_loss), -ubatches, -self._last_use[sequence]
 
         place = max(free, key=preference)
         beside = max(self._sequences, key=held.__getitem__)
@@ -276,3 +282,12 @@ class Cache:
                 del owner.checkpoints[0]
                 return True
         return False
+
+
+def _ubatches(numbers: Set[int]) -> int:
+    """In how many ubatches these sequences answer: llama.cpp puts neighbours alone into one.
+
+    (``llama_batch_allocr::split_equal`` of sequences with cells of their own. Each reads all
+    weights.)
+    """
+    return sum(number - 1 not in numbers for number in numbers)

@@ -21,6 +21,7 @@ from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import SettingError
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.main_memory import usual_cache
+from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.scheduler import Scheduler
 from llama4_edge.runtime.sequence import CachedSequence
 from llama4_edge.runtime.settings import EngineSettings
@@ -364,6 +365,34 @@ def test_what_is_short_or_held_elsewhere_is_not_kept(
         asked(engine, random_tokens(100, seed=11), 5)
         assert counts == [304]
         assert asked(engine, prompt).reused_tokens == 299
+
+
+def test_requests_take_places_side_by_side(tiny_path: Path) -> None:
+    # llama.cpp decodes neighbours in one ubatch, and others in ubatches of their own.
+    def begin(engine: Engine, seeds: range) -> list[Request]:
+        """Requests that answer until they are cancelled."""
+        requests = [ask(engine, random_tokens(100, seed), None, paced=True) for seed in seeds]
+        for one in requests:
+            engine.scheduler.wait(one, lambda one=one: one.n_chosen or one.ended)  # type: ignore[misc]
+        return requests
+
+    def end(engine: Engine, request: Request) -> None:
+        engine.scheduler.cancel(request)
+        engine.scheduler.wait(request, lambda: request.ended)
+
+    with Engine(tiny_path, replace(SMALL, n_parallel=6)) as engine:
+        begun = begin(engine, range(6))
+        # The places that were used least lately have gaps between them.
+        for number in (0, 3, 1, 4, 2, 5):
+            end(engine, begun[number])
+        running = begin(engine, range(10, 13))
+        numbers = sorted(one.sequence.number for one in running if one.sequence is not None)
+        assert numbers == list(range(numbers[0], numbers[0] + 3))
+        for request in running:
+            end(engine, request)
+        # What they took the places of is still there.
+        for seed in range(6):
+            assert asked(engine, random_tokens(100, seed)).reused_tokens >= 99
 
 
 def test_a_state_that_is_the_beginning_of_another_is_dropped(engine: Engine) -> None:
