@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..chat.documents import Document
     from ..model import Model
 
+_COUNTED = 1_000_000
+"""Tokens beyond the context that are counted, which takes seconds."""
+
 
 def files_option() -> Any:
     """The option that several commands share."""
@@ -51,16 +54,21 @@ def check_files(model: Model, documents: Sequence[Document]) -> None:
     # Counting them is work that nobody needs who does not watch, where they fit in any case.
     if not documents or not (may_not_fit or sys.stderr.isatty()):
         return
-    count = sum(len(model.tokenize(text)) for text in texts)
+    count, most = 0, n_ctx + _COUNTED
+    for text in texts:
+        count += len(model.vocabulary.encode(text, limit=most - count))
+        if count > most:
+            break
     names = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
     if count > n_ctx:
         # With an eighth more for what is asked and answered.
         wanted = -(-count * 9 // (8 * 1024))
-        may_be = wanted * 1024 <= model.info.hparams.n_ctx_train
+        may_be = count <= most and wanted * 1024 <= model.info.hparams.n_ctx_train
         longer = f", or a larger context: -c {wanted}k" if may_be else ""
+        at_least = "at least " if count > most else ""
         raise ContextFullError(
-            f"{names}: too long for the context by {count - n_ctx:,} tokens",
-            found=f"{count:,} tokens",
+            f"{names}: too long for the context by {at_least}{count - n_ctx:,} tokens",
+            found=f"{at_least}{count:,} tokens",
             expected=f"at most {n_ctx:,}, with the question and the answer",
             hint=f"Give less text{longer}.",
         )

@@ -78,6 +78,16 @@ def test_what_is_too_long_is_refused_with_by_how_much_and_what_to_do(
         assert error.endswith("Give less text, or a larger context: -c 3k.")
 
 
+def test_what_is_far_too_long_is_not_counted_to_its_end(
+    llama4: Command, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama4_edge.commands.documents._COUNTED", 100)
+    Path("long.md").write_text("a b " * 500_000, encoding="utf-8")
+    error = the_error(llama4("run", tiny_path, "--file", "long.md", "-c", 256, "Who?"))
+    assert "too long for the context by at least " in error
+    assert error.endswith("Give less text.")
+
+
 def test_a_document_is_taken_once_under_whichever_name(
     llama4: Command, tiny_path: Path, prompts: list[str]
 ) -> None:
