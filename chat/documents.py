@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -224,7 +225,7 @@ def _files(path: str, standard_input: Callable[[], str] | None) -> Iterator[_Fil
         raise SettingError("the name of a document is empty", expected="a file, or . for a folder")
     if path == "-" and standard_input is not None:
         yield _StandardInput(standard_input)
-    elif Path(path).is_dir():
+    elif _is(stat.S_ISDIR, path):
         left_out = _LeftOut(path)
         files = sorted(_below(path, left_out))
         if not files:
@@ -233,7 +234,7 @@ def _files(path: str, standard_input: Callable[[], str] | None) -> Iterator[_Fil
         left_out.end()
     elif not os.path.lexists(path) and glob.has_magic(path):
         names = glob.glob(path, recursive=True)  # noqa: PTH207  Path takes no absolute pattern
-        matches = sorted(name for name in names if Path(name).is_file())
+        matches = sorted(name for name in names if _is(stat.S_ISREG, name))
         if not matches:
             raise SettingError(f"no file matches {path}")
         yield from map(_File, matches)
@@ -252,13 +253,15 @@ def _below(folder: str, left_out: _LeftOut) -> Iterator[str]:
         inside = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in inside if not Path(directory, name).is_symlink()]
         for name in inside + files:
-            path = Path(directory, name)
+            path = str(Path(directory, name))
             if name.startswith(".") or name in folders:
                 continue
-            if path.is_file():
+            if _is(stat.S_ISREG, path):
                 count += 1
-                yield str(path)
-            else:  # a link to a folder or to nothing, a pipe, a device
+                yield path
+            elif _is(stat.S_ISDIR, path):  # which may be a circle
+                left_out.say(f"{path} is a link to a folder")
+            else:
                 left_out.say(f"{path} is not a regular file")
         if count > MAX_FILES:
             raise SettingError(
@@ -266,6 +269,14 @@ def _below(folder: str, left_out: _LeftOut) -> Iterator[str]:
                 found=f"more than {MAX_FILES:,}",
                 hint="Name the folders below it that are meant.",
             )
+
+
+def _is(kind: Callable[[int], bool], path: str) -> bool:
+    """Whether there is something of this kind, as `stat` tells it, that may be looked at."""
+    try:
+        return kind(Path(path).stat().st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _text(file: str) -> str:
