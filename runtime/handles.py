@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError, WorkerError
 from .bindings.batch import Batch
 from .bindings.library import captured_log, llama, refused
@@ -47,9 +48,10 @@ class Handles:
 
     ``model``, ``context``, ``memory`` (the context's KV cache), ``vocab`` and ``batch`` are for
     calls in ``thread`` alone. What is appended to ``beside`` uses the model, and is closed before
-    it is freed. ``n_parallel`` is how many sequences the context has, ``n_decoded`` counts the
-    batches that were decoded: the logits are those of the last one. ``is_copying`` is whether cells
-    of a sequence will be copied to another one before the next batch.
+    it is freed. ``n_parallel`` is how many sequences the context has, ``n_chunked_cells`` how many
+    cells each of them has in the chunked layers, ``n_decoded`` counts the batches: the
+    logits are those of the last one. ``is_copying`` is whether cells of a sequence will be
+    copied to another one before the next batch.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
@@ -214,6 +216,10 @@ class Handles:
         self._dry = self._dry or DrySamplers(self.llama, self.vocab)
         # llama.cpp lowers what it was asked for to n_ctx, and aborts on a batch beyond that.
         self.n_batch = int(self.llama.llama_n_batch(self.context))
+        # Cells of the chunked layers of a sequence (llama-kv-cache-iswa.cpp, `size_swa`).
+        n_ubatch = int(self.llama.llama_n_ubatch(self.context))
+        cells = min(int(self.llama.llama_n_ctx_seq(self.context)), ATTENTION_CHUNK + n_ubatch)
+        self.n_chunked_cells = (cells + 255) // 256 * 256
         self._batch = Batch(self.llama, self.n_batch)
         self.n_decoded = 0
         self.is_copying = False

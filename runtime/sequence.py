@@ -24,7 +24,7 @@ from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .features import Features
 from .handles import Handles
-from .state import Bytes, Checkpoint, SequenceState, for_streams
+from .state import Bytes, Checkpoint, SequenceState, for_streams, in_a_ring
 
 logger = logging.getLogger(__name__)
 
@@ -293,6 +293,10 @@ class CachedSequence:
         self._clear()
         try:
             self._write(state.data, _WHOLE)
+            ring = in_a_ring(state.data, self._handles.n_chunked_cells)
+            if ring is not None:
+                self._write(ring, _CHUNKED)
+                self._drop(len(state.tokens))
         except EngineError:
             self._clear()
             raise

@@ -137,6 +137,56 @@ def for_streams(data: Bytes, n_stream: int, *, whole: bool) -> Bytes:
     return np.concatenate(pieces)
 
 
+def in_a_ring(data: Bytes, size: int) -> Bytes | None:
+    """The chunked layers of a state as a checkpoint, in the cells that one run would have them in.
+
+    A cache of ``size`` cells is a ring: position p is in cell p modulo ``size``. llama.cpp saves
+    none of earlier chunks, and puts what it restores into the first cells. Sums over the cells then
+    have another order, which costs a part in a thousand where they are of 16 bits
+    (ggml_compute_forward_flash_attn_ext for a few tokens). Zeros stand for what is of earlier
+    chunks, which nothing attends to. One position too many is behind the last: dropping it makes
+    llama.cpp put the next token into its cell.
+
+    None where the order is the same: the ring has not come to its end.
+    """
+    chunked = _parse(data, whole=True)[-1]
+    if not chunked.cells or (last := int(chunked.positions.max())) < size:
+        return None
+    cells = np.zeros(size, _CELL)
+    cells["n_sequences"] = 1
+    cells["position"] = last - (last - np.arange(size)) % size
+    where = chunked.positions % size
+    # No earlier chunk may look as if it were whole: its first position is left out.
+    of_earlier = np.ones(size, bool)
+    of_earlier[where] = False
+    cells["position"] += of_earlier & (cells["position"] % ATTENTION_CHUNK == 0)
+    cells["position"][(last + 1) % size] = last + 1
+    body = _spread(data[chunked.begin : chunked.end], chunked, where, size)
+    counts = np.array([1, size], np.uint32)
+    return np.concatenate([data[:_HEAD], counts.view(np.uint8), cells.view(np.uint8), body])
+
+
+def _spread(data: Bytes, cache: _Cache, where: npt.NDArray[np.int32], size: int) -> Bytes:
+    """The layers of a cache with each cell at another place among ``size`` cells."""
+    source = _Reader(data)
+    source.skip(cache.cells * _CELL.itemsize)
+    transposed, n_layers, *_ = cache.layers
+    pieces = [source.skip(8)]
+    for is_value in (False, True):
+        for _ in range(n_layers):
+            head = source.skip(12)
+            pieces.append(head)
+            if is_value and transposed:
+                width, outer = (int(number) for number in head[4:].view(np.uint32))
+            else:
+                width, outer = int(head[4:].view(np.uint64)[0]), 1
+            old = source.skip(outer * cache.cells * width).reshape(outer, cache.cells, width)
+            new = np.zeros((outer, size, width), np.uint8)
+            new[:, where] = old
+            pieces.append(new.reshape(-1))
+    return np.concatenate(pieces)
+
+
 # --- what is in the bytes
 
 
@@ -250,15 +300,15 @@ def _is_range(positions: npt.NDArray[np.int32], begin: int, end: int) -> bool:
 def _is_complete(chunked: _Cache, n_tokens: int) -> bool:
     """Whether the chunked layers hold all of the chunk that so many tokens end in.
 
+    At a chunk's end nothing that goes on needs them.
+
     Raises:
         EngineError: they hold something else, with which nothing can go on.
     """
     first = (n_tokens - 1) // ATTENTION_CHUNK * ATTENTION_CHUNK
     if n_tokens > 0 and _is_range(chunked.positions, first, n_tokens):
         return True
-    if n_tokens % ATTENTION_CHUNK or not _is_range(
-        chunked.positions, n_tokens - chunked.cells, n_tokens
-    ):
+    if n_tokens % ATTENTION_CHUNK or (chunked.positions >= n_tokens).any():
         raise _damaged(f"{chunked.cells} cells of the chunked layers", f"those up to {n_tokens}")
     return False
 
