@@ -6,11 +6,9 @@ not know what else the machine keeps in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..system.disk import read_rate
+from ..system.disk import ReadRate, read_rate
 from ..untrusted import Record
 from .geometry import Geometry
 from .layout import DeviceLoad
@@ -71,12 +69,15 @@ def disk_reads(
     else:
         absent = max(experts - (resident - always), 0)
         expected = visited * absent // experts if experts else 0
-    rate, source = _rate(geometry.files)
-    return DiskReads(expected, rate, source)
+    rate = _rate(geometry)
+    return DiskReads(expected, rate.bytes_per_second, rate.source)
 
 
-def _rate(files: Sequence[Path]) -> tuple[int | None, str]:
-    if not files:
-        return None, "not measured because the file is not here"
-    rate = read_rate(max(files, key=lambda path: path.stat().st_size))
-    return rate.bytes_per_second, rate.source
+def _rate(geometry: Geometry) -> ReadRate:
+    """How fast the file with most of the weights gives what is wanted of an expert at a time."""
+    if not geometry.files:
+        return ReadRate(None, "not measured because the file is not here")
+    path = max(geometry.files, key=lambda path: path.stat().st_size)
+    experts = [weight.nbytes for weight in geometry.weights if weight.role == "expert"]
+    piece = max(experts) // geometry.hparams.n_expert
+    return read_rate(path, piece)

@@ -236,14 +236,14 @@ class Plan:
 
     @property
     def estimated_decode_tokens_per_second(self) -> float | None:
-        """What memory and the disk allow at the beginning of a context; None where a bandwidth is
-        unknown."""
+        """What memory allows at the beginning of a context, with the disk's part estimated; None
+        where a bandwidth is unknown."""
         return self._rate(with_cache=False)
 
     @property
     def estimated_decode_tokens_per_second_full(self) -> float | None:
-        """What memory and the disk allow when the context is full; None where a bandwidth is
-        unknown."""
+        """What memory allows when the context is full, with the disk's part estimated; None where
+        a bandwidth is unknown."""
         return self._rate(with_cache=True)
 
     @property

@@ -193,10 +193,11 @@ def _speed(plan: Plan) -> Iterator[str]:
     full = plan.estimated_decode_tokens_per_second_full
     if begin is None or full is None:
         return
-    yield (
-        f"at most {rate_text(begin)} at the beginning, {rate_text(full)} when the context is full: "
-        f"an upper bound, from reading memory {'and the disk ' if plan.disk else ''}alone"
-    )
+    at_both = f"{rate_text(begin)} at the beginning, {rate_text(full)} when the context is full"
+    if plan.disk is not None:
+        yield f"about {at_both}: an estimate, from reading memory and the disk alone"
+    else:
+        yield f"at most {at_both}: an upper bound, from reading memory alone"
     share = plan.measured_share
     if share is not None:
         yield (

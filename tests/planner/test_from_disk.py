@@ -17,7 +17,7 @@ DISK = 10**9
 
 @pytest.fixture(autouse=True)
 def known_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_disk, "read_rate", lambda _: ReadRate(DISK, "measured now"))
+    monkeypatch.setattr(from_disk, "read_rate", lambda *_: ReadRate(DISK, "measured now"))
 
 
 def short_by(model: Path, share: float) -> Plan:
