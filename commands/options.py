@@ -62,6 +62,19 @@ def experts_option() -> Any:
     )
 
 
+def cache_ram_option() -> Any:
+    """How much main memory states of sequences may take."""
+    return option(
+        "-cram",
+        "--cache-ram",
+        kind=values.mebibytes,
+        metavar="MiB",
+        help="Main memory for what other conversations had read, so that it is not read again; 0 "
+        "keeps none, -1 is no limit.  [default: 8192, or a quarter of what is left if that is "
+        "less]",
+    )
+
+
 def load_mode_option() -> Any:
     """How the file comes into memory; several, because older flags that stand for it differ."""
     return option(
@@ -276,12 +289,7 @@ class EngineOptions:
 
     n_expert_used: int | None = experts_option()
     load_mode: tuple[LoadMode, ...] = load_mode_option()
-    cache_ram: int | None = option(
-        "-cram", "--cache-ram", kind=values.mebibytes, metavar="MiB",
-        help="Main memory for what other conversations had read, so that it is not read again; 0 "
-        "keeps none, -1 is no limit.  [default: 8192, or a quarter of what is left if that is "
-        "less]",
-    )  # fmt: skip
+    cache_ram: int | None = cache_ram_option()
 
     cache: CacheOptions = group(CacheOptions)
 

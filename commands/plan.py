@@ -28,6 +28,7 @@ from .model_name import check_name
 from .options import (
     CacheOptions,
     PlacementOptions,
+    cache_ram_option,
     default_context,
     experts_option,
     load_mode_option,
@@ -62,6 +63,7 @@ class _Counted:
         help="Conversations at the same time, each with the whole context.",
     )  # fmt: skip
     n_expert_used: int | None = experts_option()
+    cache_ram: int | None = cache_ram_option()
 
     @staticmethod
     def defaults() -> dict[str, object]:

@@ -147,6 +147,12 @@ def _notes(search: Search, plan: Plan) -> Iterator[str]:
         )
     if plan.from_disk_bytes:
         yield _from_disk(plan)
+    count, wanted = plan.settings.n_parallel, plan.settings.cache_ram or 0
+    if count > 1:
+        each = sum(device.memory.kv for device in plan.devices) // count
+        yield f"each of the {count} sequences has {_size(each)} of the KV cache for itself"
+    if wanted > plan.cache_ram_bytes:
+        yield f"main memory has only {_size(plan.cache_ram_bytes)} left for cache_ram"
     for gpu in plan.gpus:
         if gpu.left_bytes < 0:
             yield f"{gpu.name} is {_size(-gpu.left_bytes)} short"

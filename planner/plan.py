@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import OutputError, SettingError
 from ..ranges import as_path
 from ..runtime.bindings.memory import DeviceMemory
+from ..runtime.main_memory import usual_cache
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings
 from ..system.files import write_atomically
@@ -208,6 +209,13 @@ class Plan:
         return max(-self.host.left_bytes, 0) if self.settings.mapped else 0
 
     @property
+    def cache_ram_bytes(self) -> int:
+        """Bytes of main memory that what finished sequences had read may take, of what is left
+        beside all else."""
+        left, wanted = max(self.host.left_bytes, 0), self.settings.cache_ram
+        return usual_cache(left) if wanted is None else min(wanted, left)
+
+    @property
     def host(self) -> DevicePlan:
         """Main memory."""
         return self.devices[-1]
@@ -307,6 +315,7 @@ class Plan:
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
             "experts_on_cpu": self.experts_on_cpu,
             "from_disk_bytes": self.from_disk_bytes,
+            "cache_ram_bytes": self.cache_ram_bytes,
             "bytes_per_token_read": self.bytes_per_token_read,
             "kv_bytes_per_token_read": self.kv_bytes_per_token_read,
             "estimated_decode_tokens_per_second": self.estimated_decode_tokens_per_second,

@@ -53,6 +53,7 @@ def plan(
     flash_attention: FlashAttention = "auto",
     load_mode: LoadMode = EngineSettings.load_mode,
     n_expert_used: int | None = None,
+    cache_ram: int | None = None,
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
@@ -78,6 +79,8 @@ def plan(
         flash_attention: "auto" is on wherever every device can do it.
         load_mode: how weights come into main memory: mapped from the file, copied, or locked.
         n_expert_used: routed experts that a token visits; None is as many as the model says.
+        cache_ram: bytes of main memory for what finished sequences had read. They take what a plan
+            leaves, so that no placement is worse for them.
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
@@ -104,6 +107,7 @@ def plan(
         load_mode=load_mode,
         kv_type=EngineSettings.kv_type if kv_type is None else kv_type,
         n_expert_used=n_expert_used,
+        cache_ram=cache_ram,
         # Where a GPU has pinned memory for the weights, llama.cpp repacks none.
         use_extra_bufts=not (named or vram) and use_extra_bufts(),
         workers=as_tuple("workers", workers, "HOST:PORT"),

@@ -38,7 +38,7 @@ _BAR = 40
 # Settings that `Model` is given by their names, beside a placement.
 _ARGUMENTS = (
     "n_ctx", "n_ubatch", "n_parallel", "load_mode", "kv_type", "n_expert_used", "flash_attention",
-    "workers",
+    "cache_ram", "workers",
 )  # fmt: skip
 _ROLES = {
     "expert": "experts",
@@ -69,6 +69,7 @@ def plan_view(plan: Plan, placing: Sequence[str] = ()) -> RenderableType:
     sections: tuple[tuple[str, Iterable[str]], ...] = (
         ("why", plan.why),
         ("speed", _speed(plan)),
+        ("kept", _kept(plan)),
         ("images", _images(plan)),
         ("instead", [f"{other.what}: {other.effect}" for other in plan.alternatives]),
         ("note", plan.notes),
@@ -235,6 +236,17 @@ def _alike(devices: Sequence[DevicePlan]) -> list[list[DevicePlan]]:
     return list(groups.values())
 
 
+def _kept(plan: Plan) -> Iterator[str]:
+    """What finished sequences may keep, and how many of them that is."""
+    one = plan.kv_bytes_per_token_read
+    if plan.cache_ram_bytes >= _WORTH_SAYING and one:
+        count = plan.cache_ram_bytes / one
+        yield (
+            f"up to {bytes_text(plan.cache_ram_bytes)} more of main memory hold what finished "
+            f"conversations had read: {count:,.1f} full contexts of {bytes_text(one)}"
+        )
+
+
 def _images(plan: Plan) -> Iterator[str]:
     if plan.images is not None:
         yield (
@@ -301,6 +313,8 @@ def _asked_flags(settings: EngineSettings) -> Iterator[str]:
     """What does not place a model: beside these alone `run` and `chat` plan by themselves."""
     if settings.n_ubatch != 512:
         yield f"-ub {settings.n_ubatch}"
+    if settings.cache_ram is not None:
+        yield f"-cram {settings.cache_ram >> 20}"
     if settings.load_mode != "auto":
         yield f"-lm {settings.load_mode}"
     if settings.kv_type != "f16":
