@@ -121,13 +121,13 @@ def drop(path: Path, ranges: list[tuple[int, int]]) -> None:
             mappings.append((begin, end - begin, int(offset, 16)))
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        for first, length in ranges:
-            first = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = length // mmap.PAGESIZE * mmap.PAGESIZE
-            for address, size, offset in mappings:
-                begin, end = max(first, offset), min(first + length, offset + size)
+        for place, wanted in ranges:
+            first = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = wanted // mmap.PAGESIZE * mmap.PAGESIZE
+            for address, size, start in mappings:
+                begin, end = max(first, start), min(first + length, start + size)
                 if begin < end:
-                    advise(address + begin - offset, end - begin, _MADV_DONTNEED)
+                    advise(address + begin - start, end - begin, _MADV_DONTNEED)
             os.posix_fadvise(descriptor, first, length, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
