@@ -105,6 +105,7 @@ def check_parts(parts: Sequence[GGUFFile], *, needs_tokenizer: bool = True) -> M
         ModelFileError: as `check_model_file`.
     """
     gguf = parts[0]
+    _check_text_alone(parts)
     _check_key_types(gguf)
     _check_alignment(parts)
     bare = has_no_tokenizer(gguf) and not needs_tokenizer
@@ -144,6 +145,20 @@ def check_architecture(gguf: GGUFFile) -> None:
         found="no general.architecture" if architecture is None else said,
         expected="llama4",
     )
+
+
+def _check_text_alone(parts: Sequence[GGUFFile]) -> None:
+    """Whether the tensors of a vision tower lie elsewhere, as llama.cpp wants them."""
+    names = [tensor.name for part in parts for tensor in part.tensors]
+    vision = [name for name in names if name.startswith(("v.", "mm."))]
+    if vision:
+        raise ModelFileError(
+            f"{parts[0].path} holds a text model and its vision tower in one file, as Ollama keeps "
+            "them: llama.cpp reads these from two",
+            found=f"{len(vision)} further tensors, such as {brief(vision[0])}",
+            hint="Take files that llama.cpp's tools made, or convert the checkpoint: llama4 "
+            "convert ORG/NAME",
+        )
 
 
 # ggml aborts on a mapped tensor that begins elsewhere (TENSOR_ALIGNMENT in ggml-impl.h).
@@ -362,7 +377,6 @@ MATRIX_TYPES = frozenset((
 ))
 # fmt: on
 _VECTOR_TYPES = frozenset({"F32"})
-_VISION_TENSORS = ("v.", "mm.")
 
 
 def _expected_tensors(info: ModelInfo) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -419,14 +433,6 @@ def _check_tensors(info: ModelInfo) -> None:
         raise _bad_tensor(info, f"has no tensor {missing[0]}{more}")
     layout = required | _optional_tensors(info)
     unknown = [name for name in tensors if name not in layout]
-    if any(name.startswith(_VISION_TENSORS) for name in unknown):
-        raise ModelFileError(
-            f"{info.path} holds a text model and its vision tower in one file, as Ollama keeps "
-            "them: llama.cpp reads these from two",
-            found=f"{len(unknown)} further tensors, such as {brief(unknown[0])}",
-            hint="Take files that llama.cpp's tools made, or convert the checkpoint: llama4 "
-            "convert ORG/NAME",
-        )
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise _bad_tensor(info, f"has a tensor that Llama 4 does not: {unknown[0]}{more}")

@@ -73,6 +73,25 @@ class ProjectorInfo:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.gguf.tensors)
 
+    def compute_bytes(self, *, flash_attention: bool = True) -> int:
+        """Bytes that mtmd's compute buffer has at most, for one picture at a time.
+
+        The picture and its positions stay; beside them lies the largest step. In a layer that is
+        the feed-forward network: its input, its inner width, and what it is added to; or, where a
+        device has no `flash_attention` for the width of these heads, the scores of all pairs of
+        patches, before and after their softmax.
+        """
+        patches = (self.image_size // self.patch_size) ** 2
+        adapter = max(tensor.shape[-1] for tensor in self.gguf.tensors if tensor.name in _ADAPTER)
+        kept = 3 * self.image_size**2 + 2 * (patches + 1)
+        cut = 3 * self.image_size**2
+        layer = (patches + 1) * (self.n_ff + 2 * self.width)
+        if not flash_attention:
+            scores = 2 * (patches + 1) * self.n_head
+            layer = max(layer, (patches + 1) * (scores + 4 * self.width))
+        adapted = self.tokens * (self.n_ff + 2 * max(adapter, self.n_embd))
+        return 4 * (kept + max(cut, layer, adapted))
+
 
 def is_projector(gguf: GGUFFile) -> bool:
     """Whether a file says that it is a projector, of whatever model."""
@@ -313,6 +332,7 @@ def _channels(gguf: GGUFFile, key: str, *, positive: bool) -> tuple[float, float
 # --- tensors
 
 _VECTOR_TYPES = frozenset({"F32"})
+_ADAPTER = ("mm.model.mlp.1.weight", "mm.model.mlp.2.weight")
 _PATCH_TYPES = frozenset({"F32", "F16", "BF16"})  # its rows are cut, as blocks cannot be
 
 

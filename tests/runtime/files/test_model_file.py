@@ -32,6 +32,7 @@ from tests.gguf_maker import (
     TinyModel,
     Value,
     tiny_model,
+    tiny_projector,
 )
 
 Damage = Callable[[TinyModel], object]
@@ -471,3 +472,16 @@ def test_a_file_without_a_tokenizer_is_for_those_who_need_none(tmp_path: Path) -
     model.keys[_L + "vocab_size"] = Value(0, U32)
     with pytest.raises(ModelFileError, match=r"llama4\.vocab_size"):
         check_model_file(model.write(tmp_path / "none.gguf"), needs_tokenizer=False)
+
+
+def test_a_file_that_holds_the_vision_tower_too_is_refused_by_name(tmp_path: Path) -> None:
+    """As Ollama keeps them."""
+    model = tiny_model()
+    model.tensors |= {
+        name: data
+        for name, data in tiny_projector().tensors.items()
+        if name.startswith(("v.", "mm."))
+    }
+    error = _refused(model.write(tmp_path / "both.gguf"))
+    assert "a text model and its vision tower in one file, as Ollama keeps" in str(error)
+    assert "58 further tensors, such as v.class_embd" in str(error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from demo.checkpoint import SCOUT_LIKE, Vision
 from llama4_edge import convert, inspect
 from llama4_edge.errors import ModelFileError, OutputError, SettingError
 from llama4_edge.runtime.files.gguf_file import read_gguf
@@ -16,6 +19,7 @@ from llama4_edge.runtime.files.projector_file import (
     mended_name,
     misnamed_tensors,
 )
+from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector
 from tests.gguf_maker import BOOL, EMBD, F32, I32, STR, U32, TinyModel, Value, tiny_projector
 from tests.mtmd import mtmd_features, opened
 
@@ -122,6 +126,33 @@ def test_a_truncated_file_is_refused(tmp_path: Path, tiny_projector_path: Path) 
     (tmp_path / "cut.gguf").write_bytes(data[:-100])
     with pytest.raises(ModelFileError, match="is truncated: 1 of 58 tensors"):
         check_projector_file(tmp_path / "cut.gguf")
+
+
+def test_the_compute_buffer_is_no_larger_than_counted(
+    make_checkpoint: MakeCheckpoint,
+    make_gguf: MakeGGUF,
+    make_projector: MakeProjector,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In llama.cpp's own words, for towers of the published width, and for narrow ones."""
+    for vision, close in (
+        (Vision(hidden=1408, layers=3, heads=16, image_size=336, projector=64), True),
+        (Vision(hidden=128, layers=3, heads=4, image_size=336, projector=2560), False),
+        (Vision(hidden=64, layers=3, heads=4, image_size=56, projector=96), False),
+    ):
+        checkpoint = make_checkpoint(replace(SCOUT_LIKE, vision=vision))
+        projector = make_projector(checkpoint)
+        capfd.readouterr()
+        with opened(make_gguf(checkpoint), projector):
+            pass
+        sizes = re.findall(r"compute buffer size = +([\d.]+) MiB", capfd.readouterr().err)
+        counted = check_projector_file(projector).compute_bytes() / 2**20
+        assert float(sizes[-1]) <= counted + 0.005
+        assert not close or float(sizes[-1]) > counted - 0.02
+        without = check_projector_file(projector).compute_bytes(flash_attention=False)
+        # The scores of 577 patches with each other, of Scout's 16 heads.
+        assert without >= 2**20 * counted
+        assert not close or round(without / 2**20) == 54
 
 
 def misnamed() -> TinyModel:
