@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .chat.documents import with_documents
-    from .chat.pictures import with_images
+    from .chat.pictures import with_images, with_video
     from .chat.session import Session
     from .convert.report import Fallback, Report
     from .errors import (
@@ -119,6 +119,7 @@ _MODULES = {
     "pull": "hub.pull",
     "with_documents": "chat.documents",
     "with_images": "chat.pictures",
+    "with_video": "chat.pictures",
 }
 """The module that each name comes from (PEP 562)."""
 
@@ -179,6 +180,7 @@ __all__ = [
     "pull",
     "with_documents",
     "with_images",
+    "with_video",
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -133,6 +134,39 @@ def with_images(text: str, pictures: PictureInput | Iterable[PictureInput]) -> t
 def _is_picture(value: object) -> bool:
     """Whether it is one that can be iterated over."""
     return isinstance(value, str | bytes | bytearray | memoryview | np.ndarray)
+
+
+def with_video(text: str, path: str | os.PathLike[str], *, fps: float = 1.0) -> tuple[Part, ...]:
+    """A message's content that shows frames of a video, each with its time, and then has `text`.
+
+    Each frame is a picture of one tile, 147 tokens, because a video has many.
+
+    Args:
+        text: the question, or the task.
+        path: a video that PyAV reads (``pip install 'llama4-edge[video]'``).
+        fps: frames a second.
+
+    Raises:
+        ImageError: it is not a video, has too many frames, or PyAV is missing.
+        SettingError: ``fps`` is outside its range.
+    """
+    if not isinstance(text, str):
+        raise wrong_type("text", text, "a string")
+    return (*video_parts(path, fps), {"type": "text", "text": text})
+
+
+def video_parts(path: str | os.PathLike[str], fps: float) -> list[Part]:
+    """The frames alone; see `with_video`."""
+    from ..vision.video import video_frames  # needed for videos alone
+
+    parts: list[Part] = []
+    for frame in video_frames(path, fps):
+        minutes, seconds = divmod(frame.seconds, 60)
+        parts += [
+            {"type": "text", "text": f"{int(minutes)}:{seconds:04.1f}\n"},
+            picture_part(frame.picture),
+        ]
+    return parts
 
 
 def picture_part(picture: PictureInput) -> Part:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from .declare import option
+from .declare import option, usage_error
 
 if TYPE_CHECKING:
     from ..chat.conversation import Content
@@ -26,20 +27,50 @@ _DROPPED = re.compile(
 )
 
 
-def image_option() -> Any:
-    """The pictures of a prompt."""
-    return option(
-        "--image", kind=str, metavar="FILE", multiple=True,
-        help="Show a picture before the prompt; - is standard input. May be given several times.",
-    )  # fmt: skip
-
-
 def projector_option() -> Any:
     """The option that several commands share."""
     return option(
         "-mm", "--mmproj", kind=str, metavar="FILE",
         help="The GGUF of the vision tower.  [default: the only mmproj-*.gguf beside the model]",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What is shown before a prompt."""
+
+    images: tuple[str, ...] = option(
+        "--image", kind=str, metavar="FILE", multiple=True,
+        help="Show a picture before the prompt; - is standard input. May be given several times.",
+    )  # fmt: skip
+    video: str | None = option(
+        "--video", kind=str, metavar="FILE",
+        help="Show frames of a video before the prompt, as pictures of one tile with their times.",
+    )  # fmt: skip
+    fps: float | None = option(
+        "--fps", kind=float, metavar="N", help="Frames of the video a second.  [default: 1]"
+    )
+    projector: str | None = projector_option()
+
+    @property
+    def given(self) -> str | None:
+        """The flag of what is to be shown, None where nothing is."""
+        return "--image" if self.images else "--video" if self.video else None
+
+    def parts(self) -> list[Part]:
+        """Parts of a message with the pictures, and with the frames.
+
+        Raises:
+            click.UsageError: there are frames a second and no video.
+            ImageError: a file is not a picture or a video, or cannot be read.
+        """
+        if self.video is None:
+            if self.fps is not None:
+                raise usage_error("--fps is for --video")
+            return read_images(self.images)
+        from ..chat.pictures import video_parts
+
+        return [*read_images(self.images), *video_parts(self.video, self.fps or 1.0)]
 
 
 def read_images(paths: Sequence[str]) -> list[Part]:

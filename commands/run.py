@@ -15,7 +15,7 @@ from .documents import check_files, files_option, read_files, with_files
 from .full_context import cut_off, dropped_text, when_full_option, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
-from .pictures import image_option, projector_option, read_images, with_pictures
+from .pictures import PictureOptions, with_pictures
 from .session import claimed_session, documents_to_add, kept_session, session_option
 from .stdin import read_prompt, unread_pipe
 
@@ -36,8 +36,7 @@ class RunOptions:
         help="A system message before the prompt.",
     )  # fmt: skip
     files: tuple[str, ...] = files_option()
-    images: tuple[str, ...] = image_option()
-    projector: str | None = projector_option()
+    shown: PictureOptions = group(PictureOptions)
     session: str | None = session_option()
     when_full: WhenFull | None = when_full_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
@@ -73,13 +72,13 @@ def run(options: RunOptions) -> None:
         ("--system", options.system),
         ("--session", options.session),
         ("--when-full", options.when_full),
-        ("--image", options.images or None),
+        (options.shown.given, options.shown.given),
     ):
         if options.raw and given_too is not None:
             raise usage_error(f"--raw has no place for {name}")
     if options.document not in (None, "-"):
         raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
-    is_picture = "-" in options.images
+    is_picture = "-" in options.shown.images
     if is_picture and ("-" in options.files or "-" in (options.prompt, options.document)):
         raise usage_error("--image - takes standard input, which cannot be something else too")
     text = read_prompt(options.prompt, document=options.document is not None, is_taken=is_picture)
@@ -90,7 +89,7 @@ def run(options: RunOptions) -> None:
     answering = {**given(options.answer), "sampling": sampling}
     first = opening(options.system)
     documents = read_files(options.files)
-    pictures = read_images(options.images)
+    pictures = options.shown.parts()
 
     def beginning(model: Model) -> Conversation:
         return Conversation(first, model.info.name, sampling, when_full)
@@ -102,7 +101,7 @@ def run(options: RunOptions) -> None:
             "run",
             options.engine,
             options.placement,
-            projector=options.projector,
+            projector=options.shown.projector,
             verbose=options.verbose,
         ) as model,
         kept_session(model, file, beginning(model)) as session,
