@@ -8,7 +8,7 @@ from pathlib import Path
 from ..terminal.console import note
 from ..terminal.progress import byte_progress
 from . import values
-from .declare import argument, command, json_flag, option, usage_error
+from .declare import argument, command, flag, json_flag, option, usage_error
 from .options import revision_option
 from .output import give
 
@@ -25,6 +25,7 @@ class PullOptions:
         "-o", "--output", kind=values.FilePath(), metavar="DIR",
         help="Where the files go.  [default: this directory]",
     )  # fmt: skip
+    no_mmproj: bool = flag("--no-mmproj", help="Leave the projector for pictures where it is.")
     revision: str | None = revision_option()
     as_json: bool = json_flag()
 
@@ -50,17 +51,18 @@ def pull(options: PullOptions) -> None:
     if name is None:
         kind, hint = other_name(options.repository) or ("not org/name", _EXAMPLE)
         raise usage_error(f"{options.repository!r} is {kind}. {hint}".rstrip(". "))
-    for flag, one, other in (
+    for word, one, other in (
         ("CHOICE", said, options.choice), ("--revision", name.revision, options.revision),
     ):  # fmt: skip
         if one and other and one != other:
-            raise usage_error(f"{options.repository!r} says {one}, and {flag} {other}")
+            raise usage_error(f"{options.repository!r} says {one}, and {word} {other}")
     try:
         with byte_progress() as progress:
             pulled = run_pull(
                 name.repository,
                 options.choice or said,
                 directory=options.directory or Path(),
+                projector=not options.no_mmproj,
                 revision=options.revision or name.revision,
                 progress=progress,
             )

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import HubError, OutputError
 from ..parts import part_named
 from ..progress import Progress
-from ..ranges import as_path, check_callback, check_text
+from ..ranges import as_path, check_callback, check_flag, check_text
 from ..system.files import disk_hint, is_directory
 from ..units import bytes_text, told_apart
 from .listing import RemoteFile, check_distinct
@@ -81,6 +81,7 @@ def pull(
     choice: str | None = None,
     *,
     directory: str | os.PathLike[str] = ".",
+    projector: bool = True,
     revision: str | None = None,
     token: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -91,6 +92,7 @@ def pull(
         repository: ``org/name``.
         choice: a file of it, or a quantization such as ``Q4_K_M``; needed where there are several.
         directory: where the files go, under their own names.
+        projector: bring the projector for pictures too, where the repository has one.
         revision: branch, tag or commit; by default the main branch.
         token: to use instead of the one that ``hf auth login`` or HF_TOKEN has set.
         progress: called as bytes arrive.
@@ -104,14 +106,15 @@ def pull(
     check_text("revision", revision, or_none=True)
     check_text("token", token, or_none=True)
     check_callback("progress", progress)
+    check_flag("projector", projector)
     place = Path(as_path("directory", directory))
     if not is_directory(place):
         raise OutputError(f"{place} is not a directory", hint="Make it first.")
     remote = find_repository(repository, revision=revision, token=token)
     model = _choose(remote, choice)
     _check_architecture(remote, model.parts[0])
-    projector = _projector(remote, model)
-    files = [*model.parts, *([projector] if projector else [])]
+    beside = _projector(remote, model) if projector else None
+    files = [*model.parts, *([beside] if beside else [])]
     check_distinct(remote.id, [_base(file) for file in files])
     try:
         before = _check_room(place, files)
@@ -127,7 +130,7 @@ def pull(
         commit=remote.commit,
         model=str(place / _base(model.parts[0])),
         parts=tuple(str(place / _base(part)) for part in model.parts),
-        projector=str(place / _base(projector)) if projector else None,
+        projector=str(place / _base(beside)) if beside else None,
         bytes=sum(file.size for file in files),
         bytes_fetched=fetched,
     )

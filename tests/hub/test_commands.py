@@ -68,6 +68,19 @@ def test_a_pulled_model_can_be_read(
         assert "0 B fetched" in CliRunner().invoke(main, ["pull", name]).stdout
 
 
+def test_a_projector_is_pulled_with_its_model(
+    hub: HubServer, tiny_path: Path, tmp_path: Path
+) -> None:
+    files = {"q4_0.gguf": tiny_path.read_bytes(), "mmproj-f16.gguf": b"GGUF projector"}
+    hub.add("someone/GGUF", files)
+    assert CliRunner().invoke(main, ["pull", "someone/GGUF", "--no-mmproj"]).exit_code == 0
+    assert [path.name for path in tmp_path.glob("*.gguf")] == ["q4_0.gguf"]
+    result = CliRunner().invoke(main, ["pull", "someone/GGUF"])
+    assert result.exit_code == 0
+    assert "mmproj-f16.gguf" in result.stdout
+    assert (tmp_path / "mmproj-f16.gguf").read_bytes() == files["mmproj-f16.gguf"]
+
+
 def test_a_repository_is_planned_from_its_headers_alone(
     hub: HubServer, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:

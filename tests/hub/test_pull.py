@@ -75,6 +75,13 @@ def test_all_parts_and_the_projector_come_whole(hub: HubServer, place: Path) -> 
     assert pulled.commit == hub.repositories[NAME].commit
 
 
+def test_the_projector_stays_where_it_is_if_it_is_not_wanted(hub: HubServer, place: Path) -> None:
+    pulled = pull(NAME, "Q4_K_M", directory=place, projector=False)
+    assert pulled.projector is None
+    assert sorted(listing(place)) == sorted(Path(part).name for part in pulled.parts)
+    assert not hub.sent("mmproj")
+
+
 @pytest.mark.parametrize(
     ("choice", "name"),
     [
