@@ -221,6 +221,7 @@ def test_an_answer_that_fills_the_context_has_as_many_tokens(
 def test_who_wants_something_ends_the_call_after_a_token(engine: Engine) -> None:
     handles, batch = engine._handles, engine._handles.batch
     choice = steps_module.Choice(None, 1)
+    engine.clear()
 
     def take() -> Taken | None:
         batch.clear()
