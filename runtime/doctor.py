@@ -32,6 +32,7 @@ from .bindings.build import (
 )
 from .bindings.devices import Device, list_devices
 from .bindings.library import LibraryInfo, library_info, system_info
+from .bindings.vision import has_mtmd
 from .hardware import find_compiler, visible_gpus
 
 Level = Literal["ok", "note", "problem"]
@@ -64,10 +65,11 @@ class CPU:
 @dataclass(frozen=True)
 class Diagnosis:
     """All that `doctor` found. ``library``, ``amx`` and ``devices`` are empty where the native
-    library does not load."""
+    library does not load. ``mtmd`` is whether its part for pictures does."""
 
     versions: dict[str, str | None]
     library: LibraryInfo | None
+    mtmd: bool
     cpu: CPU
     amx: AMXState | None
     devices: tuple[Device, ...]
@@ -88,6 +90,7 @@ def doctor() -> Diagnosis:
     """Look at packages, library, CPU, AMX, devices and disk. Never raises for what is missing."""
     versions = _versions()
     library: LibraryInfo | None = None
+    mtmd = False
     amx: AMXState | None = None
     devices: tuple[Device, ...] = ()
     features: dict[str, str] = {}
@@ -97,6 +100,7 @@ def doctor() -> Diagnosis:
         features = system_info().get("CPU", {})
         amx = extra_buffers_are_safe()
         devices = list_devices()
+        mtmd = has_mtmd()
     except EngineError as error:
         fix = None if isinstance(error, AllocationError) else build_command()
         findings = (Finding("problem", f"{error.problem}: {error.found}", fix),)
@@ -105,11 +109,13 @@ def doctor() -> Diagnosis:
             Finding("ok", f"llama.cpp {library.llama_cpp} loads"),
             _version_finding(library),
             _rpc_finding(library),
+            _pictures_finding(library, mtmd),
             _amx_finding(amx),
         )
     return Diagnosis(
         versions=versions,
         library=library,
+        mtmd=mtmd,
         cpu=CPU(described_cpu(), physical_cores(), logical_cores(), usable_threads(), features),
         amx=amx,
         devices=devices,
@@ -167,6 +173,16 @@ def _rpc_finding(library: LibraryInfo) -> Finding:
     return Finding(
         "note",
         "RPC is not built in: a model cannot use other machines",
+        build_command(library.backends),
+    )
+
+
+def _pictures_finding(library: LibraryInfo, mtmd: bool) -> Finding:
+    if mtmd:
+        return Finding("ok", "mtmd is built in: models can be shown pictures")
+    return Finding(
+        "note",
+        "mtmd is not built in: models cannot be shown pictures",
         build_command(library.backends),
     )
 

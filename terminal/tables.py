@@ -208,6 +208,7 @@ def _machine(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "llama.cpp", f"{library.llama_cpp} (ggml {library.ggml}, {library.ggml_commit})"
         yield "backends", ", ".join(library.backends)
         yield "RPC", "built in" if library.rpc else "not built in"
+        yield "pictures", "built in" if diagnosis.mtmd else "not built in"
         yield "library", str(Path(library.paths[0]).parent) if library.paths else "unknown"
     cores = f"{cpu.logical_cores} logical cores"
     yield "CPU", cpu.model

@@ -53,6 +53,15 @@ def mtmd() -> Any:
     return module
 
 
+def has_mtmd() -> bool:
+    """Whether llama.cpp was built with what encodes pictures."""
+    try:
+        mtmd()
+    except EngineError:
+        return False
+    return True
+
+
 class TileEncoder:
     """A vision tower with its projector, loaded. Made, used and freed in the engine's thread.
 

@@ -303,8 +303,10 @@ def test_a_library_without_rpc_or_of_another_version_is_said(
 ) -> None:
     other = replace(library_info(), rpc=False, llama_cpp_python="0.3.2", backends=("CUDA", "CPU"))
     monkeypatch.setattr(doctor_module, "library_info", lambda: other)
+    monkeypatch.setattr(doctor_module, "has_mtmd", lambda: False)
     found = {finding.what.split(" ")[0]: finding for finding in doctor().findings}
     assert (found["RPC"].level, found["RPC"].fix) == ("note", build_command(["CUDA"]))
+    assert (found["mtmd"].level, found["mtmd"].fix) == ("note", build_command(["CUDA"]))
     assert found["llama-cpp-python"].level == "problem"
     assert "is 0.3.2" in found["llama-cpp-python"].what
 
