@@ -8,9 +8,11 @@ thread, closed, or forgotten; tasks that are cancelled; prompts that do not fit,
 exist, and readers that fail.
 
 After each half minute of that, every answer is asked for again in an engine of one sequence that
-holds nothing. The logits that each token was chosen from are compared, up to where rounding chose
-another token: a difference above --bound is a mix-up. (A random model of the tests is asked unless
-one is named. Its experts are equal: with others, near ties between experts can be off by more.)
+holds nothing. Every second time tokens are drawn from all, and the logits that each was chosen from
+are compared, up to where rounding chose another token: a difference above --bound is a mix-up. In
+between the likeliest are taken, several in one call of native code: where another token came, its
+logit must be as near to the largest. (A random model of the tests is asked unless one is named. Its
+experts are equal: with others, near ties between experts can be off by more.)
 Then all sequences must be free at once. A line says what was seen, and the resident memory; the
 last ones give the slope of the memory over the second half of the time. The exit status is 1 after
 a mix-up, a sequence that is not free, or an error that nobody asked for.
@@ -29,15 +31,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
 from llama4_edge import AsyncModel, Model, Sampling
 from llama4_edge.errors import ContextFullError, EngineError
+from llama4_edge.runtime.bindings import steps
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.settings import EngineSettings
@@ -47,8 +52,9 @@ _LONGEST = 20_000
 _WAVE_SECONDS = 30.0
 _MIB = 2**20
 
-# Texts that differ as much as their prompts do.
+# Texts that differ as much as their prompts do; and what native code may take.
 _WILD = Sampling(temperature=2.0, top_k=0, top_p=1.0)
+_GREEDY = Sampling(temperature=0.0)
 
 
 class _ReaderError(Exception):
@@ -60,6 +66,7 @@ class Log:
 
     def __init__(self, engine: Engine) -> None:
         self.asked: list[tuple[Request, list[npt.NDArray[np.float32]]]] = []
+        self.has_logits = True
         self._request = engine.request
         engine.request = self.request  # type: ignore[method-assign]
 
@@ -75,8 +82,9 @@ class Log:
         rows: list[npt.NDArray[np.float32]] = []
 
         def noting(token: int, is_end: bool) -> bool:
-            assert request.sequence is not None
-            rows.append(np.array(request.sequence.last_logits()))
+            if self.has_logits:
+                assert request.sequence is not None
+                rows.append(np.array(request.sequence.last_logits()))
             return accept(token, is_end)
 
         request = self._request(prompt, sampling, max_tokens, noting, **how)
@@ -94,6 +102,7 @@ class Traffic:
 
     def __init__(self, model: Model, longest: int) -> None:
         self.model, self.longest = model, longest
+        self.sampling = _WILD
         self.seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.faults: list[str] = []
@@ -157,7 +166,7 @@ class Traffic:
         if chance.random() < 0.3:
             prompt[: length // 2] = self._shared[: length // 2]
         return {
-            "prompt": prompt, "max_tokens": chance.randrange(1, 40), "sampling": _WILD,
+            "prompt": prompt, "max_tokens": chance.randrange(1, 40), "sampling": self.sampling,
             "seed": chance.randrange(10**6),
         }  # fmt: skip
 
@@ -217,7 +226,7 @@ class Traffic:
             return True
 
         engine = self.model.engine
-        request = engine.request(question["prompt"], _WILD.with_seed(), None, accept)
+        request = engine.request(question["prompt"], self.sampling.with_seed(), None, accept)
         engine.scheduler.submit(request)
         engine.scheduler.wait(request, lambda: request.ended)
         if isinstance(request.error, _ReaderError):
@@ -237,6 +246,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--longest", type=int, default=_LONGEST, help="prompt, in tokens")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache-ram", type=int, default=64, help="for finished sequences, in MiB")
     parser.add_argument("--bound", type=float, default=0.003, help="of a logit's difference")
     arguments = parser.parse_args()
     with TemporaryDirectory() as directory:
@@ -249,22 +259,25 @@ def run(path: Path, arguments: argparse.Namespace) -> int:
     # (ggml's flash attention on the CPU sums in f16 where fewer than 64 tokens are decoded.)
     settings = EngineSettings(
         n_ctx=arguments.longest + 480, n_batch=512, n_ubatch=256, n_threads=arguments.threads,
-        flash_attention="off",
+        flash_attention="off", cache_ram=0,
     )  # fmt: skip
-    given = {
-        name: getattr(settings, name) for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads")
-    }
+    names = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attention")
+    given = {name: getattr(settings, name) for name in names}
+    given.update(n_parallel=arguments.parallel, cache_ram=arguments.cache_ram * _MIB)
     begun = last = time.monotonic()
     memory: list[tuple[float, int]] = []
     worst, compared, mixed, other, busy, number = 0.0, 0, 0, 0, 0, 0
     with (
-        Model(path, n_parallel=arguments.parallel, flash_attention="off", **given) as model,
+        Model(path, **given) as model,
         Engine(path, settings) as alone,
     ):
         log, traffic = Log(model.engine), Traffic(model, arguments.longest)
         while time.monotonic() - begun < arguments.minutes * 60:
+            log.has_logits = number % 2 == 0
+            traffic.sampling = _WILD if log.has_logits else _GREEDY
             traffic.wave(f"{arguments.seed} {number}", _WAVE_SECONDS)
             for request, rows in log.take():
+                model.engine.scheduler.wait(request, partial(getattr, request, "ended"))
                 difference, same = compare(alone, request, rows)
                 worst, compared = max(worst, difference), compared + 1
                 mixed += difference > arguments.bound
@@ -298,27 +311,32 @@ def run(path: Path, arguments: argparse.Namespace) -> int:
 def compare(
     alone: Engine, beside: Request, rows: Sequence[npt.NDArray[np.float32]]
 ) -> tuple[float, bool]:
-    """The largest difference of a logit while all tokens were the same, and whether all were."""
-    if not rows:
+    """The largest difference of a logit up to the first other token, and whether there was none."""
+    chosen = beside.text[beside.n_prompt :]
+    if not chosen:
         return 0.0, True
     alone.clear()
-    chosen = beside.text[beside.n_prompt :]
-    largest, mine = [0.0], iter(zip(chosen, rows, strict=False))
+    differences = [0.0]
 
     def accept(token: int, _is_end: bool) -> bool:
-        other, row = next(mine)
+        index = len(differences) - 1
         assert request.sequence is not None
-        largest.append(float(np.abs(request.sequence.last_logits() - row).max()))
-        return token == other
+        logits = request.sequence.last_logits()
+        # Two that are both off by the bound may change places.
+        off = abs(float(logits[token] - logits[chosen[index]])) / 2
+        if rows:
+            off = float(np.abs(logits - rows[index]).max())
+        differences.append(off)
+        return token == chosen[index]
 
-    request = alone.request(
-        beside.text[: beside.n_prompt], beside.sampling, len(rows), accept, paced=False
-    )
-    alone.scheduler.submit(request)
-    alone.scheduler.wait(request, lambda: request.ended)
+    prompt = beside.text[: beside.n_prompt]
+    request = alone.request(prompt, beside.sampling, len(chosen), accept, paced=False)
+    with patch.object(steps, "_native", lambda: None):  # for the logits of each token
+        alone.scheduler.submit(request)
+        alone.scheduler.wait(request, lambda: request.ended)
     if request.error is not None:
         raise request.error
-    return max(largest), request.text[request.n_prompt :] == chosen[: len(rows)]
+    return max(differences), request.text[request.n_prompt :] == chosen
 
 
 def all_are_free(engine: Engine) -> bool:

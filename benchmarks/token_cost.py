@@ -1,6 +1,6 @@
 """What a token costs beside llama_decode: all of ours, our sampling, and llama.cpp's sampling.
 
-    python -m benchmarks.token MODEL [--sequences 1,8] [--generate 400] [--rounds 5] [--threads N]
+    python -m benchmarks.token_cost MODEL [--sequences 1,8] [--generate 400] [--threads N]
 
 In one run, in turn, with the same tokens and the library's default sampling:
 
