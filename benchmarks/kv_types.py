@@ -1,13 +1,13 @@
 """What each pair of KV cache types costs, on demo/Llama-4-Tiny.
 
-    python -m benchmarks.kv_types [--tokens 4000] [--needles 9000,16000,32000]
+    python -m benchmarks.kv_types [--tokens 4000]
 
 Reads one long conversation, of questions and answers that the model was taught, with keys and
 values in every pair of types, and compares the predictions of its tokens with those of a cache in
-f16: the mean KL divergence, and how often the likeliest token is the same. Then asks for codes that
-lie far back in a long conversation. Each with llama.cpp's rotation of quantized keys and values,
-and without (LLAMA_ATTN_ROT_DISABLE=1). Prints tables in Markdown. A model with one KV head and one
-full layer of four says which pair costs more, and not what Scout would lose.
+f16: the mean KL divergence, and how often the likeliest token is the same. Each with llama.cpp's
+rotation of quantized keys and values, and without (LLAMA_ATTN_ROT_DISABLE=1). Prints tables in
+Markdown. A model with one KV head and one full layer of four says which pair costs more, and not
+what Scout would lose. `benchmarks.needles` asks for what lies far back.
 """
 
 from __future__ import annotations
@@ -28,39 +28,28 @@ from tokenizers import Tokenizer
 from benchmarks.peer import OUT
 from demo.training import MODEL
 from demo.training.encoding import encode
-from demo.training.evaluate import DEPTHS, last_answer
-from demo.training.lessons.conversation import Conversation, Turn
-from demo.training.lessons.haystack import needle
+from demo.training.lessons.conversation import Conversation
 from demo.training.lessons.mixture import examination
-from llama4_edge import Model, convert
+from llama4_edge import convert
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.settings import EngineSettings, KVType, KVTypes, kv_bits, kv_text
+from llama4_edge.runtime.settings import EngineSettings, KVType, KVTypes
 
 TYPES: tuple[KVType, ...] = get_args(KVType)
-# Those whose codes are asked for: the planner's ladder, and what is beside and below it.
-ASKED: tuple[KVTypes, ...] = (
-    "f16", "q8_0", ("q8_0", "q5_1"), ("q8_0", "q4_0"), "q5_1", ("q4_0", "q8_0"), "q4_0", "iq4_nl",
-)  # fmt: skip
 _ROTATION = "LLAMA_ATTN_ROT_DISABLE"
 
 
 def main() -> None:
-    """Convert, compare pair by pair, and ask."""
+    """Convert, and compare pair by pair."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=4000, help="0 compares nothing")
-    parser.add_argument("--needles", default="9000,16000,32000")
+    parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     file = arguments.directory / "llama-4-tiny-bf16.gguf"
     convert(MODEL, file, recipe="bf16", force=True)
-    if arguments.tokens:
-        compare_all(file, conversation(arguments.tokens))
-    lengths = [int(length) for length in arguments.needles.split(",") if length]
-    if lengths:
-        ask_all(file, lengths)
+    compare_all(file, conversation(arguments.tokens))
 
 
 def compare_all(file: Path, tokens: Sequence[int]) -> None:
@@ -75,20 +64,6 @@ def compare_all(file: Path, tokens: Sequence[int]) -> None:
         title = "with rotation" if rotated else "without rotation"
         table(f"mean KL x 1e6 over {len(tokens):,} tokens, {title}", cells, 0, 1e6, "{:.3g}")
         table(f"same likeliest token, %, {title}", cells, 1, 100, "{:.2f}")
-
-
-def ask_all(file: Path, lengths: Sequence[int]) -> None:
-    """Print how many codes are recalled with some of the pairs."""
-    print("\n| codes recalled |", " | ".join(f"{length:,} tokens" for length in lengths), "|")
-    print("|---|" + "---|" * len(lengths))
-    for kv_type, rotated in product(ASKED, (True, False)):
-        if kv_type == "f16" and not rotated:
-            continue
-        with rotation(rotated):
-            scores = [recalled(file, length, kv_type) for length in lengths]
-        name = f"{kv_text(kv_type)} ({kv_bits(kv_type) / 2:.2f} bits)"
-        title = name if rotated else f"{name}, no rotation"
-        print(f"| {title} |", " | ".join(scores), "|", flush=True)
 
 
 @contextmanager
@@ -140,24 +115,6 @@ def table(
     for type_k in TYPES:
         row = (form.format(cells[type_k, type_v][part] * scale) for type_v in TYPES)
         print(f"| {type_k} |", " | ".join(row), "|", flush=True)
-
-
-def recalled(file: Path, length: int, kv_type: KVTypes, rounds: int = 2) -> str:
-    """How many codes are recalled of those told at five depths, over several conversations."""
-    correct = total = 0
-    with Model(file, n_ctx=length + 512, n_threads=1, kv_type=kv_type) as model:
-        for number in range(rounds):
-            talk = needle(
-                random.Random(f"needle {length} {number}"), True, length,
-                lambda text: len(model.tokenize(text)),
-                codes=len(DEPTHS), questions=len(DEPTHS), depths=DEPTHS,
-            )  # fmt: skip
-            turns: tuple[Turn, ...] = talk.turns
-            for last in range(1, len(turns) + 1):
-                answer = last_answer(model, Conversation("needle", turns[:last]))
-                total += 1
-                correct += answer == turns[last - 1].answer
-    return f"{correct} of {total}"
 
 
 if __name__ == "__main__":
