@@ -61,8 +61,8 @@ class Model:
 
     Args:
         path: the GGUF.
-        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch``,
-            ``n_threads`` and ``cache_ram``.
+        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch`` and
+            ``n_threads``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less; "max" is the longest context that fits.
         n_parallel: requests that are answered at the same time, each in a context of ``n_ctx``
@@ -546,7 +546,8 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
         raise wrong_type("plan", plan, "a Plan or None")
     usual = EngineSettings()
     names = (
-        "n_parallel", "n_ubatch", "n_expert_used", "flash_attention", "load_mode", "workers",
+        "n_parallel", "n_ubatch", "n_expert_used", "flash_attention", "load_mode", "cache_ram",
+        "workers",
     )  # fmt: skip
     asked = [name for name, value in choices.items() if value is not None]
     asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
@@ -556,9 +557,6 @@ def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
             found=", ".join(asked),
             hint="Ask `plan` for it.",
         )
-
-
-_BESIDE_PLAN = ("n_batch", "n_threads", "cache_ram")  # what no plan decides
 
 
 def _mode(load_mode: LoadMode, mmap: bool) -> LoadMode:
@@ -596,6 +594,7 @@ def _planned(
         flash_attention=wish.flash_attention,
         load_mode=wish.load_mode,
         n_expert_used=wish.n_expert_used,
+        cache_ram=wish.cache_ram,
         placement=placement,
         devices=None if placement else wish.placement.devices,
         workers=wish.workers,
@@ -625,8 +624,9 @@ def _open(
         if plan is None:
             need = host_need(info.path, settings)
         else:
-            beside = {name: getattr(settings, name) for name in _BESIDE_PLAN}
-            settings = replace(plan.settings, **beside)
+            settings = replace(
+                plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
+            )
             need = plan.host.memory
         fitted = settings_that_fit(info.path, settings, need)
         try:

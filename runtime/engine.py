@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from .bindings.memory import MemoryReport
 from .cache import Cache
 from .encoder import Encoder
 from .features import Features, run_length
+from .files.model_file import check_model_file
 from .handles import Handles
 from .main_memory import usual_cache
 from .placement import CPU
@@ -34,7 +36,7 @@ from .request import Request
 from .sampling import Sampling
 from .scheduler import Scheduler
 from .sequence import CachedSequence, Piece, decode, with_rows
-from .settings import EngineSettings
+from .settings import EngineSettings, check_settings_of_model
 from .state import SequenceState
 
 _T = TypeVar("_T")
@@ -53,6 +55,7 @@ class Engine:
         on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
 
     Raises:
+        SettingError: the settings are not possible for this model.
         EngineError: llama.cpp cannot load the model or make the context; its own words are given.
     """
 
@@ -66,6 +69,10 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
+        if self.settings != replace(self.settings, n_expert_used=None, kv_type="f16"):
+            # What llama.cpp would end the process for depends on the model.
+            hparams = check_model_file(self.path).hparams
+            check_settings_of_model(self.settings, hparams, os.fspath(path))
         self.last_prompt: tuple[int, ...] = ()
         self._handles = Handles(self.path, self.settings, on_progress, end_ids)
         self._set_up()

@@ -489,3 +489,20 @@ def test_penalties_count_the_prompt(engine: Engine) -> None:
     engine.prefill([again, 5, 6, 7])
     with engine.sampler(replace(GREEDY, presence_penalty=1000.0)) as choose:
         assert choose() not in {again, 5, 6, 7}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (
+            {"n_expert_used": 5},
+            "n_expert_used is more than the model has, found 5, expected 1 to 4",
+        ),
+        ({"kv_type": "q8_0"}, "keys of its heads cannot be kept as q8_0"),
+    ],
+)
+def test_settings_that_the_model_cannot_have_are_refused(
+    tiny_path: Path, wrong: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(SettingError, match=what):
+        Engine(tiny_path, replace(SMALL, **wrong))
