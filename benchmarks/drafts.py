@@ -147,7 +147,8 @@ def written(answer: Sequence[int] | None) -> Iterator[None]:
         choose(self, logits)
         return next(following)
 
-    with patch.object(Sampler, "choose", replayed):
+    # Without `choice`, each token is decoded in a call of its own, with drafts and without.
+    with patch.object(Sampler, "choose", replayed), patch.object(Sampler, "choice", None):
         yield
 
 

@@ -32,6 +32,7 @@ an idle machine takes up to 0.2 ms, as long as a token of a small model."""
 
 _LOST_AFTER = 0.5  # seconds
 _WORTH_STEPS = 2  # tokens
+_STEPS_TO_DRAFT = 4  # tokens after which a draft is looked for again, where there was none
 
 
 class Scheduler:
@@ -405,11 +406,12 @@ class Scheduler:
         What Python does for a token costs as much as a part of a small model's token where it has
         left the processor's cache, which it does with every decoding.
         """
-        if len(batch) == 1 and batch[0][0].drafter is not None:
-            return False  # it looks for a draft after each token
         choices = [request.choice(piece) for request, piece in batch]
         plain = [choice for choice in choices if choice is not None]
         most = min(self._tokens_left(request) for request, _ in batch)
+        is_alone = len(batch) == 1
+        if is_alone and batch[0][0].drafter is not None:
+            most = min(most, _STEPS_TO_DRAFT)
         self._thread.pay_attention()
         is_wanted = self._changed or self._thread.is_wanted
         if most < _WORTH_STEPS or len(plain) < len(batch) or is_wanted or self._failed_steps:
@@ -422,6 +424,8 @@ class Scheduler:
             return False
         now = time.monotonic()
         n_steps = len(every[0])
+        if is_alone and n_steps:
+            self._costs.add(0, (now - begun) / n_steps)
         self._failed_steps = not n_steps  # in the usual way it is found out whom an error concerns
         for (request, _), tokens in zip(batch, every, strict=True):
             n_before = request.n_chosen

@@ -19,6 +19,7 @@ from llama4_edge.errors import EngineError
 from llama4_edge.runtime import drafts as drafts_module
 from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
+from llama4_edge.runtime.bindings.sampler import Sampler
 from llama4_edge.runtime.drafts import GAIN, KEY, LENGTHS, Costs, Drafter
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
@@ -299,6 +300,7 @@ def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
         return row
 
     monkeypatch.setattr(CachedSequence, "last_logits", logits)
+    monkeypatch.setattr(Sampler, "choice", None)  # the code in C++ would see others
 
 
 SAMPLINGS = {
@@ -328,6 +330,20 @@ def test_the_tokens_are_those_that_are_chosen_without_drafts(engine: Engine, nam
     assert accepted > 100
     assert rejected > 10 or name == "greedy"
     assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+
+
+@pytest.mark.usefixtures("free")
+def test_steps_in_one_call_and_drafts_take_turns(engine: Engine) -> None:
+    plain = ask(engine, words(5), 500, GREEDY)
+    request = ask(engine, words(5), 500, GREEDY, drafts=True)
+    assert request.accepted_tokens > 50
+    pairs = enumerate(zip(plain.text, request.text, strict=True))
+    if differing := [index for index, (token, other) in pairs if token != other]:
+        # The first one that is another is as likely, up to rounding.
+        row = engine.logits(plain.text[: differing[0]])[-1]
+        first, second = plain.text[differing[0]], request.text[differing[0]]
+        assert abs(row[first] - row[second]) < 4 * CLOSE
+        assert differing[0] > 100
 
 
 def oracle(answer: Sequence[int], faults: float = 0.5) -> Callable[..., list[int]]:
