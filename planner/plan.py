@@ -145,8 +145,8 @@ class Alternative:
 class Images:
     """What pictures would take beside the text model, in bytes, none of which is on a device.
 
-    Weights alone, in bf16, as llama.cpp's tools write them into a file of their own (mmproj): this
-    version converts and loads none. ``projector_bytes`` counts the adapter behind the tower too.
+    Weights alone, in f16, as ``convert`` writes them into a file of their own (mmproj), which is
+    loaded for the first picture. ``projector_bytes`` counts the adapter behind the tower too.
     """
 
     vision_tower_bytes: int

@@ -252,8 +252,8 @@ def _images(plan: Plan) -> Iterator[str]:
         yield (
             f"need {bytes_text(plan.images.weights_bytes)} more of weights "
             f"({bytes_text(plan.images.vision_tower_bytes)} vision tower, "
-            f"{bytes_text(plan.images.projector_bytes)} projector), in a file of their own, which "
-            "this version does not make or load: counted on no device"
+            f"{bytes_text(plan.images.projector_bytes)} projector), in a file of their own: loaded "
+            "for the first picture, counted on no device"
         )
 
 
