@@ -86,8 +86,9 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict
 
 # benchmarks/peer.py builds llama.cpp's own tools.
+BENCH_MODEL := benchmarks/out/llama-4-tiny-int4.gguf
 bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
-bench: $(VENV)/.test $(VENV)/.native
+bench: $(VENV)/.test $(VENV)/.native $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.memory
@@ -96,6 +97,16 @@ bench: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.placement
 	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.token_cost $(BENCH_MODEL)
+	$(BIN)/python -m benchmarks.parallel $(BENCH_MODEL)
+	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4
+	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4 --worker
+	$(BIN)/python -m benchmarks.cancel $(BENCH_MODEL)
+	$(BIN)/python -m benchmarks.traffic --minutes 10
+
+$(BENCH_MODEL): $(RUN)
+	@mkdir -p $(@D)
+	$(BIN)/llama4 convert demo/Llama-4-Tiny -o $@ --recipe int4 --force
 
 lock: $(VENV)/.venv
 	@$(INSTALL) "uv" uv
