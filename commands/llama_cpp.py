@@ -79,7 +79,7 @@ _ADAPTER = "Adapters are not applied here: merge them into the checkpoint before
 _LOG = "llama.cpp's log is on stderr with -v, and silent without."
 _FIT = "`llama4 plan MODEL` fits the model to the memory, and run, chat and bench follow it."
 _HUB = "Fetch the file first: llama4 pull ORG/NAME [QUANTIZATION]."
-_PROMPT_CACHE = "Prompts are not cached in files here."
+_PROMPT_CACHE = "--session FILE keeps what was said, and what was read of it."
 _ONE_ANSWER = (
     "`run` and `chat` hold one conversation; `plan -np N` counts several, and in Python "
     "Model(…, n_parallel=N) answers them at the same time."

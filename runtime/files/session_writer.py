@@ -166,9 +166,9 @@ class SessionWriter:
             if beginning[: len(SESSION_MAGIC)] != SESSION_MAGIC:
                 self.close()
                 raise not_a_session(self.path, beginning)
-        if self._partial.exists():
-            self._begin().close()
-            self._partial.unlink(missing_ok=True)
+        # Whether one can be written is known from here on.
+        self._begin().close()
+        self._partial.unlink(missing_ok=True)
 
     def _begin(self) -> RawIOBase:
         """The file that gets the session's name when it is whole: locked, and empty."""
