@@ -21,7 +21,7 @@ from .chat.answer import Completion, Stream
 from .chat.conversation import Conversation
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, Prompts
-from .chat.session import Session, Sessions, as_conversation
+from .chat.session import Session, Sessions, as_conversation, is_mostly
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .chat.window import prompt_of
 from .errors import AllocationError, EngineError, SettingError
@@ -436,7 +436,10 @@ class Model:
         if messages is not None:
             tokens = self._prompts.of_messages(talk).positions
         with SessionWriter(path) as writer:
-            return self._sessions.save(writer, talk, self._sessions.state_of(tokens), on_progress)
+            state = self.engine.state_of(tokens) if tokens else None
+            if state is not None and messages is not None and not is_mostly(state, tokens):
+                state = None
+            return self._sessions.save(writer, talk, state, on_progress)
 
     def load_session(
         self,

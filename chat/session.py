@@ -112,16 +112,6 @@ class Sessions:
         """What the states of this model are told by."""
         return Fingerprint.of(self._info, self._engine.settings)
 
-    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
-        """What is held that begins with most of these tokens, None where there is nothing.
-
-        A state of which less than half is of these tokens is somebody else's.
-        """
-        state = self._engine.state_of(tokens) if tokens else None
-        if state is not None and 2 * common_beginning(state.tokens, tokens) < len(state.tokens):
-            return None
-        return state
-
     def save(
         self,
         writer: SessionWriter,
@@ -176,6 +166,11 @@ class Sessions:
                 hint="Open the model as it was when the session was saved.",
             ) from error
         return Session(conversation, state.tokens, state.nbytes, time.monotonic() - begun)
+
+
+def is_mostly(state: SequenceState, tokens: Sequence[int]) -> bool:
+    """Whether at least half of a state is of these tokens: otherwise it is of something else."""
+    return 2 * common_beginning(state.tokens, tokens) >= len(state.tokens)
 
 
 def as_conversation(messages: Messages | tuple[()], model: str) -> Conversation:

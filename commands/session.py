@@ -173,7 +173,7 @@ class KeptSession:
             return
         seconds = missing * self._read_seconds / self._read_tokens
         if seconds > factor * self._state_bytes / _BYTES_A_SECOND:
-            state = self._sessions.state_of(self._model.engine.last_prompt)
+            state = self._model.engine.state_of(self._last)
             if state is not None:
                 self._write(state)
 

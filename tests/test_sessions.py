@@ -187,6 +187,13 @@ def test_what_was_never_read_is_saved_as_text_alone(tiny_path: Path, book: Path)
         assert [one.content for one in session.conversation.messages] == ["Hello"]
 
 
+def test_a_long_answer_to_a_short_text_is_saved_too(tiny_path: Path, book: Path) -> None:
+    with opened(tiny_path) as model:
+        completion = model.generate([1, 2], max_tokens=100, temperature=0.0)
+        saved = model.save_session(book).tokens
+    assert len(saved) >= len(completion.tokens)
+
+
 def test_a_model_that_was_moved_is_the_same(
     tiny_path: Path, book: Path, talk: Conversation, tmp_path: Path
 ) -> None:
