@@ -71,17 +71,17 @@ def pieces_of(answer: AnswerWithPrompt) -> Iterator[str]:
 def timings_text(completion: Completion) -> str:
     """How many tokens were read and generated, and how fast."""
     read = completion.prompt_tokens - completion.reused_tokens
-    text = (
+    return (
         f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read at "
         f"{completion.prefill_tokens_per_second:,.1f} tokens/s; {speed_text(completion)}"
     )
-    if drafted := completion.drafted_tokens:
-        text += f"; {completion.accepted_tokens:,} of {drafted:,} drafted tokens accepted"
-    return text
 
 
 def speed_text(completion: Completion) -> str:
-    """How many tokens were generated, and how fast."""
+    """How many tokens were generated, and how fast; and how many were drafted, if any were."""
     count = len(completion.tokens)
     unit = "token" if count == 1 else "tokens"
-    return f"{count:,} {unit}, {completion.decode_tokens_per_second:,.1f} tokens/s"
+    text = f"{count:,} {unit}, {completion.decode_tokens_per_second:,.1f} tokens/s"
+    if drafted := completion.drafted_tokens:
+        text += f"; {completion.accepted_tokens:,} of {drafted:,} drafted tokens accepted"
+    return text
