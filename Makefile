@@ -101,6 +101,7 @@ bench: $(VENV)/.test $(VENV)/.native $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.parallel $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4
 	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4 --worker
+	$(BIN)/python -m benchmarks.session --model $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.cancel $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.traffic --minutes 10
 

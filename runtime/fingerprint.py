@@ -19,7 +19,7 @@ from ..errors import SessionError
 from ..quant.types import TYPES
 from ..units import bytes_text
 from ..untrusted import Record, brief
-from .bindings.library import library_info
+from .bindings.library import llama_cpp_python
 from .files.gguf_file import GGUFFile, TensorInfo
 from .files.model_file import ModelInfo
 from .settings import EngineSettings, FlashAttention, KVType
@@ -76,7 +76,7 @@ class Fingerprint:
             rotation=_rotation(settings.type_k, settings.type_v, hparams),
             flash_attention=_flash_attention(settings.flash_attention),
             n_expert_used=settings.n_expert_used or hparams.n_expert_used,
-            llama_cpp=library_info().llama_cpp_python,
+            llama_cpp=llama_cpp_python(),
             byte_order=sys.byteorder,
         )
 

@@ -333,12 +333,18 @@ class LibraryInfo:
     rpc: bool
 
 
+def llama_cpp_python() -> str:
+    """The release of the loaded llama-cpp-python; EngineError when it does not load."""
+    llama()
+    return str(importlib.import_module("llama_cpp").__version__)
+
+
 def library_info() -> LibraryInfo:
     """Versions, files and backends of the loaded library; EngineError when it does not load."""
     bindings = llama()
     backends = _backend_names()
     return LibraryInfo(
-        llama_cpp_python=importlib.import_module("llama_cpp").__version__,
+        llama_cpp_python=llama_cpp_python(),
         llama_cpp=_string_function("llama_version"),
         ggml=_string_function("ggml_version"),
         ggml_commit=_string_function("ggml_commit"),
