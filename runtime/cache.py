@@ -25,9 +25,9 @@ _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
-WORTH_KEEPING = 64
-"""Tokens that are read again rather than kept: what it takes to copy the state of so few, and to
-look through it, a processor takes to read them."""
+WORTH_KEEPING = 16
+"""Tokens that are read again rather than kept. Saving and restoring a small state takes as long as
+reading 4 to 14 tokens does (benchmarks/states.py)."""
 
 _WORTH_COPYING = 64  # tokens: all cells of a sequence are copied, however few it holds
 _LEAST_SHARE = 8  # of what a state has, what would be lost without it is an eighth at least
@@ -214,7 +214,7 @@ class Cache:
         gain = best.reusable(prompt) - n_held
         # It is only read, and not written.
         is_quicker = self._is_quicker(best.data.nbytes // 2, gain)
-        return best if gain >= _WORTH_COPYING and is_quicker else None
+        return best if gain >= WORTH_KEEPING and is_quicker else None
 
     def _leave(self, sequence: CachedSequence) -> None:
         """Keep what a sequence holds, and nothing that it makes superfluous."""

@@ -19,6 +19,7 @@ import pytest
 
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import SettingError
+from llama4_edge.runtime.cache import WORTH_KEEPING
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.main_memory import usual_cache
 from llama4_edge.runtime.request import Request
@@ -112,6 +113,7 @@ def go_back(engine: Engine, fresh: dict[int, Logits], back: dict[int, int]) -> N
         assert distance(engine.last_logits(), fresh[count]) < CLOSE
 
 
+@pytest.mark.heavy
 def test_a_sequence_goes_back_as_if_it_had_read_no_further(
     tiny_path: Path, fresh: dict[int, Logits]
 ) -> None:
@@ -142,6 +144,7 @@ def test_with_checkpoints_nothing_is_read_again(tiny_path: Path, fresh: dict[int
             assert sequence.ends == [end for end in (CHUNK, 2 * CHUNK) if end < count + 100]
 
 
+@pytest.mark.heavy
 def test_a_branch_is_left_and_taken_up_again_across_chunks(
     tiny_path: Path, fresh: dict[int, Logits]
 ) -> None:
@@ -355,7 +358,7 @@ def test_what_is_short_or_held_elsewhere_is_not_kept(
     with Engine(tiny_path, replace(SMALL, n_parallel=2)) as engine:
         counts = saved(engine, monkeypatch)
         for seed in range(4):
-            asked(engine, random_tokens(40, seed=seed), 5)
+            asked(engine, random_tokens(10, seed=seed), 5)
         prompt = random_tokens(300, seed=9)
         first = ask(engine, prompt, 5)
         for request in (first, ask(engine, prompt, 5, after=first)):
@@ -427,6 +430,7 @@ def test_without_a_budget_nothing_is_kept(tiny_path: Path) -> None:
         assert engine.cache.nbytes == 0
 
 
+@pytest.mark.heavy
 def test_checkpoints_stay_within_the_budget_and_leave_before_states(
     tiny_path: Path, long_state: Any
 ) -> None:
@@ -504,7 +508,7 @@ def test_conversations_of_many_threads_keep_their_reading_through_cancels_and_er
             for _ in range(5):
                 n_held = mine.n_held
                 request = mine.turn(n_new=chance.randrange(20, 150), n_answer=20)
-                assert request.reused_tokens >= n_held - 64
+                assert request.reused_tokens >= n_held - WORTH_KEEPING
                 whole.append(request)
                 lost = ask(engine, random_tokens(200, seed=chance.randrange(10**6)), 500)
                 if chance.random() < 0.5:
