@@ -72,30 +72,39 @@ def _unmeasured(reason: str) -> ReadRate:
 def _measured(descriptor: int, size: int, piece: int) -> ReadRate:
     # llama.cpp advises so too (llama-mmap.cpp), which makes the kernel read ahead further.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    places = list(range(0, size - piece + 1, piece))
-    random.shuffle(places)
     threads = min(usable_threads(), _THREADS)
+    count, seconds, begun = 0, 0.0, time.perf_counter()
     with (
         mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapping,
         ThreadPoolExecutor(threads, "read-rate") as pool,
     ):
         address = np.frombuffer(mapping, dtype=np.uint8).ctypes.data
-        count, seconds = 0, 0.0
-        for place in places:
+        while time.perf_counter() - begun < _LONG_ENOUGH:
+            place = random.randrange(size - piece + 1)
             forget_cached(descriptor, max(place - _AROUND, 0), piece + 2 * _AROUND)
-            begun = time.perf_counter()
+            if _is_cached(descriptor, place + piece // 2):
+                continue
             edges = np.linspace(place, place + piece, threads + 1).astype(int).tolist()
             parts = [(address + begin, address + end) for begin, end in pairwise(edges)]
-            for error in pool.map(_populate, parts):
-                if error == errno.EINVAL:
-                    return _unmeasured("Linux is older than 5.14")
-                if error:
-                    raise OSError(error, os.strerror(error))
-            seconds += time.perf_counter() - begun
+            started = time.perf_counter()
+            errors = [error for error in pool.map(_populate, parts) if error]
+            seconds += time.perf_counter() - started
+            if errno.EINVAL in errors:
+                return _unmeasured("Linux is older than 5.14")
+            if errors:
+                raise OSError(errors[0], os.strerror(errors[0]))
             count += piece
-            if seconds > _LONG_ENOUGH:
-                break
+    if not count:
+        return _unmeasured("the file stays in memory: it lies there, or somebody uses it")
     return ReadRate(int(count / seconds), "measured now, by mapping parts of the file")
+
+
+def _is_cached(descriptor: int, place: int) -> bool:
+    """Whether a byte of a file is in memory."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) > 0
+    except OSError:  # it would have to wait, or the file system does not say
+        return False
 
 
 def _populate(part: tuple[int, int]) -> int:

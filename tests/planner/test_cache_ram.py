@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 from rich.console import Console
 
+from llama4_edge import Model
 from llama4_edge.planner import Plan, plan
 from llama4_edge.terminal.plan_view import llama_cpp_flags, plan_view
 
@@ -58,3 +60,14 @@ def test_several_sequences_say_what_each_takes() -> None:
     cache = sum(device.memory.kv for device in result.devices)
     assert cache == 8 * (32_768 * 48 * 2**10 + 8704 * 36 * 4096)
     assert "each of the 8 sequences has 2.70 GiB of the KV cache for itself" in result.notes
+
+
+def test_a_model_keeps_as_much_as_its_plan_or_as_was_asked_for_beside_it(tiny_path: Path) -> None:
+    chosen = plan(tiny_path, cache_ram=64 << 20)
+    with Model(tiny_path, plan=chosen) as model:
+        assert model.engine.settings.cache_ram == 64 << 20
+    with Model(tiny_path, plan=chosen, cache_ram=0) as model:
+        assert model.engine.settings.cache_ram == 0
+    with Model(tiny_path, cache_ram=32 << 20) as model:
+        assert model.engine.settings.cache_ram == 32 << 20
+        assert model.plan is None or model.plan.settings.cache_ram == 32 << 20

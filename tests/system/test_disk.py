@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import time
@@ -52,6 +53,19 @@ def test_a_file_that_is_not_there_gives_the_systems_reason(tmp_path: Path) -> No
     rate = read_rate(tmp_path / "absent", PIECE)
     assert rate.bytes_per_second is None
     assert rate.source == "not measured because the file cannot be read: No such file or directory"
+
+
+@linux_only
+def test_pages_that_stay_in_memory_are_not_taken_for_a_fast_disk(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(1 << 20) * 80)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+            assert sum(mapping[:: mmap.PAGESIZE]) > 0  # another user of every page
+            rate = read_rate(path, PIECE)
+    assert rate.bytes_per_second is None
+    assert "stays in memory" in rate.source
 
 
 @linux_only
