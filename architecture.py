@@ -99,10 +99,9 @@ def byte_alphabet() -> dict[int, str]:
     }
 
 
-MIN_VISION_LAYERS = 3
 MAX_VISION_LAYERS = 128
-"""Layers of a vision tower: mtmd was seen to abort on fewer, and its graph holds 8192 nodes and
-weights, 54 of which are one layer's."""
+"""Layers of a vision tower: mtmd's graph holds 8192 nodes and weights, 54 of which are one layer's,
+and it aborts on more."""
 MAX_IMAGE_SIZE = 8192
 """Pixels along a side that mtmd's loader takes."""
 VISION_ROPE_THETA = 10000.0

@@ -13,7 +13,6 @@ from typing import Any
 from ..architecture import (
     MAX_IMAGE_SIZE,
     MAX_VISION_LAYERS,
-    MIN_VISION_LAYERS,
     VISION_ROPE_THETA,
 )
 from ..errors import UnsupportedError
@@ -134,10 +133,10 @@ def _check_sizes(config: VisionConfig, fields: Fields) -> None:
 
     layers, heads, width = config.n_layer, config.n_head, config.width
     check(
-        MIN_VISION_LAYERS <= layers <= MAX_VISION_LAYERS,
+        layers <= MAX_VISION_LAYERS,
         "num_hidden_layers",
         layers,
-        f"{MIN_VISION_LAYERS} to {MAX_VISION_LAYERS}",
+        f"at most {MAX_VISION_LAYERS}",
     )
     check(
         width % heads == 0 and width // heads % 4 == 0,

@@ -47,7 +47,7 @@ class Rope:
 class Vision:
     """Shape of the vision tower; ``projector`` is the width of its output.
 
-    With fewer than three layers llama.cpp aborts.
+    llama.cpp's converter knows no tower of fewer than three layers.
     """
 
     hidden: int = 64

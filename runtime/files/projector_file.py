@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...architecture import MAX_IMAGE_SIZE, MAX_VISION_LAYERS, MIN_VISION_LAYERS
+from ...architecture import MAX_IMAGE_SIZE, MAX_VISION_LAYERS
 from ...errors import ModelFileError
 from ...untrusted import brief
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
@@ -287,7 +287,7 @@ def _info(gguf: GGUFFile) -> ProjectorInfo:
         raise _bad_key(gguf, name, "no such key" if epsilon is None else epsilon, "above 0")
     return ProjectorInfo(
         path=gguf.path,
-        n_layer=_number(gguf, "block_count", MIN_VISION_LAYERS, MAX_VISION_LAYERS),
+        n_layer=_number(gguf, "block_count", most=MAX_VISION_LAYERS),
         width=width,
         n_head=n_head,
         n_ff=n_ff,

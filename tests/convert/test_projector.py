@@ -286,7 +286,7 @@ def test_an_interrupted_conversion_of_both_is_not_taken_for_one_of_the_text_alon
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_hidden_layers": 2}, "num_hidden_layers: 2 .llama.cpp: 3 to 128"),
+        ({"num_hidden_layers": 129}, "num_hidden_layers: 129 .llama.cpp: at most 128"),
         ({"intermediate_size": 100}, "intermediate_size: 100 .*here 256"),
         ({"hidden_act": "silu"}, "hidden_act: 'silu'"),
         ({"norm_eps": 1e-6}, "norm_eps: 1e-06"),

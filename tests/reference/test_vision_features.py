@@ -6,12 +6,13 @@ bf16, which has 3 bits fewer: hence the type that a projector gets unless it is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demo.checkpoint import SCOUT_LIKE
+from demo.checkpoint import SCOUT_LIKE, Vision
 from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector
 from tests.mtmd import Bytes, Floats, mtmd_features, opened
 
@@ -34,7 +35,7 @@ def cosine(one: Floats, other: Floats) -> float:
 @pytest.mark.parametrize(
     ("vision_type", "error"), [("f32", 1e-3), ("f16", 1e-3), ("bf16", 1e-2), ("q8_0", 3e-2)]
 )
-@pytest.mark.parametrize("name", ["demo", "scout"])
+@pytest.mark.parametrize("name", ["demo", "scout", "one layer"])
 def test_features_are_those_of_transformers(
     make_checkpoint: MakeCheckpoint,
     make_gguf: MakeGGUF,
@@ -43,7 +44,9 @@ def test_features_are_those_of_transformers(
     vision_type: str,
     error: float,
 ) -> None:
-    checkpoint, side = (DEMO, 336) if name == "demo" else (make_checkpoint(SCOUT_LIKE), 56)
+    layers = 1 if name == "one layer" else 3
+    made = replace(SCOUT_LIKE, vision=Vision(layers=layers))
+    checkpoint, side = (DEMO, 336) if name == "demo" else (make_checkpoint(made), 56)
     projector = make_projector(checkpoint, vision_type)
     tile = tile_of(side)
     expected = reference_features(checkpoint, tile)
