@@ -24,10 +24,12 @@ import pytest
 from click.testing import CliRunner
 
 import llama4_edge
+from llama4_edge import Conversation
 from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.sessions import write
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"docs/reference/commands.md"}
@@ -146,10 +148,12 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def full_shelf(shelf: Path, demo_gguf: Path) -> Path:
-    """The same with the GGUFs of the pages."""
+    """The same with the GGUFs of the pages, a document and a session."""
     for name in MODELS:
         (shelf / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(demo_gguf, shelf / name)  # a conversion writes through links
+    (shelf / "book.md").write_text("Ana lives by the sea.", encoding="utf-8")
+    write(shelf / "book.l4s", talk=Conversation().user("Hello").assistant("Hi."))
     return shelf
 
 
