@@ -62,12 +62,10 @@ def test_several_sequences_say_what_each_takes() -> None:
     assert "each of the 8 sequences has 2.70 GiB of the KV cache for itself" in result.notes
 
 
-def test_a_model_keeps_as_much_as_its_plan_or_as_was_asked_for_beside_it(tiny_path: Path) -> None:
+def test_a_model_keeps_as_much_as_its_plan_says(tiny_path: Path) -> None:
     chosen = plan(tiny_path, cache_ram=64 << 20)
     with Model(tiny_path, plan=chosen) as model:
         assert model.engine.settings.cache_ram == 64 << 20
-    with Model(tiny_path, plan=chosen, cache_ram=0) as model:
-        assert model.engine.settings.cache_ram == 0
     with Model(tiny_path, cache_ram=32 << 20) as model:
         assert model.engine.settings.cache_ram == 32 << 20
         assert model.plan is None or model.plan.settings.cache_ram == 32 << 20
