@@ -27,7 +27,7 @@ from ..system.memory import host_memory
 from .bindings.memory import MemoryReport
 from .cache import Cache
 from .encoder import Encoder
-from .features import Features, run_length
+from .features import Features, names_in
 from .files.model_file import check_model_file
 from .handles import Handles
 from .main_memory import usual_cache
@@ -290,7 +290,7 @@ class Engine:
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
-        edges = _edges(prompt, min(self.settings.n_outputs, self._handles.n_batch))
+        edges = _edges(len(prompt), min(self.settings.n_outputs, self._handles.n_batch))
         with self._lent_sequence() as request:
 
             def rows(begin: int, end: int) -> bool:
@@ -308,8 +308,8 @@ class Engine:
 
             pieces = list(pairwise(edges))
             for begin, end in pieces:
-                if features is not None and prompt[begin] < 0:
-                    self._make(features, prompt[begin:end])
+                if features is not None and (names := names_in(prompt[begin:end])):
+                    self._make(features, names)
             while not all(self._handles.thread.call(partial(rows, *piece)) for piece in pieces):
                 pass
             if request.error is not None:
@@ -454,17 +454,12 @@ class Engine:
         self._sequence.extend(token)
 
 
-def _edges(prompt: Sequence[int], size: int) -> list[int]:
+def _edges(count: int, size: int) -> list[int]:
     """Where the pieces of a prompt begin and end that are decoded with all of their logits."""
-    edges = [0]
-    while edges[-1] < len(prompt):
-        begin = edges[-1]
-        end = begin + run_length(prompt, begin, len(prompt))
-        # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
-        # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
-        # accuracy where many keys are attended to, and the first piece has few.
-        edges += range(begin + ((end - begin) % size or size), end + 1, size)
-    return edges
+    # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
+    # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
+    # accuracy where many keys are attended to, and the first piece has few.
+    return [0, *range(count % size or size, count + 1, size)]
 
 
 def _full(wanted: int, n_ctx: int) -> ContextFullError:

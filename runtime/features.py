@@ -22,14 +22,11 @@ class Features(Protocol):
     def step(self, names: Sequence[int]) -> None:
         """Make some of the rows that are not there, in one call that others wait for."""
 
-    def rows(self, names: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The rows of these names, which are there; float32 of [n_names, n_embd]."""
+    def rows(self, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The rows of these names, which are there, and the embeddings of the tokens among them;
+        float32 of [n_positions, n_embd]."""
 
 
-def run_length(positions: Sequence[int], begin: int, end: int) -> int:
-    """How many positions from ``begin`` on, before ``end``, are of one kind: tokens or names."""
-    is_name = positions[begin] < 0
-    for index in range(begin + 1, end):
-        if (positions[index] < 0) != is_name:
-            return index - begin
-    return end - begin
+def names_in(positions: Sequence[int]) -> list[int]:
+    """The names of features among positions of a prompt."""
+    return [one for one in positions if one < 0]

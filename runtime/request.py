@@ -15,7 +15,7 @@ from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .bindings.thread import News
 from .drafts import Drafter
-from .features import Features, run_length
+from .features import Features, names_in
 from .sampling import Sampling
 from .sequence import CachedSequence, Piece
 
@@ -150,7 +150,6 @@ class Request:
         begin = len(self.held.tokens)
         # A batch ends where a chunk does: only then do the chunked layers hold all of it for sure.
         end = min(begin + count, begin - begin % ATTENTION_CHUNK + ATTENTION_CHUNK)
-        end = begin + run_length(self.text, begin, end)
         return Piece(self.held, self.text[begin:end], int(end == len(self.text)))
 
     def choice(self, piece: Piece) -> Choice | None:
@@ -164,7 +163,4 @@ class Request:
         if self.features is None or self.sequence is None or self.answers:
             return []
         begin = min(len(self.sequence.tokens), self.n_prompt - 1)
-        if self.text[begin] >= 0:
-            return []
-        end = min(begin + most, self.n_prompt)
-        return self.text[begin : begin + run_length(self.text, begin, end)]
+        return names_in(self.text[begin : min(begin + most, self.n_prompt)])

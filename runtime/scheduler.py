@@ -180,10 +180,10 @@ class Scheduler:
         batch = self._next_batch()
         if batch and not is_busy and self._answer_on(batch):
             return True
-        # llama.cpp takes tokens or features, not both in one call.
-        for is_name in (False, True):
+        # llama.cpp takes tokens or embeddings, not both in one call.
+        for has_names in (False, True):
             if one_kind := [
-                (one, piece) for one, piece in batch if (piece.tokens[0] < 0) == is_name
+                (one, piece) for one, piece in batch if _has_names(one, piece) == has_names
             ]:
                 self._decode(one_kind)
         return bool(batch) or is_busy
@@ -512,3 +512,7 @@ class Scheduler:
             self.cache.release(request.sequence)
             request.sequence = None
             self._changed = True
+
+
+def _has_names(request: Request, piece: Piece) -> bool:
+    return request.features is not None and min(piece.tokens) < 0

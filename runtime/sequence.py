@@ -372,7 +372,8 @@ def _pointer(data: Bytes) -> Any:
 class Piece(NamedTuple):
     """Tokens to decode after those that a sequence holds; the last ``outputs`` return logits.
 
-    Where they are names of features, ``rows`` are these, float32 of [n_tokens, n_embd].
+    Where there are names of features among them, ``rows`` are these and the embeddings of the
+    others, float32 of [n_tokens, n_embd].
     The last ``drafted`` of them, for which there are logits too, are not held before they are
     confirmed.
     """
@@ -385,8 +386,8 @@ class Piece(NamedTuple):
 
 
 def with_rows(piece: Piece, features: Features | None) -> Piece:
-    """The piece with the rows that it names, if it names any."""
-    if features is None or piece.tokens[0] >= 0:
+    """The piece with its rows, if it names any."""
+    if features is None or min(piece.tokens) >= 0:
         return piece
     return piece._replace(rows=features.rows(piece.tokens))
 
@@ -425,7 +426,7 @@ def take_steps(
 def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     """Decode at most n_batch tokens that fit, of sequences in the order of their numbers.
 
-    All of them are ids of tokens, or all of them names of features.
+    All pieces have rows, or none has.
 
     Returns:
         Whether that was done; it was aborted otherwise, and the sequences are unsure.

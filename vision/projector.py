@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..ranges import as_path
+from ..runtime.embedding import TokenEmbedding
 from ..runtime.engine import Engine
 from ..runtime.files.model_file import ModelInfo
 from .finding import check_projector, no_projector, projector_beside
@@ -42,6 +43,7 @@ class Projector:
 
     Args:
         engine: the model's, which frees it.
+        embedding: the model's, for the tokens among a picture's features.
         path: a projector file that was checked.
         on_progress: called with the fraction loaded; returning False cancels.
 
@@ -53,11 +55,13 @@ class Projector:
     def __init__(
         self,
         engine: Engine,
+        embedding: TokenEmbedding,
         path: str | os.PathLike[str],
         *,
         on_progress: Callable[[float], object] | None = None,
     ) -> None:
         self.path = Path(path)
+        self.embedding = embedding
         self._engine = engine
         self._encoder = engine.open_encoder(self.path, on_progress)
         self._kept: OrderedDict[bytes, _Picture] = OrderedDict()
@@ -147,13 +151,18 @@ class PromptFeatures:
             picture, _ = missing
             self._projector._encode(picture, picture.n_done + 1)
 
-    def rows(self, names: Sequence[int]) -> FeatureRows:
-        """The rows of these names, float32 of [n_names, n_embd]."""
-        found = [self._places[name] for name in names]
-        rows: FeatureRows = np.array(
-            [picture.rows[divmod(row, PATCHES_PER_TILE)] for picture, row in found]
+    def rows(self, positions: Sequence[int]) -> FeatureRows:
+        """The rows of names, and the embeddings of tokens; float32 of [n_positions, n_embd]."""
+        tokens = [one for one in positions if one >= 0]
+        embedded = iter(self._projector.embedding.rows(tokens) if tokens else ())
+        return np.array(
+            [next(embedded) if one >= 0 else self._row(one) for one in positions], dtype=np.float32
         )
-        return rows
+
+    def _row(self, name: int) -> FeatureRows:
+        picture, row = self._places[name]
+        features: FeatureRows = picture.rows[divmod(row, PATCHES_PER_TILE)]
+        return features
 
     def _missing(self, names: Sequence[int]) -> tuple[_Picture, int] | None:
         for name in names:
@@ -232,5 +241,5 @@ class Pictures:
                     raise no_projector(self._model.path)
                 if self._named is None:
                     check_projector(path, self._model.hparams.n_embd)
-                self._projector = Projector(self._engine, path)
+                self._projector = Projector(self._engine, TokenEmbedding(self._model), path)
             return self._projector

@@ -12,7 +12,7 @@ import pytest
 
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime.engine import Engine
-from llama4_edge.runtime.features import run_length
+from llama4_edge.runtime.features import names_in
 from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
@@ -47,9 +47,9 @@ class EmbeddingRows:
         self.threads.add(threading.get_ident())
         self.made += [name for name in dict.fromkeys(names) if name not in self.made][:40]
 
-    def rows(self, names: Sequence[int]) -> npt.NDArray[np.float32]:
-        assert self.is_ready(names)
-        rows: npt.NDArray[np.float32] = self.table[[-1 - name for name in names]]
+    def rows(self, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+        assert self.is_ready(names_in(positions))
+        rows: npt.NDArray[np.float32] = self.table[[max(one, -1 - one) for one in positions]]
         return rows
 
 
@@ -145,8 +145,19 @@ def test_names_without_features_are_refused(engine: Engine) -> None:
         engine.logits(named(TEXT))
 
 
-def test_runs_of_one_kind_are_told() -> None:
-    assert run_length([1, 2, -1, -2, 3], 0, 5) == 2
-    assert run_length([1, 2, -1, -2, 3], 2, 5) == 2
-    assert run_length([1, 2, -1, -2, 3], 2, 3) == 1
-    assert run_length([1, 2], 0, 2) == 2
+def test_names_are_told_from_tokens() -> None:
+    assert names_in([1, 2, -1, -2, 3]) == [-1, -2]
+    assert names_in([1, 2]) == []
+
+
+def test_tokens_among_features_are_decoded_with_them_in_one_call(engine: Engine) -> None:
+    prompt = [3, *TEXT[:50], *named(TEXT)[60:200]]
+    prompt[70], prompt[100] = 9, 10  # as separators stand between a picture's tiles
+    features = EmbeddingRows()
+    for name in names_in(prompt):
+        features.made.append(name)
+    before = engine._handles.n_decoded
+    request = finish(engine, prompt, features, count=1)
+    assert request.error is None
+    # A ubatch has 64 tokens.
+    assert engine._handles.n_decoded - before == -(-len(prompt) // 64)
