@@ -40,7 +40,9 @@ class ConvertOptions:
         "encoded.",
     )
     no_vision: bool = flag("--no-vision", help="Leave the projector for pictures out.")
-    vision_only: bool = flag("--vision-only", help="Write the projector for pictures alone.")
+    vision_only: bool = flag(
+        "--vision-only", "--mmproj", help="Write the projector for pictures alone."
+    )
     vision_type: str | None = option(
         "--vision-type", kind=str, metavar="TYPE",
         help="What the projector's matrices are stored as: f16, bf16, q8_0 or f32.",

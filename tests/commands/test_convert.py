@@ -33,6 +33,26 @@ def test_a_dry_run_says_the_same_and_writes_nothing(
     assert list(tmp_path.glob("*.gguf")) == []
 
 
+def test_either_file_is_written_alone(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    name = scout_checkpoint.name
+    for flags, outputs in {
+        ("--no-vision",): [f"{name}-int4.gguf"],
+        ("--vision-only",): [f"mmproj-{name}-f16.gguf"],
+        ("--mmproj", "--vision-type", "q8_0"): [f"mmproj-{name}-q8_0.gguf"],
+    }.items():
+        result = llama4("convert", scout_checkpoint, "--dry-run", "--json", *flags)
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["outputs"] == outputs
+    refused = llama4("convert", scout_checkpoint, "--vision-only", "--no-vision")
+    assert "nothing is to be converted" in the_error(refused)
+    refused = llama4("convert", scout_checkpoint, "--vision-only", "--recipe", "int8")
+    assert "recipe is of no effect, found text=False (--vision-only)" in the_error(refused)
+    refused = llama4("convert", scout_checkpoint, "--vision-type", "int4")
+    assert "unknown vision_type (--vision-type), found 'int4'" in the_error(refused)
+
+
 def test_the_first_type_that_matches_decides(llama4: Command, scout_checkpoint: Path) -> None:
     result = llama4(
         "convert", scout_checkpoint, "--dry-run", "--json",
