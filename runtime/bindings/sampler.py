@@ -15,6 +15,7 @@ import ctypes
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class Sampler:
         while self._chains:
             self._llama.llama_sampler_free(self._chains.pop())
 
-    @property
+    @cached_property
     def choice(self) -> Choice | None:
         """How `Steps` choose as this does; None where it takes more than the largest logits."""
         sampling = self._sampling

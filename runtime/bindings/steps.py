@@ -80,6 +80,8 @@ class Steps:
         self._ends = (ctypes.c_int32 * max(len(end_ids), 1))(*end_ids)
         self._n_ends = len(end_ids)
         self._stop, self._attention = stop, attention
+        self._tokens = np.empty(0, np.int32)
+        self._address = 0
 
     def take(
         self, batch: Batch, choices: Sequence[Choice], most: int, seconds: float
@@ -96,15 +98,19 @@ class Steps:
         native = _native()
         if native is None:
             return None
-        tokens = np.empty((most, len(choices)), np.int32)
+        size = most * len(choices)
+        if size > self._tokens.size:
+            self._tokens = np.empty(size, np.int32)
+            self._address = self._tokens.ctypes.data  # takes microseconds
         n_decoded, status = ctypes.c_int32(), ctypes.c_int32()
         every = (Choice * len(choices))(*choices)
         n_steps = native(
             ctypes.byref(self._llama), ctypes.byref(batch.native), every, self._ends, self._n_ends,
             most, seconds, self._stop, self._attention,
-            tokens.ctypes.data, ctypes.byref(n_decoded), ctypes.byref(status),
+            self._address, ctypes.byref(n_decoded), ctypes.byref(status),
         )  # fmt: skip
-        return Taken(tokens[:n_steps], int(n_decoded.value), bool(status.value))
+        tokens = self._tokens[: n_steps * len(choices)].reshape(n_steps, len(choices)).copy()
+        return Taken(tokens, int(n_decoded.value), bool(status.value))
 
 
 @cache
