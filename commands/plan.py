@@ -64,6 +64,10 @@ class _Counted:
     )  # fmt: skip
     n_expert_used: int | None = experts_option()
     cache_ram: int | None = cache_ram_option()
+    image_size: tuple[int, int] | None = option(
+        "--image-size", kind=values.image_size, metavar="WxH",
+        help="Keep room for the vision tower, and say what a picture of this size costs.",
+    )  # fmt: skip
 
     @staticmethod
     def defaults() -> dict[str, object]:

@@ -25,6 +25,14 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 _TOKENS = re.compile(r"(\d+)\s*([KM]?)", re.IGNORECASE)
 
 
+def image_size(word: str) -> tuple[int, int]:
+    """``1920x1080``: columns and rows of pixels."""
+    match = re.fullmatch(r"(\d{1,7})x(\d{1,7})", word.strip(), re.IGNORECASE)
+    if match is None or "0" in (match[1], match[2]):
+        raise click.BadParameter(f"{word!r} is not a size in pixels such as 1920x1080")
+    return int(match[1]), int(match[2])
+
+
 class FilePath(click.Path):
     """The name of a file or a directory, which shells complete; an empty one is a mistake."""
 

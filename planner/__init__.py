@@ -1,6 +1,7 @@
 """What fits where, before anything is loaded."""
 
-from .plan import Alternative, DevicePlan, Images, Plan
+from .pictures import Images
+from .plan import Alternative, DevicePlan, Plan
 from .planning import fallback, plan
 
 __all__ = ["Alternative", "DevicePlan", "Images", "Plan", "fallback", "plan"]

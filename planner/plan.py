@@ -25,6 +25,7 @@ from .from_disk import DiskReads
 from .layout import DeviceLoad
 from .machine import MachineDevice
 from .measured import MeasuredShare, measured_share
+from .pictures import Images
 
 FORMAT = 4
 """The version of a plan's JSON."""
@@ -142,36 +143,6 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Images:
-    """What pictures would take beside the text model, in bytes, none of which is on a device.
-
-    Weights alone, in f16, as ``convert`` writes them into a file of their own (mmproj), which is
-    loaded for the first picture. ``projector_bytes`` counts the adapter behind the tower too.
-    """
-
-    vision_tower_bytes: int
-    projector_bytes: int
-
-    @property
-    def weights_bytes(self) -> int:
-        """Both."""
-        return self.vision_tower_bytes + self.projector_bytes
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: both, their sum, and that they are not loaded."""
-        return asdict(self) | {"weights_bytes": self.weights_bytes, "loaded": False}
-
-    @classmethod
-    def from_record(cls, record: Record) -> Images:
-        """What `as_dict` wrote.
-
-        Raises:
-            SettingError: an entry is missing, or of another type.
-        """
-        return cls(*(record.integer(field.name) for field in fields(cls)))
-
-
-@dataclass(frozen=True)
 class Plan:
     """Where a model goes, and what comes of it. ``str(plan)`` is one line.
 
@@ -179,8 +150,8 @@ class Plan:
     ``why`` says how the placement was chosen, ``notes`` what else is worth knowing,
     ``alternatives`` what other settings would cost. ``described`` is whether the GPUs are not those
     of this machine. ``disk`` is what decoding reads from the file, None where main memory has room
-    for all weights, or not even for the context. ``images`` are weights for pictures, which no
-    device holds; None for a model without, or a GGUF, which does not say.
+    for all weights, or not even for the context. ``images`` is what pictures take, None for a model
+    without a vision tower, or a GGUF without one beside it.
     """
 
     model: str

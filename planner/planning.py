@@ -32,7 +32,8 @@ from .geometry import Geometry, open_geometry
 from .gpus import gpus_named
 from .ladder import Candidate, Ladder, Strategy
 from .machine import Machine, MachineDevice, described_machine, this_machine
-from .plan import Alternative, DevicePlan, Images, Plan
+from .pictures import images_of, with_room
+from .plan import Alternative, DevicePlan, Plan
 from .search import Search
 
 LEAST_USABLE = 256 * 2**20
@@ -54,6 +55,7 @@ def plan(
     load_mode: LoadMode = EngineSettings.load_mode,
     n_expert_used: int | None = None,
     cache_ram: int | None = None,
+    image_size: tuple[int, int] | None = None,
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
@@ -81,6 +83,8 @@ def plan(
         n_expert_used: routed experts that a token visits; None is as many as the model says.
         cache_ram: bytes of main memory for what finished sequences had read. They take what a plan
             leaves, so that no placement is worse for them.
+        image_size: columns and rows of pixels of the pictures that the model will be shown: room is
+            kept for its vision tower. None keeps none, and the tower goes where there is some.
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
@@ -133,8 +137,11 @@ def plan(
             rest = tuple(gpu for gpu in machine.gpus if gpu.name not in full)
             machine = replace(machine, gpus=rest)
             base = replace(base, placement=Placement(devices=tuple(gpu.name for gpu in rest)))
+        images = images_of(geometry)
+        if image_size is not None:
+            machine, images = with_room(machine, images, image_size, geometry.name)
         search = Search(geometry, machine, base, connected)
-        result = _plan(search, n_ctx, kv_type, placement)
+        result = replace(_plan(search, n_ctx, kv_type, placement), images=images)
         return result.with_notes(*(f"{name} is left out: its memory is full" for name in full))
 
 
@@ -158,7 +165,9 @@ def fallback(plan: Plan) -> Plan | None:
         geometry = geometry.with_experts_used(settings.n_expert_used)
         search = Search(geometry, machine, base, connected)
         result = _plan(search, settings.n_ctx, settings.kv_type, None)
-    return result.with_notes(f"after llama.cpp could not allocate: {plan}")
+    return replace(result, images=plan.images).with_notes(
+        f"after llama.cpp could not allocate: {plan}"
+    )
 
 
 def _with_less(gpu: DevicePlan) -> MachineDevice:
@@ -234,7 +243,6 @@ def _as_plan(search: Search, candidate: Candidate, others: tuple[Alternative, ..
             )
             for device, load in zip(search.machine.devices, count.loads, strict=True)
         ),
-        images=_images(geometry),
         alternatives=others,
     )
     if result.from_disk_bytes:
@@ -243,9 +251,3 @@ def _as_plan(search: Search, candidate: Candidate, others: tuple[Alternative, ..
         result = replace(result, disk=reads)
     why, notes = explain(search, candidate, result)
     return replace(result, why=why, notes=notes)
-
-
-def _images(geometry: Geometry) -> Images | None:
-    """What pictures would take of the model, where it has anything for them."""
-    vision = geometry.vision
-    return None if vision is None else Images(vision.tower, vision.projector)

@@ -27,7 +27,7 @@ from .settings import EngineSettings
 logger = logging.getLogger(__name__)
 
 # What mtmd takes beside the weights: for 577 patches, 1408 wide, the scores of 16 heads among them.
-_COMPUTE_BYTES = 256 * 2**20
+COMPUTE_BYTES = 256 * 2**20
 
 
 class Encoder:
@@ -95,7 +95,7 @@ def _device_with_room(
     Raises:
         AllocationError: it has no room either.
     """
-    need = path.stat().st_size + _COMPUTE_BYTES
+    need = path.stat().st_size + COMPUTE_BYTES
     placed = handles.params.devices if settings.placement.n_gpu_layers != 0 else ()
     for device in placed:
         if device.endpoint is not None:

@@ -248,13 +248,34 @@ def _kept(plan: Plan) -> Iterator[str]:
 
 
 def _images(plan: Plan) -> Iterator[str]:
-    if plan.images is not None:
+    images = plan.images
+    if images is None:
+        return
+    parts = (
+        f"{bytes_text(images.vision_tower_bytes)} vision tower, "
+        f"{bytes_text(images.projector_bytes)} projector, up to "
+        f"{bytes_text(images.compute_bytes)} to compute with"
+    )
+    if images.device is None or images.size is None:
         yield (
-            f"need {bytes_text(plan.images.weights_bytes)} more of weights "
-            f"({bytes_text(plan.images.vision_tower_bytes)} vision tower, "
-            f"{bytes_text(plan.images.projector_bytes)} projector), in a file of their own: loaded "
-            "for the first picture, counted on no device"
+            f"take {bytes_text(images.weights_bytes + images.compute_bytes)} more ({parts}) where "
+            "there is room when the first one is shown; --image-size WxH keeps room"
         )
+        return
+    columns, rows = images.size
+    tiles = "1 tile" if images.tiles == 1 else f"{images.tiles} tiles"
+    share = images.tokens / plan.settings.n_ctx
+    time = (
+        ""
+        if images.seconds is None
+        else f"; encoding it takes at least {1000 * images.seconds:.0f} ms, from reading the "
+        "weights once a tile"
+    )
+    yield f"{parts}: on {images.device}, kept free there"
+    yield (
+        f"one of {columns:,}x{rows:,} pixels is {tiles} and {images.tokens:,} tokens, "
+        f"{share:.1%} of the context{time}"
+    )
 
 
 def _next(plan: Plan, placing: Sequence[str]) -> Iterator[str]:
@@ -274,6 +295,8 @@ def _next(plan: Plan, placing: Sequence[str]) -> Iterator[str]:
             flags.append(f"--experts {settings.n_expert_used}")
         if settings.workers:
             flags.append(f"--workers {','.join(settings.workers)}")
+        if plan.images is not None and plan.images.device is not None:
+            flags.append(f"-mm {quote(plan.images.path)}")
         yield f"llama4 chat {quote(plan.path)} {' '.join(flags)}"
         if not placement:
             return

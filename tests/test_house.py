@@ -115,8 +115,8 @@ def test_no_room_is_called_like_a_module_of_python_or_of_a_dependency(room: str)
     assert room not in dependencies(extras=True)
 
 
-def test_the_package_imports_its_dependencies_and_the_plots_extra_alone() -> None:
-    known = dependencies(extras=False) | {"matplotlib"}
+def test_the_package_imports_its_dependencies_and_two_extras_alone() -> None:
+    known = dependencies(extras=False) | {"matplotlib", "av"}
     strangers = [
         edge
         for edge in imports()

@@ -38,8 +38,8 @@ def test_a_plan_shows_what_goes_where_and_why(llama4: Command) -> None:
     assert "at 80 GB/s (assumed: two channels of DDR5)" in text
     assert r"-ngl 49 -ot '^blk\.(" in text
     assert " ".join(text.split("images ")[1].split("\ninstead")[0].split()) == (
-        "need 1.6 GiB more of weights (1.5 GiB vision tower, 116.0 MiB projector), in a file of "
-        "their own: loaded for the first picture, counted on no device"
+        "take 1.9 GiB more (1.5 GiB vision tower, 116.0 MiB projector, up to 256.0 MiB to compute "
+        "with) where there is room when the first one is shown; --image-size WxH keeps room"
     )
 
 
@@ -50,7 +50,7 @@ def test_json_is_the_plan(llama4: Command) -> None:
     assert record["path"] == "scout"
     assert [device["name"] for device in record["devices"]] == ["H100 #0", "H100 #1", "CPU"]
     assert record["devices"][2]["total_bytes"] == 1.5 * 2**30
-    assert (record["images"]["weights_bytes"], record["images"]["loaded"]) == (1_746_748_416, False)
+    assert (record["images"]["weights_bytes"], record["images"]["device"]) == (1_746_748_416, None)
     assert json.loads(json.dumps(Plan.from_dict(record).as_dict())) == record
 
 

@@ -97,7 +97,9 @@ def random_plan(seed: int) -> Plan:
         described=rng.random() < 0.5,
         devices=tuple(device(name) for name in (*names, "CPU")),
         disk=maybe(DiskReads(nbytes(), rng.choice([None, nbytes()]), "measured now")),
-        images=maybe(Images(nbytes(), nbytes())),
+        images=maybe(
+            Images(nbytes(), nbytes(), "a", nbytes(), maybe("CPU"), maybe((3, 4)), 1, 2, maybe(0.5))
+        ),
         why=("because",)[: rng.randrange(2)],
         notes=("a", "b")[: rng.randrange(3)],
         alternatives=(Alternative("131,072 tokens", "+1 GiB", True),)[: rng.randrange(2)],

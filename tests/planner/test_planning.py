@@ -52,12 +52,18 @@ def test_what_pictures_need_is_said_and_put_on_no_device(
     scout_checkpoint: Path, scout_int4: Path
 ) -> None:
     result = plan("scout", gpus=["h100"], ram=16 * GIB)
-    assert result.images == Images(vision_tower_bytes=1_626_769_408, projector_bytes=121_634_816)
+    assert result.images == Images(vision_tower_bytes=1_625_113_600, projector_bytes=121_634_816)
     assert result.as_dict()["images"] == {
-        "vision_tower_bytes": 1_626_769_408,
+        "vision_tower_bytes": 1_625_113_600,
         "projector_bytes": 121_634_816,
-        "weights_bytes": 1_748_404_224,
-        "loaded": False,
+        "weights_bytes": 1_746_748_416,
+        "compute_bytes": 256 << 20,
+        "path": "",
+        "device": None,
+        "size": None,
+        "tiles": 0,
+        "tokens": 0,
+        "seconds": None,
     }
     assert sum(device.memory.weights for device in result.devices) == 66_200_105_216
     # The same in any recipe: it stays in bf16.
@@ -65,7 +71,7 @@ def test_what_pictures_need_is_said_and_put_on_no_device(
     small = plan(scout_checkpoint, ram=GIB, n_ctx=1024).images
     assert small is not None
     assert small.projector_bytes == 2 * (256 * 96 + 96 * 96 + 96 * 256)
-    # A GGUF holds the text model and does not say whether there was more.
+    # A GGUF without a projector beside it.
     assert plan(scout_int4, ram=GIB, n_ctx=1024).images is None
     assert plan("behemoth", ram=GIB, n_ctx=1024).images is None
 
@@ -404,3 +410,57 @@ def test_a_gpu_that_is_full_is_left_alone(
     assert [gpu.name for gpu in result.gpus] == ["RPC1"]
     assert result.settings.placement.devices == ("RPC1",)
     assert "RPC0 is left out: its memory is full" in result.notes
+
+
+def test_room_for_the_vision_tower_is_kept_on_the_first_gpu() -> None:
+    without = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB)
+    result = plan("scout", gpus=["rtx4090 x2"], ram=64 * GIB, image_size=(1920, 1080))
+    images = result.images
+    assert images is not None
+    assert (images.device, images.tiles, images.tokens) == ("RTX 4090 #0", 16, 2322)
+    need = 1_746_748_416 + (256 << 20)
+    first, second = result.gpus
+    assert first.device.kept_free_bytes == without.gpus[0].device.kept_free_bytes + need
+    assert second.device.kept_free_bytes == without.gpus[1].device.kept_free_bytes
+    assert first.left_bytes >= 0
+    # As much more of the experts is in main memory, to the size of a tensor.
+    moved = result.host.load.weights["expert"] - without.host.load.weights["expert"]
+    assert 0.8 * need < moved < 1.3 * need
+    # 1,008 GB/s, 16 tiles
+    assert images.seconds == pytest.approx(16 * 1_746_748_416 / 1_008e9, rel=0.01)
+    assert Plan.from_dict(result.as_dict()) == result
+
+
+def test_a_gpu_without_room_leaves_the_vision_tower_in_main_memory() -> None:
+    result = plan("scout", vram=[2 * GIB], ram=96 * GIB, image_size=(336, 336))
+    assert result.images is not None
+    assert (result.images.device, result.images.tiles, result.images.tokens) == ("CPU", 1, 147)
+    assert result.host.device.kept_free_bytes >= 1_746_748_416
+
+
+def test_a_projector_beside_a_file_is_counted_as_it_is(
+    scout_int4: Path, scout_projector: Path, tmp_path: Path
+) -> None:
+    model, file = tmp_path / "a.gguf", tmp_path / "mmproj-a.gguf"
+    model.symlink_to(scout_int4)
+    file.symlink_to(scout_projector)
+    images = plan(model, n_ctx=1024, ram=GIB, image_size=(700, 336)).images
+    assert images is not None
+    assert images.path == str(file)
+    assert 0 < file.stat().st_size - images.weights_bytes < 20_000
+    assert images.tiles == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        ("behemoth", (336, 336), "cannot be shown pictures"),
+        ("scout", (0, 336), "image_size is outside its range"),
+        ("scout", (336,), "image_size is not a size"),
+        ("scout", "336x336", "image_size is not a size"),
+        ("scout", (336.5, 336), "image_size"),
+    ],
+)
+def test_what_is_no_size_of_a_picture_is_refused(model: str, size: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        plan(model, ram=64 * GIB, image_size=size)
