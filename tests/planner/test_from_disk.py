@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from llama4_edge.planner import Plan, from_disk, plan
 from llama4_edge.planner.machine import ASSUMED_RAM_BANDWIDTH
 from llama4_edge.system.disk import ReadRate
+from llama4_edge.terminal.plan_view import plan_view
+from llama4_edge.units import bytes_text
 
 GIB = 2**30
 DISK = 10**9
@@ -99,3 +103,14 @@ def test_json_says_what_the_disk_costs(scout_int4: Path) -> None:
     assert Plan.from_dict(result.as_dict()) == result
     unknown = replace(result, disk=replace(result.disk, bandwidth=None))
     assert Plan.from_dict(unknown.as_dict()) == unknown
+
+
+def test_the_text_calls_it_an_estimate_and_names_the_disk(scout_int4: Path) -> None:
+    result = short_by(scout_int4, 0.25)
+    assert result.disk is not None
+    text = StringIO()
+    Console(width=300, file=text).print(plan_view(result))
+    shown = text.getvalue()
+    assert "speed    about " in shown and "an estimate, from reading memory and the disk" in shown
+    read = bytes_text(result.disk.read_bytes)
+    assert f"the file's disk: {read} a token, at 1.0 GB/s (measured now)" in shown
