@@ -423,10 +423,10 @@ def test_room_for_the_vision_tower_is_kept_on_the_first_gpu() -> None:
     assert first.device.kept_free_bytes == without.gpus[0].device.kept_free_bytes + need
     assert second.device.kept_free_bytes == without.gpus[1].device.kept_free_bytes
     assert first.left_bytes >= 0
-    # As much more of the experts is in main memory, to the size of a tensor.
+    # As much more of the experts is in main memory, to the size of a tensor on each GPU.
     with_experts, as_before = dict(result.host.load.weights), dict(without.host.load.weights)
     moved = with_experts["expert"] - as_before["expert"]
-    assert 0.8 * need < moved < 1.3 * need
+    assert 0.8 * need < moved < need + 2 * 335_544_320
     # 1,008 GB/s, 16 tiles
     assert images.seconds == pytest.approx(16 * 1_746_748_416 / 1_008e9, rel=0.01)
     assert Plan.from_dict(result.as_dict()) == result
