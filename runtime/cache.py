@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 WORTH_KEEPING = 16
-"""Tokens that are read again rather than kept. Saving and restoring a small state takes as long as
-reading 4 to 14 tokens does (benchmarks/states.py)."""
+"""Tokens that are read again rather than kept: saving and restoring a small state takes as long as
+reading about ten (benchmarks/states.py)."""
 
 _WORTH_COPYING = 64  # tokens: all cells of a sequence are copied, however few it holds
 _LEAST_SHARE = 8  # of what a state has, what would be lost without it is an eighth at least
