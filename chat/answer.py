@@ -187,13 +187,13 @@ class Answer:
 
     @property
     def _has_news(self) -> bool:
-        request = self._request
-        return bool(self._text.ready) or request.ended or request.is_full or self._closed
+        return bool(self._text.ready) or self._request.ended or self._is_full or self._closed
 
     @property
     def _is_full(self) -> bool:
         """Whether it waits for `_go_on`."""
-        return self._request.is_full and not (self._request.ended or self._closed)
+        request = self._request
+        return request.waits_to_be_resumed and not (request.ended or self._closed)
 
     def _go_on(self) -> None:
         """Go on where the context is full: without the oldest exchanges, or to the end."""

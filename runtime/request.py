@@ -46,7 +46,7 @@ class Request:
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
     says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
-    batches that it was a part of. ``is_full`` is whether it waits for ``resume``; ``reread_tokens``
+    batches that it was a part of. ``is_full`` is whether its sequence is; ``reread_tokens``
     were decoded for a prompt that it went on after. Of ``drafted_tokens``, ``accepted_tokens`` were
     chosen.
     """
@@ -73,7 +73,8 @@ class Request:
         self.paced = paced
         self.after = after
         self.goes_on = goes_on
-        self.is_full = False
+        self.is_full = self.resumed = False
+        self.next_prompt: Sequence[int] | None = None  # after which it is resumed; None ends it
         self.n_before = 0  # tokens of the answer when it was resumed last
         self.sequence: CachedSequence | None = None
         self.begun = 0  # its place among all that have begun
@@ -111,7 +112,12 @@ class Request:
     @property
     def is_paused(self) -> bool:
         """Whether it does not go on before its reader does."""
-        return self.paced and self.unread >= RUN_AHEAD
+        return self.is_full or (self.paced and self.unread >= RUN_AHEAD)
+
+    @property
+    def waits_to_be_resumed(self) -> bool:
+        """Whether its reader is to say after which prompt it goes on."""
+        return not self.resumed and self.is_full  # in this order: the engine's thread goes on
 
     @property
     def is_read(self) -> bool:
@@ -134,6 +140,16 @@ class Request:
         """Its sequence, which it has."""
         assert self.sequence is not None
         return self.sequence
+
+    def go_on(self, prompt: Sequence[int]) -> None:
+        """Be an answer to another prompt, and not full any more."""
+        self.n_before = self.n_chosen
+        self.text = [*prompt, *self.text[self.n_prompt :]]
+        self.n_prompt = len(prompt)
+        if self.drafter is not None:
+            self.drafter = Drafter(self.text)
+        self.is_full = False
+        self.resumed = False
 
     def missing(self) -> int:
         """How many of its tokens are to be decoded, at least one."""

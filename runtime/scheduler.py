@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .cache import Cache
-from .drafts import Costs, Drafter
+from .drafts import Costs
 from .handles import Handles
 from .request import RUN_AHEAD, Request
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
@@ -69,7 +69,6 @@ class Scheduler:
         # Only the engine's thread changes these.
         self._waiting: list[Request] = []
         self._running: list[Request] = []  # in the order of their sequences
-        self._full: list[Request] = []  # those that wait for `resume`
         self._reading: tuple[Request, ...] = ()
         self._failed_steps = False
         self._n_begun = 0
@@ -82,20 +81,13 @@ class Scheduler:
         self.look()
 
     def resume(self, request: Request, prompt: Sequence[int] | None) -> None:
-        """Go on with an answer whose sequence is full, in the order of those who ask.
+        """Go on with an answer whose sequence is full.
 
         Args:
             prompt: checked token ids that leave room for more than the answer so far; None ends it.
         """
-        if prompt is None:
-            request.goes_on = False
-        else:
-            request.n_before = request.n_chosen
-            request.text = [*prompt, *request.text[request.n_prompt :]]
-            request.n_prompt = len(prompt)
-            if request.drafter is not None:
-                request.drafter = Drafter(request.text)
-        request.is_full = False
+        request.next_prompt = prompt
+        request.resumed = True
         self.submit(request)
 
     def cancel(self, request: Request) -> None:
@@ -147,7 +139,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Let those go who wait, once the engine's thread has ended."""
-        for request in (*self._running, *self._waiting, *self._full, *self._arrived):
+        for request in (*self._running, *self._waiting, *self._arrived):
             self._end(request, EngineError("the model was closed", hint="Open it again."))
 
     # --- in the engine's thread
@@ -168,7 +160,7 @@ class Scheduler:
                     return
         except BaseException as error:
             # A fault of the scheduler itself: nobody may wait for what will never come.
-            for request in (*self._running, *self._waiting, *self._full):
+            for request in (*self._running, *self._waiting):
                 self._end(request, error)
 
     def _turn(self) -> bool:
@@ -208,7 +200,7 @@ class Scheduler:
     def _look_around(self) -> None:
         while self._arrived:
             self._admit(self._arrived.popleft())
-        for request in (*self._running, *self._waiting, *self._full):
+        for request in (*self._running, *self._waiting):
             if request.cancelled:
                 self._end(request)
         while (following := self._following()) is not None:
@@ -218,14 +210,17 @@ class Scheduler:
                 return
 
     def _admit(self, request: Request) -> None:
-        """Let it wait for a sequence; one that was full may have ended meanwhile, or ends now."""
-        if request in self._full:
-            self._full.remove(request)
-            if not request.goes_on:
+        """Let it wait for a sequence; one that was full has one, and is the first."""
+        if not request.is_full:
+            self._waiting.append(request)
+        elif not request.ended:
+            self._release(request)
+            if request.next_prompt is None:
                 request.outcome = "length"
                 self._end(request)
-        if not request.ended:
-            self._waiting.append(request)
+            else:
+                request.go_on(request.next_prompt)
+                self._waiting.insert(0, request)
 
     def _following(self) -> Request | None:
         """The request that begins next, if it can begin now."""
@@ -366,9 +361,7 @@ class Scheduler:
             self._end(request, request.error)
         for request, _ in batch:
             if len(request.text) > self._n_ctx and not request.ended:
-                self._release(request)
-                self._full.append(request)
-                request.is_full = True  # from here on its reader may resume it
+                request.is_full = True
                 request.notify()
 
     def _decode_apart(self, requests: Sequence[Request], error: BaseException) -> None:
@@ -495,9 +488,8 @@ class Scheduler:
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """Take its sequence from it, and let its reader see that it has ended."""
         self._release(request)
-        for requests in (self._waiting, self._full):
-            if request in requests:
-                requests.remove(request)
+        if request in self._waiting:
+            self._waiting.remove(request)
         if request.sampler is not None:
             self._handles.free_sampler(request.sampler)
         request.error = error

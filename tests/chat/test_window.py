@@ -13,7 +13,7 @@ from llama4_edge import AsyncModel, Conversation, Model, Stream, with_documents
 from llama4_edge.chat.options import AnswerSettings
 from llama4_edge.chat.prompt import Prompts
 from llama4_edge.chat.window import prompt_of
-from llama4_edge.errors import ContextFullError, SettingError
+from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from tests.tiny_model import never_ending
 
 N_CTX = 256
@@ -206,7 +206,7 @@ def test_tasks_get_the_same(endless: Model) -> None:
     assert asyncio.run(in_tasks(endless, talk(3, 5))) == [6, 6, 6]
 
 
-def test_an_answer_that_waits_to_go_on_can_be_closed_and_holds_no_sequence(endless: Model) -> None:
+def test_an_answer_that_waits_to_go_on_can_be_closed(endless: Model) -> None:
     streams = [
         endless.chat(talk(3, 5), stream=True, when_full="drop", temperature=0.0) for _ in range(2)
     ]
@@ -214,11 +214,35 @@ def test_an_answer_that_waits_to_go_on_can_be_closed_and_holds_no_sequence(endle
         assert isinstance(stream, Stream)
         while not stream._request.is_full:
             next(stream)
-    assert endless.generate("x", max_tokens=2).finish_reason == "length"
     for stream in streams:
         stream.close()
         assert stream.completion.finish_reason is None
     assert endless.generate("x", max_tokens=2).finish_reason == "length"
+
+
+def test_answers_that_share_one_sequence_go_on_one_after_the_other(endless: Model) -> None:
+    with Model(endless.info.path, n_ctx=N_CTX) as model:
+        answers = model.chat(talk(3, 5), n=3, temperature=0.0, when_full="drop")
+        assert len({answer.tokens for answer in answers}) == 1
+        assert [answer.dropped_messages for answer in answers] == [6, 6, 6]
+        # Who reads two at the same time has the first ended by the second, as without dropping.
+        one, two = (
+            model.chat(talk(3, 5), stream=True, temperature=0.0, when_full="drop") for _ in range(2)
+        )
+        while not one._request.is_full:
+            next(one)
+        assert "".join(two) == answers[0].text
+        with pytest.raises(EngineError, match="ended by a later request"):
+            list(one)
+
+
+def test_what_waits_to_go_on_ends_with_the_model(endless: Model) -> None:
+    with Model(endless.info.path, n_ctx=N_CTX) as model:
+        stream = model.chat(talk(3, 5), stream=True, temperature=0.0, when_full="drop")
+        while not stream._request.is_full:
+            next(stream)
+    with pytest.raises(EngineError, match="the model was closed"):
+        list(stream)
 
 
 def test_stop_strings_and_the_number_of_tokens_count_over_the_gap(endless: Model) -> None:
