@@ -22,8 +22,10 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import llama4_edge
+from demo.training.lessons.picture import Picture
 from llama4_edge import Conversation
 from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
@@ -146,12 +148,21 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     logger.handlers = handlers
 
 
+@pytest.fixture(scope="session")
+def demo_projector(make_projector: Callable[..., Path]) -> Path:
+    return make_projector(ROOT / "demo" / "Llama-4-Tiny")
+
+
 @pytest.fixture
-def full_shelf(shelf: Path, demo_gguf: Path) -> Path:
-    """The same with the GGUFs of the pages, a document and a session."""
+def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path) -> Path:
+    """The same with the GGUFs of the pages, a picture, a document and a session."""
     for name in MODELS:
         (shelf / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(demo_gguf, shelf / name)  # a conversion writes through links
+        shutil.copy(demo_projector, (shelf / name).parent / "mmproj-f16.gguf")
+    picture = Image.fromarray(Picture("blue", "star", 3, seed=11).pixels())
+    for name in ("demo/out/picture.png", "photo.jpg"):
+        picture.save(shelf / name)
     (shelf / "book.md").write_text("Ana lives by the sea.", encoding="utf-8")
     write(shelf / "book.l4s", talk=Conversation().user("Hello").assistant("Hi."))
     return shelf
