@@ -11,6 +11,7 @@ lately leaving first. Used in the thread that calls llama.cpp alone.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -70,8 +71,7 @@ class Cache:
         self._asked = dict.fromkeys(self._sequences, 0)  # tokens of the last prompt
         self._n_used = 0
         # The best that was seen: another process may have had the processor meanwhile.
-        self._seconds_per_token = float("inf")
-        self._seconds_per_byte = _SECONDS_PER_BYTE
+        self._seconds_per_token = self._seconds_per_byte = math.inf
 
     @property
     def nbytes(self) -> int:
@@ -194,7 +194,9 @@ class Cache:
 
     def _is_quicker(self, nbytes: int, n_tokens: int) -> bool:
         """Whether so many bytes are written and read in less time than the tokens are read."""
-        return 2 * nbytes * self._seconds_per_byte < n_tokens * self._seconds_per_token
+        rate = self._seconds_per_byte
+        seconds = 2 * nbytes * (_SECONDS_PER_BYTE if math.isinf(rate) else rate)
+        return seconds < n_tokens * self._seconds_per_token
 
     def _timed(self, nbytes: int, copy: Callable[[], _T]) -> _T:
         begun = time.perf_counter()

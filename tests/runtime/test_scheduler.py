@@ -555,16 +555,24 @@ def traffic(engine: Engine, seed: int, seconds: float, longest: int) -> tuple[in
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     until(lambda: not held(engine))
-    for beside in whole:
-        prompt = beside.text[: beside.n_prompt]
-        alone = ended(engine, ask(engine, prompt, beside.n_chosen, beside.sampling))
-        assert_same(alone, beside, VERY_CLOSE)
+    settings = replace(engine.settings, n_parallel=1, cache_ram=0)
+    with Engine(engine.path, settings) as other:
+        for beside in whole:
+            prompt = beside.text[: beside.n_prompt]
+            other.clear()
+            alone = ended(other, ask(other, prompt, beside.n_chosen, beside.sampling))
+            assert_same(alone, beside, VERY_CLOSE)
+    assert engine.cache.nbytes <= engine.cache.budget
     return len(whole), len(cancelled)
 
 
-@pytest.mark.parametrize("n_parallel", [1, 3, 8])
-def test_mixed_traffic_loses_nothing_and_mixes_nothing(tiny_path: Path, n_parallel: int) -> None:
-    settings = replace(FOUR, n_parallel=n_parallel, n_ctx=2304, flash_attention="off")
+@pytest.mark.parametrize(("n_parallel", "cache_ram"), [(1, 1 << 20), (3, 8 << 20), (8, 0)])
+def test_mixed_traffic_loses_nothing_and_mixes_nothing(
+    tiny_path: Path, n_parallel: int, cache_ram: int
+) -> None:
+    settings = replace(
+        FOUR, n_parallel=n_parallel, n_ctx=2304, flash_attention="off", cache_ram=cache_ram
+    )
     with Engine(tiny_path, settings) as engine:
         whole, _ = traffic(engine, seed=n_parallel, seconds=2.0, longest=1000)
         assert whole > 8
