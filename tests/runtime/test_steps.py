@@ -21,6 +21,7 @@ from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
+from llama4_edge.runtime.bindings import library
 from llama4_edge.runtime.bindings import steps as steps_module
 from llama4_edge.runtime.bindings.steps import Steps, Taken
 from llama4_edge.runtime.engine import Engine
@@ -103,6 +104,19 @@ def held(engine: Engine, number: int) -> int:
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps_module, "_native", lambda: None)
+
+
+def test_the_structs_are_those_of_llama_h() -> None:
+    def fields(struct: Any) -> list[tuple[str, int]]:
+        return [(name, getattr(struct, name).offset) for name, *_ in struct._fields_]
+
+    llama = library.llama()
+    pointer = ctypes.sizeof(ctypes.c_void_p)
+    names = ["n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits"]
+    assert fields(llama.llama_batch) == [(name, pointer * i) for i, name in enumerate(names)]
+    names = ["data", "size", "selected", "sorted"]
+    assert fields(llama.llama_token_data_array) == [(name, 8 * i) for i, name in enumerate(names)]
+    assert fields(llama.llama_token_data) == [("id", 0), ("logit", 4), ("p", 8)]
 
 
 PROMPTS = [[5] * 20, [9, 8, 7], [31, 32] * 9]
