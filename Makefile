@@ -99,8 +99,8 @@ bench: $(VENV)/.test $(VENV)/.native $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.token_cost $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.parallel $(BENCH_MODEL)
-	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4
-	$(BIN)/python -m benchmarks.parallel --synthetic scout --layers 4 --worker
+	$(BIN)/python -m benchmarks.parallel --synthetic scout --prompt 64 --generate 32 --rounds 3
+	$(BIN)/python -m benchmarks.parallel --synthetic scout --prompt 64 --generate 32 --rounds 3 --worker
 	$(BIN)/python -m benchmarks.session --model $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.cancel $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.traffic --minutes 10

@@ -1,7 +1,7 @@
 """Tokens a second of several sequences at a time, beside llama-batched-bench and llama-bench.
 
     python -m benchmarks.parallel MODEL [--sequences 1,2,4,8] [--prompt 128] [--generate 128]
-    python -m benchmarks.parallel --synthetic scout --layers 2 --recipe q4_0 [--worker]
+    python -m benchmarks.parallel --synthetic scout [--layers 4] [--recipe q4_0] [--worker]
 
 Ours is one engine with so many sequences, asked by as many requests at the same time: scheduler,
 sampling and all. llama-batched-bench decodes as many and samples nothing; llama-bench is beside one
