@@ -19,7 +19,7 @@ _WEIGHT_BITS = 15  # the kernel keeps weights in int16
 _MOST_PRECISION = 22
 _EXACT_IN_FLOAT32 = 2**24
 # Results of one matrix product. Each of them reads the whole stretch of the picture under all.
-_BLOCK = 32
+_BLOCK = 16
 
 
 def resize(picture: Planes, rows: int, columns: int) -> Planes:
