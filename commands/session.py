@@ -138,18 +138,16 @@ class KeptSession:
         self._stored = self.conversation = replace(beginning, messages=text.messages)
         for message in beginning.messages:  # what was asked for now, in place of what is there
             self.conversation = self.conversation.system(message.text)
-        count = sum(message.role == "user" for message in text.messages)
-        exchanges = "1 exchange" if count == 1 else f"{count:,} exchanges"
         if session is None:
             return
         self._covered, self._state_bytes = session.tokens, session.bytes
+        count = sum(message.role == "user" for message in text.messages)
+        exchanges = f"{count:,} exchange{'s' * (count > 1)}, " if count else ""
         if session.tokens:
-            aside(
-                f"{exchanges}, {len(session.tokens):,} tokens reopened in "
-                f"{seconds_text(session.seconds)}."
-            )
+            tokens = f"{len(session.tokens):,} tokens"
+            aside(f"{exchanges}{tokens} reopened in {seconds_text(session.seconds)}.")
         elif count:
-            aside(f"{exchanges} reopened, to be read anew.")
+            aside(f"{exchanges}to be read anew.")
 
     def _loaded(self, file: SessionFile) -> Session | None:
         try:

@@ -293,7 +293,8 @@ class CachedSequence:
         self._clear()
         try:
             self._write(state.data, _WHOLE)
-            ring = in_a_ring(state.data, self._handles.n_chunked_cells)
+            handles = self._handles
+            ring = in_a_ring(state.data, handles.n_chunked_cells, handles.n_parallel)
             if ring is not None:
                 self._write(ring, _CHUNKED)
                 self._drop(len(state.tokens))

@@ -137,7 +137,7 @@ def for_streams(data: Bytes, n_stream: int, *, whole: bool) -> Bytes:
     return np.concatenate(pieces)
 
 
-def in_a_ring(data: Bytes, size: int) -> Bytes | None:
+def in_a_ring(data: Bytes, size: int, n_stream: int) -> Bytes | None:
     """The chunked layers of a state as a checkpoint, in the cells that one run would have them in.
 
     A cache of ``size`` cells is a ring: position p is in cell p modulo ``size``. llama.cpp saves
@@ -148,6 +148,9 @@ def in_a_ring(data: Bytes, size: int) -> Bytes | None:
     llama.cpp put the next token into its cell.
 
     None where the order is the same: the ring has not come to its end.
+
+    Args:
+        n_stream: sequences of the context that it is for.
     """
     chunked = _parse(data, whole=True)[-1]
     if not chunked.cells or (last := int(chunked.positions.max())) < size:
@@ -161,30 +164,28 @@ def in_a_ring(data: Bytes, size: int) -> Bytes | None:
     of_earlier[where] = False
     cells["position"] += of_earlier & (cells["position"] % ATTENTION_CHUNK == 0)
     cells["position"][(last + 1) % size] = last + 1
-    body = _spread(data[chunked.begin : chunked.end], chunked, where, size)
-    counts = np.array([1, size], np.uint32)
-    return np.concatenate([data[:_HEAD], counts.view(np.uint8), cells.view(np.uint8), body])
+    source = _Reader(data[chunked.begin : chunked.end])
+    source.skip(chunked.cells * _CELL.itemsize)
+    wider = source.left + (size - chunked.cells) * chunked.cell_bytes
+    n_after = 4 * (n_stream - 1)
+    ring = np.zeros(_HEAD + 8 + cells.nbytes + wider + n_after, np.uint8)
+    target = _Reader(ring)
+    target.skip(_HEAD)[:] = data[:_HEAD]
+    target.skip(8)[:] = np.array([n_stream, size], np.uint32).view(np.uint8)
+    target.skip(cells.nbytes)[:] = cells.view(np.uint8)
+    _spread(source, target, chunked, where, size)
+    return ring
 
 
-def _spread(data: Bytes, cache: _Cache, where: npt.NDArray[np.int32], size: int) -> Bytes:
-    """The layers of a cache with each cell at another place among ``size`` cells."""
-    source = _Reader(data)
-    source.skip(cache.cells * _CELL.itemsize)
-    transposed, n_layers, *_ = cache.layers
-    pieces = [source.skip(8)]
-    for is_value in (False, True):
-        for _ in range(n_layers):
-            head = source.skip(12)
-            pieces.append(head)
-            if is_value and transposed:
-                width, outer = (int(number) for number in head[4:].view(np.uint32))
-            else:
-                width, outer = int(head[4:].view(np.uint64)[0]), 1
-            old = source.skip(outer * cache.cells * width).reshape(outer, cache.cells, width)
-            new = np.zeros((outer, size, width), np.uint8)
-            new[:, where] = old
-            pieces.append(new.reshape(-1))
-    return np.concatenate(pieces)
+def _spread(
+    source: _Reader, target: _Reader, cache: _Cache, where: npt.NDArray[np.int32], size: int
+) -> None:
+    """Copy the layers of a cache, each cell to its place among ``size`` cells."""
+    target.skip(8)[:] = source.skip(8)
+    for outer, width in cache.rows:
+        target.skip(12)[:] = source.skip(12)
+        old = source.skip(outer * cache.cells * width).reshape(outer, cache.cells, width)
+        target.skip(outer * size * width).reshape(outer, size, width)[:, where] = old
 
 
 # --- what is in the bytes
@@ -207,6 +208,24 @@ class _Cache:
     @property
     def cells(self) -> int:
         return len(self.positions)
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """Of the keys of each layer, then of the values: rows of cells, and bytes of a cell there.
+
+        There is one row, or one for each number where they are transposed.
+        """
+        transposed, n_layers, *numbers = self.layers
+        keys, values = numbers[: 2 * n_layers], numbers[2 * n_layers :]
+        pairs = [(1, width) for width in keys[1::2]]
+        if transposed:
+            return [*pairs, *zip(values[2::3], values[1::3], strict=True)]
+        return [*pairs, *((1, width) for width in values[1::2])]
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of a cell in all layers."""
+        return sum(map(prod, self.rows))
 
 
 def _parse(data: Bytes, *, whole: bool) -> list[_Cache]:

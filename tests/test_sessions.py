@@ -74,6 +74,21 @@ def test_logits_go_on_bit_for_bit(tiny_path: Path, book: Path, count: int) -> No
         np.testing.assert_array_equal(logits_after(model, tokens + rest, count), live)
 
 
+@pytest.mark.parametrize("settings", [{"flash_attention": "off"}, {"n_parallel": 2}])
+def test_a_wrapped_cache_goes_on_bit_for_bit_in_whichever_layout(
+    tiny_path: Path, book: Path, settings: dict[str, Any]
+) -> None:
+    """Without flash attention values are kept transposed; of several sequences, one has cells."""
+    tokens, rest = random_tokens(CHUNK + 700), random_tokens(100, seed=1)
+    with opened(tiny_path, CHUNK + 1000, **settings) as model:
+        model.generate(tokens, **ONE)
+        model.save_session(book)
+        live = logits_after(model, tokens + rest, len(tokens))
+    with opened(tiny_path, CHUNK + 1000, **settings) as model:
+        model.load_session(book)
+        np.testing.assert_array_equal(logits_after(model, tokens + rest, len(tokens)), live)
+
+
 def test_what_is_restored_of_no_chunk_is_not_taken_for_it(tiny_path: Path, book: Path) -> None:
     """The cells of earlier chunks, which are not saved, have their places and nothing in them."""
     tokens = random_tokens(2 * CHUNK + 100)
