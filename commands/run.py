@@ -122,7 +122,9 @@ def run(options: RunOptions) -> None:
             for piece in pieces_of(stream):
                 writer.write(piece)
         except ContextFullError as error:
-            raise with_hint(error, "Shorten the prompt, or give a larger -c.") from error
+            older = ", or --when-full drop" if when_full == "stop" and session is not None else ""
+            hint = f"Shorten the prompt, or give a larger -c{older}."
+            raise with_hint(error, hint) from error
         except (KeyboardInterrupt, Llama4EdgeError):
             writer.break_off()
             raise

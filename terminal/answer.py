@@ -71,8 +71,9 @@ def pieces_of(answer: AnswerWithPrompt) -> Iterator[str]:
 def timings_text(completion: Completion) -> str:
     """How many tokens were read and generated, and how fast."""
     read = completion.prompt_tokens - completion.reused_tokens
+    again = f", and {completion.reread_tokens:,} again" if completion.reread_tokens else ""
     return (
-        f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read at "
+        f"{completion.prompt_tokens:,} tokens of prompt, {read:,} of them read{again} at "
         f"{completion.prefill_tokens_per_second:,.1f} tokens/s; {speed_text(completion)}"
     )
 

@@ -129,3 +129,15 @@ def test_a_budget_that_is_no_number_is_refused(llama4: Command, model: Path) -> 
     result = llama4("run", model, "Hello", *RUN, "--cache-ram", "8G")
     assert result.exit_code == 2
     assert "'8G' is not a whole number from -1" in result.stderr
+
+
+def test_a_session_goes_on_without_its_oldest_exchanges_where_that_is_asked_for(
+    llama4: Command, model: Path
+) -> None:
+    small = ("run", model, *RUN, "-c", 128, "--session", "talk.l4s")
+    results = [llama4(*small, f"Question {number} of many") for number in range(8)]
+    full = next(result for result in results if result.exit_code)
+    assert "or give a larger -c, or --when-full drop." in full.stderr
+    result = llama4(*small, "--when-full", "drop", "And now?")
+    assert result.exit_code == 0
+    assert "oldest messages are dropped, because the context is full" in result.stderr
