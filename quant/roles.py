@@ -1,4 +1,7 @@
-"""What part of a Llama 4 model or its projector a tensor plays, told from its GGUF name."""
+"""What part of a Llama 4 model or its projector a tensor plays, told from its GGUF name.
+
+What turns pictures into embeddings is told from its name in a checkpoint too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import re
 
 # Literal patterns in the order they are tried; the first that matches names the role.
 _PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"^v\.", "vision_tower"),
-    (r"^mm\.", "projector"),
+    (r"^mm\.|vision_adapter\.|multi_modal_projector\.", "projector"),
+    (r"^v\.|vision_model\.", "vision_tower"),
     (r"_norm\.weight$", "norm"),
     (r"^token_embd\.", "embedding"),
     (r"^output\.", "output"),

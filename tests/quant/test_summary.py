@@ -22,7 +22,13 @@ NAMES = {
     "blk.3.ffn_down_exps.weight": "expert",
     "blk.3.ffn_up_shexp.weight": "shared_expert",
     "blk.2.ffn_down.weight": "dense_ffn",
-    "vision_model.layernorm_pre.weight": "other",
+    "v.blk.3.attn_q.weight": "vision_tower",
+    "v.class_embd": "vision_tower",
+    "mm.model.mlp.1.weight": "projector",
+    "vision_model.model.layers.0.self_attn.q_proj.weight": "vision_tower",
+    "model.vision_model.vision_adapter.mlp.fc1.weight": "projector",
+    "multi_modal_projector.linear_1.weight": "projector",
+    "blk.0.something.weight": "other",
 }
 
 
