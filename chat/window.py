@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from .documents import documents_in_front
@@ -54,28 +55,36 @@ class _Window:
         self._starts = starts or [0]
         self._most = len(self._starts) - 1
         prompts.check_length(self._messages[self._starts[-1] :], n_ctx)
-        self._count = len(self._shown(0))
-        head = self._messages[: self._starts[0]]
+        self._whole = self._shown(0)
         self._documents = _documents(self._messages[self._starts[0]])
-        staying = [*contents(head), self._documents]
-        n_staying = sum(prompts.count(text, special=settings.special) for text in staying)
-        free = max(n_ctx - n_staying, 2)
-        self._half = free // 2
-        self._room = free // ROOM
-        if settings.max_tokens is not None:
-            self._room = min(self._room, settings.max_tokens)
+
+    @cached_property
+    def _free(self) -> int:
+        """Tokens of the context that are not taken by what stays."""
+        staying = [*contents(self._messages[: self._starts[0]]), self._documents]
+        special = self._settings.special
+        taken = sum(self._prompts.count(text, special=special) for text in staying)
+        return max(self._n_ctx - taken, 2)
+
+    @property
+    def _room(self) -> int:
+        """Tokens that are left for an answer."""
+        most = self._settings.max_tokens
+        return self._free // ROOM if most is None else min(self._free // ROOM, most)
 
     def prompt(self, n_answer: int = 0) -> Prompt:
         """The prompt that shows as much as leaves room behind so many tokens of an answer."""
-        excess = self._count + n_answer + self._room - self._n_ctx
+        excess = len(self._whole) + n_answer - self._n_ctx
         n_dropped = 0
-        if excess > 0 and self._most:
-            leaving = -(-excess // self._half) * self._half
+        # Where even more room is left, what stays need not be counted.
+        if self._most and excess + self._n_ctx // ROOM > 0 and excess + self._room > 0:
+            half = self._free // 2
+            leaving = -(-(excess + self._room) // half) * half
             numbers = range(1, self._most)
             n_dropped = 1 + bisect_left(numbers, leaving, key=self._freed)
         left_out = self._messages[self._starts[0] : self._starts[n_dropped]]
         return replace(
-            self._shown(n_dropped),
+            self._shown(n_dropped) if n_dropped else self._whole,
             dropped_messages=sum(_role(one) != "system" for one in left_out),
             shortened=self._shortened if n_dropped < self._most else lambda _: None,
         )
@@ -86,7 +95,7 @@ class _Window:
 
     def _freed(self, n_dropped: int) -> int:
         """How many tokens the prompt has less without so many exchanges."""
-        return self._count - len(self._shown(n_dropped))
+        return len(self._whole) - len(self._shown(n_dropped))
 
     def _shown(self, n_dropped: int) -> Prompt:
         settings = self._settings
