@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..quant.roles import VISION_ROLES
 from ..quant.summary import RoleSummary, role_as_dict
 
 
@@ -48,8 +49,12 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that one number takes on average."""
-        return sum(role.bytes for role in self.roles) * 8 / self.parameters
+        """Bits that one number of the text model takes on average.
+
+        Of the projector, where that alone is written: the recipe is not its.
+        """
+        text = [role for role in self.roles if role.role not in VISION_ROLES] or self.roles
+        return sum(role.bytes for role in text) * 8 / sum(role.parameters for role in text)
 
     def as_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON."""

@@ -37,6 +37,7 @@ ROLES: tuple[str, ...] = (
     "projector",
     "other",
 )
+VISION_ROLES = ("vision_tower", "projector")
 
 _COMPILED = tuple((re.compile(pattern), role) for pattern, role in _PATTERNS)
 

@@ -186,6 +186,10 @@ def test_the_two_files_are_those_of_two_conversions(
     assert both.projector == str(tmp_path / "mmproj-o-f16.gguf")
     assert Path(both.projector).read_bytes() == (tmp_path / "v.gguf").read_bytes()
     assert both.bytes == text.bytes + vision.bytes
+    assert both.parameters == text.parameters + vision.parameters
+    # The recipe's, and the projector's own.
+    assert both.bits_per_weight == text.bits_per_weight < 8
+    assert 16 < vision.bits_per_weight < 24
     assert both.source_bytes == text.source_bytes + vision.source_bytes
     assert seen[-1].bytes_done == seen[-1].bytes_total == both.source_bytes
     assert (both.left_out, vision.left_out) == ((), ())
