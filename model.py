@@ -439,7 +439,7 @@ class Model:
         if messages is not None:
             tokens = self._prompts.of_messages(talk).positions
         with SessionWriter(path) as writer:
-            state = self.engine.state_of(tokens) if tokens else None
+            state = self.engine.state_of(tokens)
             if state is not None and messages is not None and not is_mostly(state, tokens):
                 state = None
             return self._sessions.save(writer, talk, state, on_progress)

@@ -84,10 +84,12 @@ _SETTING = re.compile(
     rf"(?<![\w.`])(?:({_ANY})(?:={_VALUE})?|({_ASSIGNED})={_VALUE})"
     r"(?![\w=]| \(-)"  # the flag is there already
 )
+_KV_PAIR = re.compile(r"(?<![\w.`])kv_type=\([\"'](\w+)[\"'], [\"'](\w+)[\"']\)(?! \(-)")
 
 
 def with_flags(text: str) -> str:
     """`text` with the flag behind each setting: ``n_ctx (-c)``, ``force=True (--force)``."""
+    text = _KV_PAIR.sub(r"\g<0> (-ctk \1 -ctv \2)", text)
     return _SETTING.sub(_with_flag, text)
 
 

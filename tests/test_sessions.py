@@ -299,6 +299,14 @@ def test_a_closed_model_saves_and_loads_nothing(
     assert book.read_bytes() == before
 
 
+def test_a_closed_model_that_was_asked_nothing_saves_nothing(tiny_path: Path, book: Path) -> None:
+    model = opened(tiny_path)
+    model.close()
+    with pytest.raises(EngineError, match="the model was closed"):
+        model.save_session(book)
+    assert not book.exists()
+
+
 def test_tasks_save_and_load_too(tiny_path: Path, book: Path) -> None:
     async def work() -> tuple[Session, Session, int]:
         async with await AsyncModel.open(tiny_path, n_ctx=512, n_parallel=2) as model:

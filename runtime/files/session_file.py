@@ -147,10 +147,14 @@ class SessionFile:
         try:
             tokens = reader.array(b"TOKS", 8 * head.n_tokens).view("<i8").tolist()
             data = reader.array(b"STAT", head.nbytes)
-            checkpoints = tuple(
-                Checkpoint(n_tokens, reader.array(b"CHKP", nbytes))
-                for n_tokens, nbytes in head.checkpoints
-            )
+            parts = [(at, reader.array(b"CHKP", nbytes)) for at, nbytes in head.checkpoints]
+        except MemoryError:
+            raise SessionError(
+                f"{self.path}: this machine has not enough memory for the session",
+                found=told_apart(head.state_bytes, 0)[0],
+            ) from None
+        try:
+            checkpoints = tuple(Checkpoint(*part) for part in parts)
             return SequenceState(tuple(tokens), data, checkpoints)
         except EngineError as error:
             raise SessionError(
@@ -159,11 +163,6 @@ class SessionFile:
                 expected=error.expected,
                 hint=_AGAIN,
             ) from error
-        except MemoryError:
-            raise SessionError(
-                f"{self.path}: this machine has not enough memory for the session",
-                found=told_apart(head.state_bytes, 0)[0],
-            ) from None
 
     def _read(self) -> None:
         """The text, and all else that is not the state."""

@@ -212,7 +212,10 @@ def _write(
         nonlocal done
         done += nbytes
         if on_progress is not None:
-            on_progress(Progress(done, total, name))
+            try:
+                on_progress(Progress(done, total, name))
+            except Exception as error:
+                raise _ProgressError from error
 
     _write_bytes(file, bytes(PREAMBLE.size))
     _write_frame(file, b"TEXT", [text])
@@ -294,11 +297,18 @@ def _open_locked(target: Path, flags: int, path: Path) -> RawIOBase:
     return file
 
 
+class _ProgressError(Exception):
+    """Its cause is what ``on_progress`` raised, which is not the file's."""
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """What the system refuses is one error."""
     try:
         yield
+    except _ProgressError as raised:
+        assert raised.__cause__ is not None
+        raise raised.__cause__ from None
     except (OSError, ValueError) as error:
         raise SessionError(
             f"{path}: the session cannot be saved",

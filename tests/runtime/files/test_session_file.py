@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from llama4_edge.chat.conversation import Conversation, conversation_in
-from llama4_edge.errors import SessionError
+from llama4_edge.errors import EngineError, SessionError
 from llama4_edge.runtime.files.session_file import FRAME, PREAMBLE, SessionFile, is_session
 from llama4_edge.runtime.files.session_writer import SessionWriter
 from llama4_edge.runtime.state import SequenceState
@@ -227,6 +227,24 @@ def test_progress_ends_with_all_bytes(tmp_path: Path, state: SequenceState) -> N
     with SessionFile(tmp_path / "a.l4s") as file:
         file.read_state(lambda at: seen.append((at.bytes_done, at.bytes_total)))
     assert seen[-1] == (total, total)
+
+
+@pytest.mark.parametrize("error", [ValueError("no more"), BrokenPipeError(), EngineError("no")])
+def test_what_progress_raises_is_not_the_files(
+    path: Path, state: SequenceState, error: Exception
+) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    before = path.read_bytes()
+    with SessionWriter(path) as writer, pytest.raises(type(error)) as raised:
+        writer.write(b"{}", FINGERPRINT, state, refuse)
+    assert raised.value is error
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+    with SessionFile(path) as file, pytest.raises(type(error)) as raised:
+        file.read_state(refuse)
+    assert raised.value is error
 
 
 # --- two processes, full disks, and the end of processes
