@@ -64,6 +64,7 @@ _FLAG_OF_ASSIGNED = {
     "layers": "--layers",
     "mirostat": "--mirostat",
     "overrides": "-ot",
+    "projector": "--mmproj",
     "ram": "--ram",
     "recipe": "--recipe",
     "revision": "--revision",

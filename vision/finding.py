@@ -31,7 +31,7 @@ def projector_beside(model: str | os.PathLike[str]) -> Path | None:
         raise ModelFileError(
             f"several projectors are beside {os.fspath(model)}",
             found=", ".join(path.name for path in paths[:5]),
-            hint="Name the one to use: projector=",
+            hint="Name the one to use: projector=FILE.",
         )
     return paths[0] if paths else None
 
@@ -56,7 +56,7 @@ def no_projector(model: str | os.PathLike[str]) -> EngineError:
     """The error that a model was opened without one."""
     return EngineError(
         f"{os.fspath(model)} was opened without a projector, which pictures need",
-        expected="a file mmproj-*.gguf beside it, or projector=",
+        expected="a file mmproj-*.gguf beside it, or projector=FILE",
         hint=_HINT,
     )
 

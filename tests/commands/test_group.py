@@ -221,6 +221,8 @@ def test_a_wrong_value_of_flash_attention_names_the_flag_and_its_choices(
 
 def test_a_flag_in_an_error_takes_no_full_stop_of_the_sentence() -> None:
     assert with_flags("Give n_ctx=4096.") == "Give n_ctx=4096 (-c 4096)."
+    assert with_flags("or projector=FILE.") == "or projector=FILE (--mmproj FILE)."
+    assert with_flags("without a projector") == "without a projector"
     pair = "kv_type=('q8_0', 'f16')"
     assert with_flags(f"Give {pair}.") == f"Give {pair} (-ctk q8_0 -ctv f16)."
     assert with_flags("temperature=0.7.") == "temperature=0.7 (--temp 0.7)."
