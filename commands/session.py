@@ -7,6 +7,8 @@ for it is there at the end, however that comes: Ctrl-D, Ctrl-C, an error, SIGTER
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, Llama4EdgeError, SessionError
@@ -41,6 +44,9 @@ _BYTES_A_SECOND = 1e9
 
 _EAGER = 10
 """How much longer that must take for writing it after an answer, and not only at the end."""
+
+_MOST_ASIDE = 9
+"""Damaged files of one name that are kept."""
 
 _PATIENCE = 2.0  # seconds until a bar shows how far reading or writing the file is
 
@@ -156,7 +162,10 @@ class KeptSession:
         except SessionError as error:
             if self._model.engine.closed:
                 raise
-            logger.warning("%s What was said is kept, and read anew.", _sentence(error))
+            kept = ""
+            if file.fault is not None:  # it may hold more than can be read of it
+                kept = f" The file as it is stays as {_kept_aside(file.path)}."
+            logger.warning("%s What was said is kept, and read anew.%s", _sentence(error), kept)
             return None
 
     def _save_if_it_pays(self, factor: float) -> None:
@@ -239,6 +248,33 @@ def documents_to_add(
     return [
         document for document in documents if not any(document.body in content for content in asked)
     ]
+
+
+def _kept_aside(path: Path) -> Path:
+    """Another name for a file that is about to be replaced.
+
+    Raises:
+        SessionError: it cannot have one.
+    """
+    for number in range(1, _MOST_ASIDE + 1):
+        other = path.with_name(f"{path.name}.damaged{number if number > 1 else ''}")
+        try:
+            os.link(path, other)
+        except FileExistsError:
+            continue
+        except OSError:  # a disk without hard links
+            try:
+                shutil.copyfile(path, other)
+            except OSError as error:
+                raise SessionError(
+                    f"{path}: the damaged session cannot be kept beside the new one",
+                    found=error.strerror,
+                    hint="Move it away.",
+                ) from error
+        return other
+    raise SessionError(
+        f"{path}: {_MOST_ASIDE} damaged sessions lie beside it", hint="Move them away."
+    )
 
 
 class Ended(SystemExit):

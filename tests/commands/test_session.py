@@ -161,6 +161,22 @@ def test_a_truncated_session_goes_on_with_its_text(
     assert llama4("inspect", "a.l4s", "--check").exit_code == 0
 
 
+def test_a_damaged_session_stays_beside_the_one_that_goes_on(
+    llama4: Command, tiny_path: Path
+) -> None:
+    llama4("run", tiny_path, "--session", "book.l4s", "Who?", *RUN)
+    whole = Path("book.l4s").read_bytes()
+    at = whole.index(b"HEAD") + 40
+    damaged = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for count, name in enumerate(("book.l4s.damaged", "book.l4s.damaged2"), start=1):
+        Path("book.l4s").write_bytes(damaged)
+        result = llama4("run", tiny_path, "--session", "book.l4s", f"And {count}?", *RUN)
+        assert result.exit_code == 0
+        assert f"stays as {name}" in result.stderr
+        assert Path(name).read_bytes() == damaged
+        assert [text for role, text in said() if role == "user"] == ["Who?", f"And {count}?"]
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
