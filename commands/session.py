@@ -163,7 +163,8 @@ class KeptSession:
             if self._model.engine.closed:
                 raise
             kept = ""
-            if file.fault is not None:  # it may hold more than can be read of it
+            if file.fault is not None and not file.is_appendable:
+                # It may hold more of what was said than can be read.
                 kept = f" The file as it is stays as {_kept_aside(file.path)}."
             logger.warning("%s What was said is kept, and read anew.%s", _sentence(error), kept)
             return None

@@ -166,7 +166,7 @@ def test_a_damaged_session_stays_beside_the_one_that_goes_on(
 ) -> None:
     llama4("run", tiny_path, "--session", "book.l4s", "Who?", *RUN)
     whole = Path("book.l4s").read_bytes()
-    at = whole.index(b"HEAD") + 40
+    at = whole.index(b"TEXT") - 1  # where the changes begin
     damaged = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for count, name in enumerate(("book.l4s.damaged", "book.l4s.damaged2"), start=1):
         Path("book.l4s").write_bytes(damaged)
