@@ -83,6 +83,9 @@ def _message(message: object, roles: Collection[str]) -> dict[str, Any]:
             "a message has no role or no content",
             found=shown(", ".join(map(str, message))) if message else "nothing",
             expected='{"role": "user", "content": "..."}',
+            hint='Parts are its content: [{"role": "user", "content": parts}]'
+            if "type" in message
+            else None,
         )
     if role not in ROLES and role not in roles:
         raise TemplateError(
@@ -98,7 +101,8 @@ def _message(message: object, roles: Collection[str]) -> dict[str, Any]:
         raise TemplateError(
             "the content of a message is not text",
             found=shown(content),
-            expected='a string, or a list of {"type": "text", "text": "..."}',
+            expected='a string, or a list of {"type": "text", "text": "..."} and '
+            '{"type": "image", "image": picture}',
         )
     copy: dict[str, Any] = _copied(message, "a message")
     return copy

@@ -1,7 +1,7 @@
 """Pictures in messages: found among the parts, kept with a conversation, cut into tiles once.
 
 Promises that a picture is only opened where its part says that it is one, and that a part of
-OpenAI's kind names no file of this machine. Knows no template and no features.
+OpenAI's or Anthropic's kind names no file of this machine. Knows no template and no features.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _without_picture(part: Any, pictures: list[PictureInput], allow_download: bo
     if kind == "input_text":
         return {"type": "text", "text": part.get("text")}
     if kind == "image":
-        pictures.append(_picture_of(part))
+        pictures.append(_picture_of(part, allow_download))
     elif kind in ("image_url", "input_image"):
         pictures.append(_url_of(part.get("image_url"), allow_download))
     else:
@@ -74,10 +74,12 @@ def _without_picture(part: Any, pictures: list[PictureInput], allow_download: bo
     return {"type": "image"}
 
 
-def _picture_of(part: Mapping[str, Any]) -> PictureInput:
+def _picture_of(part: Mapping[str, Any], allow_download: bool) -> PictureInput:
     source = part.get("source")
     if isinstance(source, Mapping):
-        part = {"base64": source.get("data")} if "data" in source else source
+        if "data" not in source:
+            return _url_of(source.get("url"), allow_download)
+        part = {"base64": source["data"]}
     for name in ("image", "url", "path"):
         if part.get(name) is not None:
             picture: PictureInput = part[name]
@@ -93,14 +95,16 @@ def _picture_of(part: Mapping[str, Any]) -> PictureInput:
 def _url_of(value: Any, allow_download: bool) -> str:
     url = value.get("url") if isinstance(value, Mapping) else value
     if not isinstance(url, str):
-        raise ImageError("an image_url has no URL", found=shown(value), expected=_SHAPES)
+        raise ImageError(
+            "a part of a message has no URL of a picture", found=shown(value), expected=_SHAPES
+        )
     scheme = url[:8].lower()
     if scheme.startswith("data:") or (
         allow_download and scheme.startswith(("http://", "https://"))
     ):
         return url
     raise ImageError(
-        "an image_url is not a data URL",
+        "a picture's URL is not a data URL",
         found=shown(url),
         expected="data:image/png;base64,...",
         hint="This is an offline program. Fetch the picture first, or allow it: "
@@ -177,7 +181,7 @@ def picture_part(picture: PictureInput) -> Part:
     """
     from PIL import Image  # needed for pictures alone
 
-    from ..vision.opening import bytes_of, open_picture
+    from ..vision.opening import bytes_of, media_type, open_picture
 
     pixels = open_picture(picture)  # whether it is one
     if isinstance(picture, Image.Image | np.ndarray):
@@ -186,8 +190,7 @@ def picture_part(picture: PictureInput) -> Part:
         data, kind = file.getvalue(), "image/png"
     else:
         _, data = bytes_of(picture)
-        with Image.open(io.BytesIO(data)) as opened:
-            kind = Image.MIME.get(opened.format or "", "application/octet-stream")
+        kind = media_type(data)
     url = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
     return {"type": "image_url", "image_url": {"url": url}}
 

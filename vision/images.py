@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class ImageTiles:
         size: columns and rows of pixels of the picture.
     """
 
-    levels: npt.NDArray[np.uint8]
+    levels: npt.NDArray[np.uint8] = field(repr=False)
     grid: Grid
     size: tuple[int, int]
 

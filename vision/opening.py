@@ -176,6 +176,17 @@ def _of_array(array: npt.NDArray[np.uint8]) -> RGB:
 
 def _of_file(name: str, data: bytes) -> RGB:
     """The pixels of the first frame in a file's bytes."""
+    return _decoded(name, _opened(name, data))
+
+
+def media_type(data: bytes) -> str:
+    """The media type of a file that `open_picture` opens, such as ``image/png``."""
+    kind = _opened("the picture", data).format
+    return Image.MIME.get(kind or "", "application/octet-stream")
+
+
+def _opened(name: str, data: bytes) -> Image.Image:
+    """A file's first frame, before it is decoded."""
     if not data:
         raise ImageError(f"{name} is empty", expected=_KNOWN)
     _register_heif()
@@ -184,7 +195,7 @@ def _of_file(name: str, data: bytes) -> RGB:
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=known)
+            return Image.open(io.BytesIO(data), formats=known)
     except UnidentifiedImageError:
         raise _unknown(name, data) from None
     except Image.DecompressionBombError:
@@ -196,7 +207,6 @@ def _of_file(name: str, data: bytes) -> RGB:
         ) from None
     except Exception as error:  # whatever a damaged file does to one of Pillow's readers
         raise _damaged(name, error) from None
-    return _decoded(name, image)
 
 
 def _decoded(name: str, image: Image.Image) -> RGB:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from demo.training import MODEL
 from llama4_edge import Model
-from llama4_edge.chat.pictures import Tiles, take_pictures
+from llama4_edge.chat.pictures import Tiles, picture_part, take_pictures
 from llama4_edge.errors import ImageError, TemplateError
 from llama4_edge.vision.images import image_tiles
 from llama4_edge.vision.projector import row_names
@@ -109,6 +109,7 @@ def test_pictures_of_earlier_messages_keep_their_places(model: Model) -> None:
         ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "not a data URL"),
         ({"type": "image_url", "image_url": "http://localhost/a.png"}, "allow_download=True"),
         ({"type": "image", "image": "http://localhost/a.png"}, "allow_download"),
+        ({"type": "image", "source": {"type": "url", "url": "/etc/passwd"}}, "not a data URL"),
         ({"type": "image", "image": b"no picture"}, "picture"),
         ({"type": "image", "image": 7}, "picture"),
     ],
@@ -156,3 +157,16 @@ def test_tiles_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     for level in range(3):
         tiles.of(png(np.full((336, 336, 3), level, np.uint8)))
     assert tiles.of(png(RED)) is not first
+
+
+def test_a_large_picture_is_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    file = io.BytesIO()
+    Image.new("1", (10_000, 9_000)).save(file, "PNG")  # more than Image.MAX_IMAGE_PIXELS
+    url = picture_part(file.getvalue())["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    assert not recwarn.list
+
+
+def test_a_part_in_the_place_of_a_message_is_told_where_it_goes(model: Model) -> None:
+    with pytest.raises(TemplateError, match=r"Parts are its content: \[\{"):
+        model.chat_prompt([{"type": "text", "text": "Hello"}])

@@ -226,6 +226,7 @@ def test_a_flag_in_an_error_takes_no_full_stop_of_the_sentence() -> None:
     pair = "kv_type=('q8_0', 'f16')"
     assert with_flags(f"Give {pair}.") == f"Give {pair} (-ctk q8_0 -ctv f16)."
     assert with_flags("temperature=0.7.") == "temperature=0.7 (--temp 0.7)."
+    assert with_flags("Name it: projector=FILE") == "Name it: projector=FILE (--mmproj FILE)"
 
 
 def test_a_module_that_does_not_load_is_one_line(

@@ -340,7 +340,7 @@ def test_a_picture_from_the_network_is_fetched_only_where_that_is_allowed(
     assert "404" in str(refusal(f"{site}/b.png", allow_download=True))
     assert "cannot be fetched" in str(refusal("http://127.0.0.1:1/", allow_download=True))
     assert "cannot be fetched" in str(refusal("http://[", allow_download=True))
-    monkeypatch.setattr(opening, "_MOST_BYTES", 20)
+    monkeypatch.setattr(opening, "MOST_BYTES", 20)
     assert "too large" in str(refusal(f"{site}/a.png", allow_download=True))
 
 
