@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from ..errors import ImageError
+from ..untrusted import brief
 from .declare import option, usage_error
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class PictureOptions:
 
     images: tuple[str, ...] = option(
         "--image", kind=str, metavar="FILE", multiple=True,
-        help="Show a picture before the prompt; - is standard input. May be given several times.",
+        help="Show a picture (PNG, JPEG, WebP, GIF, AVIF, TIFF, BMP) before the prompt; - is "
+        "standard input. May be given several times.",
     )  # fmt: skip
     video: str | None = option(
         "--video", kind=str, metavar="FILE",
@@ -70,7 +73,10 @@ class PictureOptions:
             return read_images(self.images)
         from ..chat.pictures import video_parts
 
-        return [*read_images(self.images), *video_parts(self.video, self.fps or 1.0)]
+        return [
+            *read_images(self.images),
+            *video_parts(self.video, 1.0 if self.fps is None else self.fps),
+        ]
 
 
 def read_images(paths: Sequence[str]) -> list[Part]:
@@ -89,9 +95,21 @@ def read_images(paths: Sequence[str]) -> list[Part]:
         if path == "-":
             data = b"" if sys.stdin is None else sys.stdin.buffer.read(MOST_BYTES + 1)
             parts.append(picture_part(data))
+        elif is_url(path):
+            raise ImageError(
+                "a picture from the network is not fetched",
+                found=brief(path),
+                expected="a file",
+                hint="Download it first.",
+            )
         else:
             parts.append(picture_part(path))
     return parts
+
+
+def is_url(path: str) -> bool:
+    """Whether it names a picture on the web."""
+    return path.lower().startswith(("http://", "https://"))
 
 
 def with_pictures(parts: Sequence[Part], text: str) -> Content:

@@ -502,6 +502,23 @@ def test_what_cannot_be_shown_is_said_and_the_message_is_not_sent(tmp_path: Path
     assert said(one) == []
 
 
+def test_image_takes_a_file_as_terminals_write_it(photos: list[Path]) -> None:
+    spaced = str(photos[1])
+    for named in (spaced, f"'{spaced}'", f'"{spaced}"', spaced.replace(" ", "\\ "),
+                  photos[1].as_uri()):  # fmt: skip
+        assert said(chat(f"/image {named}", "What?"))[0] == ("user", "[picture] What?"), named
+
+
+def test_undo_drops_pictures_that_wait_before_an_exchange(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = chat("Hello", f"/image {photos[0]}", "/undo", "And now?", "/undo")
+    assert said(one)[0] == ("user", "Hello")
+    assert len(said(one)) == 2
+    assert "Dropped: [picture]\n" in capsys.readouterr().err
+    assert said(chat("Hello", f"/image {photos[0]}", "/reset", "Hi"))[0] == ("user", "Hi")
+
+
 def test_retry_shows_the_picture_again(photos: list[Path]) -> None:
     one = chat(f"/image {photos[0]}", "What?", "/retry")
     assert said(one) == [("user", "[picture] What?"), ("assistant", "1:[picture] What?")]
