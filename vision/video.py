@@ -52,7 +52,11 @@ def video_frames(path: str | os.PathLike[str], fps: float = 1.0) -> list[Frame]:
     if not is_number(fps) or not 0 < fps <= MAX_FPS:
         raise outside("fps", fps, f"a number above 0, at most {MAX_FPS:g}")
     if not Path(path).is_file():
-        raise ImageError(f"{path} is not a video", found="no such file", expected="a file")
+        raise ImageError(
+            f"{path} is not a video",
+            found="no regular file" if Path(path).exists() else "no such file",
+            expected="a file",
+        )
     av = _pyav()
     frames: list[Frame] = []
     try:
@@ -72,7 +76,8 @@ def video_frames(path: str | os.PathLike[str], fps: float = 1.0) -> list[Frame]:
         # What comes before the damage is a video all the same.
         if not frames:
             raise ImageError(
-                f"{path} is not a video that can be read", found=brief(str(error))
+                f"{path} is not a video that can be read",
+                found=brief(getattr(error, "strerror", None) or str(error)),
             ) from None
     if not frames:
         raise ImageError(f"{path} has no frames")

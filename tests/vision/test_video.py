@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from llama4_edge import with_video
+from llama4_edge.commands.pictures import PictureOptions
 from llama4_edge.errors import ImageError, SettingError
 from llama4_edge.vision import video
 from llama4_edge.vision.video import video_frames
@@ -90,7 +91,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path in (tmp_path / "none.mp4", tmp_path, fifo, "http://localhost/a.mp4"):
-        with pytest.raises(ImageError, match="no such file"):
+        with pytest.raises(ImageError, match=r"no such file|no regular file"):
             video_frames(path)
 
 
@@ -119,3 +120,8 @@ def test_without_pyav_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImageError, match=r"llama4-edge\[video\]"):
         video_frames(blue_to_red)
+
+
+def test_no_frames_a_second_are_not_taken_for_one(blue_to_red: Path) -> None:
+    with pytest.raises(SettingError, match=r"fps .* found 0\.0"):
+        PictureOptions(video=str(blue_to_red), fps=0.0).parts()
