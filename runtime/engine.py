@@ -71,7 +71,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         if self.settings != replace(self.settings, n_expert_used=None, kv_type="f16"):
             # What llama.cpp would end the process for depends on the model.
-            hparams = check_model_file(self.path).hparams
+            hparams = check_model_file(self.path, needs_tokenizer=False).hparams
             check_settings_of_model(self.settings, hparams, os.fspath(path))
         self.last_prompt: tuple[int, ...] = ()
         self._handles = Handles(self.path, self.settings, on_progress, end_ids)

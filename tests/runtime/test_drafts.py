@@ -509,6 +509,11 @@ def test_a_full_context_ends_the_answer_where_it_does_without_drafts(
         assert request.outcome == plain.outcome == "length"
 
 
+def is_waiting(request: Request) -> bool:
+    """Whether it is full, and was not told yet how to go on."""
+    return request.is_full and not request.resumed
+
+
 @pytest.mark.usefixtures("free", "parrot")
 def test_an_answer_that_went_on_with_another_prompt_drafts_from_that(tiny_path: Path) -> None:
     with Engine(tiny_path, replace(ONE, n_ctx=128)) as engine:
@@ -516,7 +521,7 @@ def test_an_answer_that_went_on_with_another_prompt_drafts_from_that(tiny_path: 
         def whole(drafts: bool) -> Request:
             request = start(engine, words(80), None, GREEDY, goes_on=True, drafts=drafts)
             for prompt in (words(5, seed=1), None):
-                engine.scheduler.wait(request, lambda: request.is_full or request.ended)
+                engine.scheduler.wait(request, lambda: is_waiting(request) or request.ended)
                 engine.scheduler.resume(request, prompt)
             return ended(engine, request)
 
