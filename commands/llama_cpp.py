@@ -62,7 +62,7 @@ _SPECULATIVE = "There is no draft model here; --drafts drafts what the text has 
 _SERVER = (
     "There is no server here; `llama4 chat MODEL` answers, and in Python Model and AsyncModel."
 )
-_PICTURES = "--image FILE shows a picture: its tiles are those of the model's training."
+_PICTURES = "`run --image FILE` shows a picture; `plan --image-size WxH` keeps room for one."
 _PROJECTOR = "The vision tower beside the model is loaded when a picture comes."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."
 _SHIFT = (

@@ -16,7 +16,13 @@ from .full_context import cut_off, dropped_text, when_full_option, with_hint
 from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 from .pictures import PictureOptions, with_pictures
-from .session import claimed_session, documents_to_add, kept_session, session_option
+from .session import (
+    claimed_session,
+    documents_to_add,
+    kept_session,
+    pictures_to_add,
+    session_option,
+)
 from .stdin import read_prompt, unread_pipe
 
 if TYPE_CHECKING:
@@ -115,7 +121,7 @@ def run(options: RunOptions) -> None:
             if options.raw:
                 stream = model.generate(text, stream=True, **answering)
             else:
-                talk = talk.user(with_pictures(pictures, text))
+                talk = talk.user(with_pictures(pictures_to_add(pictures, talk.messages), text))
                 stream = model.chat(talk.messages, stream=True, when_full=when_full, **answering)
                 if session is not None:
                     session.answering(stream)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..chat.answer import Stream
     from ..chat.conversation import Conversation, Message
     from ..chat.documents import Document
+    from ..chat.pictures import Part
     from ..chat.session import Session
     from ..model import Model
     from ..progress import Progress
@@ -248,6 +249,23 @@ def documents_to_add(
     asked = [message.text for message in messages if message.role == "user"]
     return [
         document for document in documents if not any(document.body in content for content in asked)
+    ]
+
+
+def pictures_to_add(parts: Sequence[Part], messages: Sequence[Message]) -> Sequence[Part]:
+    """Those that no message of the user shows yet; the frames of a video if one of them is new.
+
+    Args:
+        parts: pictures, then frames with their times, as `PictureOptions.parts` gives them.
+    """
+    asked = [message.content for message in messages if message.role == "user"]
+    shown = [part for content in asked if not isinstance(content, str) for part in content]
+    n_pictures = next((at for at, part in enumerate(parts) if "text" in part), len(parts))
+    frames = parts[n_pictures:]
+    is_new = any(part not in shown for part in frames)
+    return [
+        *(part for part in parts[:n_pictures] if part not in shown),
+        *(frames if is_new else ()),
     ]
 
 

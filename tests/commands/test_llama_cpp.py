@@ -94,7 +94,7 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("--samplers top_k;top_p", "The samplers are llama.cpp's, in its order"),
         ("-md draft.gguf", "no draft model"),
         ("--spec-draft-n-max 4", "no draft model"),
-        ("--mmproj-offload", "--image FILE shows a picture"),
+        ("--mmproj-offload", "`run --image FILE` shows a picture"),
         ("--chat-template llama4", "chat template is the model's own"),
         ("-tb 8", "-t sets the threads"),
         ("--rpc host:1", "--workers"),

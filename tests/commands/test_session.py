@@ -16,6 +16,7 @@ import pytest
 
 from llama4_edge import Conversation, Model
 from llama4_edge.chat.answer import Stream
+from llama4_edge.commands.session import pictures_to_add
 from llama4_edge.runtime.files.session_writer import SessionWriter
 from tests.command_line import Command, the_error
 from tests.tiny_model import never_ending
@@ -89,6 +90,19 @@ def test_a_document_that_changed_or_is_new_is_put_in(llama4: Command, tiny_path:
     llama4(*ask)
     questions = [text for role, text in said() if role == "user"]
     assert [text.count("<document") for text in questions] == [1, 0, 1]
+
+
+def test_pictures_are_shown_the_first_time_only_and_a_video_is_shown_whole() -> None:
+    one, other, *frames = [
+        dict[str, Any](type="image_url", image_url={"url": f"data:,{name}"}) for name in "abcd"
+    ]
+    times = [dict[str, Any](type="text", text=f"0:0{second}.0\n") for second in range(2)]
+    video = [times[0], frames[0], times[1], frames[1]]
+    seen = Conversation().user((one, *video, {"type": "text", "text": "What?"})).messages
+    assert pictures_to_add([one, one, *video], ()) == [one, one, *video]
+    assert pictures_to_add([one, other, *video], seen) == [other]
+    longer = [*video, {"type": "text", "text": "0:02.0\n"}, other]
+    assert pictures_to_add([one, *longer], seen) == longer
 
 
 def test_a_chat_that_goes_on_takes_documents_with_its_first_message(
