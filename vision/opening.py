@@ -101,6 +101,8 @@ def bytes_of(picture: object, *, allow_download: bool = False) -> tuple[str, byt
             return "the data: URL", _of_data_url(path)
         if scheme.startswith(("http://", "https://")):
             return brief(path), _of_web(path, allow_download)
+    if not path:
+        raise ImageError("the path of a picture is empty", expected="a file")
     if len(path) > _LONGEST_PATH:  # base64 without data: before it, most likely
         raise ImageError(
             "the path of a picture is too long",

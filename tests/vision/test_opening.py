@@ -347,3 +347,8 @@ def test_a_picture_from_the_network_is_fetched_only_where_that_is_allowed(
 def test_allow_download_is_true_or_false(rgb: Array) -> None:
     with pytest.raises(SettingError, match="allow_download"):
         open_picture(rgb, allow_download="no")  # type: ignore[arg-type]
+
+
+def test_an_empty_path_is_named() -> None:
+    with pytest.raises(ImageError, match="the path of a picture is empty, expected a file"):
+        open_picture("")
