@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .progress import Progress
+    from .vision.opening import PictureInput
 
 _P = ParamSpec("_P")
 
@@ -175,6 +176,18 @@ class AsyncModel:
     async def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
         return await asyncio.to_thread(self.model.logits, tokens)
+
+    async def chat_prompt(self, messages: Messages, **options: Unpack[AnswerOptions]) -> Prompt:
+        """What `chat` goes on with; see ``Model.chat_prompt``."""
+        return await asyncio.to_thread(self.model.chat_prompt, messages, **options)
+
+    async def image_features(
+        self, picture: PictureInput, *, allow_download: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """What the model sees of a picture; see ``Model.image_features``."""
+        return await asyncio.to_thread(
+            self.model.image_features, picture, allow_download=allow_download
+        )
 
     @overload
     async def generate(

@@ -69,6 +69,10 @@ class Message:
                     f"the {name} of a message is not a string", found=shown(value), expected="text"
                 )
 
+    def __repr__(self) -> str:
+        """As Python writes it, with a word for each picture, which may have megabytes."""
+        return f"Message(role={self.role!r}, content={str(self)!r})"
+
     @property
     def text(self) -> str:
         """What it says, without its pictures."""

@@ -2,9 +2,9 @@
 
     python -m demo.training.evaluate [--recipes bf16,int4] [--lengths 500,9000] [--card]
 
-Promises: text questions go through this project's converter and engine, with greedy decoding, and
-an answer counts if it matches word for word; pictures and the experts' shares of tokens go through
-transformers, because the engine cannot read pictures yet. Does not know how the model was trained.
+Promises: questions and pictures go through this project's converter and engine, with greedy
+decoding, and an answer counts if it matches word for word; pictures and the experts' shares of
+tokens go through transformers too. Does not know how the model was trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from demo.training.lessons.conversation import Conversation
 from demo.training.lessons.haystack import needle
 from demo.training.lessons.mixture import examination, picture_examination
 from demo.training.publish import write_scores
-from llama4_edge import Model, Sampling, convert
+from llama4_edge import Model, Sampling, convert, with_images
 
 GREEDY = Sampling(temperature=0.0)
 # Positions of the codes in a long conversation, from 0 to 1. Outside the attention chunk (8192
@@ -54,6 +54,7 @@ def main() -> None:
         failures: list[str] = []
         columns[recipe] = text_scores(file, examination(), failures)
         columns[recipe] |= needle_scores(file, lengths, failures)
+        columns[recipe] |= picture_answers(file, arguments.pictures, failures)
         if arguments.failures:
             print("\n".join(f"{recipe}: {failure}" for failure in failures))
     columns["transformers"] = picture_scores(arguments.model, arguments.pictures)
@@ -124,6 +125,22 @@ def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> di
                     failures.append(f"{length} tokens: {failure_line(question, answer)}")
         scores[f"codes across {length} tokens"] = correct / total
     return scores
+
+
+def picture_answers(file: Path, count: int, failures: list[str]) -> dict[str, float]:
+    """The share of correct answers about pictures, of the model with the projector beside it."""
+    correct = 0
+    with Model(file, n_ctx=512, n_threads=1) as model:
+        for question in track(picture_examination(count), description="pictures", transient=True):
+            assert question.picture is not None
+            turn = question.turns[-1]
+            content = with_images(turn.question, question.picture.pixels())
+            messages = [{"role": "user", "content": content}]
+            answer = model.chat(messages, max_tokens=64, sampling=GREEDY).text
+            correct += answer == turn.answer
+            if answer != turn.answer:
+                failures.append(failure_line(question, answer))
+    return {"pictures": correct / count}
 
 
 def picture_scores(directory: Path, count: int) -> dict[str, float]:

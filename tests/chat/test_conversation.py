@@ -259,6 +259,14 @@ def test_values_of_the_wrong_type_are_one_error(
     assert len(str(caught.value)) < 200
 
 
+def test_a_message_is_written_without_the_bytes_of_its_pictures() -> None:
+    url = {"url": f"data:image/png;base64,{'A' * 10_000}"}
+    parts = ({"type": "image_url", "image_url": url}, {"type": "text", "text": "What?"})
+    talk = Conversation().user(parts)
+    assert repr(talk.messages) == "(Message(role='user', content='[picture] What?'),)"
+    assert "AAAA" not in repr(talk)
+
+
 def test_saving_through_a_symbolic_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "talk.json")
     CONVERSATION.save(tmp_path / "link.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
@@ -14,9 +15,8 @@ import pytest
 from PIL import Image
 
 from demo.training.lessons.mixture import picture_examination
-from llama4_edge.errors import (
-    ContextFullError,
-)
+from llama4_edge import AsyncModel
+from llama4_edge.errors import ContextFullError
 from llama4_edge.model import Model
 from tests.fixtures import MakeGGUF, MakeProjector
 from tests.reference.pictures import noise
@@ -59,6 +59,22 @@ def test_the_demo_model_names_what_is_in_held_out_pictures(model: Model) -> None
         turn = question.turns[0]
         messages = user(image(question.picture.pixels()), text(turn.question))
         assert model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
+
+
+def test_tasks_are_shown_pictures_too(model: Model) -> None:
+    picture = noise(500, 340)
+
+    async def work() -> None:
+        shared = AsyncModel(model)
+        features = await shared.image_features(picture)
+        assert np.array_equal(features, model.image_features(picture))
+        messages = user(image(picture), text("What do you see?"))
+        prompt = await shared.chat_prompt(messages)
+        assert prompt.token_ids == model.chat_prompt(messages).token_ids
+        answer = await shared.chat(messages, max_tokens=4, temperature=0)
+        assert answer.tokens == model.generate(prompt, max_tokens=4, temperature=0).tokens
+
+    asyncio.run(work())
 
 
 def test_a_picture_counts_in_later_turns_and_is_not_encoded_again(
