@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType
 from demo.checkpoint import SCOUT_LIKE, Vision
 from llama4_edge import convert, inspect
 from llama4_edge.errors import ModelFileError, OutputError, SettingError
+from llama4_edge.runtime.bindings.vision import mtmd
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from llama4_edge.runtime.files.projector_file import (
     check_projector_file,
@@ -133,9 +135,11 @@ def test_the_compute_buffer_is_no_larger_than_counted(
     make_checkpoint: MakeCheckpoint,
     make_gguf: MakeGGUF,
     make_projector: MakeProjector,
-    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In llama.cpp's own words, for towers of the published width, and for narrow ones."""
+    mtmd()  # from now on its log is Python's
+    caplog.set_level(logging.DEBUG, logger="llama4_edge.llama_cpp")
     for vision, close in (
         (Vision(hidden=1408, layers=3, heads=16, image_size=336, projector=64), True),
         (Vision(hidden=128, layers=3, heads=4, image_size=336, projector=2560), False),
@@ -143,10 +147,10 @@ def test_the_compute_buffer_is_no_larger_than_counted(
     ):
         checkpoint = make_checkpoint(replace(SCOUT_LIKE, vision=vision))
         projector = make_projector(checkpoint)
-        capfd.readouterr()
+        caplog.clear()
         with opened(make_gguf(checkpoint), projector):
             pass
-        sizes = re.findall(r"compute buffer size = +([\d.]+) MiB", capfd.readouterr().err)
+        sizes = re.findall(r"compute buffer size = +([\d.]+) MiB", caplog.text)
         counted = check_projector_file(projector).compute_bytes() / 2**20
         assert float(sizes[-1]) <= counted + 0.005
         assert not close or float(sizes[-1]) > counted - 0.02
