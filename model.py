@@ -146,9 +146,7 @@ class Model:
         if n_ctx == "max" or (
             plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
-            plan = _planned(
-                path, wish, n_ctx, kv_type, placement, for_pictures=projector is not None
-            )
+            plan = _planned(path, wish, n_ctx, kv_type, placement, projector)
         if plan is not None and placement is not None:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
@@ -587,8 +585,7 @@ def _planned(
     n_ctx: Context,
     kv_type: KVTypes | None,
     placement: Placement | None,
-    *,
-    for_pictures: bool,
+    projector: str | os.PathLike[str] | None,
 ) -> Plan:
     """The plan for this machine; the planner is imported where there is something to plan."""
     from .planner import plan
@@ -603,7 +600,8 @@ def _planned(
         load_mode=wish.load_mode,
         n_expert_used=wish.n_expert_used,
         cache_ram=wish.cache_ram,
-        image_size=(TILE_SIZE, TILE_SIZE) if for_pictures else None,
+        image_size=None if projector is None else (TILE_SIZE, TILE_SIZE),
+        projector=projector,
         placement=placement,
         devices=None if placement else wish.placement.devices,
         workers=wish.workers,

@@ -228,11 +228,13 @@ class Answer:
 class _Text:
     """The tokens of an answer and their text; the engine's thread adds, a reader takes away.
 
-    ``ready`` are pieces to hand out, each with the number of tokens that it ends with.
+    ``ready`` are pieces to hand out, each with the number of tokens whose bytes are all in the text
+    so far.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: AnswerSettings) -> None:
         self.tokens: list[int] = []
+        self._sizes: list[int] = []  # bytes of each
         self.ready: deque[tuple[str, int]] = deque()
         self.stop = TextStream(settings.stop)
         self._vocabulary, self._special = vocabulary, settings.special
@@ -241,8 +243,10 @@ class _Text:
         """Take a token into the answer; whether more are wanted."""
         if is_end:
             return False
+        data = self._vocabulary.token_bytes(token, special=self._special)
         self.tokens.append(token)
-        self._add(self.stop.push(self._vocabulary.token_bytes(token, special=self._special)))
+        self._sizes.append(len(data))
+        self._add(self.stop.push(data))
         return self.stop.matched is None
 
     def finish(self) -> None:
@@ -251,7 +255,11 @@ class _Text:
 
     def _add(self, text: str) -> None:
         if text:
-            self.ready.append((text, len(self.tokens)))
+            count, waiting = len(self.tokens), self.stop.n_waiting
+            while waiting > 0:
+                count -= 1
+                waiting -= self._sizes[count]
+            self.ready.append((text, count))
 
 
 class Stream(Answer, Iterator[str]):

@@ -33,6 +33,11 @@ class TextStream:
         """The stop string that ended the text, or None."""
         return self._matched
 
+    @property
+    def n_waiting(self) -> int:
+        """How many of the last bytes wait for others of their character."""
+        return len(self._decoder.getstate()[0])
+
     def push(self, data: bytes) -> str:
         """The text that has become certain with these bytes; "" once a stop string was found."""
         return self._advance(self._decoder.decode(data))

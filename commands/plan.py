@@ -36,6 +36,7 @@ from .options import (
     with_load_mode,
 )
 from .output import give, show_warnings
+from .pictures import projector_option
 
 if TYPE_CHECKING:
     from ..planner import Plan
@@ -68,6 +69,7 @@ class _Counted:
         "--image-size", kind=values.image_size, metavar="WxH",
         help="Keep room for the vision tower, and say what a picture of this size costs.",
     )  # fmt: skip
+    projector: str | None = projector_option()
 
     @staticmethod
     def defaults() -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
@@ -16,7 +17,7 @@ from ..ranges import check_whole, value_text
 from ..runtime.encoder import COMPUTE_BYTES
 from ..runtime.files.gguf_file import read_gguf
 from ..untrusted import Record
-from ..vision.finding import projector_beside
+from ..vision.finding import check_projector, projector_beside
 from ..vision.layout import image_token_count, tile_grid
 from .geometry import Geometry
 from .machine import Machine
@@ -85,11 +86,19 @@ class Images:
         )
 
 
-def images_of(geometry: Geometry) -> Images | None:
-    """The vision tower that a model has, or the one beside its file; None without."""
-    if geometry.vision is not None:
+def images_of(geometry: Geometry, projector: Path | None) -> Images | None:
+    """The vision tower that was named, that a model has, or the one beside its file.
+
+    Raises:
+        ModelFileError: the one that was named is not this model's, or several are beside it.
+    """
+    path = projector
+    if path is not None:
+        check_projector(path, geometry.hparams.n_embd)
+    elif geometry.vision is not None:
         return Images(geometry.vision.tower, geometry.vision.projector)
-    path = projector_beside(geometry.source) if geometry.recipe is None else None
+    elif geometry.recipe is None:
+        path = projector_beside(geometry.source)
     if path is None:
         return None
     tensors = read_gguf(path).tensors

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..architecture import ATTENTION_CHUNK
-from ..errors import SettingError
+from ..errors import ModelFileError, SettingError
 from ..ranges import as_path, as_tuple, check_text, wrong_type
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
@@ -56,6 +57,7 @@ def plan(
     n_expert_used: int | None = None,
     cache_ram: int | None = None,
     image_size: tuple[int, int] | None = None,
+    projector: str | os.PathLike[str] | None = None,
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
@@ -85,6 +87,8 @@ def plan(
             leaves, so that no placement is worse for them.
         image_size: columns and rows of pixels of the pictures that the model will be shown: room is
             kept for its vision tower. None keeps none, and the tower goes where there is some.
+        projector: the GGUF of that tower; None is the one that the model has, or the only one
+            beside its file.
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
@@ -137,7 +141,13 @@ def plan(
             rest = tuple(gpu for gpu in machine.gpus if gpu.name not in full)
             machine = replace(machine, gpus=rest)
             base = replace(base, placement=Placement(devices=tuple(gpu.name for gpu in rest)))
-        images = images_of(geometry)
+        tower = None if projector is None else Path(as_path("projector", projector))
+        try:
+            images = images_of(geometry, tower)
+        except ModelFileError:
+            if tower is not None or image_size is not None:
+                raise
+            images = None  # several are beside the model: which one is asked when it is needed
         if image_size is not None:
             machine, images = with_room(machine, images, image_size, geometry.name)
         search = Search(geometry, machine, base, connected)

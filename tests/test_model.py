@@ -381,10 +381,7 @@ def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
     assert len(stream._read) - len(pieces) in (0, int(asks != "close"))
     assert completion.tokens == whole.tokens[: len(completion.tokens)]
     monkeypatch.undo()
-    # The last token may end in the middle of a character, which no piece has then.
-    assert endless.detokenize(completion.tokens).rstrip("\ufffd") == completion.text.rstrip(
-        "\ufffd"
-    )
+    assert endless.detokenize(completion.tokens) == completion.text
     assert endless.generate("Hello", max_tokens=60, sampling=WILD).text == whole.text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo.checkpoint import Geometry
-from llama4_edge.errors import CheckpointError, SettingError
+from llama4_edge.errors import CheckpointError, ModelFileError, SettingError
 from llama4_edge.planner import Images, Plan, fallback, machine, plan, planning
 from llama4_edge.planner.geometry import open_geometry
 from llama4_edge.planner.machine import KEPT_FREE
@@ -21,6 +21,7 @@ from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.settings import EngineSettings, LoadMode
 from llama4_edge.terminal.plan_view import llama_cpp_flags
 from llama4_edge.units import bytes_text
+from tests.fixtures import MakeGGUF, MakeProjector
 
 GIB = 2**30
 MODES: tuple[LoadMode, LoadMode] = ("auto", "none")
@@ -465,3 +466,27 @@ def test_a_projector_beside_a_file_is_counted_as_it_is(
 def test_what_is_no_size_of_a_picture_is_refused(model: str, size: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         plan(model, ram=64 * GIB, image_size=size)
+
+
+def test_a_projector_that_is_named_need_not_lie_beside_the_model(
+    make_gguf: MakeGGUF, make_projector: MakeProjector, scout_int4: Path
+) -> None:
+    demo = Path(__file__).parents[2] / "demo" / "Llama-4-Tiny"
+    model, projector = make_gguf(demo), make_projector(demo)
+    images = plan(model, n_ctx=1024, ram=GIB, image_size=(336, 336), projector=projector).images
+    assert images is not None
+    assert (images.path, images.device) == (str(projector), "CPU")
+    with pytest.raises(ModelFileError):
+        plan(model, n_ctx=1024, ram=GIB, projector=scout_int4)
+
+
+def test_several_projectors_matter_only_where_one_is_needed(
+    scout_int4: Path, scout_projector: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "a.gguf"
+    model.symlink_to(scout_int4)
+    for name in ("mmproj-a.gguf", "mmproj-b.gguf"):
+        (tmp_path / name).symlink_to(scout_projector)
+    assert plan(model, n_ctx=1024, ram=GIB).images is None
+    with pytest.raises(ModelFileError, match="several projectors"):
+        plan(model, n_ctx=1024, ram=GIB, image_size=(336, 336))
