@@ -500,15 +500,18 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            with suppress(OSError):
-                context.wrap_socket(listener.accept()[0], server_side=True)
+            with suppress(OSError), listener.accept()[0] as connection:
+                context.wrap_socket(connection, server_side=True).close()
 
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve)
+        thread.start()
         monkeypatch.setattr(constants, "ENDPOINT", f"https://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(
             HubError, match=r"certificate of 127\.0\.0\.1 is not trusted.*CERT_FILE"
         ):
             find_repository(NAME)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -22,27 +22,34 @@ Listen = Callable[..., int]
 def stranger() -> Iterator[Listen]:
     """Servers that answer whatever they hear with some bytes, and then hang up or do not."""
     listeners: list[socket.socket] = []
-    kept: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+    finished = threading.Event()
 
     def start(answer: bytes, *, hang_up: bool = True) -> int:
         listener = socket.create_server(("127.0.0.1", 0))
         listeners.append(listener)
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            connection.recv(1024)
-            connection.sendall(answer)
-            if hang_up:
-                connection.close()
-            else:
-                kept.append(connection)
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1024)
+                    connection.sendall(answer)
+                    if not hang_up:
+                        finished.wait()
 
-        threading.Thread(target=serve, daemon=True).start()
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
         return int(listener.getsockname()[1])
 
     yield start
-    for one in (*listeners, *kept):
-        one.close()
+    finished.set()
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)  # wakes who still waits for a client
+    for thread in threads:
+        thread.join()
+    for listener in listeners:
+        listener.close()
 
 
 def answer(major: int, minor: int) -> bytes:
