@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from .chat.answer import Answer, Completion
 from .chat.options import AnswerOptions, AnswerSettings
-from .chat.prompt import Messages, Prompt
+from .chat.prompt import Messages, Prompt, chat_settings, text_settings
 from .chat.session import Session
 from .chat.vocabulary import Vocabulary
 from .errors import EngineError, SettingError
-from .model import Model, chat_settings, text_settings
+from .model import Model
 from .ranges import check_flag
 from .runtime.engine import Engine
 

@@ -7,7 +7,6 @@ nothing of terminals.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,20 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat.answer import Completion, Stream
-from .chat.conversation import Conversation
 from .chat.options import AnswerOptions, AnswerSettings
-from .chat.prompt import Messages, Prompt, Prompts
+from .chat.prompt import Messages, Prompt, Prompts, chat_settings, text_settings
 from .chat.session import Session, Sessions, as_conversation, is_mostly
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .chat.window import prompt_of
-from .errors import AllocationError, EngineError, SettingError
-from .ranges import as_path, check_callback, check_flag, value_text, wrong_type
+from .errors import EngineError
+from .opening import (
+    check_plan,
+    mode_of,
+    names_of,
+    open_engine,
+    planned,
+    wished_placement,
+)
+from .ranges import as_path, check_callback, check_flag
 from .runtime.bindings.amx import use_extra_bufts
-from .runtime.engine import Engine
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.files.session_file import SessionFile
 from .runtime.files.session_writer import SessionWriter
-from .runtime.main_memory import has_gpus, host_need, settings_that_fit
+from .runtime.main_memory import has_gpus
 from .runtime.placement import Placement, check_overrides
 from .runtime.settings import (
     Context,
@@ -43,7 +48,6 @@ from .runtime.settings import (
     context_length,
 )
 from .vision.images import image_tiles
-from .vision.layout import TILE_SIZE
 from .vision.projector import Pictures
 
 if TYPE_CHECKING:
@@ -53,8 +57,6 @@ if TYPE_CHECKING:
     from .planner import Plan
     from .progress import Progress
     from .vision.opening import PictureInput
-
-logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -126,16 +128,16 @@ class Model:
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts(),
-            placement=_wished_placement(placement, devices),
+            placement=wished_placement(placement, devices),
             kv_type=EngineSettings.kv_type if kv_type is None else kv_type,
             n_expert_used=n_expert_used,
             flash_attention=flash_attention,
-            load_mode=_mode(load_mode, mmap),
+            load_mode=mode_of(load_mode, mmap),
             cache_ram=cache_ram,
-            workers=_names("workers", workers),
+            workers=names_of("workers", workers),
         )
         if plan is not None:
-            _check_plan(
+            check_plan(
                 plan, wish, n_ctx=n_ctx, placement=placement, devices=devices, kv_type=kv_type
             )
         check_settings_of_model(wish, self.info.hparams, os.fspath(path))
@@ -146,12 +148,12 @@ class Model:
         if n_ctx == "max" or (
             plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
-            plan = _planned(path, wish, n_ctx, kv_type, placement, projector)
+            plan = planned(path, wish, n_ctx, kv_type, placement, projector)
         if plan is not None and placement is not None:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
         self._pictures = Pictures(self.info, projector)
-        self.engine, self.plan = _open(self.info, wish, plan, on_load_progress)
+        self.engine, self.plan = open_engine(self.info, wish, plan, on_load_progress)
         try:
             self._pictures.open(self.engine)
         except BaseException:
@@ -490,161 +492,3 @@ class Model:
             raise
         completions = [answer.completion for answer in answers]
         return completions if n is not None else completions[0]
-
-
-def chat_settings(messages: Messages, options: AnswerOptions) -> AnswerSettings:
-    """The settings that keywords ask for, beside those of a conversation."""
-    if not isinstance(messages, Conversation):
-        return AnswerSettings.of(options)
-    usual: AnswerOptions = {"when_full": messages.when_full}
-    return AnswerSettings.of({**usual, **options}, messages.sampling)
-
-
-def text_settings(options: AnswerOptions) -> AnswerSettings:
-    """The settings that keywords ask for, for a text without exchanges.
-
-    Raises:
-        SettingError: some of these are to be dropped.
-    """
-    settings = AnswerSettings.of(options)
-    if settings.when_full == "drop":
-        raise SettingError(
-            'when_full="drop" drops exchanges, and a text has none', expected='"stop"'
-        )
-    return settings
-
-
-def _wished_placement(placement: Placement | None, devices: Sequence[str] | None) -> Placement:
-    """The placement by hand; or one that leaves all but the devices open.
-
-    Raises:
-        SettingError: devices are named beside it.
-    """
-    if placement is None:
-        return Placement(devices=None if devices is None else _names("devices", devices))
-    if devices is not None:
-        raise SettingError(
-            "devices are named beside a placement",
-            found=value_text(devices),
-            expected="Placement(devices=...)",
-        )
-    return placement
-
-
-def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Several names; a string is one."""
-    if not isinstance(names, Iterable):
-        raise wrong_type(what, names, "names")
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
-    """Whether it is a plan, and nothing is asked for beside it that a plan decides.
-
-    Raises:
-        SettingError: it is not, or something is.
-    """
-    from .planner import Plan
-
-    if not isinstance(plan, Plan):
-        raise wrong_type("plan", plan, "a Plan or None")
-    usual = EngineSettings()
-    names = (
-        "n_parallel", "n_ubatch", "n_expert_used", "flash_attention", "load_mode", "cache_ram",
-        "workers",
-    )  # fmt: skip
-    asked = [name for name, value in choices.items() if value is not None]
-    asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
-    if asked:
-        raise SettingError(
-            "a plan decides what is asked for beside it",
-            found=", ".join(asked),
-            hint="Ask `plan` for it.",
-        )
-
-
-def _mode(load_mode: LoadMode, mmap: bool) -> LoadMode:
-    """How the file is loaded, where it may not be mapped.
-
-    Raises:
-        SettingError: a mode that maps it was asked for.
-    """
-    check_flag("mmap", mmap)
-    if mmap or load_mode in ("none", "mlock", "dio"):
-        return load_mode
-    if load_mode == EngineSettings.load_mode:
-        return "none"
-    raise SettingError(
-        "mmap=False goes with no load_mode that maps the file", found=f"load_mode={load_mode!r}"
-    )
-
-
-def _planned(
-    path: str | os.PathLike[str],
-    wish: EngineSettings,
-    n_ctx: Context,
-    kv_type: KVTypes | None,
-    placement: Placement | None,
-    projector: str | os.PathLike[str] | None,
-) -> Plan:
-    """The plan for this machine; the planner is imported where there is something to plan."""
-    from .planner import plan
-
-    chosen = plan(
-        path,
-        n_ctx=wish.n_ctx if n_ctx is None else n_ctx,
-        kv_type=kv_type,
-        n_ubatch=wish.n_ubatch,
-        n_parallel=wish.n_parallel,
-        flash_attention=wish.flash_attention,
-        load_mode=wish.load_mode,
-        n_expert_used=wish.n_expert_used,
-        cache_ram=wish.cache_ram,
-        image_size=None if projector is None else (TILE_SIZE, TILE_SIZE),
-        projector=projector,
-        placement=placement,
-        devices=None if placement else wish.placement.devices,
-        workers=wish.workers,
-    )
-    logger.info("planned: %s", chosen)
-    if kv_type is None and chosen.settings.kv_type != wish.kv_type:
-        logger.warning(
-            "%s: the KV cache is kept as %s, because in %s more than experts would have to leave "
-            "the GPUs; kv_type chooses it",
-            os.fspath(path),
-            chosen.settings.kv_text,
-            wish.kv_type,
-        )
-    for text in (*chosen.why, *chosen.notes):
-        logger.info("%s", text)
-    return chosen
-
-
-def _open(
-    info: ModelInfo,
-    settings: EngineSettings,
-    plan: Plan | None,
-    on_progress: Callable[[float], object] | None,
-) -> tuple[Engine, Plan | None]:
-    """An engine with these settings; or with a plan's, or with those of its fallback."""
-    while True:
-        if plan is None:
-            need = host_need(info.path, settings)
-        else:
-            settings = replace(
-                plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
-            )
-            need = plan.host.memory
-        fitted = settings_that_fit(info.path, settings, need)
-        try:
-            engine = Engine(info.path, fitted, end_ids=info.eog_ids, on_progress=on_progress)
-            return engine, plan
-        except AllocationError as error:
-            from .planner import fallback  # only then: the planner takes a while to import
-
-            following = None if plan is None else fallback(plan)
-            if following is None:
-                raise
-            reason = str(error).rstrip(".")
-            logger.warning("%s. Planned was: %s. Now trying: %s", reason, plan, following)
-            plan = following

@@ -17,6 +17,7 @@ from ..untrusted import shown
 from ..vision.layout import IMAGE, PATCH, image_token_names
 from ..vision.projector import row_names
 from .conversation import Conversation, Message
+from .options import AnswerOptions, AnswerSettings
 from .pictures import Tiles, take_pictures
 from .vocabulary import Vocabulary
 
@@ -242,3 +243,25 @@ def as_mappings(messages: Messages) -> list[Mapping[str, Any]]:
     if not mappings:
         raise SettingError("there are no messages to answer", expected="at least one")
     return mappings
+
+
+def chat_settings(messages: Messages, options: AnswerOptions) -> AnswerSettings:
+    """The settings that keywords ask for, beside those of a conversation."""
+    if not isinstance(messages, Conversation):
+        return AnswerSettings.of(options)
+    usual: AnswerOptions = {"when_full": messages.when_full}
+    return AnswerSettings.of({**usual, **options}, messages.sampling)
+
+
+def text_settings(options: AnswerOptions) -> AnswerSettings:
+    """The settings that keywords ask for, for a text without exchanges.
+
+    Raises:
+        SettingError: some of these are to be dropped.
+    """
+    settings = AnswerSettings.of(options)
+    if settings.when_full == "drop":
+        raise SettingError(
+            'when_full="drop" drops exchanges, and a text has none', expected='"stop"'
+        )
+    return settings

@@ -38,7 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineSettings]:
         made.append(settings)
         raise _RefusedError("not loaded")
 
-    monkeypatch.setattr("llama4_edge.model.Engine", engine)
+    monkeypatch.setattr("llama4_edge.opening.Engine", engine)
     return made
 
 
@@ -54,7 +54,7 @@ def test_a_model_goes_where_the_planner_says(
 ) -> None:
     expected = llama4_edge.plan(scout_int4, workers=two_workers)
     with (
-        caplog.at_level(logging.INFO, logger="llama4_edge.model"),
+        caplog.at_level(logging.INFO, logger="llama4_edge.opening"),
         Model(scout_int4, workers=two_workers, n_threads=1) as model,
     ):
         assert isinstance(model.plan, Plan)
@@ -63,7 +63,7 @@ def test_a_model_goes_where_the_planner_says(
         assert model.engine.settings.n_threads == 1
     assert [gpu.name for gpu in model.plan.gpus] == ["RPC0", "RPC1"]
     # What was chosen is logged, with the reason.
-    logged = [one.message for one in caplog.records if one.name == "llama4_edge.model"]
+    logged = [one.message for one in caplog.records if one.name == "llama4_edge.opening"]
     assert logged[:2] == [f"planned: {model.plan}", model.plan.why[0]]
 
 

@@ -41,7 +41,7 @@ def test_a_failed_allocation_leads_to_a_fallback_and_the_same_answer(
     assert isinstance(used, Plan)
     assert used.gpus[0].used_bytes < 64 * MIB
     assert used.settings.n_ctx == 200_000
-    warnings = [one.message for one in caplog.records if one.name == "llama4_edge.model"]
+    warnings = [one.message for one in caplog.records if one.name == "llama4_edge.opening"]
     assert "failed to allocate" in warnings[0]
     assert f"Planned was: {asked}. Now trying: " in warnings[0]
     assert warnings[-1].endswith(f"Now trying: {used}")
@@ -55,13 +55,13 @@ def test_a_model_that_plans_by_itself_falls_back_too(
     with running_worker(port=0, n_threads=1) as worker:
         leave_only(worker, 64 * MIB)
         with (
-            caplog.at_level(logging.WARNING, "llama4_edge.model"),
+            caplog.at_level(logging.WARNING, "llama4_edge.opening"),
             Model(scout_int4, n_ctx=200_000, n_ubatch=16, workers=[worker.endpoint]) as model,
         ):
             assert model.plan is not None
             assert model.plan.gpus[0].used_bytes < 64 * MIB
             assert model.engine.settings.n_ctx == 200_000
-    warnings = [record.message for record in caplog.records if record.name == "llama4_edge.model"]
+    warnings = [record.message for record in caplog.records if record.name == "llama4_edge.opening"]
     assert warnings[-1].endswith(f"Now trying: {model.plan}")
 
 
