@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .chat.documents import with_documents
+    from .chat.events import AnswerEnded, TextPiece
     from .chat.pictures import with_images, with_video
     from .chat.session import Session
     from .convert.report import Fallback, Report
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
     from .runtime.doctor import Diagnosis, Finding, doctor
     from .runtime.files.damage import Damage
+    from .runtime.logprobs import TokenLogprobs
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
     from .runtime.settings import EngineSettings
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AllocationError": "errors",
+    "AnswerEnded": "chat.events",
     "AsyncModel": "async_model",
     "AsyncStream": "async_model",
     "BenchGrid": "measure.speed",
@@ -108,6 +111,8 @@ _MODULES = {
     "Stream": "chat.answer",
     "TemplateError": "errors",
     "TensorSummary": "quant.summary",
+    "TextPiece": "chat.events",
+    "TokenLogprobs": "runtime.logprobs",
     "UnsupportedError": "errors",
     "VocabularyError": "errors",
     "WorkerError": "errors",
@@ -126,6 +131,7 @@ _MODULES = {
 __all__ = [
     "RECIPES",
     "AllocationError",
+    "AnswerEnded",
     "AsyncModel",
     "AsyncStream",
     "BenchGrid",
@@ -167,6 +173,8 @@ __all__ = [
     "Stream",
     "TemplateError",
     "TensorSummary",
+    "TextPiece",
+    "TokenLogprobs",
     "UnsupportedError",
     "VocabularyError",
     "WorkerError",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat.answer import Answer, Completion
+from .chat.events import AnswerEnded, AnswerEvent, TextPiece
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, chat_settings, text_settings
 from .chat.session import Session
@@ -72,6 +73,20 @@ class AsyncStream(Answer, AsyncIterator[str]):
             StopAsyncIteration: the answer is complete, or was closed or cancelled.
             EngineError: llama.cpp failed, or the model was closed.
         """
+        return (await self._next()).text
+
+    async def events(self) -> AsyncIterator[AnswerEvent]:
+        """The answer as typed events; see ``Stream.events``."""
+        while True:
+            try:
+                piece = await self._next()
+            except StopAsyncIteration:
+                break
+            yield piece
+        yield AnswerEnded(self.completion)
+
+    async def _next(self) -> TextPiece:
+        """The next piece; see `__anext__`."""
         self._request.owned_by(*_reader())
         try:
             while (piece := self._take()) is None:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 from ..errors import EngineError
 from ..runtime.engine import Engine
+from ..runtime.logprobs import TokenLogprobs
 from ..runtime.request import Outcome, Request
+from .events import AnswerEnded, AnswerEvent, TextPiece
 from .options import AnswerSettings
 from .prompt import Prompt
 from .streaming import TextStream
@@ -41,7 +43,8 @@ class Completion:
     ``dropped_messages`` were not shown to the model at the end of the answer, because the context
     was full. Where some were dropped in the middle of it, what was left was decoded again with the
     answer so far: ``reread_tokens``, which ``prefill_seconds`` include. Of ``drafted_tokens``,
-    ``accepted_tokens`` were chosen.
+    ``accepted_tokens`` were chosen. ``logprobs`` has an entry for each of ``tokens``, or is None
+    where they were not asked for.
     """
 
     text: str
@@ -57,6 +60,7 @@ class Completion:
     reread_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -93,7 +97,7 @@ class Answer:
         paced: bool = True,
         after: Answer | None = None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._settings = engine, settings
         self._prompt, self._n_prompt = prompt, len(prompt)
         sampling = settings.sampling.with_seed()
         self._seed = sampling.seed or 0
@@ -159,10 +163,10 @@ class Answer:
             )
         request, text = self._request, self._text
         reason = None if self._closed else request.outcome
-        n_read = self._read[-1][1] if self._read else 0
+        tokens = tuple(text.tokens[: self._n_read] if self._closed else text.tokens)
         return Completion(
             text="".join(piece for piece, _ in self._read),
-            tokens=tuple(text.tokens[:n_read] if self._closed else text.tokens),
+            tokens=tokens,
             finish_reason=reason,
             stop_string=text.stop.matched if reason else None,
             prompt_tokens=self._n_prompt,
@@ -174,7 +178,19 @@ class Answer:
             reread_tokens=request.reread_tokens,
             drafted_tokens=request.drafted_tokens,
             accepted_tokens=request.accepted_tokens,
+            logprobs=self._logprobs(0, len(tokens)),
         )
+
+    @property
+    def _n_read(self) -> int:
+        """Of how many tokens the text was read."""
+        return self._read[-1][1] if self._read else 0
+
+    def _logprobs(self, begin: int, end: int) -> tuple[TokenLogprobs, ...] | None:
+        """Those of some tokens of the answer; None where they were not asked for."""
+        if self._settings.n_logprobs is None:
+            return None
+        return ()
 
     @property
     def _is_complete(self) -> bool:
@@ -203,7 +219,7 @@ class Answer:
         positions = None if shorter is None else shorter.positions
         self._engine.resume(self._request, positions)
 
-    def _take(self) -> str | None:
+    def _take(self) -> TextPiece | None:
         """The next piece if one is there; None while there is none.
 
         Raises:
@@ -215,8 +231,9 @@ class Answer:
         if self._closed or self._is_complete:
             raise StopIteration
         if self._text.ready:
-            piece, count = self._text.ready[0]
-            self._read.append((piece, count))
+            text, count = self._text.ready[0]
+            piece = TextPiece(text, self._logprobs(self._n_read, count))
+            self._read.append((text, count))
             self._text.ready.popleft()
             self._request.take(count)
             return piece
@@ -302,6 +319,26 @@ class Stream(Answer, Iterator[str]):
                 while no sequence was free; or a signal handler asks for a piece while the next one
                 is being made.
         """
+        return self._next().text
+
+    def events(self) -> Iterator[AnswerEvent]:
+        """The answer as typed events: each `TextPiece`, and at the end an `AnswerEnded`.
+
+        What was read of the stream in another way is not repeated.
+
+        Raises:
+            EngineError: as `__next__`; then there is no `AnswerEnded`.
+        """
+        while True:
+            try:
+                piece = self._next()
+            except StopIteration:
+                break
+            yield piece
+        yield AnswerEnded(self.completion)
+
+    def _next(self) -> TextPiece:
+        """The next piece; see `__next__`."""
         thread = threading.current_thread()
         self._request.owned_by(thread, thread.is_alive)
         with self._one_step():

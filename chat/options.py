@@ -21,6 +21,9 @@ or the oldest exchanges are dropped."""
 MAX_ANSWERS = 1024
 """How many answers to one prompt may be asked for at a time."""
 
+MAX_TOP_LOGPROBS = 100
+"""Of how many tokens the probability may be asked for beside each token's own."""
+
 
 class AnswerOptions(TypedDict, total=False):
     """The keywords of ``Model.chat`` and ``Model.generate``.
@@ -59,6 +62,8 @@ class AnswerOptions(TypedDict, total=False):
     when_full: WhenFull
     allow_download: bool
     drafts: bool
+    logprobs: bool
+    top_logprobs: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class AnswerSettings:
         when_full: what happens at the end of the context; see ``Model.chat``.
         allow_download: whether a message may have a picture on the web.
         drafts: whether tokens are drafted; see ``Model.generate``.
+        logprobs: whether the logarithm of each token's probability is kept.
+        top_logprobs: of how many of the likeliest tokens it is kept, beside each.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -86,6 +93,8 @@ class AnswerSettings:
     when_full: WhenFull = "stop"
     allow_download: bool = False
     drafts: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -95,7 +104,18 @@ class AnswerSettings:
         check_flag("special", self.special)
         check_flag("allow_download", self.allow_download)
         check_flag("drafts", self.drafts)
+        check_flag("logprobs", self.logprobs)
+        check_whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.top_logprobs and not self.logprobs:
+            raise SettingError(
+                "top_logprobs is asked for without logprobs", expected="logprobs=True beside it"
+            )
         check_choice("when_full", self.when_full, get_args(WhenFull))
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """How many alternatives are kept with each token; None where nothing is."""
+        return self.top_logprobs if self.logprobs else None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], sampling: Sampling | None = None) -> AnswerSettings:
