@@ -7,6 +7,9 @@ BIN     := $(VENV)/bin
 # Everything is installed in the versions of requirements/lock.txt, build tools included.
 LOCK    := requirements/lock.txt
 INSTALL := $(BIN)/python -m tools.install
+# Other people's programs, which the heavy tests point at the server, have an environment of their own.
+CLIENTS      := .venv-clients
+CLIENTS_LOCK := requirements/clients.txt
 
 # llama.cpp comes from llama-cpp-python's source package. RPC makes other machines usable as devices.
 # For an NVIDIA GPU:
@@ -52,8 +55,8 @@ help:
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make docs         the documentation, into site/"
 	@echo "make bench        speed and memory beside llama.cpp's own tools"
-	@echo "make lock         renew $(LOCK), for every Python and platform"
-	@echo "make clean        remove .venv and what the demo wrote; the built llama.cpp stays in $(CACHE)"
+	@echo "make lock         renew requirements/*.txt, for every Python and platform"
+	@echo "make clean        remove .venv, .venv-clients and what the demo wrote; the built llama.cpp stays in $(CACHE)"
 
 demo: $(RUN)
 	$(BIN)/python -m demo.run
@@ -67,7 +70,7 @@ test: $(VENV)/.test
 # Of processor time: 10 for the ordinary tests, measured; an hour for the heavy ones, most of it for
 # fuzzers, is an estimate from runs of each on a busy machine.
 ALL_MINUTES := 70
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test $(CLIENTS)/.installed
 	@echo "the heavy tests too: about $(ALL_MINUTES) minutes of processor time, shared by all cores"
 	$(PYTEST) -m "heavy or not heavy"
 
@@ -114,7 +117,7 @@ lock: $(VENV)/.venv
 	$(BIN)/python -m tools.lock
 
 clean:
-	rm -rf $(VENV) .venv-latest build site *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) .venv-latest build site *.egg-info demo/out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv:
@@ -150,6 +153,15 @@ $(RUN): $(WHEELS)/.built pyproject.toml $(LOCK) $(wildcard quant/native/* runtim
 # to get it from there.
 $(VENV)/.test: $(RUN)
 	@$(INSTALL) "what the tests compare with" --editable '.[test]'
+	@touch $@
+
+# 800 MB; PyTorch is not among them.
+$(CLIENTS)/.installed: $(CLIENTS_LOCK)
+	@echo "creating $(CLIENTS)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m tools.install --lock $(CLIENTS_LOCK) "setuptools" setuptools
+	@$(CLIENTS)/bin/python -m tools.install --lock $(CLIENTS_LOCK) "other people's clients" \
+	  --requirement requirements/clients.in
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

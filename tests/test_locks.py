@@ -23,11 +23,13 @@ from packaging.version import Version
 from llama4_edge.runtime.bindings.build import LLAMA_CPP_PYTHON
 from tools.install import LOCK
 from tools.latest import differences, locked_versions, newest_requirements, read_project
-from tools.lock import PLATFORMS, PYTHONS
+from tools.lock import LOCKS, PLATFORMS, PYTHONS
 
 ROOT = Path(__file__).parents[1]
 # What is there without having been asked for: the package itself, and Python's own installer.
 _NOT_LOCKED = frozenset({"llama4-edge", "pip"})
+# The lock of pyproject.toml with all extras, and the one of other people's clients.
+PACKAGE, CLIENTS = (one.path for one in LOCKS)
 
 
 def requirements(text: str) -> list[Requirement]:
@@ -36,14 +38,14 @@ def requirements(text: str) -> list[Requirement]:
 
 
 @cache
-def lock() -> tuple[Requirement, ...]:
-    return tuple(requirements(LOCK.read_text()))
+def lock(path: Path) -> tuple[Requirement, ...]:
+    return tuple(requirements((ROOT / path).read_text()))
 
 
-def locked(environment: dict[str, str]) -> dict[str, Version]:
-    """What the lock says in `environment`, by canonical name; no name twice."""
+def locked(path: Path, environment: dict[str, str]) -> dict[str, Version]:
+    """What the lock at `path` says in `environment`, by canonical name; no name twice."""
     versions: dict[str, Version] = {}
-    for requirement in lock():
+    for requirement in lock(path):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = canonicalize_name(requirement.name)
             (specifier,) = requirement.specifier
@@ -67,8 +69,10 @@ def environment(python: str, platform: str) -> dict[str, str]:
     }
 
 
-def declared() -> list[Requirement]:
-    """What pyproject.toml and the build ask for, all extras."""
+def declared(path: Path) -> list[Requirement]:
+    """What the lock at `path` has to hold."""
+    if path != PACKAGE:
+        return requirements((ROOT / path).with_suffix(".in").read_text())
     project: dict[str, Any] = read_project()
     groups = project["project"]["optional-dependencies"]
     lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
@@ -77,16 +81,17 @@ def declared() -> list[Requirement]:
     return [one for one in [*map(Requirement, lines), *tools] if one.name != "llama4-edge"]
 
 
+@pytest.mark.parametrize("path", [PACKAGE, CLIENTS], ids=str)
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_dependency_is_locked_in_a_version_that_is_allowed(
-    python: str, platform: str
+    python: str, platform: str, path: Path
 ) -> None:
     values = environment(python, platform)
-    versions = locked(values)
+    versions = locked(path, values)
     wrong = [
         f"{one} is {versions.get(canonicalize_name(one.name), 'not locked')}"
-        for one in declared()
+        for one in declared(path)
         if (one.marker is None or one.marker.evaluate(values))
         and (
             canonicalize_name(one.name) not in versions
@@ -109,10 +114,16 @@ def test_what_is_installed_is_what_the_lock_says() -> None:
 def test_a_range_ends_before_the_next_major_version() -> None:
     open_ended = [
         str(one)
-        for one in declared()
+        for one in [*declared(PACKAGE), *declared(CLIENTS)]
         if not any(bound.operator in ("<", "==") for bound in one.specifier)
     ]
     assert open_ended == []
+
+
+def test_other_peoples_clients_come_without_pytorch() -> None:
+    names = {canonicalize_name(one.name) for one in lock(CLIENTS)}
+    assert {"lm-eval", "langchain-openai", "llama-index-llms-openai-like"} <= names
+    assert not {"torch", "transformers"} & names
 
 
 def test_the_newest_of_everything_has_no_upper_bounds() -> None:
@@ -154,6 +165,10 @@ def test_the_makefile_installs_nothing_that_is_not_locked() -> None:
     assert all("--no-deps" in line for line in pip)
     assert all("$(WHEELS)/*.whl" in line or "==$(LLAMA_VERSION)" in line for line in pip)
     assert re.findall(r"^INSTALL +:= +(.+)$", text, re.M) == ["$(BIN)/python -m tools.install"]
+    assert re.findall(r"@(\S+) -m tools.install *(.*?) *\"", text) == [
+        ("$(CLIENTS)/bin/python", "--lock $(CLIENTS_LOCK)"),
+        ("$(CLIENTS)/bin/python", "--lock $(CLIENTS_LOCK)"),
+    ]
 
 
 def test_the_installer_takes_every_version_from_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +189,7 @@ def test_the_installer_takes_every_version_from_the_lock(monkeypatch: pytest.Mon
 
 
 def test_there_is_one_version_of_llama_cpp_python() -> None:
-    assert {str(one.specifier) for one in declared() if one.name == "llama-cpp-python"} == {
+    assert {str(one.specifier) for one in declared(PACKAGE) if one.name == "llama-cpp-python"} == {
         f"=={LLAMA_CPP_PYTHON}"
     }
     peer = (ROOT / "benchmarks" / "peer.py").read_text()

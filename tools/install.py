@@ -1,7 +1,7 @@
 """Installs into the environment that runs it, nothing but locked versions, and says how far it is.
 
-Promises that whatever pip chooses, it chooses from requirements/lock.txt, and that build tools are
-those of the lock too, because pip fetches none for itself.
+Promises that whatever pip chooses, it chooses from the lock (requirements/lock.txt, if no other is
+named), and that build tools are those of the lock too, because pip fetches none for itself.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def install(title: str, arguments: list[str]) -> int:
-    """``pip install`` with `arguments`, from the lock; the exit status."""
-    pip = [sys.executable, "-m", "pip", "install", "--constraint", str(LOCK)]
+def install(title: str, arguments: list[str], lock: Path = LOCK) -> int:
+    """``pip install`` with `arguments`, from `lock`; the exit status."""
+    pip = [sys.executable, "-m", "pip", "install", "--constraint", str(lock)]
     pip += ["--no-build-isolation", "--progress-bar", "off", *arguments]
     progress = ProgressLine(title)
     installation = Installation(progress, Path(sysconfig.get_path("purelib")))
@@ -87,8 +87,9 @@ def main() -> int:
     """Read the command line: a title, then pip's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("title", help="what is said to be installed")
-    title, arguments = parser.parse_known_args()
-    return install(title.title, arguments)
+    parser.add_argument("--lock", type=Path, default=LOCK, help="the file of locked versions")
+    own, arguments = parser.parse_known_args()
+    return install(own.title, arguments, own.lock)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def main(wheel_directory: str, *overrides: str) -> int:
     """
     python = ROOT / ".venv-latest" / "bin" / "python"
     own = {canonicalize_name(Requirement(line).name) for line in overrides}
-    newest = newest_requirements(read_project(), ("plot", "test"))
+    newest = newest_requirements(read_project(), ("plot", "server", "test", "video"))
     newest = [line for line in newest if canonicalize_name(Requirement(line).name) not in own]
     newest += ["setuptools", *overrides]
     pip = [str(python), "-m", "pip", "install", "--quiet"]
