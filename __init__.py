@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
     from .chat.documents import with_documents
-    from .chat.events import AnswerEnded, TextPiece
+    from .chat.events import (
+        AnswerEnded,
+        TextPiece,
+        ToolCallBegun,
+        ToolCallEnded,
+        ToolCallPiece,
+    )
     from .chat.pictures import with_images, with_video
     from .chat.session import Session
+    from .chat.tool_calls import ToolCall
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -113,6 +120,10 @@ _MODULES = {
     "TensorSummary": "quant.summary",
     "TextPiece": "chat.events",
     "TokenLogprobs": "runtime.logprobs",
+    "ToolCall": "chat.tool_calls",
+    "ToolCallBegun": "chat.events",
+    "ToolCallEnded": "chat.events",
+    "ToolCallPiece": "chat.events",
     "UnsupportedError": "errors",
     "VocabularyError": "errors",
     "WorkerError": "errors",
@@ -175,6 +186,10 @@ __all__ = [
     "TensorSummary",
     "TextPiece",
     "TokenLogprobs",
+    "ToolCall",
+    "ToolCallBegun",
+    "ToolCallEnded",
+    "ToolCallPiece",
     "UnsupportedError",
     "VocabularyError",
     "WorkerError",

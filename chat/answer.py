@@ -23,6 +23,7 @@ from .events import AnswerEnded, AnswerEvent, TextPiece
 from .options import AnswerSettings
 from .prompt import Prompt
 from .streaming import TextStream
+from .tool_calls import ToolCall
 from .vocabulary import Vocabulary
 
 FinishReason = Outcome
@@ -44,7 +45,8 @@ class Completion:
     was full. Where some were dropped in the middle of it, what was left was decoded again with the
     answer so far: ``reread_tokens``, which ``prefill_seconds`` include. Of ``drafted_tokens``,
     ``accepted_tokens`` were chosen. ``logprobs`` has an entry for each of ``tokens``, or is None
-    where they were not asked for.
+    where they were not asked for. ``tool_calls`` are what the model calls of the tools that it was
+    shown; ``text`` is without them.
     """
 
     text: str
@@ -61,6 +63,7 @@ class Completion:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def prefill_tokens_per_second(self) -> float:

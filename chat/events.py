@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..runtime.logprobs import TokenLogprobs
     from .answer import Completion
+    from .tool_calls import ToolCall
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,42 @@ class TextPiece:
 
 
 @dataclass(frozen=True)
+class ToolCallBegun:
+    """The answer calls a tool: the call's place among those of the answer, its id, and the tool."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ToolCallPiece:
+    """Some of the arguments of a call, never empty.
+
+    A call's pieces together are the JSON text of its arguments, whichever way the model wrote them.
+    """
+
+    index: int
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolCallEnded:
+    """The whole call, with what is wrong with it, if something is."""
+
+    index: int
+    call: ToolCall
+
+
+@dataclass(frozen=True)
 class AnswerEnded:
     """The answer is complete, or was closed or cancelled."""
 
     completion: Completion
 
 
-AnswerEvent = TextPiece | AnswerEnded
+CallEvent = ToolCallBegun | ToolCallPiece | ToolCallEnded
+"""Those of tool calls: begun, pieces, ended, one call after the other."""
+
+AnswerEvent = TextPiece | CallEvent | AnswerEnded
 """What ``Stream.events`` gives."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
+from .tools import Tool, ToolChoice, ToolInput, as_tools
 
 WhenFull = Literal["stop", "drop"]
 """What happens at the end of the context: the answer stops there and longer messages are refused,
@@ -64,6 +65,9 @@ class AnswerOptions(TypedDict, total=False):
     drafts: bool
     logprobs: bool
     top_logprobs: int
+    tools: Iterable[ToolInput]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ class AnswerSettings:
         drafts: whether tokens are drafted; see ``Model.generate``.
         logprobs: whether the logarithm of each token's probability is kept.
         top_logprobs: of how many of the likeliest tokens it is kept, beside each.
+        tools: what the model may call.
+        tool_choice: whether it does.
+        parallel_tool_calls: whether an answer may have more than one call.
 
     Raises:
         SettingError: a value outside its range, or of the wrong type.
@@ -95,6 +102,9 @@ class AnswerSettings:
     drafts: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -111,6 +121,15 @@ class AnswerSettings:
                 "top_logprobs is asked for without logprobs", expected="logprobs=True beside it"
             )
         check_choice("when_full", self.when_full, get_args(WhenFull))
+        object.__setattr__(self, "tools", as_tools(self.tools))
+        choice = ToolChoice.of(self.tool_choice, self.tools)
+        object.__setattr__(self, "tool_choice", choice)
+        check_flag("parallel_tool_calls", self.parallel_tool_calls)
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that the model is shown."""
+        return () if self.tool_choice.mode == "none" else self.tools
 
     @property
     def n_logprobs(self) -> int | None:

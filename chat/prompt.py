@@ -264,4 +264,8 @@ def text_settings(options: AnswerOptions) -> AnswerSettings:
         raise SettingError(
             'when_full="drop" drops exchanges, and a text has none', expected='"stop"'
         )
+    if settings.tools:
+        raise SettingError(
+            "tools are for messages, and this is a text", expected="`Model.chat` with them"
+        )
     return settings
