@@ -155,7 +155,7 @@ $(VENV)/.test: $(RUN)
 	@$(INSTALL) "what the tests compare with" --editable '.[test]'
 	@touch $@
 
-# 800 MB; PyTorch is not among them.
+# 1.1 GB, a minute of processor time; PyTorch is not among them.
 $(CLIENTS)/.installed: $(CLIENTS_LOCK)
 	@echo "creating $(CLIENTS)"
 	@$(PYTHON) -m venv $(CLIENTS)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "out"
 LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 
-_LEFT_OUT = ("TESTS", "EXAMPLES", "APP", "UI", "SERVER")
+_LEFT_OUT = ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_APP", "BUILD_UI", "USE_PREBUILT_UI", "OPENSSL")
 
 
 def peer_sources(directory: Path = OUT) -> Path:
@@ -40,7 +40,7 @@ def peer_sources(directory: Path = OUT) -> Path:
 
 
 def peer_tool(name: str, directory: Path = OUT) -> Path:
-    """The tool called `name` (``llama-bench``), built once; minutes.
+    """The tool called `name` (``llama-bench``, ``llama-server``), built once; minutes.
 
     ``LLAMA_CPP_TOOLS`` names a directory of tools that were built before.
     """
@@ -52,7 +52,8 @@ def peer_tool(name: str, directory: Path = OUT) -> Path:
     arguments, environment = _flags()
     # The libraries are built along and not used: backends other than the CPU's can be left out.
     arguments = [argument for argument in arguments if "CUDA" not in argument]
-    options = [f"-DLLAMA_BUILD_{part}=OFF" for part in _LEFT_OUT]
+    options = ["-DLLAMA_BUILD_SERVER=ON"]
+    options += [f"-DLLAMA_{part}=OFF" for part in _LEFT_OUT]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", *arguments]
     print(f"building {name} …", flush=True)
     configure = ["cmake", "-S", str(peer_sources(directory)), "-B", str(build), *options]
