@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "Show what fits where, before anything is loaded or downloaded.",
     "run": "Answer one prompt, on stdout.",
     "chat": "Talk with a model.",
+    "serve": "Serve a model over HTTP, for programs that speak OpenAI's protocol.",
     "bench": "Measure how fast a model reads and answers.",
     "worker": "Lend this machine to a model that runs on another one.",
     "doctor": "Check what is installed, and what is missing.",
@@ -46,6 +47,7 @@ _OTHER_WORDS = {
     "ask": "run",
     "generate": "run",
     "rpc-server": "worker",
+    "server": "serve",
 }
 
 

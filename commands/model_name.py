@@ -40,6 +40,7 @@ _TAKEN = {
     "run": _Taken(),
     "chat": _Taken(),
     "bench": _Taken(),
+    "serve": _Taken(),
     "inspect": _Taken(directories=True, unfinished=True),
     "plan": _Taken(repositories=True, presets=True, directories=True),
     "convert": _Taken(CheckpointError, repositories=True, directories=True),

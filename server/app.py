@@ -1,0 +1,62 @@
+"""The application: the routes of all protocols, and what stands before them.
+
+Promises that whatever comes in, what goes out is an answer or an error object of the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..async_model import AsyncModel
+from ..errors import Llama4EdgeError
+from . import chat, models
+from .errors import ApiError, api_error, error_response
+from .gate import Gate
+from .keeper import ModelKeeper
+from .settings import ServerSettings
+from .state import Server
+
+
+def create_app(
+    model: AsyncModel | ModelKeeper, settings: ServerSettings | None = None
+) -> Starlette:
+    """The server as an ASGI application.
+
+        >>> app = create_app(await AsyncModel.open("scout-int4.gguf", n_parallel=4))
+        >>> uvicorn.run(app)
+
+    Args:
+        model: what answers; one that is handed in is not freed when the server stops.
+    """
+    keeper = ModelKeeper(model) if isinstance(model, AsyncModel) else model
+    server = Server(keeper, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        keeper.start()
+        yield
+
+    app = Starlette(
+        routes=[*models.routes, *chat.routes],
+        middleware=[Middleware(Gate, server=server)],
+        exception_handlers={
+            HTTPException: _failed,
+            ApiError: _failed,
+            Llama4EdgeError: _failed,
+        },
+        lifespan=life,
+    )
+    app.router.redirect_slashes = False
+    app.state.server = server
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(api_error(error), request.url.path)

@@ -1,0 +1,180 @@
+"""The body of a request: read within bounds of size, time and depth, and checked by a schema.
+
+Promises that what is not as it should be is one `ApiError` that names the field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from ..errors import Llama4EdgeError, did_you_mean
+from ..units import bytes_text
+from ..untrusted import Reader, shown
+from .errors import ApiError
+from .state import server_of
+
+MAX_DEPTH = 100
+"""Levels of lists and objects in a body."""
+
+_SLOWEST = 1 << 14  # bytes a second
+_IN_LOOP = 1 << 16  # bytes that are parsed without another thread
+
+T = TypeVar("T", bound="Schema")
+
+
+class Schema(BaseModel):
+    """What is read from a body: no field but these, and each of its own type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _BodyError(Llama4EdgeError):
+    """A body that is not JSON."""
+
+
+async def read_body(request: Request, schema: type[T]) -> T:
+    """The body of a request.
+
+    Raises:
+        ApiError: it is no JSON, too large, too slow, too deep, or not as the schema says.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
+        raise ApiError(
+            415,
+            f"The body is of another type, found Content-Type {shown(kind)}, expected "
+            "application/json.",
+        )
+    data = await _bytes_of(request)
+    if len(data) <= _IN_LOOP:
+        return parsed(data, schema)
+    return await asyncio.to_thread(parsed, data, schema)
+
+
+def parsed(data: bytes, schema: type[T]) -> T:
+    """What a body says.
+
+    Raises:
+        ApiError: as `read_body`.
+    """
+    try:
+        value = Reader(_BodyError, len(data)).parse(data, "the body")
+    except _BodyError as error:
+        raise ApiError(400, str(error), code="invalid_json") from None
+    if not isinstance(value, Mapping):
+        found = shown(value)
+        raise ApiError(400, f"the body is not an object, found {found}", code="invalid_json")
+    _check_depth(value)
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _field_error(error, value, schema) from None
+
+
+async def _bytes_of(request: Request) -> bytes:
+    """All bytes of a body.
+
+    Raises:
+        ApiError: there are too many, or they come too slowly.
+        ClientDisconnect: the client hung up.
+    """
+    settings = server_of(request).settings
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > settings.max_body:
+        raise _too_large(int(length[:20]), settings.max_body)
+    pieces, size = [], 0
+    begun = time.monotonic()
+    while True:
+        left = begun + settings.body_seconds + size / _SLOWEST - time.monotonic()
+        try:
+            message = await asyncio.wait_for(request.receive(), max(left, 0.0))
+        except asyncio.TimeoutError:
+            raise ApiError(
+                408, "The body came too slowly.", headers={"Connection": "close"}
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        pieces.append(piece)
+        size += len(piece)
+        if size > settings.max_body:
+            raise _too_large(size, settings.max_body)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _too_large(size: int, limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The body is too large, found at least {bytes_text(size)}, expected at most "
+        f"{bytes_text(limit)}.",
+        headers={"Connection": "close"},
+    )
+
+
+def _check_depth(value: object) -> None:
+    """Refuse a value that is nested too deeply."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for item in level:
+            children = item.values() if isinstance(item, Mapping) else item
+            inner += [child for child in children if isinstance(child, dict | list)]
+        if not inner:
+            return
+        level = inner
+    raise ApiError(
+        400,
+        f"the body is nested too deeply, expected at most {MAX_DEPTH} levels",
+        code="invalid_json",
+    )
+
+
+def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[Schema]) -> ApiError:
+    """The error about the field that is most clearly at fault."""
+    found = error.errors(include_url=False, include_context=True)
+    fault = max(found, key=lambda one: (len(_path(one["loc"], body)), one["type"] != "missing"))
+    path = _path(fault["loc"], body)
+    name = _written(path) or "the body"
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        known = schema.model_fields if len(path) == 1 else ()
+        hint = did_you_mean(str(path[-1]), known)
+        text = f"{name} is not a field that is known here."
+        return ApiError(400, f"{text} {hint}" if hint else text, name, "unknown_parameter")
+    if kind == "missing":
+        name = _written([*path, *fault["loc"][-1:]])
+        return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
+    problem = fault["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return ApiError(400, f"{name}: {problem}", name, "invalid_value")
+    text = f"{name}: {problem}, found {shown(fault['input'])}."
+    return ApiError(400, text, name, "invalid_type" if kind.endswith("_type") else "invalid_value")
+
+
+def _path(location: tuple[int | str, ...], body: object) -> list[int | str]:
+    """Where a fault is in the body; pydantic also names the alternatives of a union."""
+    path: list[int | str] = []
+    value: Any = body
+    for step in location:
+        is_entry = isinstance(value, Mapping) and step in value
+        if is_entry or (isinstance(value, list) and step in range(len(value))):
+            value = value[step]
+        else:
+            continue
+        path.append(step)
+    return path
+
+
+def _written(path: list[int | str]) -> str:
+    """A path as programs write it: ``messages[0].content``."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text if len(text) <= 200 else f"{text[:200]}..."

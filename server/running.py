@@ -1,0 +1,184 @@
+"""A server while it runs: uvicorn around the application, and how both end.
+
+Promises that the first SIGTERM or SIGINT lets answers go on for the grace period and that the
+second ends them at once; and that a client which sends or reads too slowly loses its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import SettingError
+from .chunks import compact
+from .errors import ApiError, openai_body
+from .state import Server
+
+MOST_CONNECTIONS = 512
+"""Clients that may be connected at a time; more are hung up on."""
+
+_HEAD_SECONDS = 20.0  # until all lines before a body are there
+_STALL_SECONDS = 60.0  # without reading what was sent
+_KEEP_ALIVE_SECONDS = 75
+_LAST_SECONDS = 5.0  # for what is left to be sent when a connection is closed
+
+
+@dataclass(frozen=True)
+class TLS:
+    """The files of a certificate and its key."""
+
+    certificate: str
+    key: str
+
+
+class Running(uvicorn.Server):
+    """A server that can be run once.
+
+    Raises:
+        SettingError: the certificate cannot be used.
+    """
+
+    def __init__(self, app: Starlette, tls: TLS | None = None) -> None:
+        self._shared: Server = app.state.server
+        grace = self._shared.settings.grace_seconds
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            loop="asyncio",
+            interface="asgi3",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(grace + _LAST_SECONDS) + 1,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
+        )
+        try:
+            config.load()
+        except (OSError, ValueError) as error:  # an SSLError is an OSError
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SettingError("the certificate and its key cannot be used", found=reason) from None
+        super().__init__(config)
+
+    def stop(self) -> None:
+        """Take no more requests, and end when the answers have, or the grace period."""
+        if self.should_exit:
+            self.force_exit = True
+            self._shared.end_answers()
+            return
+        self.should_exit = True
+        self._shared.stopping = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._shared.settings.grace_seconds, self._shared.end_answers)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, where this is the main thread."""
+        loop = asyncio.get_running_loop()
+        taken = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # In another thread, whoever started it stops it.
+            with suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(number, self.stop)
+                taken.append(number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    async def listen(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve until it is stopped, and free the model.
+
+        Raises:
+            Llama4EdgeError: the model cannot be loaded.
+        """
+        keeper = self._shared.models
+        keeper.failed = self.stop
+        await self.serve(sockets=list(listeners))
+        await keeper.close(quick=self.force_exit)
+        if keeper.facts is None and keeper.failure is not None:
+            raise keeper.failure
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, with limits on how slow a client may be."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_head()
+        self._forget_stall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._expect_head()
+        else:
+            self._forget_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_stall()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        # What was sent last may never be read.
+        self._stalled = self.loop.call_later(_LAST_SECONDS, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets an error object too."""
+        error = ApiError(400, "This is not an HTTP request.", code="invalid_http")
+        body = compact(openai_body(error)).encode()
+        headers = [("Content-Type", "application/json"), ("Connection", "close")]
+        headers.append(("Content-Length", str(len(body))))
+        with suppress(h11.LocalProtocolError):
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _forget_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

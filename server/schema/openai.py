@@ -1,0 +1,290 @@
+"""What OpenAI's older protocols read: ``/v1/chat/completions`` and ``/v1/completions``.
+
+Beside OpenAI's fields there are those of llama.cpp's server that choose tokens. What is accepted
+and has no effect here says so; what would have one that cannot be had is refused by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ...runtime.sampling import MAX_SEED, MAX_WINDOW
+from ..body import Schema
+
+MOST_STOPS = 64
+"""Stop strings of a request, each of which is looked for after every token."""
+
+MOST_ANSWERS = 128
+"""Answers to one prompt, as OpenAI has it."""
+
+_NO_EFFECT = "Accepted; it has no effect here."
+
+Stop = str | Annotated[list[str], Field(max_length=MOST_STOPS)]
+Count = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+
+
+class SamplingFields(Schema):
+    """How tokens are chosen; what is missing is as the server was started."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
+        None, description="-1 chooses one; the others count modulo 2**32 - 1."
+    )
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | list[tuple[int, float | Literal[False]]] | None = Field(
+        None, description="Token ids and what is added; false in a pair forbids the token."
+    )
+    typical_p: float | None = None
+    typ_p: float | None = Field(None, description="The same.")
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    repetition_penalty: float | None = Field(None, description="The same.")
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        # JSON has no tuples.
+        if isinstance(value, list):
+            return [tuple(pair) if isinstance(pair, list) else pair for pair in value]
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _ids(cls, value: dict[str, float] | list[Any] | None) -> Any:
+        for token in value if isinstance(value, dict) else ():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise ValueError(f"{token[:40]!r} is not the id of a token")
+        return value
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling` that were given."""
+        given = {name: getattr(self, name) for name in SamplingFields.model_fields}
+        settings = {name: value for name, value in given.items() if value is not None}
+        for other, name in (("typ_p", "typical_p"), ("repetition_penalty", "repeat_penalty")):
+            if other in settings:
+                settings.setdefault(name, settings.pop(other))
+                settings.pop(other, None)
+        for name in ("repeat_last_n", "dry_penalty_last_n"):
+            if settings.get(name) == -1:  # llama.cpp's word for all of them
+                settings[name] = MAX_WINDOW
+        if (seed := settings.get("seed")) is not None:
+            settings["seed"] = None if seed == -1 else seed % (MAX_SEED + 1)
+        if (bias := settings.get("logit_bias")) is not None:
+            pairs = bias.items() if isinstance(bias, dict) else bias
+            settings["logit_bias"] = {
+                int(token): float("-inf") if added is False else added for token, added in pairs
+            }
+        return settings
+
+
+class StreamOptions(Schema):
+    """What else is in a stream."""
+
+    include_usage: bool | None = Field(None, description="Count tokens in a last chunk.")
+    include_obfuscation: bool | None = Field(None, description=_NO_EFFECT)
+
+
+class AnswerFields(SamplingFields):
+    """What both protocols have."""
+
+    model: str | None = Field(
+        None, description="Any name is accepted: there is one model, whose name is in the answer."
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: Stop | None = None
+    max_tokens: Count | None = Field(None, description="-1 is until the answer ends.")
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    user: str | None = Field(None, description=_NO_EFFECT)
+    cache_prompt: bool | None = Field(None, description=_NO_EFFECT)
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop is not None and not all([stop] if isinstance(stop, str) else stop):
+            raise ValueError("an empty string cannot end a text")
+        return stop
+
+    @model_validator(mode="after")
+    def _streams(self) -> AnswerFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream=true alone")
+        return self
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def stops(self) -> dict[str, Any]:
+        """``stop`` as the library takes it, where there is one."""
+        return {"stop": self.stop} if self.stop else {}
+
+
+class TextPart(Schema):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: Any = Field(None, description=_NO_EFFECT)
+
+
+class RefusalPart(Schema):
+    """What a model said in place of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageURL(Schema):
+    """A picture as a data URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(None, description=_NO_EFFECT)
+
+    @field_validator("url")
+    @classmethod
+    def _is_data(cls, url: str) -> str:
+        if url[:5].lower() != "data:":
+            raise ValueError(
+                "a picture comes as a data URL (data:image/png;base64,...): this server fetches "
+                "nothing"
+            )
+        return url
+
+
+class ImagePart(Schema):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+    cache_control: Any = Field(None, description=_NO_EFFECT)
+
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
+class SystemMessage(Schema):
+    """What the model is told before a conversation; ``developer`` is OpenAI's newer word."""
+
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = Field(None, description=_NO_EFFECT)
+
+
+class UserMessage(Schema):
+    """What a user says."""
+
+    role: Literal["user"]
+    content: str | list[UserPart]
+    name: str | None = Field(None, description=_NO_EFFECT)
+
+
+class CalledFunction(Schema):
+    """The function of a call, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallField(Schema):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description=_NO_EFFECT)
+
+
+class AssistantMessage(Schema):
+    """What the model said before."""
+
+    role: Literal["assistant"]
+    content: str | list[AssistantPart] | None = None
+    tool_calls: list[ToolCallField] | None = None
+    name: str | None = Field(None, description=_NO_EFFECT)
+    refusal: str | None = None
+    annotations: Any = Field(None, description=_NO_EFFECT)
+    reasoning_content: Any = Field(None, description=_NO_EFFECT)
+    audio: None = Field(None, description="There is no sound here.")
+    function_call: None = Field(None, description="Use tool_calls.")
+
+
+class ToolMessage(Schema):
+    """What a tool gave back."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str
+    name: str | None = None
+
+
+MessageField = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class ChatRequest(AnswerFields):
+    """The body of ``/v1/chat/completions``."""
+
+    messages: Annotated[list[MessageField], Field(min_length=1)]
+    max_completion_tokens: Count | None = Field(None, description="OpenAI's newer max_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    metadata: Any = Field(None, description=_NO_EFFECT)
+    store: bool | None = Field(None, description="Accepted; nothing is stored.")
+    service_tier: str | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
+    prediction: Any = Field(None, description=_NO_EFFECT)
+    reasoning_effort: str | None = Field(None, description=_NO_EFFECT)
+    verbosity: str | None = Field(None, description=_NO_EFFECT)
+    modalities: list[Literal["text"]] | None = None
+    audio: None = Field(None, description="There is no sound here.")
+    web_search_options: None = Field(None, description="This server fetches nothing.")
+    functions: None = Field(None, description="Use tools.")
+    function_call: None = Field(None, description="Use tool_choice.")
+
+    @model_validator(mode="after")
+    def _counts(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs=true alone")
+        both = self.max_tokens, self.max_completion_tokens
+        if None not in both and both[0] != both[1]:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens an answer may have; None is until it ends."""
+        wanted = (
+            self.max_tokens if self.max_completion_tokens is None else (self.max_completion_tokens)
+        )
+        return None if wanted == -1 else wanted
