@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..async_model import AsyncStream
 from ..chat.answer import Completion
-from ..chat.events import AnswerEvent, TextPiece
+from ..chat.events import AnswerEnded, AnswerEvent, TextPiece
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
 from .events import events_of
@@ -71,7 +71,7 @@ async def _events(
         for index, text in _texts(events):
             chunks.append(head.chunk(_delta(index, f'{{"content":{compact(text)}}}'), more))
         for index, event in events:
-            if not isinstance(event, TextPiece):
+            if isinstance(event, AnswerEnded):
                 completion = completions[index] = event.completion
                 call.record.note(completion)
                 chunks.append(head.chunk(_delta(index, "{}", completion.finish_reason), more))
