@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ContextFullError, EngineError, SettingError
-from ..ranges import value_text
+from ..ranges import check_whole, value_text, wrong_type
 from ..system.memory import host_memory
 from .bindings.memory import MemoryReport
 from .cache import Cache
+from .constraint import Constraint
 from .encoder import Encoder
 from .features import Features, names_in
 from .files.model_file import check_model_file
@@ -151,15 +152,21 @@ class Engine:
         features: Features | None = None,
         goes_on: bool = False,
         drafts: bool = False,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
     ) -> Request:
         """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
 
         Raises:
             ContextFullError: the prompt does not fit.
             EngineError: it has no tokens, one is not the id of a token, or the engine was closed.
-            SettingError: ``logit_bias`` has a token that the model does not.
+            SettingError: ``logit_bias`` has a token that the model does not; ``logprobs`` is not a
+                number of tokens; ``constraint`` is not a `Constraint`.
         """
         self._check()
+        check_whole("logprobs", logprobs, 0, self.n_vocab, or_none=True)
+        if not (constraint is None or isinstance(constraint, Constraint)):
+            raise wrong_type("constraint", constraint, "a Constraint or None")
         checked = self._checked_prompt(prompt, features)
         self._check_biases(sampling)
         self.last_prompt = tuple(checked)
@@ -173,6 +180,8 @@ class Engine:
             features=features,
             goes_on=goes_on,
             drafts=drafts,
+            constraint=constraint,
+            n_logprobs=logprobs,
         )
 
     def resume(self, request: Request, prompt: Sequence[int] | None) -> None:

@@ -1,23 +1,41 @@
-"""What a model gave a token: the natural logarithm of its probability, and those of the likeliest.
+"""How likely the model found tokens: natural logarithms of its own distribution.
 
-Knows nothing of text, or of how the token was chosen.
+That is the softmax of all logits, before temperature, samplers, biases and constraints.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from .bindings.candidates import CANDIDATE, Floats, largest, log_sum
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """The probability of one token in the model's own distribution, before any sampler.
+    """A token, and what the model gave it and those that it found likeliest there.
 
-    Args:
-        token: its id.
-        logprob: the natural logarithm of its probability, at most 0.
-        top: the likeliest tokens at that place, the likeliest first, each with its own.
+    ``top`` are the likeliest tokens with their logarithms, the likeliest first; ``token`` need not
+    be among them.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, logits: Floats, token: int, n_top: int) -> TokenLogprobs:
+        """Those of a token, computed from the logits before it, which are not NaN.
+
+        Args:
+            logits: float32 of [n_vocab], contiguous.
+            n_top: how many of the likeliest, at most n_vocab.
+        """
+        count = max(n_top, 1)
+        likeliest = np.empty(count, CANDIDATE)
+        largest(logits, count, likeliest)
+        total = log_sum(logits, float(likeliest["logit"][0]))
+        pairs = zip(likeliest["id"].tolist(), likeliest["logit"].tolist(), strict=True)
+        top = tuple((other, logit - total) for other, logit in pairs)[:n_top]
+        return cls(token, float(logits[token]) - total, top)

@@ -14,8 +14,10 @@ from ..architecture import ATTENTION_CHUNK
 from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .bindings.thread import News
+from .constraint import Constraint
 from .drafts import Drafter
 from .features import Features, names_in
+from .logprobs import TokenLogprobs
 from .sampling import Sampling
 from .sequence import CachedSequence, Piece
 
@@ -42,13 +44,16 @@ class Request:
         goes_on: whether it waits for ``Scheduler.resume`` where its sequence is full, and does not
             end there.
         drafts: whether to decode what is likely to follow with a token, where that is faster.
+        constraint: what may be chosen; of this request alone.
+        n_logprobs: how many of the likeliest tokens ``logprobs`` have for each that was chosen;
+            None keeps none of it.
 
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
     says why, and is None where it was cancelled or an ``error`` ended it. Seconds are those of the
     batches that it was a part of. ``is_full`` is whether its sequence is; ``reread_tokens``
     were decoded for a prompt that it went on after. Of ``drafted_tokens``, ``accepted_tokens`` were
-    chosen.
+    chosen. ``logprobs`` are those of the tokens that were chosen, in their order.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Request:
         features: Features | None = None,
         goes_on: bool = False,
         drafts: bool = False,
+        constraint: Constraint | None = None,
+        n_logprobs: int | None = None,
     ) -> None:
         self.text = list(prompt)
         self.n_prompt = len(self.text)
@@ -73,6 +80,9 @@ class Request:
         self.paced = paced
         self.after = after
         self.goes_on = goes_on
+        self.constraint = constraint
+        self.n_logprobs = n_logprobs
+        self.logprobs: list[TokenLogprobs] = []  # there before the token itself is
         self.is_full = self.resumed = False
         self.next_prompt: Sequence[int] | None = None  # after which it is resumed; None ends it
         self.n_before = 0  # tokens of the answer when it was resumed last
@@ -171,6 +181,8 @@ class Request:
     def choice(self, piece: Piece) -> Choice | None:
         """How its next tokens are chosen; None where each is to be looked at before the next."""
         if self.sampler is None or not self.answers:
+            return None
+        if self.constraint is not None or self.n_logprobs is not None:
             return None
         return self.sampler.choice if len(piece.tokens) == piece.outputs == 1 else None
 

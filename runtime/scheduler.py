@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
 from .cache import Cache
+from .choosing import Chooser
 from .drafts import Costs
 from .handles import Handles
 from .request import RUN_AHEAD, Request
@@ -62,6 +63,7 @@ class Scheduler:
         self._n_read = min(n_read, handles.n_batch)
         self._max_draft = min(n_outputs, self._n_read) - 1
         self._costs = Costs()
+        self._chooser = Chooser(handles, n_ctx, self._costs)
         self._arrived: deque[Request] = deque()
         self._changed = False
         self._posted_at = -math.inf  # when the `_serve` was posted that has not begun yet
@@ -344,7 +346,7 @@ class Scheduler:
         ended = [
             request
             for request, piece in batch
-            if piece.outputs and not self._choose_all(request, piece.drafted)
+            if piece.outputs and not self._chooser.choose(request, piece.drafted)
         ]
         for _, piece in batch:
             self.cache.note_end(piece.sequence)
@@ -373,25 +375,6 @@ class Scheduler:
             return
         for request in requests:
             self._decode([(request, request.piece(min(request.missing(), self._n_read)))])
-
-    def _choose_all(self, request: Request, n_drafted: int) -> bool:
-        """Choose its next token, and those after it as long as they were drafted; False if it ends.
-
-        Each is chosen as it would be without a draft, so that nothing but the time is another.
-        """
-        sequence, n_earlier = request.held, request.n_chosen
-        try:
-            while goes_on := self._choose(request):
-                if request.cancelled or not sequence.confirm(request.text[-1]):
-                    break
-        finally:
-            sequence.drop_draft()
-        if n_drafted and request.drafter is not None:
-            n_chosen = request.n_chosen - n_earlier
-            request.drafted_tokens += n_drafted
-            request.accepted_tokens += max(n_chosen - 1, 0)
-            request.drafter.learn(n_drafted, n_chosen, self._costs)
-        return goes_on
 
     def _answer_on(self, batch: Sequence[tuple[Request, Piece]]) -> bool:
         """Decode and choose several tokens of each, if all of them just answer; whether so.
@@ -422,7 +405,7 @@ class Scheduler:
         self._failed_steps = not n_steps  # in the usual way it is found out whom an error concerns
         for (request, _), tokens in zip(batch, every, strict=True):
             n_before = request.n_chosen
-            goes_on = all(self._take(request, token) for token in tokens)
+            goes_on = all(self._chooser.take(request, token) for token in tokens)
             n_taken = request.n_chosen - n_before
             request.decode_seconds += (now - begun) * n_taken / max(n_steps, 1)
             if not goes_on:
@@ -444,36 +427,6 @@ class Scheduler:
         if request.paced:
             limits.append(RUN_AHEAD - request.unread)
         return min(limits)
-
-    def _choose(self, request: Request) -> bool:
-        """Choose its next token; False where it ends."""
-        assert request.accept is not None and request.sampler is not None
-        if request.max_tokens == 0:
-            request.outcome = "length"
-            return False
-        try:
-            token = request.held.sample(request.sampler)
-        except BaseException as error:
-            request.error = error
-            return False
-        return self._take(request, token)
-
-    def _take(self, request: Request, token: int) -> bool:
-        """Take a token that was chosen into its text; False where it ends."""
-        assert request.accept is not None
-        try:
-            request.text.append(token)
-            goes_on = request.accept(token, self._handles.is_end(token))
-        except BaseException as error:
-            request.error = error
-            return False
-        if not goes_on:
-            request.outcome = "stop"
-        elif request.n_chosen == request.max_tokens or (
-            len(request.text) > self._n_ctx and not request.goes_on
-        ):
-            request.outcome = "length"
-        return request.outcome is None
 
     def _hand_on(self, request: Request, n_chosen: int, now: float) -> None:
         """Let its reader see what is there, if it is time for that."""

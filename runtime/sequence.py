@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
+from .bindings.candidates import Mask
 from .bindings.library import captured_log, refused
 from .bindings.sampler import Sampler
 from .bindings.steps import Choice
@@ -344,16 +345,26 @@ class CachedSequence:
             raise EngineError("there are no logits: no token was decoded last")
         return self._handles.logits(self._row)
 
-    def sample(self, sampler: Sampler) -> int:
+    def sample(self, sampler: Sampler, mask: Mask | None = None) -> int:
         """A token, chosen from the logits after the last one.
 
+        Args:
+            mask: the tokens that may be chosen.
+
         Raises:
-            EngineError: no token was decoded last, the logits are NaN, or the sampler was freed.
+            EngineError: no token was decoded last, the logits are NaN, none that the mask allows
+                is possible, or the sampler was freed.
         """
         if sampler.closed:
             raise EngineError("a sampler was used after its block had ended")
-        token = sampler.choose(self.last_logits())
+        logits = self.last_logits()
+        token = sampler.choose(logits, mask)
         if token is None:
+            if mask is not None and np.isfinite(logits.max()):
+                raise EngineError(
+                    "the constraint allows no token that is possible here",
+                    hint="Nothing can follow what was chosen, or logit_bias forbids what could.",
+                )
             raise EngineError(
                 f"{self._handles.path}: the model's logits are NaN or infinite",
                 hint="The file's weights are damaged: convert the model again.",

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sampling import Sampling
-from .candidates import CANDIDATE, Candidates, Floats, largest
+from .candidates import CANDIDATE, Candidates, Floats, Mask, largest, masked
 from .steps import Choice
 
 _MIN_KEEP = 1
@@ -94,18 +94,20 @@ class Sampler:
         self.closed = False
         self._chains: list[Any] = []
         self._adjusting = self._chain(_adjusting(bindings, dry, n_vocab, sampling))
-        self._all = not 0 < sampling.top_k < n_vocab
+        # Only these can choose another token than the likeliest where the temperature is 0.
+        others = sampling.typical_p < 1 or sampling.xtc_probability or sampling.dynatemp_range
+        self._is_greedy = sampling.temperature == 0 and not others
+        n_kept = 1 if self._is_greedy else sampling.top_k
+        self._all = not 0 < n_kept < n_vocab
         first = sampling.typical_p == 1 and sampling.top_n_sigma == 0  # to remove tokens
         self._cuts_nucleus = self._all and first and sampling.top_p < 1
         self._cuts_unlikely = self._all and first and sampling.top_p == 1 and sampling.min_p > 0
         if self._cuts_nucleus:
             sampling = replace(sampling, top_p=1.0)
-        # Only these can choose another token than the likeliest where the temperature is 0.
-        others = sampling.typical_p < 1 or sampling.xtc_probability or sampling.dynatemp_range
-        self._is_greedy = sampling.temperature == 0 and not others
+        self._needs_all = self._all or sampling.top_n_sigma > 0 or sampling.mirostat > 0
         self._choosing = None if sampling.mirostat else self._chain(_choosing(bindings, sampling))
         self._mirostat = _Mirostat(sampling) if sampling.mirostat else None
-        self._buffer = np.zeros(n_vocab if self._all else sampling.top_k, CANDIDATE)
+        self._buffer = np.zeros(n_vocab if self._all else n_kept, CANDIDATE)
         self._biased = dict.fromkeys(token for token, _ in sampling.logit_bias)
         self._recent: deque[int] = deque(maxlen=_window(sampling))
         self._counts: Counter[int] = Counter()
@@ -131,49 +133,58 @@ class Sampler:
             return None
         return Choice(ctypes.cast(self._choosing, ctypes.c_void_p), sampling.top_k)
 
-    def choose(self, logits: Floats) -> int | None:
-        """The next token; None where logits are NaN, or the largest is infinite.
+    def choose(self, logits: Floats, mask: Mask | None = None) -> int | None:
+        """The next token; None where logits are NaN, or the largest that is allowed is infinite.
 
         Args:
             logits: [n_vocab], contiguous and writable; the same afterwards.
+            mask: the tokens that may be chosen. The samplers see no other, as after llama.cpp's
+                grammars, which come before all others.
         """
         affected = self._affected()
         if affected is None:
-            token = self._chosen(logits)
+            token = self._chosen(logits, mask)
         else:
             before = logits[affected]
             logits[affected] = self._adjusted(affected, before)
             try:
-                token = self._chosen(logits)
+                token = self._chosen(logits, mask)
             finally:
                 logits[affected] = before
         if token is not None:
             self._accept(token)
         return token
 
-    def _chosen(self, logits: Floats) -> int | None:
+    def _chosen(self, logits: Floats, mask: Mask | None) -> int | None:
+        if mask is not None and self._needs_all:
+            if np.isnan(logits.max()):  # if one is
+                return None
+            logits = masked(logits, mask)
         if self._mirostat is not None:
             return self._mirostat.choose(logits)
-        if self._is_greedy:
+        if self._is_greedy and mask is None:
             token = int(logits.argmax())  # of a NaN, if there is one
             return token if np.isfinite(logits[token]) else None
-        candidates, ordered = self._possible(logits)
+        candidates, ordered = self._possible(logits, mask)
         if candidates is None:
             return None
+        if self._is_greedy:
+            return int(candidates["id"][0])
         if self._sampling.top_n_sigma > 0:
             candidates = self._within_sigma(logits, candidates)
         array = self._array(candidates, ordered=ordered)
         self._llama.llama_sampler_apply(self._choosing, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def _possible(self, logits: Floats) -> tuple[Candidates | None, bool]:
+    def _possible(self, logits: Floats, mask: Mask | None) -> tuple[Candidates | None, bool]:
         """What top-k leaves, and whether it is sorted; None where logits are NaN.
 
         Without top-k, what top-p or min-p will leave, where these are the first to remove tokens.
         """
         buffer = self._buffer
         if not self._all:
-            return (buffer if largest(logits, len(buffer), buffer) else None), True
+            count = largest(logits, len(buffer), buffer, mask)
+            return (buffer[:count] if count else None), True
         most = logits.max()
         if not np.isfinite(most):
             return None, False
@@ -182,7 +193,8 @@ class Sampler:
         if self._cuts_unlikely:
             least = most + np.log(np.float32(self._sampling.min_p))
             return _candidates(np.flatnonzero(logits >= least), logits, buffer), False
-        return _candidates(np.arange(self._n_vocab), logits, buffer), False
+        ids = np.arange(self._n_vocab) if mask is None else np.flatnonzero(logits > -np.inf)
+        return _candidates(ids, logits, buffer), False
 
     def _within_sigma(self, logits: Floats, candidates: Candidates) -> Candidates:
         """The candidates with logits far below the largest at minus infinity, as llama.cpp has it.

@@ -27,19 +27,28 @@ struct Candidate {
 // Logits whose largest is kept; a multiple of LANES, which fit into registers.
 enum { BLOCK = 128, LANES = 32 };
 
-// The largest of each block, the last of which may be short; false if a number is NaN.
-FOR_EACH_PROCESSOR bool block_maxima(const float *logits, size_t n, float *maxima) {
+// Whether the token `i` may be chosen; a null mask allows all.
+inline bool is_allowed(const uint32_t *mask, size_t i) { return !mask || (mask[i / 32] >> (i % 32) & 1); }
+
+// The largest of each block that is allowed, the last of which may be short; false if a number is NaN.
+template <bool MASKED>
+inline __attribute__((always_inline)) bool maxima_of(const float *logits, size_t n, const uint32_t *mask,
+                                                     float *maxima) {
+    static_assert(LANES == 32, "a word of the mask for each turn");
     int32_t nan[LANES] = {};
     size_t i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
         float largest[LANES];
         for (int l = 0; l < LANES; l++) largest[l] = -INFINITY;
-        for (size_t j = i; j < i + BLOCK; j += LANES)
+        for (size_t j = i; j < i + BLOCK; j += LANES) {
+            const uint32_t word = MASKED ? mask[j / LANES] : 0;
             for (int l = 0; l < LANES; l++) {
                 const float x = logits[j + l];
-                largest[l] = x > largest[l] ? x : largest[l];
                 nan[l] |= x != x;
+                const float allowed = !MASKED || (word >> l & 1) ? x : -INFINITY;
+                largest[l] = allowed > largest[l] ? allowed : largest[l];
             }
+        }
         for (int width = LANES / 2; width; width /= 2)
             for (int l = 0; l < width; l++)
                 largest[l] = largest[l + width] > largest[l] ? largest[l + width] : largest[l];
@@ -48,12 +57,62 @@ FOR_EACH_PROCESSOR bool block_maxima(const float *logits, size_t n, float *maxim
     if (i < n) {
         float largest = -INFINITY;
         for (size_t j = i; j < n; j++) {
-            largest = std::max(largest, logits[j]);
+            if (is_allowed(mask, j)) largest = std::max(largest, logits[j]);
             nan[0] |= logits[j] != logits[j];
         }
         maxima[i / BLOCK] = largest;
     }
     return std::none_of(nan, nan + LANES, [](int32_t found) { return found; });
+}
+
+FOR_EACH_PROCESSOR bool block_maxima(const float *logits, size_t n, float *maxima) {
+    return maxima_of<false>(logits, n, nullptr, maxima);
+}
+
+FOR_EACH_PROCESSOR bool allowed_maxima(const float *logits, size_t n, const uint32_t *mask, float *maxima) {
+    return maxima_of<true>(logits, n, mask, maxima);
+}
+
+// The logits, minus infinity where `mask` does not allow a token.
+FOR_EACH_PROCESSOR void mask_logits(const float *logits, size_t n, const uint32_t *mask, float *out) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const uint32_t word = mask[i / LANES];
+        for (int l = 0; l < LANES; l++) out[i + l] = word >> l & 1 ? logits[i + l] : -INFINITY;
+    }
+    for (; i < n; i++) out[i] = is_allowed(mask, i) ? logits[i] : -INFINITY;
+}
+
+// exp(x) for x <= 0, to 1e-7 of it, and about 1e-38 for all that is smaller. The polynomial is that of Cephes' expf.
+inline __attribute__((always_inline)) float exponential(float x) {
+    x = x > -87.0f ? x : -87.0f;
+    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; // rounded to a whole number
+    const float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    const int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    __builtin_memcpy(&power, &bits, sizeof power);
+    return (p * f * f + f + 1.0f) * power;
+}
+
+// The sum of exp(logits - most).
+FOR_EACH_PROCESSOR double sum_of_exponentials(const float *logits, size_t n, float most) {
+    double sums[LANES] = {}, sum = 0;
+    size_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) {
+        float parts[LANES] = {};
+        for (size_t j = i; j < i + BLOCK; j += LANES)
+            for (int l = 0; l < LANES; l++) parts[l] += exponential(logits[j + l] - most);
+        for (int l = 0; l < LANES; l++) sums[l] += parts[l];
+    }
+    for (; i < n; i++) sum += exponential(logits[i] - most);
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return sum;
 }
 
 bool precedes(const Candidate &a, const Candidate &b) {
@@ -64,14 +123,15 @@ bool precedes(const Candidate &a, const Candidate &b) {
 
 extern "C" {
 
-// Writes the `k` largest of `n` logits to `out`, the largest first, and of equal ones the lower id first.
-// `1 <= k <= n`. Returns whether there is neither NaN nor an infinite largest one; else `out` is not written.
-int llama4_edge_largest(const float *logits, size_t n, size_t k, Candidate *out) {
+// Writes the `k` largest of those of `n` logits that `mask` allows (see constraint.py; null allows all) to `out`, the
+// largest first, and of equal ones the lower id first. `1 <= k <= n`. Returns how many there are: fewer where fewer are
+// allowed, 0 where a logit is NaN or the largest is infinite.
+size_t llama4_edge_largest(const float *logits, size_t n, const uint32_t *mask, size_t k, Candidate *out) {
     thread_local std::vector<float> maxima, ordered;
     thread_local std::vector<Candidate> candidates;
     const size_t blocks = (n + BLOCK - 1) / BLOCK;
     maxima.resize(blocks);
-    if (!block_maxima(logits, n, maxima.data())) return 0;
+    if (!(mask ? allowed_maxima(logits, n, mask, maxima.data()) : block_maxima(logits, n, maxima.data()))) return 0;
 
     // k blocks have a largest number of at least this one, so the k largest of all are no smaller.
     float least = -INFINITY;
@@ -84,15 +144,29 @@ int llama4_edge_largest(const float *logits, size_t n, size_t k, Candidate *out)
     for (size_t block = 0; block < blocks; block++) {
         if (maxima[block] < least) continue;
         const size_t end = std::min(n, (block + 1) * BLOCK);
-        for (size_t i = block * BLOCK; i < end; i++)
-            if (logits[i] >= least) candidates.push_back({(int32_t)i, logits[i], 0});
+        for (size_t word = block * BLOCK; word < end; word += 32) {
+            if (mask && !mask[word / 32]) continue;
+            for (size_t i = word; i < std::min(end, word + 32); i++)
+                if (logits[i] >= least && is_allowed(mask, i)) candidates.push_back({(int32_t)i, logits[i], 0});
+        }
     }
+    k = std::min(k, candidates.size());
     if (k < candidates.size())
-        std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), precedes);
+        std::nth_element(candidates.begin(), candidates.begin() + k, candidates.end(), precedes);
     std::sort(candidates.begin(), candidates.begin() + k, precedes);
-    if (!std::isfinite(candidates[0].logit)) return 0;
+    if (!k || !std::isfinite(candidates[0].logit)) return 0;
     std::copy_n(candidates.begin(), k, out);
-    return 1;
+    return k;
+}
+
+// Writes `n` logits to `out`, minus infinity where `mask` does not allow a token.
+void llama4_edge_masked(const float *logits, size_t n, const uint32_t *mask, float *out) {
+    mask_logits(logits, n, mask, out);
+}
+
+// The logarithm of the sum of exp(logits), of which `most`, finite, is the largest and none is NaN.
+double llama4_edge_log_sum(const float *logits, size_t n, float most) {
+    return most + std::log(sum_of_exponentials(logits, n, most));
 }
 
 } // extern "C"

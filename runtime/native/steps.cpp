@@ -35,7 +35,7 @@ struct Batch {
 
 extern "C" {
 
-int llama4_edge_largest(const float *logits, size_t n, size_t k, Candidate *out);
+size_t llama4_edge_largest(const float *logits, size_t n, const uint32_t *mask, size_t k, Candidate *out);
 
 // llama.cpp's functions of these names, and what they are called with.
 struct Llama {
@@ -75,7 +75,8 @@ int32_t llama4_edge_steps(const Llama *llama, Batch *batch, const Choice *choice
         // All are looked at before one is drawn: a draw cannot be undone.
         for (int32_t i = 0; i < n; i++) {
             const float *logits = llama->get_logits_ith(llama->context, i);
-            if (!llama4_edge_largest(logits, llama->n_vocab, candidates[i].size(), candidates[i].data())) return step;
+            if (!llama4_edge_largest(logits, llama->n_vocab, nullptr, candidates[i].size(), candidates[i].data()))
+                return step;
         }
         bool ended = false;
         for (int32_t i = 0; i < n; i++) {

@@ -20,10 +20,10 @@ import pytest
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import SettingError
 from llama4_edge.runtime.cache import WORTH_KEEPING
+from llama4_edge.runtime.choosing import Chooser
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.main_memory import usual_cache
 from llama4_edge.runtime.request import Request
-from llama4_edge.runtime.scheduler import Scheduler
 from llama4_edge.runtime.sequence import CachedSequence
 from llama4_edge.runtime.settings import EngineSettings
 from tests.asking import ask, ended, random_tokens
@@ -42,14 +42,14 @@ Logits = npt.NDArray[np.float32]
 @pytest.fixture(autouse=True)
 def noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request gets ``first``, the logits that its first token was chosen from."""
-    choose = Scheduler._choose
+    choose = Chooser._choose_one
 
-    def noting(self: Scheduler, request: Any) -> bool:
+    def noting(self: Chooser, request: Any) -> bool:
         if not hasattr(request, "first"):
             request.first = np.array(request.sequence.last_logits())
         return choose(self, request)
 
-    monkeypatch.setattr(Scheduler, "_choose", noting)
+    monkeypatch.setattr(Chooser, "_choose_one", noting)
 
 
 def asked(engine: Engine, prompt: Sequence[int], count: int = 1) -> Any:

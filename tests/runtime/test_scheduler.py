@@ -21,10 +21,10 @@ from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
+from llama4_edge.runtime.choosing import Chooser
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
 from llama4_edge.runtime.request import RUN_AHEAD, Request
-from llama4_edge.runtime.scheduler import Scheduler
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
 from tests.asking import WILD, answer, ask, ended, random_tokens
@@ -73,14 +73,14 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.fixture(autouse=True)
 def noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request gets ``rows``, the logits that its tokens were chosen from."""
-    choose = Scheduler._choose
+    choose = Chooser._choose_one
 
-    def noting(self: Scheduler, request: Any) -> bool:
+    def noting(self: Chooser, request: Any) -> bool:
         row = np.array(request.sequence.last_logits())
         request.rows = [*getattr(request, "rows", []), row]
         return choose(self, request)
 
-    monkeypatch.setattr(Scheduler, "_choose", noting)
+    monkeypatch.setattr(Chooser, "_choose_one", noting)
 
 
 def assert_same(alone: Any, beside: Any, close: float = CLOSE) -> None:

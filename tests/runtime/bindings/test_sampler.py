@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from llama4_edge.runtime.bindings import candidates as candidates_module
-from llama4_edge.runtime.bindings.candidates import CANDIDATE, Floats, largest
+from llama4_edge.runtime.bindings.candidates import CANDIDATE, Floats, Mask, largest
 from llama4_edge.runtime.bindings.sampler import DrySamplers, Sampler
+from llama4_edge.runtime.logprobs import TokenLogprobs
 from llama4_edge.runtime.sampling import Sampling
 
 N_VOCAB = 202_048
@@ -69,6 +70,13 @@ def language(seed: int, *, common: int = 3000) -> Floats:
     return logits
 
 
+def words_of(is_allowed: npt.NDArray[np.bool_]) -> Mask:
+    """The mask that allows these tokens."""
+    bits = np.zeros((is_allowed.size + 31) // 32 * 32, np.bool_)
+    bits[: is_allowed.size] = is_allowed
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
 class Chain:
     """llama.cpp's chain over all tokens, as its command line makes it."""
 
@@ -115,12 +123,14 @@ class Chain:
     def accept(self, token: int) -> None:
         llama_cpp.llama_sampler_accept(self.native, token)
 
-    def choose(self, logits: Floats) -> int:
+    def choose(self, logits: Floats, seen: npt.NDArray[np.bool_] | None = None) -> int:
         data = np.zeros(N_VOCAB, CANDIDATE)
         data["id"], data["logit"] = np.arange(N_VOCAB), logits
+        if seen is not None:
+            data = data[seen]
         pointer = ctypes.cast(data.ctypes.data, llama_cpp.llama_token_data_p)
         array = llama_cpp.llama_token_data_array(
-            data=pointer, size=N_VOCAB, selected=-1, sorted=False
+            data=pointer, size=len(data), selected=-1, sorted=False
         )
         llama_cpp.llama_sampler_apply(self.native, ctypes.byref(array))
         token = int(array.data[array.selected].id)
@@ -212,6 +222,111 @@ def test_nan_and_infinite_logits_give_no_token(
     assert sampler.choose(logits) is None
     logits[:] = -np.inf
     assert sampler.choose(logits) is None
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "NumPy"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_with_a_mask_each_token_is_the_one_that_llama_cpp_chooses_of_those_allowed(
+    name: str,
+    native: bool,
+    make: Callable[..., tuple[Sampler, Chain]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after its grammar sampler, which sets all others to minus infinity."""
+    if not native:
+        monkeypatch.setattr(candidates_module, "_native", lambda: None)
+    sampler, chain = make([1, 2, 3, 1, 2, 3, 1, 2], **CHAINS[name])
+    ours, theirs = [], []
+    for seed in range(30 if native else 6):
+        logits = language(seed % 40, common=60)
+        # A few, half and nearly all; of those that stand out, every other one.
+        is_allowed = np.random.default_rng(seed).random(N_VOCAB) < (3e-4, 0.5, 0.99)[seed % 3]
+        is_allowed[:60:2] = False
+        before = logits.copy()
+        token = sampler.choose(logits, words_of(is_allowed))
+        assert np.array_equal(logits, before)
+        assert token is not None
+        assert is_allowed[token]
+        ours.append(token)
+        masked = np.where(is_allowed, logits, -np.float32(np.inf))
+        # llama.cpp's typical sampling computes NaN where it sees minus infinity.
+        gone = ~is_allowed if CHAINS[name].get("typical_p") else np.zeros(N_VOCAB, bool)
+        theirs.append(chain.choose(masked, ~gone))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_mask_that_allows_one_token_leaves_that_one(
+    name: str, make: Callable[..., tuple[Sampler, Chain]]
+) -> None:
+    sampler, _ = make([1, 2, 3, 1, 2, 3, 1, 2], **CHAINS[name])
+    for token in (0, 31, 32, 77_777, N_VOCAB - 1):
+        assert sampler.choose(language(0), words_of(np.arange(N_VOCAB) == token)) == token
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_mask_that_allows_nothing_and_nan_outside_of_it_give_no_token(
+    name: str, make: Callable[..., tuple[Sampler, Chain]]
+) -> None:
+    sampler, _ = make(**CHAINS[name])
+    logits = language(0)
+    mask = np.zeros((N_VOCAB + 31) // 32, np.uint32)
+    assert sampler.choose(logits, mask) is None
+    mask[:] = 2**32 - 1
+    mask[150_001 // 32] = 0
+    logits[150_001] = np.nan
+    assert sampler.choose(logits, mask) is None
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "NumPy"])
+@pytest.mark.parametrize("count", [1, 40, 1000])
+@pytest.mark.parametrize("size", [31, 5001, 130_000])
+def test_the_largest_of_those_allowed_are_those_of_a_sort(
+    count: int, size: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(candidates_module, "_native", lambda: None)
+    rng = np.random.default_rng(count)
+    count = min(count, size)
+    for share in (0.0, 1e-3, 0.03, 0.5, 0.999, 1.0):
+        is_allowed = rng.random(size) < share
+        mask = words_of(is_allowed)
+        mask[-1] |= np.uint32(2**32 - 2 ** (size % 32 or 31))  # what is beyond has no effect
+        is_allowed[size - 1] |= size % 32 == 0
+        for logits in (
+            rng.standard_normal(size).astype(np.float32),
+            np.where(is_allowed, -1.0, 1.0).astype(np.float32),
+            np.zeros(size, np.float32),
+        ):
+            out: npt.NDArray[np.void] = np.zeros(count, CANDIDATE)
+            allowed = np.flatnonzero(is_allowed)
+            order = allowed[np.lexsort((allowed, -logits[allowed]))][:count]
+            assert largest(logits, count, out, mask) == order.size
+            assert np.array_equal(out["id"][: order.size], order)
+            assert np.array_equal(out["logit"][: order.size], logits[order])
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "NumPy"])
+def test_log_probabilities_are_those_of_the_softmax(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(candidates_module, "_native", lambda: None)
+    for logits in (
+        language(5),
+        np.zeros(N_VOCAB, np.float32),
+        np.linspace(-300, 40, N_VOCAB, dtype=np.float32),
+        np.where(np.arange(N_VOCAB) % 3, -np.inf, language(1)).astype(np.float32),
+    ):
+        wide = logits.astype(np.float64)
+        expected = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
+        order = np.lexsort((np.arange(N_VOCAB), -logits))[:20]
+        got = TokenLogprobs.of(logits, 9, 20)
+        assert got.token == 9
+        assert got.logprob == pytest.approx(expected[9], abs=1e-6)
+        assert [token for token, _ in got.top] == order.tolist()
+        assert [logprob for _, logprob in got.top] == pytest.approx(expected[order], abs=1e-6)
+        assert TokenLogprobs.of(logits, 9, 0) == TokenLogprobs(9, got.logprob, ())
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "NumPy"])
