@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from ..async_model import AsyncStream
 from ..chat.answer import Completion
-from ..chat.events import AnswerEnded, AnswerEvent, TextPiece
+from ..chat.events import AnswerEnded, AnswerEvent, TextPiece, ToolCallBegun, ToolCallPiece
+from ..chat.tools import Tool, as_tools
+from ..errors import SettingError
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
+from .errors import ApiError
 from .events import events_of
+from .logprobs import chat_logprobs
 from .messages import messages_of
 from .schema.openai import ChatRequest
 from .stream import DONE, EventStream
@@ -22,14 +26,18 @@ from .usage import timings_of, usage_of
 
 async def _chat(call: Call[ChatRequest]) -> Response:
     body = call.body
-    sampling = replace(call.server.settings.sampling, **body.sampling())
-    options: Any = {"sampling": sampling, "max_tokens": body.most_tokens, **body.stops()}
     messages, n = messages_of(body.messages), body.n or 1
+    options: Any = {
+        "sampling": body.sampling(call.server.settings.sampling),
+        "max_tokens": body.most_tokens,
+        "tools": await asyncio.to_thread(tools_of, body.tool_definitions) if body.tools else (),
+        **body.options(),
+    }
     if body.stream:
         streams = await call.model.chat(messages, stream=True, n=n, **options)
         head = Head.new("chatcmpl", "chat.completion.chunk", call.server.model_name)
         return EventStream(
-            _events(call, streams, head),
+            _Writer(call, streams, head).events(),
             failure_event,
             beat_seconds=call.server.settings.beat_seconds,
         )
@@ -40,64 +48,134 @@ async def _chat(call: Call[ChatRequest]) -> Response:
     return JSONResponse(
         {
             **head.fields,
-            "choices": [_choice(*one) for one in enumerate(completions)],
+            "choices": [_choice(call, *one) for one in enumerate(completions)],
             "usage": usage_of(call.record),
             "timings": timings_of(completions),
         }
     )
 
 
-def _choice(index: int, completion: Completion) -> dict[str, Any]:
+def tools_of(definitions: object, field: str = "tools") -> tuple[Tool, ...]:
+    """The tools of a request, whose schemas are checked, which may take a while.
+
+    Args:
+        field: which of the request they are, for errors.
+
+    Raises:
+        ApiError: one of them is none.
+    """
+    try:
+        return as_tools(definitions)
+    except SettingError as error:
+        raise ApiError(400, str(error), field, "invalid_value") from error
+
+
+def _choice(call: Call[ChatRequest], index: int, completion: Completion) -> dict[str, Any]:
     """One of the answers."""
+    calls = [
+        {
+            "id": one.id,
+            "type": "function",
+            "function": {"name": one.name, "arguments": one.arguments_json},
+        }
+        for one in completion.tool_calls
+    ]
+    content = completion.text if completion.text or not calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    logprobs = None
+    if completion.logprobs is not None:
+        logprobs = chat_logprobs(completion.logprobs, call.model.model.vocabulary)
     return {
         "index": index,
-        "message": {"role": "assistant", "content": completion.text, "refusal": None},
-        "logprobs": None,
+        "message": message,
+        "logprobs": logprobs,
         "finish_reason": completion.finish_reason,
     }
 
 
-async def _events(
-    call: Call[ChatRequest], streams: Sequence[AsyncStream], head: Head
-) -> AsyncGenerator[bytes, None]:
-    """The stream of some answers."""
-    more = ',"usage":null' if call.body.includes_usage else ""
-    numbers = range(len(streams))
-    yield b"".join(head.chunk(_delta(one, _FIRST), more) for one in numbers)
-    completions: dict[int, Completion] = {}
-    async for events in events_of(streams):
-        call.record.note_first()
-        chunks = []
-        for index, text in _texts(events):
-            chunks.append(head.chunk(_delta(index, f'{{"content":{compact(text)}}}'), more))
-        for index, event in events:
-            if isinstance(event, AnswerEnded):
-                completion = completions[index] = event.completion
-                call.record.note(completion)
-                chunks.append(head.chunk(_delta(index, "{}", completion.finish_reason), more))
-        yield b"".join(chunks)
-    timings = f',"timings":{compact(timings_of([completions[one] for one in numbers]))}'
-    if call.body.includes_usage:
-        yield head.chunk("", f',"usage":{compact(usage_of(call.record))}{timings}')
-    yield DONE
+class _Writer:
+    """Writes the chunks of some answers, as few as there can be."""
 
+    def __init__(self, call: Call[ChatRequest], streams: Sequence[AsyncStream], head: Head) -> None:
+        self._call, self._streams, self._head = call, streams, head
+        # In every chunk, where the last one counts tokens.
+        self._usage = ',"usage":null' if call.body.includes_usage else ""
+        self._completions: dict[int, Completion] = {}
 
-_FIRST = '{"role":"assistant","content":""}'
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The whole stream."""
+        numbers = range(len(self._streams))
+        first = '{"role":"assistant","content":""}'
+        yield b"".join(self._chunk(number, first) for number in numbers)
+        async for events in events_of(self._streams):
+            self._call.record.note_first()
+            yield b"".join(
+                self._written(index, event)
+                for index, run in _runs(events)
+                for event in _merged(run)
+            )
+        if self._call.body.includes_usage:
+            timings = timings_of([self._completions[number] for number in numbers])
+            usage = compact(usage_of(self._call.record))
+            yield self._head.chunk("", f',"usage":{usage},"timings":{compact(timings)}')
+        yield DONE
 
-
-def _texts(events: Sequence[tuple[int, AnswerEvent]]) -> list[tuple[int, str]]:
-    """The text that was added to each answer."""
-    texts: dict[int, str] = {}
-    for index, event in events:
+    def _written(self, index: int, event: AnswerEvent) -> bytes:
         if isinstance(event, TextPiece):
-            texts[index] = texts.get(index, "") + event.text
-    return list(texts.items())
+            logprobs = "null"
+            if event.logprobs is not None:
+                vocabulary = self._call.model.model.vocabulary
+                logprobs = compact(chat_logprobs(event.logprobs, vocabulary))
+            return self._chunk(index, f'{{"content":{compact(event.text)}}}', logprobs)
+        if isinstance(event, ToolCallBegun):
+            function = {"name": event.name, "arguments": ""}
+            begun = {"index": event.index, "id": event.id, "type": "function", "function": function}
+            return self._chunk(index, compact({"tool_calls": [begun]}))
+        if isinstance(event, ToolCallPiece):
+            piece = {"index": event.index, "function": {"arguments": event.arguments}}
+            return self._chunk(index, compact({"tool_calls": [piece]}))
+        if isinstance(event, AnswerEnded):
+            self._completions[index] = event.completion
+            self._call.record.note(event.completion)
+            return self._chunk(index, "{}", reason=compact(event.completion.finish_reason))
+        return b""  # a call has ended, which its pieces say
+
+    def _chunk(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> bytes:
+        choice = (
+            f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
+        )
+        return self._head.chunk(choice, self._usage)
 
 
-def _delta(index: int, delta: str, finish_reason: str | None = None) -> str:
-    """One choice of a chunk, as JSON."""
-    reason = "null" if finish_reason is None else f'"{finish_reason}"'
-    return f'{{"index":{index},"delta":{delta},"logprobs":null,"finish_reason":{reason}}}'
+def _runs(
+    events: Iterable[tuple[int, AnswerEvent]],
+) -> Iterable[tuple[int, list[AnswerEvent]]]:
+    """The events of each answer."""
+    runs: dict[int, list[AnswerEvent]] = {}
+    for index, event in events:
+        runs.setdefault(index, []).append(event)
+    return runs.items()
+
+
+def _merged(events: Sequence[AnswerEvent]) -> list[AnswerEvent]:
+    """The same events, with pieces that follow each other as one."""
+    merged: list[AnswerEvent] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextPiece) and isinstance(last, TextPiece):
+            logprobs = None if event.logprobs is None else (last.logprobs or ()) + event.logprobs
+            merged[-1] = TextPiece(last.text + event.text, logprobs)
+        elif (
+            isinstance(event, ToolCallPiece)
+            and isinstance(last, ToolCallPiece)
+            and event.index == last.index
+        ):
+            merged[-1] = ToolCallPiece(last.index, last.arguments + event.arguments)
+        else:
+            merged.append(event)
+    return merged
 
 
 routes = [

@@ -92,7 +92,7 @@ class Endpoint(Generic[T]):
             try:
                 response = await self._handle(call)
             except Exception as error:
-                raise request_error(error, self._prompt_field) from error
+                raise request_error(error, self._prompt_field, self.schema.model_fields) from error
             await response(request.scope, request.receive, send)
 
 

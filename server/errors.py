@@ -7,7 +7,7 @@ Knows no routes but the beginnings of their paths.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ def api_error(error: Exception, prompt_field: str | None = None) -> ApiError:
     if isinstance(error, ContextFullError):
         return ApiError(400, str(error), prompt_field, CONTEXT_FULL)
     if isinstance(error, SettingError):
-        return ApiError(400, str(error), _setting_of(error), "invalid_value")
+        return ApiError(400, str(error), None, "invalid_value")
     if isinstance(error, TemplateError | ImageError | VocabularyError):
         return ApiError(400, str(error), prompt_field, "invalid_value")
     if isinstance(error, AllocationError | Llama4EdgeError):
@@ -110,17 +110,21 @@ def api_error(error: Exception, prompt_field: str | None = None) -> ApiError:
     return ApiError(500, f"The server failed: {type(error).__name__}. Its log says where.")
 
 
-def request_error(error: Exception, prompt_field: str | None = None) -> ApiError:
-    """The same for what was raised before an answer began: llama.cpp was not asked yet."""
+def request_error(
+    error: Exception, prompt_field: str | None = None, fields: Collection[str] = ()
+) -> ApiError:
+    """The same for what was raised before an answer began: llama.cpp was not asked yet.
+
+    Args:
+        fields: of the request, by one of which an error about a setting may begin.
+    """
     if type(error) is EngineError:
         return ApiError(400, str(error), prompt_field, "invalid_value")
-    return api_error(error, prompt_field)
-
-
-def _setting_of(error: SettingError) -> str | None:
-    """The setting that an error names first."""
-    match = re.match(r"[a-z][a-z0-9_]*", error.problem)
-    return match[0] if match and match[0] not in ("the", "there", "a", "an") else None
+    failure = api_error(error, prompt_field)
+    if isinstance(error, SettingError):
+        word = re.match(r"\w*", error.problem)
+        failure.param = word[0] if word and word[0] in fields else None
+    return failure
 
 
 def _sentence(error: HTTPException) -> str:

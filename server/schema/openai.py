@@ -6,11 +6,12 @@ and has no effect here says so; what would have one that cannot be had is refuse
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ...runtime.sampling import MAX_SEED, MAX_WINDOW
+from ...runtime.sampling import MAX_SEED, MAX_WINDOW, Sampling
 from ..body import Schema
 
 MOST_STOPS = 64
@@ -75,8 +76,18 @@ class SamplingFields(Schema):
                 raise ValueError(f"{token[:40]!r} is not the id of a token")
         return value
 
-    def sampling(self) -> dict[str, Any]:
-        """The fields of `Sampling` that were given."""
+    def sampling(self, usual: Sampling) -> Sampling:
+        """How tokens are chosen.
+
+        Args:
+            usual: what holds where nothing was given.
+
+        Raises:
+            SettingError: a value outside its range.
+        """
+        return replace(usual, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
         given = {name: getattr(self, name) for name in SamplingFields.model_fields}
         settings = {name: value for name, value in given.items() if value is not None}
         for other, name in (("typ_p", "typical_p"), ("repetition_penalty", "repeat_penalty")):
@@ -135,8 +146,8 @@ class AnswerFields(SamplingFields):
         """Whether a stream ends with the number of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def stops(self) -> dict[str, Any]:
-        """``stop`` as the library takes it, where there is one."""
+    def options(self) -> dict[str, Any]:
+        """What else was asked for, as the library takes it."""
         return {"stop": self.stop} if self.stop else {}
 
 
@@ -249,6 +260,51 @@ MessageField = Annotated[
 ]
 
 
+class FunctionField(Schema):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
+    strict: bool | None = None
+
+
+class ToolField(Schema):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionField
+
+
+class NamedFunction(Schema):
+    """The function that the model is to call."""
+
+    name: str
+
+
+class NamedTool(Schema):
+    """The tool that the model is to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JSONSchemaField(Schema):
+    """The schema that an answer is to follow."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Schema):
+    """What an answer is to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaField | None = None
+
+
 class ChatRequest(AnswerFields):
     """The body of ``/v1/chat/completions``."""
 
@@ -256,6 +312,12 @@ class ChatRequest(AnswerFields):
     max_completion_tokens: Count | None = Field(None, description="OpenAI's newer max_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = Field(None, description="GBNF, as llama.cpp has it.")
+    regex: str | None = Field(None, description="What the whole answer matches.")
+    tools: list[ToolField] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     metadata: Any = Field(None, description=_NO_EFFECT)
     store: bool | None = Field(None, description="Accepted; nothing is stored.")
@@ -280,6 +342,29 @@ class ChatRequest(AnswerFields):
         if None not in both and both[0] != both[1]:
             raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
         return self
+
+    @property
+    def tool_definitions(self) -> list[dict[str, Any]]:
+        """The tools as they were given."""
+        return [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
+
+    def options(self) -> dict[str, Any]:
+        """What else was asked for, as the library takes it."""
+        options = super().options()
+        if self.logprobs:
+            options |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
+        if self.response_format is not None and self.response_format.type != "text":
+            options["response_format"] = self.response_format.model_dump(
+                exclude_none=True, by_alias=True
+            )
+        for name in ("grammar", "regex", "parallel_tool_calls"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        if isinstance(self.tool_choice, NamedTool):
+            options["tool_choice"] = self.tool_choice.model_dump()
+        elif self.tool_choice is not None:
+            options["tool_choice"] = self.tool_choice
+        return options
 
     @property
     def most_tokens(self) -> int | None:
