@@ -151,9 +151,17 @@ def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[S
     if kind == "missing":
         name = _written([*path, *fault["loc"][-1:]])
         return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
+    if kind == "none_required":
+        about = schema.model_fields[str(path[-1])].description if len(path) == 1 else None
+        text = f"{name} is not supported here. {about or ''}".rstrip()
+        return ApiError(400, text, name, "unsupported_parameter")
     problem = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return ApiError(400, f"{name}: {problem}", name, "invalid_value")
+        word = problem.partition(" ")[0]
+        if not path:  # about several fields, the first of which is named first
+            known = word in schema.model_fields
+            return ApiError(400, f"{problem}.", word if known else None, "invalid_value")
+        return ApiError(400, f"{name}: {problem}.", name, "invalid_value")
     text = f"{name}: {problem}, found {shown(fault['input'])}."
     return ApiError(400, text, name, "invalid_type" if kind.endswith("_type") else "invalid_value")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -16,7 +16,7 @@ from ..errors import SettingError
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
 from .errors import ApiError
-from .events import events_of
+from .events import events_of, merged, runs
 from .logprobs import chat_logprobs
 from .messages import messages_of
 from .schema.openai import ChatRequest
@@ -43,8 +43,8 @@ async def _chat(call: Call[ChatRequest]) -> Response:
         )
     head = Head.new("chatcmpl", "chat.completion", call.server.model_name)
     completions = await call.model.chat(messages, n=n, **options)
-    for completion in completions:
-        call.record.note(completion)
+    for number, completion in enumerate(completions):
+        call.record.note(completion, is_first=number == 0)
     return JSONResponse(
         {
             **head.fields,
@@ -112,9 +112,7 @@ class _Writer:
         async for events in events_of(self._streams):
             self._call.record.note_first()
             yield b"".join(
-                self._written(index, event)
-                for index, run in _runs(events)
-                for event in _merged(run)
+                self._written(index, event) for index, run in runs(events) for event in merged(run)
             )
         if self._call.body.includes_usage:
             timings = timings_of([self._completions[number] for number in numbers])
@@ -138,7 +136,7 @@ class _Writer:
             return self._chunk(index, compact({"tool_calls": [piece]}))
         if isinstance(event, AnswerEnded):
             self._completions[index] = event.completion
-            self._call.record.note(event.completion)
+            self._call.record.note(event.completion, is_first=index == 0)
             return self._chunk(index, "{}", reason=compact(event.completion.finish_reason))
         return b""  # a call has ended, which its pieces say
 
@@ -147,35 +145,6 @@ class _Writer:
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
         )
         return self._head.chunk(choice, self._usage)
-
-
-def _runs(
-    events: Iterable[tuple[int, AnswerEvent]],
-) -> Iterable[tuple[int, list[AnswerEvent]]]:
-    """The events of each answer."""
-    runs: dict[int, list[AnswerEvent]] = {}
-    for index, event in events:
-        runs.setdefault(index, []).append(event)
-    return runs.items()
-
-
-def _merged(events: Sequence[AnswerEvent]) -> list[AnswerEvent]:
-    """The same events, with pieces that follow each other as one."""
-    merged: list[AnswerEvent] = []
-    for event in events:
-        last = merged[-1] if merged else None
-        if isinstance(event, TextPiece) and isinstance(last, TextPiece):
-            logprobs = None if event.logprobs is None else (last.logprobs or ()) + event.logprobs
-            merged[-1] = TextPiece(last.text + event.text, logprobs)
-        elif (
-            isinstance(event, ToolCallPiece)
-            and isinstance(last, ToolCallPiece)
-            and event.index == last.index
-        ):
-            merged[-1] = ToolCallPiece(last.index, last.arguments + event.arguments)
-        else:
-            merged.append(event)
-    return merged
 
 
 routes = [

@@ -7,11 +7,11 @@ slow reader slows the answers down; and that all of them are ended when the read
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 
 from ..async_model import AsyncStream
-from ..chat.events import AnswerEvent
+from ..chat.events import AnswerEvent, TextPiece, ToolCallPiece
 
 _AHEAD = 256  # events that are not written yet, of all answers together
 
@@ -58,3 +58,32 @@ async def events_of(
             stream.close()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*readers, return_exceptions=True)
+
+
+def runs(
+    events: Iterable[tuple[int, AnswerEvent]],
+) -> Iterable[tuple[int, list[AnswerEvent]]]:
+    """The events of each answer."""
+    runs: dict[int, list[AnswerEvent]] = {}
+    for index, event in events:
+        runs.setdefault(index, []).append(event)
+    return runs.items()
+
+
+def merged(events: Sequence[AnswerEvent]) -> list[AnswerEvent]:
+    """The same events, with pieces that follow each other as one."""
+    merged: list[AnswerEvent] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextPiece) and isinstance(last, TextPiece):
+            logprobs = None if event.logprobs is None else (last.logprobs or ()) + event.logprobs
+            merged[-1] = TextPiece(last.text + event.text, logprobs)
+        elif (
+            isinstance(event, ToolCallPiece)
+            and isinstance(last, ToolCallPiece)
+            and event.index == last.index
+        ):
+            merged[-1] = ToolCallPiece(last.index, last.arguments + event.arguments)
+        else:
+            merged.append(event)
+    return merged

@@ -50,10 +50,15 @@ class Served:
         if not self.first_seconds:
             self.first_seconds = time.monotonic() - self.begun
 
-    def note(self, completion: Completion) -> None:
-        """Add what an answer took; several answers to one prompt count it once."""
-        self.prompt_tokens = self.prompt_tokens or completion.prompt_tokens
-        self.cached_tokens = self.cached_tokens or completion.reused_tokens
+    def note(self, completion: Completion, *, is_first: bool = True) -> None:
+        """Add what an answer took.
+
+        Args:
+            is_first: whether it is the first one to its prompt, which is counted once.
+        """
+        if is_first:
+            self.prompt_tokens += completion.prompt_tokens
+            self.cached_tokens += completion.reused_tokens
         self.completion_tokens += len(completion.tokens)
         self.prefill_seconds += completion.prefill_seconds
         self.decode_seconds = max(self.decode_seconds, completion.decode_seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from ...runtime.sampling import MAX_SEED, MAX_WINDOW, Sampling
 from ..body import Schema
@@ -19,6 +19,11 @@ MOST_STOPS = 64
 
 MOST_ANSWERS = 128
 """Answers to one prompt, as OpenAI has it."""
+
+MOST_PROMPTS = 1024
+"""Prompts of a request, each of which is answered as if it came alone."""
+
+_USUAL_TOKENS = 16  # OpenAI's, where ``max_tokens`` is missing
 
 _NO_EFFECT = "Accepted; it has no effect here."
 
@@ -114,6 +119,22 @@ class StreamOptions(Schema):
     include_obfuscation: bool | None = Field(None, description=_NO_EFFECT)
 
 
+class JSONSchemaField(Schema):
+    """The schema that an answer is to follow."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Schema):
+    """What an answer is to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaField | None = None
+
+
 class AnswerFields(SamplingFields):
     """What both protocols have."""
 
@@ -125,6 +146,9 @@ class AnswerFields(SamplingFields):
     stop: Stop | None = None
     max_tokens: Count | None = Field(None, description="-1 is until the answer ends.")
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = Field(None, description="GBNF, as llama.cpp has it.")
+    regex: str | None = Field(None, description="What the whole answer matches.")
     user: str | None = Field(None, description=_NO_EFFECT)
     cache_prompt: bool | None = Field(None, description=_NO_EFFECT)
 
@@ -148,7 +172,15 @@ class AnswerFields(SamplingFields):
 
     def options(self) -> dict[str, Any]:
         """What else was asked for, as the library takes it."""
-        return {"stop": self.stop} if self.stop else {}
+        options: dict[str, Any] = {"stop": self.stop} if self.stop else {}
+        if self.response_format is not None and self.response_format.type != "text":
+            options["response_format"] = self.response_format.model_dump(
+                exclude_none=True, by_alias=True
+            )
+        for name in ("grammar", "regex"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        return options
 
 
 class TextPart(Schema):
@@ -289,22 +321,6 @@ class NamedTool(Schema):
     function: NamedFunction
 
 
-class JSONSchemaField(Schema):
-    """The schema that an answer is to follow."""
-
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Schema):
-    """What an answer is to look like."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JSONSchemaField | None = None
-
-
 class ChatRequest(AnswerFields):
     """The body of ``/v1/chat/completions``."""
 
@@ -312,9 +328,6 @@ class ChatRequest(AnswerFields):
     max_completion_tokens: Count | None = Field(None, description="OpenAI's newer max_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    grammar: str | None = Field(None, description="GBNF, as llama.cpp has it.")
-    regex: str | None = Field(None, description="What the whole answer matches.")
     tools: list[ToolField] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -353,13 +366,8 @@ class ChatRequest(AnswerFields):
         options = super().options()
         if self.logprobs:
             options |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        if self.response_format is not None and self.response_format.type != "text":
-            options["response_format"] = self.response_format.model_dump(
-                exclude_none=True, by_alias=True
-            )
-        for name in ("grammar", "regex", "parallel_tool_calls"):
-            if (value := getattr(self, name)) is not None:
-                options[name] = value
+        if self.parallel_tool_calls is not None:
+            options["parallel_tool_calls"] = self.parallel_tool_calls
         if isinstance(self.tool_choice, NamedTool):
             options["tool_choice"] = self.tool_choice.model_dump()
         elif self.tool_choice is not None:
@@ -373,3 +381,100 @@ class ChatRequest(AnswerFields):
             self.max_tokens if self.max_completion_tokens is None else (self.max_completion_tokens)
         )
         return None if wanted == -1 else wanted
+
+
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_PROMPTS},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MOST_PROMPTS,
+            "items": {
+                "type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1,
+            },
+        },
+    ]
+}  # fmt: skip
+
+TextOrTokens = str | list[int]
+
+
+class CompletionRequest(AnswerFields):
+    """The body of ``/v1/completions``."""
+
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)] = Field(
+        description="A text, token ids, or several of either."
+    )
+    max_tokens: Count | None = Field(_USUAL_TOKENS, description="-1 is until the answer ends.")
+    echo: bool | None = Field(None, description="Whether the prompt comes before the answer.")
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="How many of the likeliest tokens are listed at each place."
+    )
+    best_of: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = Field(
+        None, description="How many answers are made, of which the n likeliest are given."
+    )
+    suffix: None = Field(None, description="Llama 4 was not trained to fill in.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _some(cls, prompt: Any) -> Any:
+        if isinstance(prompt, str):
+            return prompt
+        if not isinstance(prompt, list) or not prompt:
+            raise ValueError("expected a string, a list of token ids, or a list of either")
+        if not (_are_tokens(prompt) or all(map(_is_prompt, prompt))):
+            raise ValueError("expected strings, or token ids, not both")
+        if not _are_tokens(prompt) and len(prompt) > MOST_PROMPTS:
+            raise ValueError(f"found {len(prompt)} prompts, expected at most {MOST_PROMPTS}")
+        return prompt
+
+    @model_validator(mode="after")
+    def _choices(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of is less than n")
+        if self.stream and self.n_made > (self.n or 1):
+            raise ValueError("best_of chooses from whole answers, and stream=true does not wait")
+        return self
+
+    @property
+    def prompts(self) -> list[TextOrTokens]:
+        """What is to be continued."""
+        prompt = self.prompt
+        return [prompt] if isinstance(prompt, str) or _are_tokens(prompt) else prompt
+
+    @property
+    def n_made(self) -> int:
+        """How many answers are made for each prompt."""
+        return self.best_of or self.n or 1
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens an answer may have; None is until it ends."""
+        if self.max_tokens is None:
+            return _USUAL_TOKENS
+        return None if self.max_tokens == -1 else self.max_tokens
+
+    def options(self) -> dict[str, Any]:
+        """What else was asked for, as the library takes it."""
+        options = super().options()
+        if self.logprobs is not None:
+            options |= {"logprobs": True, "top_logprobs": self.logprobs}
+        elif self.n_made > (self.n or 1):
+            options["logprobs"] = True
+        return options
+
+
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, str) or _are_tokens(value)
+
+
+def _are_tokens(value: object) -> bool:
+    """Whether it is a list of token ids; of which vocabulary is seen later."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(token) is int and 0 <= token < 2**31 for token in value)
+    )

@@ -1,0 +1,233 @@
+"""``/v1/completions``: OpenAI's older protocol, which continues texts and tokens.
+
+Evaluation harnesses use it with ``echo`` and ``logprobs``, which tell how likely a prompt is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from ..async_model import AsyncModel, AsyncStream
+from ..chat.answer import Completion
+from ..chat.events import AnswerEnded, AnswerEvent, TextPiece
+from ..chat.prompt import Prompt
+from ..runtime.logprobs import TokenLogprobs
+from .chunks import Head, compact, failure_event
+from .endpoint import Call, Endpoint
+from .errors import ApiError
+from .events import events_of, merged, runs
+from .logprobs import TextLogprobs
+from .schema.openai import CompletionRequest, TextOrTokens
+from .stream import DONE, EventStream
+from .usage import timings_of, usage_of
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One of the prompts.
+
+    Attributes:
+        text: what ``echo`` writes.
+        shown: its tokens but for a BOS that was added, each as likely as the model finds it; None
+            where that is not asked for.
+    """
+
+    prompt: Prompt
+    text: str = ""
+    shown: Sequence[TokenLogprobs | int] | None = None
+
+
+async def _complete(call: Call[CompletionRequest]) -> Response:
+    body = call.body
+    options: Any = {
+        "sampling": body.sampling(call.server.settings.sampling),
+        "max_tokens": body.most_tokens,
+        "n": body.n_made,
+        **body.options(),
+    }
+    tasks = await _all([_task(call, prompt) for prompt in body.prompts])
+    head = Head.new("cmpl", "text_completion", call.server.model_name)
+    if body.stream:
+        streams = await _all([_streams(call.model, task.prompt, options) for task in tasks])
+        return EventStream(
+            _Writer(call, tasks, [one for each in streams for one in each], head).events(),
+            failure_event,
+            beat_seconds=call.server.settings.beat_seconds,
+        )
+    answers = await _all([_answers(call.model, task.prompt, options) for task in tasks])
+    choices: list[dict[str, Any]] = []
+    for task, completions in zip(tasks, answers, strict=True):
+        for number, completion in enumerate(completions):
+            call.record.note(completion, is_first=number == 0)
+        for completion in _best(completions, body.n or 1):
+            choices.append(_choice(call, task, completion, len(choices)))
+    timings = timings_of([completion for completions in answers for completion in completions])
+    return JSONResponse(
+        {**head.fields, "choices": choices, "usage": usage_of(call.record), "timings": timings}
+    )
+
+
+async def _streams(model: AsyncModel, prompt: Prompt, options: Any) -> list[AsyncStream]:
+    streams: list[AsyncStream] = await model.generate(prompt, stream=True, **options)
+    return streams
+
+
+async def _answers(model: AsyncModel, prompt: Prompt, options: Any) -> list[Completion]:
+    completions: list[Completion] = await model.generate(prompt, **options)
+    return completions
+
+
+async def _task(call: Call[CompletionRequest], prompt: TextOrTokens) -> _Task:
+    """A prompt with what ``echo`` says of it.
+
+    Raises:
+        ApiError: it is empty, or has a token that is none.
+    """
+    body, model = call.body, call.model.model
+    if isinstance(prompt, str):
+        # Tokenizing may take long, and waits for nobody else.
+        read = await asyncio.to_thread(model.text_prompt, prompt)
+        n_added = int(read.positions[:1] == [model.vocabulary.bos_id] and model.vocabulary.add_bos)
+    else:
+        n_vocab, n_added = model.engine.n_vocab, 0
+        if beyond := [token for token in prompt if token >= n_vocab]:
+            raise ApiError(
+                400,
+                f"a token of prompt is not in the model's vocabulary, found {beyond[0]}, "
+                f"expected 0 to {n_vocab - 1}.",
+                "prompt",
+                "invalid_value",
+            )
+        read = Prompt(prompt)
+    if not read.positions:
+        raise ApiError(400, "prompt is empty, expected at least one token.", "prompt")
+    if not body.echo:
+        return _Task(read)
+    text = prompt if isinstance(prompt, str) else model.detokenize(prompt)
+    if body.logprobs is None:
+        return _Task(read, text)
+    scores = await _scores(call.model, read.positions, body.logprobs)
+    return _Task(read, text, [read.positions[0], *scores][n_added:])
+
+
+async def _scores(model: AsyncModel, tokens: Sequence[int], n_top: int) -> list[TokenLogprobs]:
+    """How likely each token of a prompt is but the first."""
+    raise ApiError(400, "echo with logprobs is not here yet.", "echo", "unsupported")
+
+
+async def _all(work: Iterable[Any]) -> list[Any]:
+    """What each of these gives; where one fails, the others are ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _best(completions: Sequence[Completion], n: int) -> list[Completion]:
+    """The likeliest answers, by the mean of their tokens' log probabilities."""
+    if len(completions) == n:
+        return list(completions)
+
+    def mean(completion: Completion) -> float:
+        logprobs = completion.logprobs or ()
+        return sum(one.logprob for one in logprobs) / max(len(logprobs), 1)
+
+    return sorted(completions, key=mean, reverse=True)[:n]
+
+
+def _choice(
+    call: Call[CompletionRequest], task: _Task, completion: Completion, index: int
+) -> dict[str, Any]:
+    logprobs = None
+    if call.body.logprobs is not None:
+        writer = TextLogprobs(call.model.model.vocabulary, call.body.logprobs)
+        logprobs = writer.of([*(task.shown or ()), *(completion.logprobs or ())])
+    return {
+        "index": index,
+        "text": task.text + completion.text,
+        "logprobs": logprobs,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+class _Writer:
+    """Writes the chunks of some answers, as few as there can be."""
+
+    def __init__(
+        self,
+        call: Call[CompletionRequest],
+        tasks: Sequence[_Task],
+        streams: Sequence[AsyncStream],
+        head: Head,
+    ) -> None:
+        self._call, self._tasks, self._streams, self._head = call, tasks, streams, head
+        self._usage = ',"usage":null' if call.body.includes_usage else ""
+        self._completions: dict[int, Completion] = {}
+        vocabulary, n_top = call.model.model.vocabulary, call.body.logprobs
+        self._logprobs = [
+            None if n_top is None else TextLogprobs(vocabulary, n_top) for _ in streams
+        ]
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The whole stream."""
+        echoes = [self._echo(number) for number in range(len(self._streams))]
+        if any(echoes):
+            yield b"".join(echoes)
+        async for events in events_of(self._streams):
+            self._call.record.note_first()
+            yield b"".join(
+                self._written(index, event) for index, run in runs(events) for event in merged(run)
+            )
+        if self._call.body.includes_usage:
+            done = [self._completions[number] for number in range(len(self._streams))]
+            usage, timings = compact(usage_of(self._call.record)), compact(timings_of(done))
+            yield self._head.chunk("", f',"usage":{usage},"timings":{timings}')
+        yield DONE
+
+    def _echo(self, index: int) -> bytes:
+        """The prompt before an answer."""
+        task = self._tasks[index // self._call.body.n_made]
+        return self._chunk(index, task.text, task.shown) if task.text or task.shown else b""
+
+    def _written(self, index: int, event: AnswerEvent) -> bytes:
+        if isinstance(event, TextPiece):
+            return self._chunk(index, event.text, event.logprobs)
+        if isinstance(event, AnswerEnded):
+            self._completions[index] = event.completion
+            is_first = index % self._call.body.n_made == 0
+            self._call.record.note(event.completion, is_first=is_first)
+            return self._chunk(index, "", (), compact(event.completion.finish_reason))
+        return b""  # without tools there is nothing else
+
+    def _chunk(
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenLogprobs | int] | None,
+        reason: str = "null",
+    ) -> bytes:
+        writer = self._logprobs[index]
+        logprobs = "null" if writer is None or not entries else compact(writer.of(entries))
+        choice = (
+            f'{{"index":{index},"text":{compact(text)},"logprobs":{logprobs},'
+            f'"finish_reason":{reason}}}'
+        )
+        return self._head.chunk(choice, self._usage)
+
+
+routes = [
+    Endpoint(
+        CompletionRequest,
+        _complete,
+        summary="Continue texts, or tokens.",
+        prompt_field="prompt",
+        n_answers=lambda body: len(body.prompts) * body.n_made,
+    ).route("/v1/completions")
+]

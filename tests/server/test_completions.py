@@ -1,0 +1,93 @@
+"""``/v1/completions`` over a real socket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from llama4_edge import Model
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+def complete(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/completions", json={**GREEDY, **body})
+    assert answer.status_code == 200, answer.text
+    value: dict[str, Any] = answer.json()
+    return value
+
+
+def chunks_of(client: httpx.Client, **body: Any) -> list[dict[str, Any]]:
+    body = {**GREEDY, **body, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200
+        lines = [line for line in answer.iter_lines() if line and not line.startswith(":")]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def texts(answer: dict[str, Any]) -> list[str]:
+    return [choice["text"] for choice in answer["choices"]]
+
+
+def test_a_text_is_continued_as_by_the_api(tiny: httpx.Client, tiny_model: Model) -> None:
+    answer = complete(tiny, prompt="Hello")
+    same = tiny_model.generate("Hello", max_tokens=8, temperature=0.0)
+    assert answer["object"] == "text_completion"
+    assert texts(answer) == [same.text]
+    assert answer["usage"]["prompt_tokens"] == same.prompt_tokens
+
+
+def test_tokens_are_taken_as_they_are(tiny: httpx.Client, tiny_model: Model) -> None:
+    tokens = tiny_model.text_prompt("Hello").positions
+    assert texts(complete(tiny, prompt=tokens)) == texts(complete(tiny, prompt="Hello"))
+
+
+def test_several_prompts_are_answered_as_if_each_came_alone(
+    tiny: httpx.Client, tiny_model: Model
+) -> None:
+    prompts = ["Hello", "the end", "x"]
+    alone = [texts(complete(tiny, prompt=prompt))[0] for prompt in prompts]
+    together = complete(tiny, prompt=prompts)
+    assert texts(together) == alone
+    assert [choice["index"] for choice in together["choices"]] == [0, 1, 2]
+    tokens = [tiny_model.text_prompt(prompt).positions for prompt in prompts]
+    assert texts(complete(tiny, prompt=tokens)) == alone
+    assert together["usage"]["prompt_tokens"] == sum(map(len, tokens))
+
+
+def test_a_stream_of_several_prompts_is_the_same_texts(tiny: httpx.Client) -> None:
+    prompts = ["Hello", "the end"]
+    whole = complete(tiny, prompt=prompts, echo=True, n=2, seed=3, temperature=2.0)
+    parts = ["", "", "", ""]
+    for chunk in chunks_of(tiny, prompt=prompts, echo=True, n=2, seed=3, temperature=2.0):
+        for choice in chunk["choices"]:
+            parts[choice["index"]] += choice["text"]
+    assert parts == texts(whole)
+    assert [part.startswith("Hello") for part in parts] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"prompt": []}, "prompt", "expected a string"),
+        ({"prompt": ["a", 1]}, "prompt", "not both"),
+        ({"prompt": [[1], []]}, "prompt", "not both"),
+        ({"prompt": [2**31]}, "prompt", "token"),
+        ({"prompt": [100_000]}, "prompt", "not in the model's vocabulary"),
+        ({"prompt": "a", "suffix": "b"}, "suffix", "not trained to fill in"),
+        ({"prompt": "a", "best_of": 1, "n": 2}, "best_of", "best_of is less than n"),
+        ({"prompt": "a", "best_of": 2, "stream": True}, "best_of", "best_of chooses"),
+        ({}, "prompt", "prompt is missing"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_by_its_field(
+    tiny: httpx.Client, body: dict[str, Any], param: str | None, said: str
+) -> None:
+    answer = tiny.post("/v1/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert said in error["message"]
