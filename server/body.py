@@ -159,8 +159,8 @@ def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[S
     if kind == "value_error":
         word = problem.partition(" ")[0]
         if not path:  # about several fields, the first of which is named first
-            known = word in schema.model_fields
-            return ApiError(400, f"{problem}.", word if known else None, "invalid_value")
+            param = word if word in schema.model_fields else None
+            return ApiError(400, f"{problem}.", param, "invalid_value")
         return ApiError(400, f"{name}: {problem}.", name, "invalid_value")
     text = f"{name}: {problem}, found {shown(fault['input'])}."
     return ApiError(400, text, name, "invalid_type" if kind.endswith("_type") else "invalid_value")

@@ -112,7 +112,8 @@ async def _task(call: Call[CompletionRequest], prompt: TextOrTokens) -> _Task:
     if body.logprobs is None:
         return _Task(read, text)
     scores = await _scores(call.model, read.positions, body.logprobs)
-    return _Task(read, text, [read.positions[0], *scores][n_added:])
+    shown: list[TokenLogprobs | int] = [read.positions[0], *scores]
+    return _Task(read, text, shown[n_added:])
 
 
 async def _scores(model: AsyncModel, tokens: Sequence[int], n_top: int) -> list[TokenLogprobs]:
