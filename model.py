@@ -33,6 +33,7 @@ from .opening import (
 )
 from .ranges import as_path, check_callback, check_flag
 from .runtime.bindings.amx import use_extra_bufts
+from .runtime.features import names_in
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.files.session_file import SessionFile
 from .runtime.files.session_writer import SessionWriter
@@ -47,8 +48,8 @@ from .runtime.settings import (
     check_settings_of_model,
     context_length,
 )
-from .vision.images import image_tiles
 from .vision.projector import Pictures
+from .vision.seen import SEEN
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -144,7 +145,8 @@ class Model:
         check_overrides(wish.placement.overrides, [tensor.name for tensor in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
-        self._prompts = Prompts(self.vocabulary, self.info.chat_template)
+        self._pictures = Pictures(self.info, projector)
+        self._prompts = Prompts(self.vocabulary, self.info.chat_template, self._pictures.digest)
         if n_ctx == "max" or (
             plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
@@ -152,14 +154,13 @@ class Model:
         if plan is not None and placement is not None:
             # Placed by hand: of the plan, only the length of the context counts.
             wish, plan = replace(wish, n_ctx=plan.settings.n_ctx), None
-        self._pictures = Pictures(self.info, projector)
         self.engine, self.plan = open_engine(self.info, wish, plan, on_load_progress)
         try:
             self._pictures.open(self.engine)
         except BaseException:
             self.engine.close()
             raise
-        self._sessions = Sessions(self.engine, self.info)
+        self.sessions = Sessions(self.engine, self.info, self._pictures.digest)
 
     def __enter__(self) -> Model:
         return self
@@ -219,8 +220,8 @@ class Model:
             EngineError: there is no projector, or encoding was cancelled.
         """
         check_callback("on_progress", on_progress)
-        tiles = image_tiles(picture, allow_download=allow_download)
-        return self._pictures.loaded().features(tiles, on_progress=on_progress)
+        tiles = SEEN.tiles(picture, allow_download=allow_download)
+        return self._pictures.features(tiles, on_progress=on_progress)
 
     def logits(self, tokens: Iterable[int] | Prompt) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
@@ -231,12 +232,12 @@ class Model:
         """The prompt with what makes the features of its pictures, when they are decoded.
 
         Raises:
-            AllocationError, EngineError, ModelFileError: there is no projector for this model, or
-                it cannot be loaded.
+            EngineError, ModelFileError: there is no projector for this model.
         """
         if not prompt.pictures or prompt.features is not None:
             return prompt
-        return replace(prompt, features=self._pictures.loaded().of_prompt(prompt.pictures))
+        names = names_in(prompt.positions)
+        return replace(prompt, features=self._pictures.of_prompt(prompt.pictures, names))
 
     def text_prompt(self, prompt: str | Iterable[int] | Prompt, *, special: bool = False) -> Prompt:
         """What `generate` goes on with; see there."""
@@ -442,7 +443,7 @@ class Model:
             state = self.engine.state_of(tokens)
             if state is not None and messages is not None and not is_mostly(state, tokens):
                 state = None
-            return self._sessions.save(writer, talk, state, on_progress)
+            return self.sessions.save(writer, talk, state, on_progress)
 
     def load_session(
         self,
@@ -467,7 +468,7 @@ class Model:
         """
         check_callback("on_progress", on_progress)
         with SessionFile(path) as file:
-            return self._sessions.load(file, on_progress)
+            return self.sessions.load(file, on_progress)
 
     def _answer(
         self, prompt: Prompt, settings: AnswerSettings, *, stream: bool, n: int | None

@@ -47,7 +47,7 @@ def main() -> None:
     with Model(arguments.model, n_ctx=512, projector=arguments.projector) as model:
         model.image_features(noise(8, 8))  # what is done once
         began = time.perf_counter()
-        ours = model._pictures.loaded().features(tiles)
+        ours = model._pictures.features(tiles)
         print(f"features: {time.perf_counter() - began:.3f} s on {device_of(model)}")
         began = time.perf_counter()
         shapes = theirs_of(model, np.ascontiguousarray(whole(picture)))

@@ -1,4 +1,4 @@
-"""Pictures in messages: found among the parts, kept with a conversation, cut into tiles once.
+"""Pictures in messages: found among the parts, and kept with a conversation.
 
 Promises that a picture is only opened where its part says that it is one, and that a part of
 OpenAI's or Anthropic's kind names no file of this machine. Knows no template and no features.
@@ -7,10 +7,8 @@ OpenAI's or Anthropic's kind names no file of this machine. Knows no template an
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,13 +17,11 @@ import numpy as np
 from ..errors import ImageError, SettingError
 from ..ranges import as_tuple, wrong_type
 from ..untrusted import shown
+from ..vision.seen import SEEN
 
 if TYPE_CHECKING:
-    from ..vision.images import ImageTiles
     from ..vision.opening import PictureInput
-
-_MOST_KEPT = 1 << 28
-"""Bytes of tiles that are kept: 45 pictures of 16 tiles."""
+    from .conversation import Message
 
 Part = Mapping[str, Any]
 """Of a message: ``{"type": "text", ...}``, or a picture."""
@@ -58,6 +54,41 @@ def take_pictures(
             message = {**message, "content": parts}
         taken.append(message)
     return taken, pictures
+
+
+def with_tiles(messages: Iterable[Any], *, allow_download: bool = False) -> list[Any]:
+    """Messages whose pictures are cut: what shows some of them again cuts nothing.
+
+    Raises:
+        ImageError: see `take_pictures`; or a picture cannot be read.
+    """
+
+    def cut(part: Any) -> Any:
+        pictures: list[PictureInput] = []
+        taken = _without_picture(part, pictures, allow_download)
+        if not pictures:
+            return taken
+        return {"type": "image", "image": SEEN.tiles(pictures[0], allow_download=allow_download)}
+
+    return [
+        {**message, "content": [cut(part) for part in message["content"]]}
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
+        else message
+        for message in messages
+    ]
+
+
+def files_in(messages: Iterable[Message]) -> list[bytes]:
+    """The files of the pictures that a conversation keeps."""
+    from ..vision.opening import bytes_of  # with Pillow
+
+    return [
+        bytes_of(part["image_url"]["url"])[1]
+        for message in messages
+        if not isinstance(message.content, str)
+        for part in message.content
+        if "image_url" in part
+    ]
 
 
 def _without_picture(part: Any, pictures: list[PictureInput], allow_download: bool) -> Any:
@@ -176,21 +207,25 @@ def video_parts(path: str | os.PathLike[str], fps: float) -> list[Part]:
 def picture_part(picture: PictureInput) -> Part:
     """A part of a message that holds the picture itself, as a ``data:`` URL.
 
+    It is cut into tiles on this occasion, so that it is opened once.
+
     Raises:
         ImageError: it is not a picture, or one that is damaged or too large.
     """
     from PIL import Image  # needed for pictures alone
 
-    from ..vision.opening import bytes_of, media_type, open_picture
+    from ..vision.opening import bytes_of, is_file, media_type, open_picture
 
-    pixels = open_picture(picture)  # whether it is one
-    if isinstance(picture, Image.Image | np.ndarray):
+    if is_file(picture):
+        name, data = bytes_of(picture)
+        SEEN.tiles_of_file(name, data)  # whether it is one
+        kind = media_type(data)
+    else:
+        pixels = open_picture(picture)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         data, kind = file.getvalue(), "image/png"
-    else:
-        _, data = bytes_of(picture)
-        kind = media_type(data)
+        SEEN.keep(data, pixels)
     url = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
     return {"type": "image_url", "image_url": {"url": url}}
 
@@ -230,34 +265,3 @@ def is_kept(part: Any) -> bool:
         return False
     url = image.get("url") if set(image) == {"url"} else None
     return part["type"] == "image_url" and isinstance(url, str) and url.startswith("data:")
-
-
-class Tiles:
-    """Cuts pictures into tiles, and keeps those of the last ones: a conversation repeats them."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, ImageTiles] = OrderedDict()
-        self._n_bytes = 0
-
-    def of(self, picture: PictureInput, *, allow_download: bool = False) -> ImageTiles:
-        """The tiles of a picture; see ``image_tiles``."""
-        from ..vision.images import image_tiles  # needed for pictures alone
-
-        # A file may have changed, and what is behind a URL; what a text holds has not.
-        key = None
-        if isinstance(picture, bytes) or (isinstance(picture, str) and picture[:5] == "data:"):
-            data = picture if isinstance(picture, bytes) else picture.encode()
-            key = hashlib.sha256(data).digest()
-        if key is not None and key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        tiles = image_tiles(picture, allow_download=allow_download)
-        if key is not None:
-            self._keep(key, tiles)
-        return tiles
-
-    def _keep(self, key: bytes, tiles: ImageTiles) -> None:
-        self._kept[key] = tiles
-        self._n_bytes += tiles.levels.nbytes
-        while self._n_bytes > _MOST_KEPT:
-            self._n_bytes -= self._kept.popitem(last=False)[1].levels.nbytes

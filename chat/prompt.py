@@ -16,9 +16,10 @@ from ..errors import ContextFullError, ImageError, SettingError, TemplateError
 from ..untrusted import shown
 from ..vision.layout import IMAGE, PATCH, image_token_names
 from ..vision.projector import row_names
+from ..vision.seen import SEEN
 from .conversation import Conversation, Message
 from .options import AnswerOptions, AnswerSettings
-from .pictures import Tiles, take_pictures
+from .pictures import take_pictures
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -70,12 +71,19 @@ class Prompts:
 
     Args:
         template: its Jinja text; None if the model has none.
+        projector_digest: what features of the model's projector are told by, asked for where there
+            are pictures.
     """
 
-    def __init__(self, vocabulary: Vocabulary, template: str | None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: str | None,
+        projector_digest: Callable[[], bytes] = bytes,
+    ) -> None:
         self._vocabulary = vocabulary
         self._source = template
-        self._tiles = Tiles()
+        self._projector_digest = projector_digest
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -135,7 +143,8 @@ class Prompts:
         mappings = as_mappings(messages)
         self.check_length(mappings, n_ctx)
         mappings, given = take_pictures(mappings, allow_download=allow_download)
-        pictures = [self._tiles.of(one, allow_download=allow_download) for one in given]
+        pictures = [SEEN.tiles(one, allow_download=allow_download) for one in given]
+        projector = self._projector_digest() if pictures else b""
         left = iter(pictures)
         tokens: list[int] = []
         n_places = 0
@@ -143,7 +152,7 @@ class Prompts:
             if pictures and piece.control and piece.text == IMAGE:
                 n_places += 1
                 if (picture := next(left, None)) is not None:
-                    tokens += self._picture(picture)
+                    tokens += self._picture(picture, projector)
             elif piece.control:
                 tokens.append(self._vocabulary.control_tokens[piece.text])
             else:
@@ -160,7 +169,7 @@ class Prompts:
         patch = self._vocabulary.control_tokens.get(PATCH, -1)
         return Prompt(tokens, tuple(pictures), patch)
 
-    def _picture(self, picture: ImageTiles) -> Iterator[int]:
+    def _picture(self, picture: ImageTiles, projector: bytes) -> Iterator[int]:
         """The ids of the tokens around a picture, and the names of its features."""
         ids = self._vocabulary.control_tokens
         names = image_token_names(picture.grid)
@@ -170,7 +179,7 @@ class Prompts:
                 expected=", ".join(missing),
                 hint="Use a Llama 4 that was trained with pictures.",
             )
-        rows = iter(row_names(picture))
+        rows = iter(row_names(picture.digest, projector, len(picture)))
         return (next(rows) if name == PATCH else ids[name] for name in names)
 
     def count(self, text: str, *, special: bool = False) -> int:

@@ -7,7 +7,7 @@ the file keeps it from that; and that the text opens all the same. Knows nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -17,10 +17,15 @@ from ..errors import ContextFullError, EngineError, SessionError
 from ..runtime.files.session_file import OnProgress, SessionFile
 from ..runtime.files.session_writer import SessionWriter
 from ..runtime.fingerprint import Fingerprint
+from ..vision.layout import tile_count, tile_grid
+from ..vision.projector import row_names
+from ..vision.seen import SEEN
 from .conversation import Conversation, Message, as_json, as_record, conversation_in
+from .pictures import files_in
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
+    from ..runtime.features import SeenPicture
     from ..runtime.files.model_file import ModelInfo
     from ..runtime.state import SequenceState
     from .prompt import Messages
@@ -102,10 +107,18 @@ class SessionSummary:
 
 
 class Sessions:
-    """Saves and reopens the sessions of one model."""
+    """Saves and reopens the sessions of one model.
 
-    def __init__(self, engine: Engine, info: ModelInfo) -> None:
-        self._engine, self._info = engine, info
+    Args:
+        engine: the model's.
+        info: what is in its file.
+        projector_digest: what features of its projector are told by.
+    """
+
+    def __init__(
+        self, engine: Engine, info: ModelInfo, projector_digest: Callable[[], bytes]
+    ) -> None:
+        self._engine, self._info, self._projector_digest = engine, info, projector_digest
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -126,7 +139,8 @@ class Sessions:
         """
         begun = time.monotonic()
         text = as_json(as_record(conversation), indent=None)
-        writer.write(text, self.fingerprint, state, on_progress)
+        pictures = [] if state is None else self._held(state, _seen(conversation))
+        writer.write(text, self.fingerprint, state, on_progress, pictures)
         held = () if state is None else state.tokens
         nbytes = 0 if state is None else state.nbytes
         return Session(conversation, held, nbytes, time.monotonic() - begun)
@@ -165,7 +179,28 @@ class Sessions:
                 found=error.found or error.problem,
                 hint="Open the model as it was when the session was saved.",
             ) from error
+        for picture in self._held(state, file.head.pictures):
+            SEEN.remember(picture)
         return Session(conversation, state.tokens, state.nbytes, time.monotonic() - begun)
+
+    def _held(self, state: SequenceState, pictures: Iterable[SeenPicture]) -> list[SeenPicture]:
+        """Those of which the state has all features, made by the projector that is here."""
+        names = {one for one in state.tokens if one < 0}
+        if not names:
+            return []
+        projector = self._projector_digest()
+        return [
+            one
+            for one in dict.fromkeys(pictures)
+            if names.issuperset(row_names(one.digest, projector, tile_count(tile_grid(*one.size))))
+        ]
+
+
+def _seen(conversation: Conversation) -> Iterator[SeenPicture]:
+    """What is known of a conversation's pictures."""
+    for data in files_in(conversation.messages):
+        if (seen := SEEN.of_file(data)) is not None:
+            yield seen
 
 
 def is_mostly(state: SequenceState, tokens: Sequence[int]) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 from .documents import documents_in_front
 from .options import AnswerSettings
+from .pictures import with_tiles
 from .prompt import Messages, Prompt, Prompts, as_mappings, contents
 
 ROOM = 8
@@ -55,6 +56,7 @@ class _Window:
         self._starts = starts or [0]
         self._most = len(self._starts) - 1
         prompts.check_length(self._messages[self._starts[-1] :], n_ctx)
+        self._messages = with_tiles(self._messages, allow_download=settings.allow_download)
         self._whole = self._shown(0)
         self._documents = _documents(self._messages[self._starts[0]])
 

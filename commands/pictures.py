@@ -118,7 +118,7 @@ def with_pictures(parts: Sequence[Part], text: str) -> Content:
 
 
 def looked_at(model: Model, path: str) -> tuple[Part, str]:
-    """A picture for the next message, and what a person is told of it, who is shown it.
+    """A picture for the next message, and what a person is told of it, who is shown its tiles.
 
     Raises:
         ImageError: it is not a picture, or cannot be read.
@@ -128,13 +128,12 @@ def looked_at(model: Model, path: str) -> tuple[Part, str]:
 
     from ..terminal.picture import show_picture
     from ..vision.finding import no_projector
-    from ..vision.opening import open_picture
 
     if model.projector is None:
         raise no_projector(model.info.path)
     (part,) = read_images([path])
     (picture,) = model.chat_prompt([{"role": "user", "content": [part]}]).pictures
-    show_picture(Image.fromarray(open_picture(part["image_url"]["url"])))
+    show_picture(Image.fromarray(picture.picture))
     return part, f"{Path(path).name}: {picture}."
 
 

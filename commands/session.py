@@ -72,10 +72,8 @@ class KeptSession:
     """
 
     def __init__(self, model: Model, writer: SessionWriter, beginning: Conversation) -> None:
-        from ..chat.session import Sessions
-
         self._model, self._writer = model, writer
-        self._sessions = Sessions(model.engine, model.info)
+        self._sessions = model.sessions
         self.conversation = self._stored = beginning
         self._is_new = not writer.exists
         self._is_appendable = True

@@ -18,7 +18,7 @@ from ..runtime.encoder import COMPUTE_BYTES
 from ..runtime.files.gguf_file import read_gguf
 from ..untrusted import Record
 from ..vision.finding import check_projector, projector_beside
-from ..vision.layout import image_token_count, tile_grid
+from ..vision.layout import image_token_count, tile_count, tile_grid
 from .geometry import Geometry
 from .machine import Machine
 
@@ -136,8 +136,7 @@ def with_room(
     )
     columns, rows = size
     grid = tile_grid(columns, rows)
-    tiles = grid[0] * grid[1]
-    tiles += tiles > 1
+    tiles = tile_count(grid)
     seconds = tiles * images.weights_bytes / device.bandwidth if device.bandwidth else None
     return machine, replace(
         images,

@@ -7,10 +7,26 @@ same features have the same names everywhere, so that what was read is told by i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """What is kept of a picture with a session: its place in a prompt, without its pixels.
+
+    Args:
+        file: SHA-256 of the picture's file, as it is in a message.
+        size: columns and rows of pixels.
+        digest: of its tiles.
+    """
+
+    file: bytes
+    size: tuple[int, int]
+    digest: bytes
 
 
 class Features(Protocol):

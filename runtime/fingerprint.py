@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -182,20 +182,32 @@ def _flash_attention(setting: FlashAttention) -> str:
 
 def _weights(info: ModelInfo) -> str:
     """A digest of what the model computes with, in whichever files it is."""
-    digest = hashlib.sha256()
-    for key, value in sorted(info.gguf.metadata.items()):
-        if key.startswith("llama4."):
-            digest.update(repr((key, value)).encode())
     try:
-        tensors = [each for part in info.parts for each in _samples(part)]
+        return sampled_digest("llama4.", info.parts).hex()
     except OSError as error:
         raise SessionError(
             f"{info.path} cannot be read any more", found=error.strerror or str(error)
         ) from None
+
+
+def sampled_digest(prefix: str, parts: Sequence[GGUFFile]) -> bytes:
+    """32 bytes by which the weights in a file, or in its parts, are told from others.
+
+    Args:
+        prefix: of the keys that count, in the first part.
+
+    Raises:
+        OSError: a part cannot be read.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(parts[0].metadata.items()):
+        if key.startswith(prefix):
+            digest.update(repr((key, value)).encode())
+    tensors = [each for part in parts for each in _samples(part)]
     for tensor, sample in sorted(tensors, key=lambda pair: pair[0].name):
         digest.update(repr((tensor.name, tensor.shape, tensor.type)).encode())
         digest.update(sample)
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _samples(part: GGUFFile) -> Iterator[tuple[TensorInfo, bytes]]:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..errors import EngineError, ModelFileError
-from ..runtime.files.projector_file import check_projector_file
+from ..runtime.files.projector_file import ProjectorInfo, check_projector_file
 from .layout import TILE_SIZE
 
 _HINT = "Convert it from the checkpoint of the model: llama4 convert --vision-only"
@@ -36,8 +36,8 @@ def projector_beside(model: str | os.PathLike[str]) -> Path | None:
     return paths[0] if paths else None
 
 
-def check_projector(path: Path, n_embd: int) -> None:
-    """Whether a file is a whole projector of Llama 4, for a model of this width.
+def check_projector(path: Path, n_embd: int) -> ProjectorInfo:
+    """What is in a file, if it is a whole projector of Llama 4, for a model of this width.
 
     Raises:
         ModelFileError: it is not.
@@ -50,6 +50,7 @@ def check_projector(path: Path, n_embd: int) -> None:
             expected=TILE_SIZE,
             hint=_HINT,
         )
+    return info
 
 
 def no_projector(model: str | os.PathLike[str]) -> EngineError:

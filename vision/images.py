@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .layout import TILE_SIZE, Grid, image_token_count, tile_grid
+from .layout import TILE_SIZE, Grid, image_token_count, tile_count, tile_grid
 from .resizing import Planes, resize
 
 if TYPE_CHECKING:
-    from .opening import PictureInput
+    from .opening import RGB, PictureInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class ImageTiles:
     size: tuple[int, int]
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return tile_count(self.grid)
 
     def __str__(self) -> str:
         rows, columns = self.grid
@@ -54,6 +54,17 @@ class ImageTiles:
         transformers computes this in bfloat16, whose values are up to 2⁻⁸ off.
         """
         return np.ascontiguousarray(_NORMALIZED[self.levels.transpose(0, 3, 1, 2)])
+
+    @property
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """The picture as the tiles have it, uint8 of [rows, columns, 3], without what is black."""
+        rows, columns = self.grid
+        tiles = self.levels[: rows * columns].reshape(rows, columns, TILE_SIZE, TILE_SIZE, 3)
+        canvas = tiles.swapaxes(1, 2).reshape(rows * TILE_SIZE, columns * TILE_SIZE, 3)
+        width, height = self.size
+        new_height, new_width = _fitted(height, width, self.grid)
+        shown: npt.NDArray[np.uint8] = canvas[:new_height, :new_width]
+        return shown
 
     @cached_property
     def digest(self) -> bytes:
@@ -92,7 +103,11 @@ def image_tiles(picture: PictureInput, *, allow_download: bool = False) -> Image
     """
     from .opening import open_picture  # with Pillow, which a model without pictures does without
 
-    rgb = open_picture(picture, allow_download=allow_download)
+    return cut(open_picture(picture, allow_download=allow_download))
+
+
+def cut(rgb: RGB) -> ImageTiles:
+    """The tiles of a picture that was opened."""
     height, width = rgb.shape[:2]
     grid = tile_grid(width, height)
     planes: Planes = rgb.transpose(2, 0, 1)

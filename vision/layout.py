@@ -48,6 +48,12 @@ _GRIDS = tuple(
 )
 
 
+def tile_count(grid: Grid) -> int:
+    """How many tiles a picture of this grid has, with the one of the whole picture."""
+    tiles = math.prod(grid)
+    return tiles + (tiles > 1)
+
+
 def image_token_names(grid: Grid) -> list[str]:
     """The tokens that stand for a picture in a prompt, by name.
 

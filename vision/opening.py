@@ -17,7 +17,7 @@ import re
 import threading
 import urllib.parse
 import warnings
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,8 @@ from ..units import told_apart
 from ..untrusted import Reader, brief
 from .download import downloaded
 
-PictureInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
-)
+FileInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
+PictureInput: TypeAlias = "FileInput | Image.Image | npt.NDArray[np.uint8]"
 """A path, the bytes of a file, a ``data:`` URL, a Pillow image, or an array of [rows, columns] or
 [rows, columns, channels] with 1 (gray), 2 (and alpha), 3 (RGB) or 4 channels (and alpha)."""
 
@@ -74,7 +73,12 @@ def open_picture(picture: PictureInput, *, allow_download: bool = False) -> RGB:
         return _of_array(picture)
     if isinstance(picture, Image.Image):
         return _decoded("the picture", picture)
-    return _of_file(*bytes_of(picture, allow_download=allow_download))
+    return pixels_of(*bytes_of(picture, allow_download=allow_download))
+
+
+def is_file(picture: object) -> TypeGuard[FileInput]:
+    """Whether a picture is a file, its bytes or a URL, and not pixels."""
+    return isinstance(picture, str | os.PathLike | bytes | bytearray | memoryview)
 
 
 def bytes_of(picture: object, *, allow_download: bool = False) -> tuple[str, bytes]:
@@ -176,8 +180,16 @@ def _of_array(array: npt.NDArray[np.uint8]) -> RGB:
     return np.array(_rgb(Image.fromarray(pixels)))
 
 
-def _of_file(name: str, data: bytes) -> RGB:
-    """The pixels of the first frame in a file's bytes."""
+def pixels_of(name: str, data: bytes) -> RGB:
+    """The pixels of the first frame in a file's bytes.
+
+    Args:
+        name: what errors call it.
+        data: as `bytes_of` gives it.
+
+    Raises:
+        ImageError: it is not a picture, or one that is damaged or too large.
+    """
     return _decoded(name, _opened(name, data))
 
 

@@ -26,6 +26,7 @@ compressed: the bytes of a KV cache hardly become fewer (``benchmarks/session.py
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import zlib
@@ -42,7 +43,8 @@ from ...errors import EngineError, SessionError
 from ...progress import Progress
 from ...ranges import as_path
 from ...units import told_apart
-from ...untrusted import MAX_INTEGER, Reader, brief
+from ...untrusted import MAX_INTEGER, Reader, Record, brief
+from ..features import SeenPicture
 from ..fingerprint import Fingerprint
 from ..state import Checkpoint, SequenceState
 from .foreign import SESSION_MAGIC
@@ -58,7 +60,8 @@ PREAMBLE = struct.Struct("<8sIIQ")
 CHECKED = struct.Struct("<IQ")
 FRAME = struct.Struct("<4sIQ")
 TAG_AND_LENGTH = struct.Struct("<4sQ")
-_MAX_HEAD = 1 << 20
+_MAX_HEAD = 1 << 22
+_MOST_PIXELS = 1 << 31  # of a picture's side
 _MOST_GUESSES = 1000
 PIECE = 1 << 20  # bytes that are read or written at a time, while a checksum has them in the cache
 _AGAIN = "Copy it again from where it is whole, or move it away to begin anew."
@@ -75,8 +78,8 @@ def is_session(path: str | os.PathLike[str]) -> bool:
 class Head:
     """What a session's file says of its state.
 
-    ``n_tokens`` and ``nbytes`` are 0, and ``checkpoints`` empty, where it has none; of a checkpoint
-    it names the tokens and the bytes.
+    ``n_tokens`` and ``nbytes`` are 0, and the others empty, where it has none; of a checkpoint
+    it names the tokens and the bytes. ``pictures`` are those that it has features of.
     """
 
     writer: str
@@ -84,6 +87,7 @@ class Head:
     n_tokens: int
     nbytes: int
     checkpoints: tuple[tuple[int, int], ...]
+    pictures: tuple[SeenPicture, ...] = ()
 
     @property
     def state_bytes(self) -> int:
@@ -292,10 +296,27 @@ def _head(content: bytes, path: Path) -> Head:
         for one in record.records("checkpoints")
     )
     n_tokens = record.integer("n_tokens", 0, MAX_INTEGER // 16)
-    fingerprint = Fingerprint.of_record(record.record("fingerprint"))
     return Head(
-        brief(record.text("writer")), fingerprint, n_tokens, record.integer("bytes"), checkpoints
+        brief(record.text("writer")),
+        Fingerprint.of_record(record.record("fingerprint")),
+        n_tokens,
+        record.integer("bytes"),
+        checkpoints,
+        tuple(map(_picture, record.records("pictures", default=[]))),
     )
+
+
+def _picture(record: Record) -> SeenPicture:
+    """A picture in the head."""
+
+    def digest(key: str) -> bytes:
+        text = record.text(key)
+        if re.fullmatch("[0-9a-f]{64}", text) is None:
+            raise record.fault(key, "64 hexadecimal digits")
+        return bytes.fromhex(text)
+
+    size = record.integer("columns", 1, _MOST_PIXELS), record.integer("rows", 1, _MOST_PIXELS)
+    return SeenPicture(digest("file"), size, digest("digest"))
 
 
 def _state_size(head: Head) -> int:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import RawIOBase
@@ -27,6 +27,7 @@ from ...ranges import as_path
 from ...system.files import disk_hint, sync
 from ...system.locks import lock
 from ...units import told_apart
+from ..features import SeenPicture
 from ..fingerprint import Fingerprint
 from ..state import SequenceState
 from .foreign import SESSION_MAGIC
@@ -85,8 +86,16 @@ class SessionWriter:
         fingerprint: Fingerprint,
         state: SequenceState | None,
         on_progress: OnProgress | None = None,
+        pictures: Sequence[SeenPicture] = (),
     ) -> int:
         """Replace the file in one step, or begin it; returns its bytes.
+
+        Args:
+            text: the conversation.
+            fingerprint: of the state.
+            state: None where there is none.
+            on_progress: called with the bytes written so far.
+            pictures: those that the state has features of.
 
         Raises:
             SessionError: it cannot be written; what was there before is still there.
@@ -99,7 +108,7 @@ class SessionWriter:
         with _writing(self.path):
             file = self._begin()
             try:
-                end = _write(file, text, fingerprint, state, on_progress, self.path.name)
+                end = _write(file, text, fingerprint, state, on_progress, self.path.name, pictures)
                 sync(file.fileno())
                 if os.name == "nt":  # where a file that is open cannot get another name
                     file.close()
@@ -195,6 +204,7 @@ def _write(
     state: SequenceState | None,
     on_progress: OnProgress | None,
     name: str,
+    pictures: Sequence[SeenPicture],
 ) -> int:
     """Write all of a session; returns where its log begins."""
     checkpoints = () if state is None else state.checkpoints
@@ -204,6 +214,15 @@ def _write(
         "n_tokens": 0 if state is None else len(state.tokens),
         "bytes": 0 if state is None else state.data.nbytes,
         "checkpoints": [{"n_tokens": one.n_tokens, "bytes": one.nbytes} for one in checkpoints],
+        "pictures": [
+            {
+                "file": one.file.hex(),
+                "columns": one.size[0],
+                "rows": one.size[1],
+                "digest": one.digest.hex(),
+            }
+            for one in pictures
+        ],
     }
     total = 0 if state is None else 8 * len(state.tokens) + state.nbytes
     done = 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from demo.training import MODEL
 from llama4_edge import Model
-from llama4_edge.chat.pictures import Tiles, picture_part, take_pictures
+from llama4_edge.chat.pictures import picture_part, take_pictures
 from llama4_edge.errors import ImageError, TemplateError
 from llama4_edge.vision.images import image_tiles
 from llama4_edge.vision.projector import row_names
@@ -82,7 +82,7 @@ def test_pictures_stand_in_order_and_are_named_by_their_pixels(model: Model) -> 
     prompt = model.chat_prompt(asked(image(RED), image(BLUE), image(RED)))
     assert [picture.grid for picture in prompt.pictures] == [(1, 1), (1, 3), (1, 1)]
     names = [position for position in prompt.positions if position < 0]
-    red, blue = row_names(image_tiles(RED)), row_names(image_tiles(BLUE))
+    red, blue = (row_names(image_tiles(one).digest, b"", n) for one, n in ((RED, 1), (BLUE, 4)))
     assert (len(red), len(blue)) == (144, 4 * 144)
     assert names == [*red, *blue, *red]
     assert not set(red) & set(blue)
@@ -138,25 +138,6 @@ def test_text_alone_is_as_it_was() -> None:
     assert take_pictures(messages) == (messages, [])
     taken, _ = take_pictures([{"role": "user", "content": [{"type": "input_text", "text": "a"}]}])
     assert taken == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
-
-
-def test_the_same_bytes_are_cut_once_and_a_file_each_time(tmp_path: Path) -> None:
-    tiles, file = Tiles(), tmp_path / "a.png"
-    assert tiles.of(png(RED)) is tiles.of(png(RED))
-    assert tiles.of(data_url(BLUE)) is tiles.of(data_url(BLUE))
-    file.write_bytes(png(RED))
-    before = tiles.of(str(file))
-    file.write_bytes(png(BLUE))
-    assert tiles.of(str(file)).grid != before.grid
-
-
-def test_tiles_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama4_edge.chat.pictures._MOST_KEPT", 700_000)
-    tiles = Tiles()
-    first = tiles.of(png(RED))
-    for level in range(3):
-        tiles.of(png(np.full((336, 336, 3), level, np.uint8)))
-    assert tiles.of(png(RED)) is not first
 
 
 def test_a_large_picture_is_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:

@@ -117,7 +117,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_leaves(
     pictures = [noise(40 + number, 40) for number in range(3)]
     for picture in pictures:
         model.image_features(picture)
-    kept = model._pictures.loaded()._kept
+    kept = model._pictures._kept
     assert [image_tiles(picture).digest for picture in pictures[1:]] == list(kept)
     # A picture that is larger than all that may be kept is encoded all the same.
     assert len(model.image_features(noise(337, 337))) == 5
@@ -137,8 +137,7 @@ def test_features_that_are_not_numbers_are_an_error(
 
 def test_threads_may_encode_at_the_same_time_and_beside_answers(model: Model) -> None:
     expected = [model.image_features(noise(340 + number, 100)) for number in range(3)]
-    projector = model._pictures.loaded()
-    projector._kept.clear()
+    model._pictures._kept.clear()
     found: dict[int, npt.NDArray[np.float32]] = {}
 
     def encode(number: int) -> None:
@@ -227,14 +226,15 @@ def test_a_projector_of_another_width_is_refused(tiny_path: Path, projector_path
 # ---- names of features
 
 
-def test_names_of_features_are_numbers_below_zero_that_the_picture_alone_decides(
+def test_names_of_features_are_numbers_below_zero_that_picture_and_projector_decide(
     tiles: ImageTiles,
 ) -> None:
-    names = row_names(tiles)
+    names = row_names(tiles.digest, b"one", 5)
     assert len(names) == len(set(names)) == 5 * 144
     assert all(-(2**63) <= name < 0 for name in names)
-    assert names == row_names(image_tiles(noise(500, 400)))
-    assert not set(names) & set(row_names(image_tiles(noise(500, 401))))
+    assert names == row_names(image_tiles(noise(500, 400)).digest, b"one", 5)
+    assert not set(names) & set(row_names(image_tiles(noise(500, 401)).digest, b"one", 5))
+    assert not set(names) & set(row_names(tiles.digest, b"other", 5))
 
 
 def test_a_closed_model_encodes_nothing(text_path: Path, projector_path: Path) -> None:

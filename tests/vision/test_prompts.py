@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,13 @@ import pytest
 from PIL import Image
 
 from demo.training.lessons.mixture import picture_examination
-from llama4_edge import AsyncModel
+from llama4_edge import AsyncModel, Conversation, with_images
 from llama4_edge.errors import ContextFullError
 from llama4_edge.model import Model
+from llama4_edge.runtime.files.session_file import SessionFile
+from llama4_edge.vision import images, opening, seen
+from llama4_edge.vision.images import ImageTiles
+from llama4_edge.vision.seen import SEEN
 from tests.fixtures import MakeGGUF, MakeProjector
 from tests.reference.pictures import noise
 
@@ -158,3 +165,99 @@ def test_of_200_held_out_pictures_98_percent_are_named(
             messages = user(image(question.picture.pixels()), text(turn.question))
             right += model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
     assert right >= 196
+
+
+# ---- sessions
+
+
+@pytest.fixture
+def folder(make_gguf: MakeGGUF, make_projector: MakeProjector, tmp_path: Path) -> Path:
+    """A model with its projector beside it, which nobody names."""
+    (tmp_path / "model.gguf").symlink_to(make_gguf(DEMO))
+    shutil.copyfile(make_projector(DEMO), tmp_path / "mmproj-model.gguf")
+    return tmp_path
+
+
+def saved_talk(folder: Path) -> tuple[Conversation, list[int], list[str]]:
+    """A session about two pictures in a file, its tokens, and what comes next if it goes on."""
+    talk = Conversation().user(with_images("What do you see?", [noise(500, 300), noise(340, 90)]))
+    with Model(folder / "model.gguf", n_ctx=2048) as model:
+        talk = talk.assistant(model.chat(talk, max_tokens=5, temperature=0).text)
+        saved = model.save_session(folder / "talk.l4s", talk)
+        follow = model.chat(talk.user("And now?"), max_tokens=5, temperature=0)
+    return talk, list(saved.tokens), [follow.text]
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have seen no picture, as another process."""
+    monkeypatch.setattr(SEEN, "_seen", OrderedDict())
+    monkeypatch.setattr(SEEN, "_levels", OrderedDict())
+    monkeypatch.setattr(SEEN, "_n_bytes", 0)
+
+
+def test_a_reopened_session_neither_opens_nor_encodes_its_pictures_nor_loads_the_projector(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, tokens, expected = saved_talk(folder)
+    forget(monkeypatch)
+    monkeypatch.setattr(opening, "pixels_of", None)
+    with Model(folder / "model.gguf", n_ctx=2048) as model:
+        monkeypatch.setattr(model._pictures, "loaded", None)
+        session = model.load_session(folder / "talk.l4s")
+        assert session.conversation == replace(talk, model=model.info.name)
+        again = model.chat(session.conversation.user("And now?"), max_tokens=5, temperature=0)
+        assert [again.text] == expected
+        assert again.reused_tokens >= len(tokens) - 5  # but for the header of the answer
+        # The pictures are saved with the session once more.
+        model.save_session(folder / "talk.l4s", session.conversation)
+    with SessionFile(folder / "talk.l4s") as file:
+        assert file.head is not None
+        assert [one.size for one in file.head.pictures] == [(500, 300), (340, 90)]
+
+
+def test_what_was_forgotten_of_a_session_is_cut_and_encoded_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, expected = saved_talk(folder)
+    forget(monkeypatch)
+    with Model(folder / "model.gguf", n_ctx=2048) as model:
+        talk = model.load_session(folder / "talk.l4s").conversation
+        model.engine.clear()
+        assert model._pictures._projector is None
+        again = model.chat(talk.user("And now?"), max_tokens=5, temperature=0)
+        assert [again.text] == expected
+        assert again.reused_tokens == 0
+        assert model._pictures._projector is not None
+
+
+def test_a_session_of_another_projector_has_its_pictures_read_anew(
+    folder: Path, make_projector: MakeProjector
+) -> None:
+    _, tokens, _ = saved_talk(folder)
+    shutil.copyfile(make_projector(DEMO, "q8_0"), folder / "mmproj-model.gguf")
+    with Model(folder / "model.gguf", n_ctx=2048) as model:
+        talk = model.load_session(folder / "talk.l4s").conversation
+        again = model.chat(talk.user("And now?"), max_tokens=5, temperature=0)
+        assert 0 < again.reused_tokens < tokens.index(min(tokens))
+        assert model._pictures._projector is not None
+
+
+def test_pictures_are_cut_once_where_exchanges_leave(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_cuts = 0
+
+    def counted(pixels: Array) -> ImageTiles:
+        nonlocal n_cuts
+        n_cuts += 1
+        return images.cut(pixels)
+
+    monkeypatch.setattr(seen, "cut", counted)
+    talk: list[dict[str, Any]] = []
+    for number in range(8):
+        talk += user(image(Image.fromarray(noise(90, 80 + number))), text("What do you see?"))
+        talk += [{"role": "assistant", "content": "Nothing."}]
+    with Model(folder / "model.gguf", n_ctx=700) as model:
+        prompt = model.chat_prompt(talk[:-1], when_full="drop")
+    assert 0 < len(prompt.pictures) < 8
+    assert n_cuts == 8
