@@ -80,7 +80,7 @@ class _Connection(asyncio.Protocol):
     """
 
     def __init__(self) -> None:
-        self.is_open = False
+        self._is_open = False
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._whole: asyncio.Future[None] | None = None
@@ -93,17 +93,22 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember where to write."""
         assert isinstance(transport, asyncio.Transport)
-        self._transport, self.is_open = transport, True
+        self._transport, self._is_open = transport, True
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is being waited for."""
-        self.is_open = False
+        self._is_open = False
         if self._whole is not None and not self._whole.done():
             self._whole.set_exception(ConnectionError(f"the server hung up: {error}"))
 
     async def send(self, head: bytes, body: bytes) -> list[tuple[float, bytes]]:
-        """The parts of the answer's body as they came, each with its time."""
-        assert self._transport is not None
+        """The parts of the answer's body as they came, each with its time.
+
+        Raises:
+            ConnectionError: the server hangs up before the end.
+        """
+        if self._transport is None or not self._is_open:
+            raise ConnectionError("not connected")
         self._whole = asyncio.get_running_loop().create_future()
         self._in_body, self._chunk, self._body = False, -1, []
         self._transport.write(head + body)
@@ -190,12 +195,15 @@ class _Person:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
         answer = Answer(self._script.name, step.conversation, begun=time.perf_counter())
-        if not self._connection.is_open:
+        try:
+            parts = await self._connection.send(head, body)
+        except ConnectionError:
+            # llama-server hangs up after a stream.
             loop = asyncio.get_running_loop()
             _, self._connection = await loop.create_connection(
                 _Connection, self._job.host, self._job.port
             )
-        parts = await self._connection.send(head, body)
+            parts = await self._connection.send(head, body)
         answer.ended = time.perf_counter()
         if self._connection.status != 200:
             raise RuntimeError(f"status {self._connection.status}: {parts[0][1][:300]!r}")

@@ -19,7 +19,7 @@ have several tokens, which `token` counts apart: the time from the first piece t
 number of tokens. `read` is how many tokens of prompts were not in a cache.
 
 With --random the model has random weights, Meta's vocabulary, and more work for each token than the
-one in the box; its answers end at --generate. --only names scenarios; --alone leaves the peer out.
+one in the box; its answers end at --generate. --only names scenarios, --servers who is measured.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _HOST = "127.0.0.1"
 _START_SECONDS = 300.0
 _LOAD_SECONDS = 0.05
 # Tokens of a sentence of `hay`, about, in the vocabulary of the model in the box.
-_HAY_TOKENS = 14
+_HAY_TOKENS = 11
 
 # What a scenario gives, by name.
 Measures = dict[str, float]
@@ -314,16 +314,19 @@ def measured(
 # --- the comparison
 
 
-def compare(load: Load, scenario: Scenario, rounds: int, *, alone: bool) -> None:
-    """Measure both in turn, and print a row for each measure."""
-    servers = {"ours": command_ours}
-    if not alone:
-        servers["llama-server"] = command_peer
+SERVERS: Mapping[str, Callable[[Load, int, int], list[str]]] = {
+    "ours": command_ours,
+    "llama-server": command_peer,
+}
+
+
+def compare(load: Load, scenario: Scenario, rounds: int, servers: Sequence[str]) -> None:
+    """Measure all in turn, and print a row for each measure."""
     every: dict[str, list[Measures]] = {name: [] for name in servers}
     for number in range(rounds):
-        for name in list(servers)[:: -1 if number % 2 else 1]:
-            every[name].append(measured(load, scenario, servers[name]))
-    for measure in every["ours"][0]:
+        for name in servers[:: -1 if number % 2 else 1]:
+            every[name].append(measured(load, scenario, SERVERS[name]))
+    for measure in every[servers[0]][0]:
         print(row(scenario.name, measure, [[one[measure] for one in every[n]] for n in servers]))
     sys.stdout.flush()
 
@@ -380,7 +383,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="of prompts, and how many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, with commas")
-    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--servers", default=",".join(SERVERS), help="who is measured")
     arguments = parser.parse_args()
     if (arguments.model is None) != arguments.random:
         parser.error("name a model, or --random")
@@ -390,9 +393,11 @@ def main() -> None:
     size = f"{model.stat().st_size / 1e6:.0f} MB"
     cores = f"{load.n_threads} threads, {os.cpu_count()} cores"
     print(f"{model.name}, {size}, {load.n_parallel} slots, {cores}, {arguments.rounds} rounds\n")
-    print("| scenario | measure | ours | llama-server | ratio (median) |\n|---|---|---|---|---|")
+    servers = arguments.servers.split(",")
+    heads = ["scenario", "measure", *servers, *["ratio (median)"] * (len(servers) == 2)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in arguments.only.split(","):
-        compare(load, SCENARIOS[name](load), arguments.rounds, alone=arguments.alone)
+        compare(load, SCENARIOS[name](load), arguments.rounds, servers)
 
 
 if __name__ == "__main__":
