@@ -306,9 +306,21 @@ def measured(
     port = free_port()
     with running(command(load, scenario.n_ctx, port), port) as process:
         ask(port, [Script("warm", [Step("warm", "Hello", 4)])])
+        before = processor_seconds(process)
         answers = ask(port, scenario.scripts)
+        seconds = processor_seconds(process) - before
         resident = process.memory_info().rss / 2**20
-    return {**scenario_measures(scenario, answers), "resident, MiB": resident}
+    return {
+        **scenario_measures(scenario, answers),
+        "processor, s": seconds,
+        "resident, MiB": resident,
+    }
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """What a process has taken of the cores."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 # --- the comparison

@@ -8,6 +8,10 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.server.running import RunningServer
 
+# What the demo model has learnt.
+EXPERTS = "How many experts does Scout have?"
+EXPERTS_ANSWER = "Scout has 16 experts."
+
 
 def openai_client(server: RunningServer, **settings: Any) -> OpenAI:
     """A client that tries once, unless it is told otherwise."""
