@@ -152,6 +152,11 @@ class Answer:
         return min(held, request.n_prompt), request.n_prompt
 
     @property
+    def reused_tokens(self) -> int:
+        """How many tokens of the prompt were in the cache; 0 before it begins to be read."""
+        return self._request.reused_tokens
+
+    @property
     def completion(self) -> Completion:
         """The whole answer, once it is complete or was closed.
 

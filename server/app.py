@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
-from . import chat, completions, models
+from . import anthropic, chat, completions, models, responses
 from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
@@ -44,7 +44,13 @@ def create_app(
         yield
 
     app = Starlette(
-        routes=[*models.routes, *chat.routes, *completions.routes],
+        routes=[
+            *models.routes,
+            *chat.routes,
+            *completions.routes,
+            *responses.routes,
+            *anthropic.routes,
+        ],
         middleware=[Middleware(Gate, server=server)],
         exception_handlers={
             HTTPException: _failed,

@@ -67,10 +67,30 @@ def openai_body(error: ApiError) -> dict[str, Any]:
     return {"error": {**fields, "code": error.code}}
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """The error as Anthropic writes it, which names the field in its text."""
+    usual = "invalid_request_error" if error.status < 500 else "api_error"
+    message, field = error.message, error.param
+    if field is not None and field not in message:
+        message = f"{field}: {message}"
+    detail = {"type": _ANTHROPIC_TYPES.get(error.status, usual), "message": message}
+    return {"type": "error", "error": detail, "request_id": None}
+
+
 _Body = Callable[[ApiError], dict[str, Any]]
 
 # The forms of other protocols than OpenAI's, by how their paths begin.
-_BODIES: dict[str, _Body] = {}
+_BODIES: dict[str, _Body] = {"/v1/messages": anthropic_body}
 
 
 def body_of(error: ApiError, path: str) -> dict[str, Any]:

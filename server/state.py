@@ -19,6 +19,7 @@ from ..async_model import AsyncModel
 from ..chat.answer import Completion
 from .errors import ApiError
 from .keeper import ModelFacts, ModelKeeper
+from .responses_store import ResponseStore
 from .settings import ServerSettings
 
 
@@ -109,6 +110,7 @@ class Server:
         self.models = models
         self.settings = settings
         self.queue = Queue(settings.max_queue)
+        self.responses = ResponseStore()
         self.observers: list[Callable[[Served], None]] = []
         self.stopping = self.ending = False
         self._answers: set[asyncio.Future[None]] = set()

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 """How OpenAI ends a stream."""
 
-_BEAT = b": \n\n"  # a comment, which clients skip
+COMMENT = b": \n\n"
+"""What clients skip."""
 
 
 class EventStream(Response):
@@ -31,7 +32,8 @@ class EventStream(Response):
     Args:
         events: whole events, each with its blank line.
         failed: the event that tells an error, which is the last one.
-        beat_seconds: silence after which a comment is sent.
+        beat_seconds: silence after which a beat is sent.
+        beat: what says that the server is still there.
     """
 
     media_type = "text/event-stream"
@@ -42,11 +44,13 @@ class EventStream(Response):
         failed: Callable[[ApiError], bytes],
         *,
         beat_seconds: float,
+        beat: bytes = COMMENT,
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(headers=headers)
         del self.headers["content-length"]
-        self._events, self._failed, self._beat_seconds = events, failed, beat_seconds
+        self._events, self._failed = events, failed
+        self._beat_seconds, self._beat = beat_seconds, beat
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,4 +93,4 @@ class EventStream(Response):
         while self._beat_seconds:
             await asyncio.sleep(self._sent_at + self._beat_seconds - time.monotonic())
             if time.monotonic() - self._sent_at >= self._beat_seconds:
-                await self._send(send, _BEAT)
+                await self._send(send, self._beat)

@@ -1,0 +1,319 @@
+"""OpenAI's Responses API as it travels: what a request may hold, and what is answered.
+
+Promises that a name which does not stand here is ignored, because OpenAI adds many; but not one of
+``/v1/chat/completions``, which would be missed. What would change the answer and cannot be done is
+refused by name: OpenAI's own tools, its stored conversations and prompts, files, and answers that
+are made in the background. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from ..body import Schema
+from .openai import SamplingFields
+
+_NO_EFFECT = "Accepted; it changes nothing here."
+
+_NAMES_ELSEWHERE = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "functions": "tools",
+}
+
+
+class Wire(Schema):
+    """What this protocol sends: names that are not known here are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class InputText(Wire):
+    """A text."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class Refusal(Wire):
+    """What a model said in place of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class InputImage(Wire):
+    """A picture as a ``data:`` URL."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Any = Field(None, description=_NO_EFFECT)
+
+    @field_validator("image_url")
+    @classmethod
+    def _is_data(cls, url: str) -> str:
+        if url[:5].lower() != "data:":
+            raise ValueError(
+                "a picture comes as a data URL (data:image/png;base64,...): this server fetches "
+                "nothing"
+            )
+        return url
+
+
+Part = Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]
+Shown = Annotated[InputText | InputImage, Field(discriminator="type")]
+
+
+def _as_parts(content: object) -> object:
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+
+
+class Message(Wire):
+    """What somebody said; ``developer`` is OpenAI's newer word for ``system``."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Annotated[
+        list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+    ]
+    id: str | None = None
+
+
+class FunctionCall(Wire):
+    """A call of a function that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+class FunctionCallOutput(Wire):
+    """What a function gave back."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Annotated[
+        list[Shown], BeforeValidator(_as_parts, json_schema_input_type=str | list[Shown])
+    ]
+    id: str | None = None
+
+
+class Reasoning(Wire):
+    """What another model thought; it is not shown to this one."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+
+
+class ItemReference(Wire):
+    """An item of a response that is stored."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+Item = Annotated[
+    Message | FunctionCall | FunctionCallOutput | Reasoning | ItemReference,
+    Field(discriminator="type"),
+]
+
+
+def _as_items(value: object) -> object:
+    """A string is one message of the user, and an item without a type a message."""
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if not isinstance(value, list):
+        return value
+    return [
+        {"type": "message", **item} if isinstance(item, dict) and "role" in item else item
+        for item in value
+    ]
+
+
+Items = Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])]
+
+
+class FunctionTool(Wire):
+    """A function that the client runs."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_function(cls, tool: object) -> object:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            raise ValueError(
+                f"this server has no {kind[:80]} tool, expected tools of type function"
+            )
+        return tool
+
+
+class NamedFunction(Wire):
+    """The model calls this function."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(Wire):
+    """The model may call these of the tools, or calls one of them."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedFunction]
+
+
+class TextFormat(Wire):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonFormat(Wire):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Wire):
+    """JSON that meets a schema."""
+
+    type: Literal["json_schema"]
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Wire):
+    """What the answer's text looks like."""
+
+    format: (
+        Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
+    verbosity: str | None = Field(None, description=_NO_EFFECT)
+
+
+_Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+
+
+class PromptFields(SamplingFields):
+    """What a prompt is made of."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(
+        None, description="Any name is accepted: there is one model, whose name is in the answer."
+    )
+    input: Items = Field(default_factory=list)
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedFunction | AllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    conversation: None = Field(None, description="Refused: give previous_response_id.")
+    prompt: None = Field(None, description="Refused: prompts are not stored here.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_this_protocol(cls, body: Any) -> Any:
+        for name, here in _NAMES_ELSEWHERE.items():
+            if isinstance(body, dict) and body.get(name) is not None:
+                raise ValueError(f"{name} is called {here} here")
+        return body
+
+
+class ResponsesRequest(PromptFields):
+    """The body of ``/v1/responses``."""
+
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    store: bool | None = Field(None, description="false forgets the response at once.")
+    metadata: Annotated[_Metadata, Field(max_length=16)] | None = None
+    include: list[str] | None = Field(
+        None, description="message.output_text.logprobs; the others change nothing here."
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    background: Literal[False] | None = None
+    user: str | None = Field(None, description=_NO_EFFECT)
+
+
+class TokenCount(Wire):
+    """How many tokens a request's prompt has."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+class Deleted(Wire):
+    """A response is forgotten."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+class ItemList(Wire):
+    """Items that a response answered."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class CachedTokens(Wire):
+    """Tokens of the prompt that were not decoded again."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class ReasoningTokens(Wire):
+    """There are none."""
+
+    reasoning_tokens: int
+
+
+class Usage(Wire):
+    """Tokens of the prompt and of the answer."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+class ResponseAnswer(Wire):
+    """The model's answer, with what was asked for."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    model: str
+    output: list[dict[str, Any]]
+    usage: Usage | None
+    previous_response_id: str | None

@@ -1,0 +1,180 @@
+"""Anthropic's protocol, with Anthropic's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import pytest
+from anthropic.types import Message
+from PIL import Image
+
+from llama4_edge import Model
+from tests.server.running import RunningServer
+
+USER: dict[str, Any] = {"role": "user", "content": "What is the capital of France?"}
+LIKELIEST = {"temperature": 0.0}
+
+
+@pytest.fixture
+def client(demo_server: RunningServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=demo_server.url, api_key="x", max_retries=0) as client:
+        yield client
+
+
+def asked(*messages: Any, **options: Any) -> dict[str, Any]:
+    """The arguments of the client's methods."""
+    fields = {"model": "tiny", "max_tokens": 40, "messages": messages or [USER], **options}
+    return {**fields, "extra_body": {**LIKELIEST, **options.get("extra_body", {})}}
+
+
+def said(message: Message) -> str:
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+def test_an_answer_is_the_models(client: anthropic.Anthropic, demo_model: Model) -> None:
+    expected = demo_model.chat(USER["content"], temperature=0.0, max_tokens=40)
+    answer = client.messages.create(**asked())
+    assert said(answer) == expected.text
+    assert (answer.stop_reason, answer.role, answer.type) == ("end_turn", "assistant", "message")
+    usage = answer.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == expected.prompt_tokens
+    assert usage.output_tokens == len(expected.tokens)
+
+
+def test_a_stream_is_the_whole_answer(client: anthropic.Anthropic) -> None:
+    whole = client.messages.create(**asked())
+    with client.messages.stream(**asked()) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert said(final) == said(whole)
+    assert final.stop_reason == whole.stop_reason
+    assert kinds[0] == "message_start"
+    assert kinds[-2:] == ["message_delta", "message_stop"]
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    with client.messages.stream(**asked()) as stream:
+        assert "".join(stream.text_stream) == said(whole)
+
+
+def test_the_events_of_a_stream_come_in_their_order(client: anthropic.Anthropic) -> None:
+    kinds = [event.type for event in client.messages.create(**asked(), stream=True)]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert set(kinds[2:-3]) == {"content_block_delta"}
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+
+def test_answers_may_be_awaited(demo_server: RunningServer, client: anthropic.Anthropic) -> None:
+    async def ask() -> list[str]:
+        async with anthropic.AsyncAnthropic(base_url=demo_server.url, api_key="x") as other:
+            answers = await asyncio.gather(*(other.messages.create(**asked()) for _ in range(3)))
+            async with other.messages.stream(**asked()) as stream:
+                streamed = await stream.get_final_text()
+        return [*map(said, answers), streamed]
+
+    assert set(asyncio.run(ask())) == {said(client.messages.create(**asked()))}
+
+
+def test_what_was_said_before_is_not_read_again(client: anthropic.Anthropic) -> None:
+    system = "You are the only one who is asked about the capitals of Europe. " * 4
+    first = client.messages.create(**asked(system=system))
+    turns = [USER, {"role": "assistant", "content": said(first)}, {"role": "user", "content": "?"}]
+    second = client.messages.create(**asked(*turns, system=system))
+    before = first.usage.input_tokens + (first.usage.cache_read_input_tokens or 0)
+    assert (second.usage.cache_read_input_tokens or 0) >= before
+    with client.messages.stream(**asked(*turns, system=system)) as stream:
+        start = next(iter(stream))
+        assert start.type == "message_start"
+        assert (start.message.usage.cache_read_input_tokens or 0) >= before
+
+
+def test_stop_sequences_and_limits_end_an_answer(client: anthropic.Anthropic) -> None:
+    whole = said(client.messages.create(**asked()))
+    word = whole.split()[2]
+    answer = client.messages.create(**asked(stop_sequences=["zzz", word]))
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", word)
+    assert said(answer) == whole[: whole.index(word)]
+    answer = client.messages.create(**asked(max_tokens=2))
+    assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 2)
+    answer = client.messages.create(**asked(max_tokens=0))
+    assert (answer.stop_reason, answer.content) == ("max_tokens", [])
+
+
+def test_an_answer_goes_on_from_its_beginning(client: anthropic.Anthropic) -> None:
+    whole = said(client.messages.create(**asked()))
+    words = whole.split(" ")
+    beginning = " ".join(words[:3])
+    answer = client.messages.create(**asked(USER, {"role": "assistant", "content": beginning}))
+    assert beginning + said(answer) == whole
+
+
+def picture(colour: str) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return {
+        "type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data},
+    }  # fmt: skip
+
+
+def test_pictures_are_seen(client: anthropic.Anthropic, demo_model: Model) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    text = "What do you see?"
+    parts = [{"type": "image", "image": file.getvalue()}, {"type": "text", "text": text}]
+    expected = demo_model.chat([{"role": "user", "content": parts}], temperature=0.0, max_tokens=20)
+    content = [picture("red"), {"type": "text", "text": text}]
+    message = {"role": "user", "content": content}
+    answer = client.messages.create(**asked(message, max_tokens=20))
+    assert said(answer) == expected.text
+    usage = answer.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == expected.prompt_tokens > 144
+    counted = client.messages.count_tokens(model="tiny", messages=[message])  # type: ignore[list-item]
+    assert counted.input_tokens == expected.prompt_tokens
+
+
+def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
+    tools: list[Any] = [TOOL]
+    for fields in ({}, {"system": "Be brief."}, {"tools": tools, "system": "Be brief."}):
+        counted = client.messages.count_tokens(model="tiny", messages=[USER], **fields)  # type: ignore[list-item]
+        usage = client.messages.create(**asked(**fields, max_tokens=1)).usage
+        assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+TOOL = {
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Oslo"]}},
+        "required": ["city"],
+    },
+}
+
+
+def test_errors_are_anthropics(client: anthropic.Anthropic, demo_server: RunningServer) -> None:
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(**asked({"role": "robot", "content": "x"}))
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "invalid_request_error"
+    assert "messages[0].role" in body["error"]["message"]
+    with pytest.raises(anthropic.BadRequestError, match="temperature"):
+        client.messages.create(**asked(extra_body={"temperature": -1.0}))
+    with pytest.raises(anthropic.BadRequestError, match="data URL"):
+        source = {"type": "url", "url": "https://a.example/b.png"}
+        content = [{"type": "image", "source": source}]
+        client.messages.create(**asked({"role": "user", "content": content}))
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 4096"):
+        client.messages.create(**asked({"role": "user", "content": "word " * 5000}))
+    with demo_server.client() as plain:
+        answer = plain.get("/v1/messages")
+        assert (answer.status_code, answer.json()["type"]) == (405, "error")
+
+
+def test_a_stream_that_cannot_begin_is_an_error(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+        client.messages.create(**asked({"role": "user", "content": "word " * 5000}), stream=True)

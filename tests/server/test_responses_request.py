@@ -1,0 +1,246 @@
+"""Requests of OpenAI's Responses protocol, as what a model is asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llama4_edge.server.body import parsed
+from llama4_edge.server.errors import ApiError
+from llama4_edge.server.responses_request import Asked, asked
+from llama4_edge.server.responses_store import StoredItem
+from llama4_edge.server.schema.responses import ResponsesRequest
+
+DATA = "data:image/png;base64,iVBORw0KGgo="
+
+
+def request(**fields: Any) -> ResponsesRequest:
+    return parsed(json.dumps({"model": "m", **fields}).encode(), ResponsesRequest)
+
+
+def ask(given: Any, **fields: Any) -> Asked:
+    return asked(request(input=given, **fields))
+
+
+def message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": '{"a": 1}'}
+OUTPUT = {"type": "function_call_output", "call_id": "call_1", "output": "7"}
+CALLED = {
+    "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'},
+}  # fmt: skip
+
+
+def test_a_string_is_one_message_of_the_user() -> None:
+    assert ask("hi").messages == ask([message("user", "hi")]).messages
+    assert ask("hi", instructions="Be brief.").messages == [
+        message("system", "Be brief."),
+        message("user", "hi"),
+    ]
+
+
+def test_items_become_messages() -> None:
+    said = {
+        "type": "message",
+        "role": "assistant",
+        "id": "msg_1",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "Let me ", "annotations": []},
+                    {"type": "output_text", "text": "look.", "annotations": []}],
+    }  # fmt: skip
+    parts = [{"type": "input_text", "text": "What "}, {"type": "input_text", "text": "is it?"}]
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": []}
+    items = [
+        message("developer", "d"), message("user", parts), reasoning, said, CALL, OUTPUT,
+        message("user", "And?"),
+    ]  # fmt: skip
+    assert ask(items).messages == [
+        message("system", "d"),
+        message("user", "What is it?"),
+        {**message("assistant", "Let me look."), "tool_calls": [CALLED]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "7"},
+        message("user", "And?"),
+    ]
+
+
+def test_calls_without_a_text_are_one_message() -> None:
+    second = {**CALL, "call_id": "call_2"}
+    messages = ask([message("user", "?"), CALL, second, OUTPUT]).messages
+    assert messages[1] == {
+        **message("assistant", ""), "tool_calls": [CALLED, {**CALLED, "id": "call_2"}],
+    }  # fmt: skip
+
+
+def test_pictures_stand_where_they_stood_and_those_of_results_follow_these() -> None:
+    picture = {"type": "input_image", "image_url": DATA, "detail": "high"}
+    shown = {"type": "image_url", "image_url": {"url": DATA}}
+    parts = [picture, {"type": "input_text", "text": "What?"}]
+    output = {**OUTPUT, "output": [{"type": "input_text", "text": "read"}, picture]}
+    messages = ask([message("user", parts), CALL, output, message("user", "so?")]).messages
+    assert messages[0]["content"] == [shown, {"type": "text", "text": "What?"}]
+    assert [(one["role"], one["content"]) for one in messages[2:]] == [
+        ("tool", "read"),
+        ("user", [shown]),
+        ("user", "so?"),
+    ]
+
+
+def test_what_was_said_before_is_shown_as_if_it_came_now() -> None:
+    items = [message("user", "?"), CALL, OUTPUT, message("assistant", "7"), message("user", "!")]
+    whole = ask(items)
+    first = ask(items[:3])
+    then = asked(request(input=items[3:]), first.items)
+    assert then.messages == whole.messages
+    assert [item["type"] for item in then.items] == [item["type"] for item in whole.items]
+    assert then.items[:3] == first.items
+
+
+def test_an_item_may_be_named() -> None:
+    (stored,) = ask("hi").items
+
+    def item_of(name: str) -> StoredItem | None:
+        return stored if name == stored["id"] else None
+
+    named = [{"type": "item_reference", "id": stored["id"]}]
+    assert asked(request(input=named), (), item_of).items == (stored,)
+    with pytest.raises(ApiError) as caught:
+        asked(request(input=[{"type": "item_reference", "id": "x"}]), (), item_of)
+    assert caught.value.param == "input[0].id"
+
+
+def test_stored_items_are_the_types_of_openais_client() -> None:
+    from openai.types.responses import ResponseItemList
+
+    picture = {"type": "input_image", "image_url": DATA}
+    items = [message("user", [picture]), message("assistant", "x"), CALL, OUTPUT]
+    data = json.loads(json.dumps(ask(items).items))
+    whole = {
+        "object": "list", "data": data, "has_more": False, "first_id": data[0]["id"],
+        "last_id": data[-1]["id"],
+    }  # fmt: skip
+    ResponseItemList.model_validate(whole, strict=True)
+
+
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
+GIVEN = {"name": "f", "parameters": {"type": "object"}, "strict": True}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, "auto"),
+        ("required", "required"),
+        ("none", "none"),
+        ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}),
+        (
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "f"}],
+            },
+            "required",
+        ),
+    ],
+)
+def test_tools_and_choices_become_those_of_chats(choice: Any, expected: Any) -> None:
+    other = {"type": "function", "name": "g"}
+    options = ask("?", tools=[FUNCTION, other], tool_choice=choice).options
+    assert options["tool_choice"] == expected
+    assert options["parallel_tool_calls"] is True
+    names = [tool["function"]["name"] for tool in options["tools"]]
+    assert names == (["f"] if isinstance(choice, dict) and "mode" in choice else ["f", "g"])
+    assert options["tools"][0] == {"type": "function", "function": GIVEN}
+
+
+def test_settings_become_keywords() -> None:
+    options = ask(
+        "?",
+        max_output_tokens=5,
+        truncation="auto",
+        include=["message.output_text.logprobs", "reasoning.encrypted_content"],
+        text={"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}},
+    ).options
+    assert options == {
+        "max_tokens": 5,
+        "when_full": "drop",
+        "logprobs": True,
+        "top_logprobs": 0,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {}, "strict": True},
+        },
+    }
+    assert ask("?").options == {"max_tokens": None}
+
+
+def test_what_an_agent_sends_besides_changes_nothing() -> None:
+    besides = {
+        "reasoning": {"effort": "high", "summary": "auto"},
+        "service_tier": "auto",
+        "prompt_cache_key": "k",
+        "safety_identifier": "s",
+        "client_metadata": {},
+        "context_management": [],
+        "stream_options": {"include_obfuscation": False},
+        "max_tool_calls": 3,
+        "background": False,
+        "conversation": None,
+    }
+    alone, more = ask("hi"), ask("hi", **besides)
+    assert (more.messages, more.options) == (alone.messages, alone.options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({}, "input", "missing"),
+        ({"input": []}, "input", "missing"),
+        ({"input": 1}, "input", "list"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "'user'"),
+        ({"input": [{"type": "computer_call"}]}, "input[0]", "'computer_call'"),
+        (
+            {"input": [message("user", [{"type": "input_file", "file_id": "f"}])]},
+            "input[0].content[0]",
+            "'input_file'",
+        ),
+        (
+            {"input": [message("user", [{"type": "input_image", "image_url": "http://a/b"}])]},
+            "input[0].content[0].image_url",
+            "this server fetches nothing",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "has no web_search tool"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", "missing"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        (
+            {
+                "tools": [FUNCTION],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "h"}],
+                },
+            },
+            "tool_choice.tools[0].name",
+            "no such tool",
+        ),
+        ({"background": True}, "background", "False"),
+        ({"conversation": "conv_1"}, "conversation", "None"),
+        ({"prompt": {"id": "p"}}, "prompt", "None"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
+        ({"metadata": {"a": 1}}, "metadata.a", "string"),
+        ({"messages": []}, "the body", "messages is called input here"),
+        ({"max_tokens": 5}, "the body", "max_tokens is called max_output_tokens here"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_field(
+    fields: dict[str, Any], param: str, words: str
+) -> None:
+    body = {"input": "hi"} if fields and "input" not in fields else {}
+    with pytest.raises(ApiError) as caught:
+        asked(request(**body, **fields))
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert words in caught.value.message
