@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ _MOST_LISTED = 100
 async def _create(call: Call[wire.ResponsesRequest]) -> Response:
     body, store = call.body, call.server.responses
     question = _question(body, store)
-    sampling = replace(call.server.settings.sampling, **body.sampling())
+    sampling = body.sampling(call.server.settings.sampling)
     options: Any = {"sampling": sampling, **question.options}
     stream = await call.model.chat(question.messages, stream=True, **options)
 

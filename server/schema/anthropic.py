@@ -232,7 +232,7 @@ class CountRequest(Wire):
     output_config: OutputConfig | None = None
     thinking: Any = Field(None, description="Ignored: the model does not think apart.")
     mcp_servers: list[Any] | None = Field(None, max_length=0)
-    container: None = Field(None, description="Refused: nothing runs here.")
+    container: None = Field(None, description="Nothing runs here.")
 
 
 class MessagesRequest(CountRequest):

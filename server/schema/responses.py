@@ -17,14 +17,6 @@ from .openai import SamplingFields
 
 _NO_EFFECT = "Accepted; it changes nothing here."
 
-_NAMES_ELSEWHERE = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "functions": "tools",
-}
-
 
 class Wire(Schema):
     """What this protocol sends: names that are not known here are passed over."""
@@ -228,16 +220,13 @@ class PromptFields(SamplingFields):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    conversation: None = Field(None, description="Refused: give previous_response_id.")
-    prompt: None = Field(None, description="Refused: prompts are not stored here.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_this_protocol(cls, body: Any) -> Any:
-        for name, here in _NAMES_ELSEWHERE.items():
-            if isinstance(body, dict) and body.get(name) is not None:
-                raise ValueError(f"{name} is called {here} here")
-        return body
+    conversation: None = Field(None, description="Give previous_response_id.")
+    prompt: None = Field(None, description="Prompts are not stored here.")
+    messages: None = Field(None, description="Give input.")
+    max_tokens: None = Field(None, description="Give max_output_tokens.")
+    max_completion_tokens: None = Field(None, description="Give max_output_tokens.")
+    response_format: None = Field(None, description="Give text.format.")
+    functions: None = Field(None, description="Give tools.")
 
 
 class ResponsesRequest(PromptFields):

@@ -228,12 +228,12 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
             "no such tool",
         ),
         ({"background": True}, "background", "False"),
-        ({"conversation": "conv_1"}, "conversation", "None"),
-        ({"prompt": {"id": "p"}}, "prompt", "None"),
+        ({"conversation": "conv_1"}, "conversation", "Give previous_response_id"),
+        ({"prompt": {"id": "p"}}, "prompt", "not stored here"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"metadata": {"a": 1}}, "metadata.a", "string"),
-        ({"messages": []}, "the body", "messages is called input here"),
-        ({"max_tokens": 5}, "the body", "max_tokens is called max_output_tokens here"),
+        ({"messages": [message("user", "hi")]}, "messages", "not supported here. Give input."),
+        ({"max_tokens": 5}, "max_tokens", "Give max_output_tokens."),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_field(
