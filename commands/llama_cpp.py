@@ -59,9 +59,7 @@ class Foreign:
 
 _SAMPLERS = "The samplers are llama.cpp's, in its order; each has its own flag here too."
 _SPECULATIVE = "There is no draft model here; --drafts drafts what the text has said before."
-_SERVER = (
-    "There is no server here; `llama4 chat MODEL` answers, and in Python Model and AsyncModel."
-)
+_SERVER = "`llama4 serve MODEL` is the server; its --help says what it takes."
 _PICTURES = "`run --image FILE` shows a picture; `plan --image-size WxH` keeps room for one."
 _PROJECTOR = "The vision tower beside the model is loaded when a picture comes."
 _TEMPLATE = "The chat template is the model's own; `run --raw` goes without one."

@@ -142,6 +142,21 @@ class Cache:
         best = max(self._owners, key=lambda owner: owner.reusable(wanted))
         return best.state() if best.reusable(wanted) else None
 
+    def held(self) -> list[tuple[int, ...]]:
+        """What is held, those that were used least lately first; no beginning of another of it."""
+        for sequence in self._sequences:
+            sequence.settle()
+        every = [tuple(owner.tokens) for owner in self._owners]
+        return [
+            tokens
+            for number, tokens in enumerate(every)
+            if len(tokens) >= WORTH_KEEPING
+            and not any(
+                other[: len(tokens)] == tokens and (len(other), at) > (len(tokens), number)
+                for at, other in enumerate(every)
+            )
+        ]
+
     def clear(self, is_used: Callable[[CachedSequence], bool]) -> None:
         """Forget all states, and what those sequences hold that are not used."""
         self._kept.clear()

@@ -341,6 +341,11 @@ class Engine:
 
         return self._handles.thread.call(work)
 
+    def held(self) -> list[tuple[int, ...]]:
+        """The tokens of each state that `state_of` has, those that were used least lately first."""
+        self._check()
+        return self._handles.thread.call(self.cache.held)
+
     def keep_state(self, state: SequenceState) -> None:
         """Take a state in, so that the next request which begins like it goes on from there.
 

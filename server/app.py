@@ -21,7 +21,7 @@ from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
 from .settings import ServerSettings
-from .state import Server
+from .state import Server, record_of
 
 
 def create_app(
@@ -65,4 +65,6 @@ def create_app(
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return error_response(api_error(error), request.url.path)
+    failure = api_error(error)
+    record_of(request).error = failure.message
+    return error_response(failure, request.url.path)

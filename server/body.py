@@ -25,6 +25,8 @@ MAX_DEPTH = 100
 _SLOWEST = 1 << 14  # bytes a second
 _IN_LOOP = 1 << 16  # bytes that are parsed without another thread
 
+_QUOTES = "'"
+
 T = TypeVar("T", bound="Schema")
 
 
@@ -155,6 +157,13 @@ def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[S
         about = schema.model_fields[str(path[-1])].description if len(path) == 1 else None
         text = f"{name} is not supported here. {about or ''}".rstrip()
         return ApiError(400, text, name, "unsupported_parameter")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        context = fault["ctx"]
+        name = f"{name}.{str(context['discriminator']).strip(_QUOTES)}"
+        if kind == "union_tag_not_found":
+            return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
+        text = f"{name}: found {shown(context['tag'])}, expected {context['expected_tags']}."
+        return ApiError(400, text, name, "invalid_value")
     problem = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         word = problem.partition(" ")[0]

@@ -73,7 +73,8 @@ class ModelKeeper:
     """Has a model loaded when somebody asks.
 
     Args:
-        source: a loaded model, or what loads it, which is called in another thread.
+        source: a loaded model, or what loads it. That is called in another thread, with a function
+            that says whether it is not wanted any more.
         idle_seconds: after which it is freed when nobody asks; None is never.
         opened: called with a model that was loaded, in that thread.
         closing: called with a model that is about to be freed, in another thread.
@@ -81,7 +82,7 @@ class ModelKeeper:
 
     def __init__(
         self,
-        source: AsyncModel | Callable[[], Model],
+        source: AsyncModel | Callable[[Callable[[], bool]], Model],
         *,
         idle_seconds: float | None = None,
         opened: Callable[[Model], None] = _nothing,
@@ -97,6 +98,7 @@ class ModelKeeper:
         self.facts: ModelFacts | None = None
         self.failure: Exception | None = None
         self.failed: Callable[[], object] = lambda: None  # called when it cannot be loaded first
+        self.cancelled: Callable[[], bool] = lambda: False  # whether it need not be loaded any more
         if isinstance(source, AsyncModel):
             self._model, self.facts = source, ModelFacts.of(source.model)
 
@@ -180,7 +182,7 @@ class ModelKeeper:
         self.failure = None
 
         def load() -> Model:
-            model = source()
+            model = source(self.cancelled)
             try:
                 self._opened(model)
             except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +44,21 @@ class TLS:
 class Running(uvicorn.Server):
     """A server that can be run once.
 
+    Args:
+        stopping: called when no more requests are taken.
+
     Raises:
         SettingError: the certificate cannot be used.
     """
 
-    def __init__(self, app: Starlette, tls: TLS | None = None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        tls: TLS | None = None,
+        *,
+        stopping: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._stopping, self._has_failed = stopping, False
         self._shared: Server = app.state.server
         grace = self._shared.settings.grace_seconds
         config = uvicorn.Config(
@@ -73,6 +83,11 @@ class Running(uvicorn.Server):
             raise SettingError("the certificate and its key cannot be used", found=reason) from None
         super().__init__(config)
 
+    def _failed(self) -> None:
+        """The model cannot be loaded; that it was stopped is no failure."""
+        self._has_failed = not self.should_exit
+        self.should_exit = True
+
     def stop(self) -> None:
         """Take no more requests, and end when the answers have, or the grace period."""
         if self.should_exit:
@@ -81,6 +96,7 @@ class Running(uvicorn.Server):
             return
         self.should_exit = True
         self._shared.stopping = True
+        self._stopping()
         loop = asyncio.get_running_loop()
         loop.call_later(self._shared.settings.grace_seconds, self._shared.end_answers)
 
@@ -107,10 +123,11 @@ class Running(uvicorn.Server):
             Llama4EdgeError: the model cannot be loaded.
         """
         keeper = self._shared.models
-        keeper.failed = self.stop
+        keeper.failed = self._failed
+        keeper.cancelled = lambda: self.should_exit
         await self.serve(sockets=list(listeners))
         await keeper.close(quick=self.force_exit)
-        if keeper.facts is None and keeper.failure is not None:
+        if self._has_failed and keeper.failure is not None:
             raise keeper.failure
 
 

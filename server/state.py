@@ -46,6 +46,11 @@ class Served:
     vanished: bool = False
     error: str | None = None
 
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of prompts that were not cached."""
+        return self.prompt_tokens - self.cached_tokens
+
     def note_first(self) -> None:
         """Remember when the first piece of an answer was there."""
         if not self.first_seconds:

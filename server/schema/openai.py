@@ -27,7 +27,6 @@ _USUAL_TOKENS = 16  # OpenAI's, where ``max_tokens`` is missing
 
 _NO_EFFECT = "Accepted; it has no effect here."
 
-Stop = str | Annotated[list[str], Field(max_length=MOST_STOPS)]
 Count = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 
 
@@ -143,7 +142,7 @@ class AnswerFields(SamplingFields):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Stop | None = None
+    stop: str | list[str] | None = Field(None, description=f"At most {MOST_STOPS}.")
     max_tokens: Count | None = Field(None, description="-1 is until the answer ends.")
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     response_format: ResponseFormat | None = None
@@ -157,6 +156,8 @@ class AnswerFields(SamplingFields):
     def _not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
         if stop is not None and not all([stop] if isinstance(stop, str) else stop):
             raise ValueError("an empty string cannot end a text")
+        if isinstance(stop, list) and len(stop) > MOST_STOPS:
+            raise ValueError(f"found {len(stop)} strings, expected at most {MOST_STOPS}")
         return stop
 
     @model_validator(mode="after")

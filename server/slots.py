@@ -1,0 +1,78 @@
+"""What a model has read, kept on disk from one start of a server to the next.
+
+Promises that what cannot be kept or taken up is told and does no harm: it is read anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ..chat.conversation import Conversation
+from ..chat.session import Sessions
+from ..errors import EngineError, OutputError, SessionError
+from ..model import Model
+from ..runtime.files.session_writer import SessionWriter
+
+logger = logging.getLogger(__name__)
+
+_PATTERN = "slot-*.l4s"
+
+
+class Slots:
+    """A directory with a session's file for each state.
+
+    Raises:
+        OutputError: there is no such directory and none can be made, or nothing can be written
+            there.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OutputError(f"cannot make the directory {directory}", found=reason) from None
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise OutputError(f"{directory} cannot be written to", hint="Choose another directory.")
+
+    def restore(self, model: Model) -> None:
+        """Take up all that was kept, for the same model with the same settings."""
+        n_tokens = sum(_taken_up(model, path) for path in self._paths())
+        if n_tokens:
+            logger.info("took up %d tokens from %s", n_tokens, self._directory)
+
+    def save(self, model: Model) -> None:
+        """Keep all that is held, in place of what was kept before."""
+        sessions = Sessions(model.engine, model.info)
+        written: set[Path] = set()
+        try:
+            for number, tokens in enumerate(model.engine.held()):
+                path = self._directory / f"slot-{number:04}.l4s"
+                state = model.engine.state_of(tokens)
+                if state is not None:
+                    with SessionWriter(path) as writer:
+                        sessions.save(writer, Conversation(model=model.info.name), state)
+                    written.add(path)
+        except (SessionError, EngineError) as error:
+            logger.warning("not all that was read is kept: %s", error)
+            return
+        for path in set(self._paths()) - written:
+            with suppress(OSError):
+                path.unlink()
+        logger.info("kept %d states in %s", len(written), self._directory)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._directory.glob(_PATTERN))
+
+
+def _taken_up(model: Model, path: Path) -> int:
+    """How many tokens of a file the model need not read again."""
+    try:
+        return len(model.load_session(path).tokens)
+    except SessionError as error:
+        logger.warning("%s. It is read anew.", str(error).rstrip("."))
+        return 0
