@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..chat.conversation import Conversation
-from ..chat.session import Sessions
 from ..errors import EngineError, OutputError, SessionError
 from ..model import Model
 from ..runtime.files.session_writer import SessionWriter
@@ -47,7 +46,6 @@ class Slots:
 
     def save(self, model: Model) -> None:
         """Keep all that is held, in place of what was kept before."""
-        sessions = Sessions(model.engine, model.info)
         written: set[Path] = set()
         try:
             for number, tokens in enumerate(model.engine.held()):
@@ -55,7 +53,7 @@ class Slots:
                 state = model.engine.state_of(tokens)
                 if state is not None:
                     with SessionWriter(path) as writer:
-                        sessions.save(writer, Conversation(model=model.info.name), state)
+                        model.sessions.save(writer, Conversation(model=model.info.name), state)
                     written.add(path)
         except (SessionError, EngineError) as error:
             logger.warning("not all that was read is kept: %s", error)
