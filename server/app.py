@@ -13,13 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
-from . import anthropic, chat, completions, models, responses
+from . import anthropic, chat, completions, models, responses, utilities
 from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
+from .metrics import Metrics
 from .settings import ServerSettings
 from .state import Server, record_of
 
@@ -50,6 +52,7 @@ def create_app(
             *completions.routes,
             *responses.routes,
             *anthropic.routes,
+            *utilities.routes,
         ],
         middleware=[Middleware(Gate, server=server)],
         exception_handlers={
@@ -61,6 +64,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.server = server
+    app.state.metrics = Metrics(server, [one.path for one in app.routes if isinstance(one, Route)])
     return app
 
 

@@ -125,6 +125,18 @@ class Server:
         """What is known of the model; None before it was loaded first."""
         return self.models.facts
 
+    def known_facts(self) -> ModelFacts:
+        """What is known of the model.
+
+        Raises:
+            ApiError: it is being loaded for the first time.
+        """
+        if self.facts is None:
+            raise ApiError(
+                503, "The model is being loaded.", code="loading", headers={"Retry-After": "5"}
+            )
+        return self.facts
+
     @property
     def model_name(self) -> str:
         """What the model is called here."""
