@@ -44,7 +44,7 @@ class Metrics:
         self._prompt_seconds = self._counter("prompt_seconds", "Seconds of reading prompts.")
         self._tokens = self._counter("tokens_predicted", "Tokens of answers.")
         self._token_seconds = self._counter("tokens_predicted_seconds", "Seconds of answering.")
-        self._first = self._histogram("first_token_seconds", "Until the first piece of an answer.")
+        self._first = self._histogram("first_token_seconds", "Until the first piece of a stream.")
         self._seconds = self._histogram("request_seconds", "Until the last byte of an answer.")
         self._add_gauges()
         server.observers.append(self._observe)

@@ -34,7 +34,9 @@ async def _tokenize(call: Call[wire.TokenizeRequest]) -> Response:
     if not body.with_pieces:
         return JSONResponse({"tokens": tokens})
     pieces = [model.vocabulary.token_bytes(token, special=True) for token in tokens]
-    written = [{"id": token, "piece": _piece(data)} for token, data in zip(tokens, pieces, strict=True)]
+    written = [
+        {"id": token, "piece": _piece(data)} for token, data in zip(tokens, pieces, strict=True)
+    ]
     return JSONResponse({"tokens": written})
 
 
