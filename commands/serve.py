@@ -107,6 +107,11 @@ class LoadOptions:
         "--slot-save", "--slot-save-path", kind=str, metavar="DIR",
         help="Keep what was read in DIR at the end, and take it up at the start.",
     )  # fmt: skip
+    sessions: str | None = option(
+        "--sessions", kind=str, metavar="DIR",
+        help="Keep the page's conversations in DIR, with what was read of them. Without it they "
+        "last as long as the page's tab.",
+    )  # fmt: skip
     grace_seconds: int | None = option(
         "--grace", kind=values.whole_number(0, 86400), metavar="SECONDS",
         help="How long answers may go on when the server is to stop.",
@@ -222,6 +227,7 @@ def _settings(options: ServeOptions) -> ServerSettings:
         cors_origins=place.cors_origins,
         hosts=None if place.socket is not None else tuple(dict.fromkeys(names)),
         sampling=options.sampling.sampling(),
+        sessions=load.sessions,
         **{
             name: limits[name]
             for name in ("max_queue", "max_body", "grace_seconds")

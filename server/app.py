@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
-from . import anthropic, chat, completions, models, responses, utilities
+from . import anthropic, chat, completions, conversations, models, responses, utilities
 from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
 from .metrics import Metrics
+from .page import files as page
 from .settings import ServerSettings
 from .state import Server, record_of
 
@@ -39,11 +40,14 @@ def create_app(
     """
     keeper = ModelKeeper(model) if isinstance(model, AsyncModel) else model
     server = Server(keeper, settings or ServerSettings())
+    if server.sessions is not None:
+        keeper.add_closing(server.sessions.keep_states)
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         keeper.start()
         yield
+        await conversations.settle(server)
 
     app = Starlette(
         routes=[
@@ -53,6 +57,8 @@ def create_app(
             *responses.routes,
             *anthropic.routes,
             *utilities.routes,
+            *conversations.routes,
+            *page.routes,
         ],
         middleware=[Middleware(Gate, server=server)],
         exception_handlers={

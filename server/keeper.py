@@ -129,6 +129,16 @@ class ModelKeeper:
         """The model where it is loaded; it may be freed at any time."""
         return self._model
 
+    def add_closing(self, closing: Callable[[Model], None]) -> None:
+        """Have this called too with a model that is about to be freed, and first."""
+        later = self._closing
+
+        def both(model: Model) -> None:
+            closing(model)
+            later(model)
+
+        self._closing = both
+
     def start(self) -> None:
         """Begin to load it, where it is not loaded."""
         if self._model is None and self._changing is None:
