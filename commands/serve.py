@@ -162,6 +162,18 @@ def serve(options: ServeOptions) -> int:
         --ssl-cert-file cert.pem --ssl-key-file key.pem
     """
     _check_extra()
+    log = ServeLog(as_json=options.json, verbose=options.verbose)
+    try:
+        return _serve(options, log)
+    except Llama4EdgeError as error:
+        if not options.json:
+            raise
+        log.failed(error)
+        return 1
+
+
+def _serve(options: ServeOptions, log: ServeLog) -> int:
+    """Serve until it is stopped; the exit code."""
     import asyncio
 
     from ..server.app import create_app
@@ -169,7 +181,6 @@ def serve(options: ServeOptions) -> int:
     from ..server.running import Running
     from ..server.slots import Slots
 
-    log = ServeLog(as_json=options.json, verbose=options.verbose)
     settings, tls = _settings(options), _tls(options.place)
     check_name(options.model, "serve")
     slots = None if options.load.slot_save is None else Slots(options.load.slot_save)
