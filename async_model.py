@@ -24,6 +24,7 @@ from .chat.vocabulary import Vocabulary
 from .errors import EngineError, SettingError
 from .model import Model
 from .ranges import check_flag
+from .runtime.constraint import Constraint
 from .runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ class AsyncStream(Answer, AsyncIterator[str]):
         prompt: Prompt,
         settings: AnswerSettings,
         *,
+        constraint: Constraint | None = None,
         paced: bool = True,
         after: Answer | None = None,
     ) -> None:
-        super().__init__(engine, vocabulary, prompt, settings, paced=paced, after=after)
+        super().__init__(
+            engine, vocabulary, prompt, settings, constraint=constraint, paced=paced, after=after
+        )
         self._event = asyncio.Event()
         self._request.notify = _teller(asyncio.get_running_loop(), self._event)
         self._request.owned_by(*_reader())
@@ -327,12 +331,20 @@ class AsyncModel:
             prompt = await asyncio.to_thread(self.model.with_features, prompt)
         engine, vocabulary = self.model.engine, self.model.vocabulary
         check_flag("stream", stream)
+        # What is needed once for a model, and a schema that is large, take their time.
+        form = settings.form
+        structure = None
+        if form is not None:
+            structure = await asyncio.to_thread(self.model.structure_of, form)
         answers: list[AsyncStream] = []
         try:
             for one in settings.each(n):
                 after = answers[-1] if answers else None
+                held = None if structure is None else structure.constraint()
                 answers.append(
-                    AsyncStream(engine, vocabulary, prompt, one, paced=stream, after=after)
+                    AsyncStream(
+                        engine, vocabulary, prompt, one, constraint=held, paced=stream, after=after
+                    )
                 )
             if stream:
                 return answers if n is not None else answers[0]

@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat.answer import Completion, Stream
+from .chat.forms import Form
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, Prompts, chat_settings, text_settings
 from .chat.session import Session, Sessions, as_conversation, is_mostly
+from .chat.structure import Structure, Structures
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .chat.window import prompt_of
 from .errors import EngineError
@@ -147,6 +149,7 @@ class Model:
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
         self._pictures = Pictures(self.info, projector)
         self._prompts = Prompts(self.vocabulary, self.info.chat_template, self._pictures.digest)
+        self._structures = Structures(self.vocabulary, self.info.eog_ids)
         if n_ctx == "max" or (
             plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
@@ -239,6 +242,14 @@ class Model:
         names = names_in(prompt.positions)
         return replace(prompt, features=self._pictures.of_prompt(prompt.pictures, names))
 
+    def structure_of(self, form: Form) -> Structure:
+        """A form, ready for answers.
+
+        Raises:
+            SettingError: it is invalid, cannot be enforced, is met by nothing, or is too large.
+        """
+        return self._structures.of(form)
+
     def text_prompt(self, prompt: str | Iterable[int] | Prompt, *, special: bool = False) -> Prompt:
         """What `generate` goes on with; see there."""
         if isinstance(prompt, Prompt):
@@ -327,6 +338,16 @@ class Model:
             special: whether control tokens, such as those that a fine-tune added, are read where
                 the prompt names them and shown by name in the answer. Leave it off for text from
                 outside.
+            response_format: what the answer is: ``{"type": "json_object"}``, or as OpenAI has it a
+                JSON Schema, ``{"type": "json_schema", "json_schema": {"schema": ...}}``; or the
+                schema itself, or a class of pydantic's. The properties come in its order. The model
+                is told nothing of it: say in the prompt what you want.
+            grammar: a grammar in llama.cpp's GBNF that the answer follows instead.
+            regex: a regular expression that the whole answer matches instead, as in
+                ``re.fullmatch``.
+            logprobs: whether ``Completion.logprobs`` has the natural logarithm of each token's
+                probability, in the model's own distribution.
+            top_logprobs: beside each, for how many of the likeliest tokens.
             drafts: whether what the text has said before is drafted and decoded in one batch, where
                 that was measured to be faster: when an answer copies or changes a text, and no
                 other answer is made at the time. Each token is chosen as it would be without.
@@ -334,7 +355,8 @@ class Model:
         Raises:
             ContextFullError: the prompt alone does not fit into the context.
             EngineError: the prompt is empty, or llama.cpp failed.
-            SettingError: a setting outside its range, or of the wrong type.
+            SettingError: a setting outside its range, or of the wrong type; or a form that is
+                invalid, cannot be enforced, or is met by nothing.
         """
         settings = text_settings(options)
         shown = self.text_prompt(prompt, special=settings.special)
@@ -475,12 +497,22 @@ class Model:
     ) -> Completion | Stream | list[Completion] | list[Stream]:
         check_flag("stream", stream)
         prompt = self.with_features(prompt)
+        structure = None if settings.form is None else self.structure_of(settings.form)
         answers: list[Stream] = []
         try:
             for one in settings.each(n):
                 after = answers[-1] if answers else None
+                held = None if structure is None else structure.constraint()
                 answers.append(
-                    Stream(self.engine, self.vocabulary, prompt, one, paced=stream, after=after)
+                    Stream(
+                        self.engine,
+                        self.vocabulary,
+                        prompt,
+                        one,
+                        constraint=held,
+                        paced=stream,
+                        after=after,
+                    )
                 )
             if stream:
                 return answers if n is not None else answers[0]

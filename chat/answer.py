@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import EngineError
+from ..runtime.constraint import Constraint
 from ..runtime.engine import Engine
 from ..runtime.logprobs import TokenLogprobs
 from ..runtime.request import Outcome, Request
@@ -82,6 +83,7 @@ class Answer:
 
     Args:
         prompt: token ids, and how to shorten them.
+        constraint: holds the answer to a form.
         paced: whether it waits for its reader, who may be slow or gone.
         after: an answer to a prompt that begins like this one and is to be read first.
 
@@ -97,6 +99,7 @@ class Answer:
         prompt: Prompt,
         settings: AnswerSettings,
         *,
+        constraint: Constraint | None = None,
         paced: bool = True,
         after: Answer | None = None,
     ) -> None:
@@ -118,6 +121,8 @@ class Answer:
             goes_on=prompt.shortened is not None,
             features=prompt.features,
             drafts=settings.drafts,
+            constraint=constraint,
+            logprobs=settings.n_logprobs,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
         # knows of it does not keep it.)
@@ -198,7 +203,7 @@ class Answer:
         """Those of some tokens of the answer; None where they were not asked for."""
         if self._settings.n_logprobs is None:
             return None
-        return ()
+        return tuple(self._request.logprobs[begin:end])
 
     @property
     def _is_complete(self) -> bool:
@@ -303,10 +308,13 @@ class Stream(Answer, Iterator[str]):
         prompt: Prompt,
         settings: AnswerSettings,
         *,
+        constraint: Constraint | None = None,
         paced: bool = True,
         after: Answer | None = None,
     ) -> None:
-        super().__init__(engine, vocabulary, prompt, settings, paced=paced, after=after)
+        super().__init__(
+            engine, vocabulary, prompt, settings, constraint=constraint, paced=paced, after=after
+        )
         # One piece at a time; reentrant for signal handlers, which find the step half done.
         self._stepping = threading.RLock()
         self._process = os.getpid()

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
+from .forms import Form, ResponseFormat, form_of
 from .tools import Tool, ToolChoice, ToolInput, as_tools
 
 WhenFull = Literal["stop", "drop"]
@@ -65,6 +66,9 @@ class AnswerOptions(TypedDict, total=False):
     drafts: bool
     logprobs: bool
     top_logprobs: int
+    response_format: ResponseFormat | None
+    grammar: str | None
+    regex: str | None
     tools: Iterable[ToolInput]
     tool_choice: str | Mapping[str, Any]
     parallel_tool_calls: bool
@@ -85,6 +89,7 @@ class AnswerSettings:
         drafts: whether tokens are drafted; see ``Model.generate``.
         logprobs: whether the logarithm of each token's probability is kept.
         top_logprobs: of how many of the likeliest tokens it is kept, beside each.
+        response_format, grammar, regex: the form of the answer; see ``Model.generate``.
         tools: what the model may call.
         tool_choice: whether it does.
         parallel_tool_calls: whether an answer may have more than one call.
@@ -102,6 +107,9 @@ class AnswerSettings:
     drafts: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    regex: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     parallel_tool_calls: bool = True
@@ -120,6 +128,7 @@ class AnswerSettings:
             raise SettingError(
                 "top_logprobs is asked for without logprobs", expected="logprobs=True beside it"
             )
+        form_of(self.response_format, self.grammar, self.regex)
         check_choice("when_full", self.when_full, get_args(WhenFull))
         object.__setattr__(self, "tools", as_tools(self.tools))
         choice = ToolChoice.of(self.tool_choice, self.tools)
@@ -130,6 +139,11 @@ class AnswerSettings:
     def callable_tools(self) -> tuple[Tool, ...]:
         """The tools that the model is shown."""
         return () if self.tool_choice.mode == "none" else self.tools
+
+    @property
+    def form(self) -> Form | None:
+        """The form that the answer is held to; None is any text."""
+        return form_of(self.response_format, self.grammar, self.regex)
 
     @property
     def n_logprobs(self) -> int | None:

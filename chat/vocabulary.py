@@ -182,6 +182,18 @@ class Vocabulary:
             return text.encode()
         return b""
 
+    def text_bytes(self) -> list[bytes | None]:
+        """The bytes that each token adds to a text; None of those that are no text."""
+        latin = {ord(character): byte for character, byte in _BYTE_OF.items()}
+        return [
+            text.translate(latin).encode("latin-1")
+            if kind == _NORMAL
+            else text.encode()
+            if kind == _USER_DEFINED
+            else None
+            for text, kind in zip(self._tokens, self._types, strict=True)
+        ]
+
     def token_text(self, token: int) -> str:
         """The name of a control token, or the text of any other; "�" where it is not UTF-8."""
         return self.token_bytes(token, special=True).decode("utf-8", "replace")

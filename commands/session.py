@@ -300,11 +300,7 @@ class Ended(SystemExit):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does; the first of them, and the others wait.
-
-    Python drops an exception that a signal raises while it frees objects; then the block ends with
-    it where it would have ended anyway.
-    """
+    """SIGTERM and SIGHUP end the block as Ctrl-C does; the first of them, and the others wait."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -314,20 +310,18 @@ def ended_by_signals() -> Iterator[None]:
         if (number := getattr(signal, name, None)) is not None
         and signal.getsignal(number) is signal.SIG_DFL
     ]
-    ending: Ended | None = None
+    has_ended = False
 
     def end(number: int, _frame: object) -> None:
-        nonlocal ending
-        if ending is None:
-            ending = Ended(128 + number)
-            raise ending
+        nonlocal has_ended
+        if not has_ended:
+            has_ended = True
+            raise Ended(128 + number)
 
     for number in numbers:
         signal.signal(number, end)
     try:
         yield
-        if ending is not None:
-            raise ending
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +17,10 @@ async def health(request: Request) -> JSONResponse:
     server = server_of(request)
     if server.stopping:
         raise ApiError(503, "The server is stopping.", code="stopping")
-    server.known_facts()
+    if server.facts is None:
+        raise ApiError(
+            503, "The model is being loaded.", code="loading", headers={"Retry-After": "5"}
+        )
     return JSONResponse({"status": "ok", "model": server.models.phase})
 
 
@@ -26,9 +28,7 @@ async def models(request: Request) -> JSONResponse:
     """The list of models, which is one."""
     server = server_of(request)
     known = [] if server.facts is None else [_entry(server)]
-    name = known[0]["id"] if known else None
-    ends = {"first_id": name, "last_id": name, "has_more": False}  # Anthropic's
-    return JSONResponse({"object": "list", "data": known, **ends})
+    return JSONResponse({"object": "list", "data": known})
 
 
 async def model(request: Request) -> JSONResponse:
@@ -46,7 +46,7 @@ async def model(request: Request) -> JSONResponse:
 
 
 def _entry(server: Server) -> dict[str, Any]:
-    """What clients are told of the model: OpenAI's fields, Anthropic's, vLLM's and llama.cpp's."""
+    """What clients are told of the model: OpenAI's fields, then llama.cpp's and vLLM's."""
     facts = server.facts
     assert facts is not None
     return {
@@ -54,9 +54,6 @@ def _entry(server: Server) -> dict[str, Any]:
         "object": "model",
         "created": facts.created,
         "owned_by": "llama4-edge",
-        "type": "model",
-        "display_name": facts.name,
-        "created_at": datetime.fromtimestamp(facts.created, timezone.utc).isoformat(),
         "max_model_len": facts.n_ctx,
         "meta": {
             "name": facts.name,

@@ -1,1 +1,0 @@
-"""The page at ``/``: a chat in the browser, of files that this server alone has."""
