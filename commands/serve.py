@@ -107,6 +107,11 @@ class LoadOptions:
         "--slot-save", "--slot-save-path", kind=str, metavar="DIR",
         help="Keep what was read in DIR at the end, and take it up at the start.",
     )  # fmt: skip
+    sessions: str | None = option(
+        "--sessions", kind=str, metavar="DIR",
+        help="Keep the page's conversations in DIR, with what was read of them. Without it they "
+        "last as long as the page's tab.",
+    )  # fmt: skip
     grace_seconds: int | None = option(
         "--grace", kind=values.whole_number(0, 86400), metavar="SECONDS",
         help="How long answers may go on when the server is to stop.",
@@ -157,6 +162,18 @@ def serve(options: ServeOptions) -> int:
         --ssl-cert-file cert.pem --ssl-key-file key.pem
     """
     _check_extra()
+    log = ServeLog(as_json=options.json, verbose=options.verbose)
+    try:
+        return _serve(options, log)
+    except Llama4EdgeError as error:
+        if not options.json:
+            raise
+        log.failed(error)
+        return 1
+
+
+def _serve(options: ServeOptions, log: ServeLog) -> int:
+    """Serve until it is stopped; the exit code."""
     import asyncio
 
     from ..server.app import create_app
@@ -164,7 +181,6 @@ def serve(options: ServeOptions) -> int:
     from ..server.running import Running
     from ..server.slots import Slots
 
-    log = ServeLog(as_json=options.json, verbose=options.verbose)
     settings, tls = _settings(options), _tls(options.place)
     check_name(options.model, "serve")
     slots = None if options.load.slot_save is None else Slots(options.load.slot_save)
@@ -222,6 +238,7 @@ def _settings(options: ServeOptions) -> ServerSettings:
         cors_origins=place.cors_origins,
         hosts=None if place.socket is not None else tuple(dict.fromkeys(names)),
         sampling=options.sampling.sampling(),
+        sessions=load.sessions,
         **{
             name: limits[name]
             for name in ("max_queue", "max_body", "grace_seconds")

@@ -18,6 +18,7 @@ from .flags import with_flags
 from .output import show_warnings
 
 if TYPE_CHECKING:
+    from ..errors import Llama4EdgeError
     from ..model import Model
     from ..server.state import Served
 
@@ -81,6 +82,10 @@ class ServeLog:
     def stopped(self) -> None:
         """The model is freed."""
         self._say({"event": "stopped"}, "Stopped.")
+
+    def failed(self, error: Llama4EdgeError) -> None:
+        """It cannot go on; as JSON."""
+        self._write({"event": "failed", **error.as_dict()})
 
     def warned(self, level: str, message: str) -> None:
         """The library has something to say."""

@@ -300,7 +300,11 @@ class Ended(SystemExit):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does; the first of them, and the others wait."""
+    """SIGTERM and SIGHUP end the block as Ctrl-C does; the first of them, and the others wait.
+
+    Python drops an exception that a signal raises while it frees objects; then the block ends with
+    it where it would have ended anyway.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -310,18 +314,20 @@ def ended_by_signals() -> Iterator[None]:
         if (number := getattr(signal, name, None)) is not None
         and signal.getsignal(number) is signal.SIG_DFL
     ]
-    has_ended = False
+    ending: Ended | None = None
 
     def end(number: int, _frame: object) -> None:
-        nonlocal has_ended
-        if not has_ended:
-            has_ended = True
-            raise Ended(128 + number)
+        nonlocal ending
+        if ending is None:
+            ending = Ended(128 + number)
+            raise ending
 
     for number in numbers:
         signal.signal(number, end)
     try:
         yield
+        if ending is not None:
+            raise ending
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

@@ -140,6 +140,14 @@ class Engine:
             self._call(lambda: None)
         return self.settings.n_ctx - len(self._sequence.tokens)
 
+    @property
+    def sequences(self) -> list[tuple[int, bool]]:
+        """Of each sequence, how many tokens it holds and whether a request has it, as of now.
+
+        Any thread may ask, at any time.
+        """
+        return self.scheduler.usage
+
     def request(
         self,
         prompt: Sequence[int],

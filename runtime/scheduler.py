@@ -144,6 +144,11 @@ class Scheduler:
         for request in (*self._running, *self._waiting, *self._arrived):
             self._end(request, EngineError("the model was closed", hint="Open it again."))
 
+    @property
+    def usage(self) -> list[tuple[int, bool]]:
+        """See ``Engine.sequences``."""
+        return [(len(sequence.tokens), self.uses(sequence)) for sequence in self._sequences]
+
     # --- in the engine's thread
 
     def uses(self, sequence: CachedSequence) -> bool:

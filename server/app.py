@@ -13,13 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
-from . import anthropic, chat, completions, models, responses
+from . import anthropic, chat, completions, conversations, models, responses, utilities
 from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
+from .metrics import Metrics
+from .page import files as page
 from .settings import ServerSettings
 from .state import Server, record_of
 
@@ -37,11 +40,14 @@ def create_app(
     """
     keeper = ModelKeeper(model) if isinstance(model, AsyncModel) else model
     server = Server(keeper, settings or ServerSettings())
+    if server.sessions is not None:
+        keeper.add_closing(server.sessions.keep_states)
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         keeper.start()
         yield
+        await conversations.settle(server)
 
     app = Starlette(
         routes=[
@@ -50,6 +56,9 @@ def create_app(
             *completions.routes,
             *responses.routes,
             *anthropic.routes,
+            *utilities.routes,
+            *conversations.routes,
+            *page.routes,
         ],
         middleware=[Middleware(Gate, server=server)],
         exception_handlers={
@@ -61,6 +70,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.server = server
+    app.state.metrics = Metrics(server, [one.path for one in app.routes if isinstance(one, Route)])
     return app
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..async_model import AsyncModel
+from ..chat.vocabulary import Vocabulary
 from ..model import Model
 from .errors import ApiError
 
@@ -32,6 +33,8 @@ class ModelFacts:
         n_parallel: answers that are made at the same time.
         created: when it was loaded first, in seconds since 1970.
         has_pictures: whether it has a projector.
+        chat_template: its Jinja text; None if it has none.
+        bos, eos: the tokens with which a text begins and ends; "" if there is none.
     """
 
     name: str
@@ -45,6 +48,9 @@ class ModelFacts:
     bytes: int
     created: int
     has_pictures: bool
+    chat_template: str | None
+    bos: str
+    eos: str
 
     @classmethod
     def of(cls, model: Model) -> ModelFacts:
@@ -62,7 +68,14 @@ class ModelFacts:
             bytes=sum(tensor.nbytes for tensor in info.tensors),
             created=int(time.time()),
             has_pictures=model.projector is not None,
+            chat_template=info.chat_template,
+            bos=_token_text(model.vocabulary, model.vocabulary.bos_id),
+            eos=_token_text(model.vocabulary, model.vocabulary.eos_id),
         )
+
+
+def _token_text(vocabulary: Vocabulary, token: int | None) -> str:
+    return "" if token is None else vocabulary.token_text(token)
 
 
 def _nothing(model: Model) -> None:
@@ -110,6 +123,21 @@ class ModelKeeper:
         if self._changing is not None:
             return "loading"
         return "failed" if self.failure is not None else "unloaded"
+
+    @property
+    def loaded(self) -> AsyncModel | None:
+        """The model where it is loaded; it may be freed at any time."""
+        return self._model
+
+    def add_closing(self, closing: Callable[[Model], None]) -> None:
+        """Have this called too with a model that is about to be freed, and first."""
+        later = self._closing
+
+        def both(model: Model) -> None:
+            closing(model)
+            later(model)
+
+        self._closing = both
 
     def start(self) -> None:
         """Begin to load it, where it is not loaded."""

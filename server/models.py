@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
@@ -17,10 +18,7 @@ async def health(request: Request) -> JSONResponse:
     server = server_of(request)
     if server.stopping:
         raise ApiError(503, "The server is stopping.", code="stopping")
-    if server.facts is None:
-        raise ApiError(
-            503, "The model is being loaded.", code="loading", headers={"Retry-After": "5"}
-        )
+    server.known_facts()
     return JSONResponse({"status": "ok", "model": server.models.phase})
 
 
@@ -28,7 +26,9 @@ async def models(request: Request) -> JSONResponse:
     """The list of models, which is one."""
     server = server_of(request)
     known = [] if server.facts is None else [_entry(server)]
-    return JSONResponse({"object": "list", "data": known})
+    name = known[0]["id"] if known else None
+    ends = {"first_id": name, "last_id": name, "has_more": False}  # Anthropic's
+    return JSONResponse({"object": "list", "data": known, **ends})
 
 
 async def model(request: Request) -> JSONResponse:
@@ -46,7 +46,7 @@ async def model(request: Request) -> JSONResponse:
 
 
 def _entry(server: Server) -> dict[str, Any]:
-    """What clients are told of the model: OpenAI's fields, then llama.cpp's and vLLM's."""
+    """What clients are told of the model: OpenAI's fields, Anthropic's, vLLM's and llama.cpp's."""
     facts = server.facts
     assert facts is not None
     return {
@@ -54,6 +54,9 @@ def _entry(server: Server) -> dict[str, Any]:
         "object": "model",
         "created": facts.created,
         "owned_by": "llama4-edge",
+        "type": "model",
+        "display_name": facts.name,
+        "created_at": datetime.fromtimestamp(facts.created, timezone.utc).isoformat(),
         "max_model_len": facts.n_ctx,
         "meta": {
             "name": facts.name,

@@ -5,11 +5,12 @@ Promises that settings which exist can be carried out.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from ..chat.options import AnswerSettings
 from ..errors import SettingError
-from ..ranges import as_tuple, check_text, check_whole, is_number, outside
+from ..ranges import as_path, as_tuple, check_text, check_whole, is_number, outside
 from ..runtime.sampling import Sampling
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -30,6 +31,8 @@ class ServerSettings:
         hosts: what the server may be called in a request's ``Host``, beside addresses; None is
             anything, as on a Unix socket, which no browser reaches.
         sampling: how tokens are chosen where a request does not say.
+        sessions: a directory where the page's conversations are kept, with what the model has
+            read of them; None keeps none.
         max_queue: requests that may wait beyond those that are answered.
         max_body: bytes of a request.
         body_seconds: how long a request may take to come in, beside a second for each 16 KiB.
@@ -45,6 +48,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = LOOPBACK
     sampling: Sampling = field(default_factory=Sampling)
+    sessions: str | os.PathLike[str] | None = None
     max_queue: int = 64
     max_body: int = 64 * MEBIBYTE
     body_seconds: float = 30.0
@@ -61,6 +65,8 @@ class ServerSettings:
             names = tuple(name.lower().strip("[]") for name in _texts("hosts", self.hosts))
             object.__setattr__(self, "hosts", names)
         AnswerSettings(sampling=self.sampling)
+        if self.sessions is not None:
+            object.__setattr__(self, "sessions", as_path("sessions", self.sessions))
         check_whole("max_queue", self.max_queue, 0)
         check_whole("max_body", self.max_body, 1)
         for name in ("body_seconds", "grace_seconds", "beat_seconds"):

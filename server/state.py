@@ -20,6 +20,7 @@ from ..chat.answer import Completion
 from .errors import ApiError
 from .keeper import ModelFacts, ModelKeeper
 from .responses_store import ResponseStore
+from .session_folder import SessionFolder
 from .settings import ServerSettings
 
 
@@ -107,8 +108,10 @@ class Queue:
 class Server:
     """What a server has and does for its routes.
 
-    ``observers`` are called with each request that was answered, in the event loop. ``stopping`` is
-    whether no more are taken, ``ending`` whether those that are left are ended.
+    ``sessions`` is where conversations are kept, None where none are; ``asides`` are done after the
+    answers that they belong to. ``observers`` are called with each request that was answered, in
+    the event loop. ``stopping`` is whether no more are taken, ``ending`` whether those that are
+    left are ended.
     """
 
     def __init__(self, models: ModelKeeper, settings: ServerSettings) -> None:
@@ -116,6 +119,8 @@ class Server:
         self.settings = settings
         self.queue = Queue(settings.max_queue)
         self.responses = ResponseStore()
+        self.sessions = None if settings.sessions is None else SessionFolder(settings.sessions)
+        self.asides: set[asyncio.Task[None]] = set()
         self.observers: list[Callable[[Served], None]] = []
         self.stopping = self.ending = False
         self._answers: set[asyncio.Future[None]] = set()
@@ -124,6 +129,18 @@ class Server:
     def facts(self) -> ModelFacts | None:
         """What is known of the model; None before it was loaded first."""
         return self.models.facts
+
+    def known_facts(self) -> ModelFacts:
+        """What is known of the model.
+
+        Raises:
+            ApiError: it is being loaded for the first time.
+        """
+        if self.facts is None:
+            raise ApiError(
+                503, "The model is being loaded.", code="loading", headers={"Retry-After": "5"}
+            )
+        return self.facts
 
     @property
     def model_name(self) -> str:

@@ -45,7 +45,6 @@ class Writer(Protocol):
 async def whole_answer(call: Call[Any], stream: AsyncStream, writer: Writer) -> Response:
     """The answer in one piece."""
     async for batch in events_of([stream]):
-        call.record.note_first()
         for _, event in batch:
             if isinstance(event, AnswerEnded):
                 call.record.note(event.completion)

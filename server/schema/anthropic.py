@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from ..body import Schema
 
@@ -167,10 +166,9 @@ class Tool(Wire):
     def _is_the_clients(cls, tool: object) -> object:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and kind != "custom":
-            raise PydanticCustomError(
-                "unsupported_tool",
-                "the tool {kind} is Anthropic's own; give a tool with a name and an input_schema",
-                {"kind": repr(kind)},
+            raise ValueError(
+                f"the tool {kind[:80]} is Anthropic's own; give a tool with a name and an "
+                "input_schema"
             )
         return tool
 

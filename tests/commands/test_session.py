@@ -16,7 +16,7 @@ import pytest
 
 from llama4_edge import Conversation, Model
 from llama4_edge.chat.answer import Stream
-from llama4_edge.commands.session import pictures_to_add
+from llama4_edge.commands.session import Ended, ended_by_signals, pictures_to_add
 from llama4_edge.runtime.files.session_writer import SessionWriter
 from tests.command_line import Command, the_error
 from tests.tiny_model import never_ending
@@ -260,6 +260,19 @@ def wait_for_answer(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     assert process.stdout.read(1)
     time.sleep(0.2)
+
+
+def test_a_signal_whose_exception_python_drops_still_ends_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with pytest.raises(Ended) as caught, ended_by_signals():
+        Freed()
+    assert caught.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])

@@ -51,13 +51,22 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    model: Model | ModelKeeper, settings: ServerSettings | None = None
+    model: Model | ModelKeeper,
+    settings: ServerSettings | None = None,
+    *,
+    send_buffer: int | None = None,
 ) -> Iterator[RunningServer]:
-    """The server, until the end of the block."""
+    """The server, until the end of the block.
+
+    Args:
+        send_buffer: bytes that the kernel takes of what was not received yet.
+    """
     app = create_app(AsyncModel(model) if isinstance(model, Model) else model, settings)
     running = Running(app)
     loop = asyncio.new_event_loop()
     with listening_port("127.0.0.1", 0) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(
             target=lambda: loop.run_until_complete(running.listen([listener])), daemon=True

@@ -263,7 +263,7 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
             "tools[0]",
-            "'web_search_20250305' is Anthropic's own",
+            "the tool web_search_20250305 is Anthropic's own",
         ),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema", "missing"),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "there are no tools"),
