@@ -29,7 +29,7 @@ def _no_answers(_: object) -> int:
 async def _tokenize(call: Call[wire.TokenizeRequest]) -> Response:
     body, model = call.body, call.model.model
     tokens = await asyncio.to_thread(
-        model.tokenize, body.content, special=body.parse_special, add_bos=body.add_special
+        model.tokenize, body.text, special=body.parse_special, add_bos=body.adds_bos
     )
     if not body.with_pieces:
         return JSONResponse({"tokens": tokens})
@@ -49,9 +49,8 @@ def _piece(data: bytes) -> str | list[int]:
 
 async def _detokenize(call: Call[wire.DetokenizeRequest]) -> Response:
     model, tokens = call.model.model, call.body.tokens
-    return JSONResponse(
-        {"content": await asyncio.to_thread(model.detokenize, tokens, special=True)}
-    )
+    text = await asyncio.to_thread(model.detokenize, tokens, special=True)
+    return JSONResponse({"content": text, "prompt": text})
 
 
 async def _apply_template(call: Call[ChatRequest]) -> Response:
@@ -84,6 +83,18 @@ async def _properties(request: Request) -> Response:
             "eos_token": facts.eos,
             "build_info": f"llama4-edge {__version__}",
             "is_sleeping": server.models.loaded is None,
+        }
+    )
+
+
+async def _tokenizer(request: Request) -> Response:
+    """What vLLM tells of a tokenizer."""
+    facts = server_of(request).known_facts()
+    return JSONResponse(
+        {
+            "bos_token": facts.bos,
+            "eos_token": facts.eos,
+            "chat_template": facts.chat_template or "",
         }
     )
 
@@ -142,6 +153,7 @@ routes = [
         n_answers=_no_answers,
     ).route("/apply-template"),
     Route("/props", _properties),
+    Route("/tokenizer_info", _tokenizer),
     Route("/slots", _slots),
     Route("/metrics", _metrics),
     *(

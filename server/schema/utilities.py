@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..body import Schema
 
 
 class TokenizeRequest(Schema):
-    """The body of ``/tokenize``."""
+    """The body of ``/tokenize``, with llama.cpp's fields or vLLM's."""
 
-    content: str
+    content: str | None = None
+    prompt: str | None = Field(None, description="vLLM's word for content.")
     add_special: bool = Field(False, description="Whether BOS comes first.")
+    add_special_tokens: bool | None = Field(None, description="vLLM's word for add_special.")
     parse_special: bool = Field(True, description="Whether control tokens are read by their names.")
     with_pieces: bool = Field(False, description="Whether each token comes with its text.")
+
+    @model_validator(mode="after")
+    def _one_text(self) -> TokenizeRequest:
+        if (self.content is None) == (self.prompt is None):
+            raise ValueError("content is missing, or there is prompt beside it: give one of them")
+        return self
+
+    @property
+    def text(self) -> str:
+        """What is to become tokens."""
+        return self.prompt or "" if self.content is None else self.content
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether BOS comes first."""
+        return self.add_special if self.add_special_tokens is None else self.add_special_tokens
 
 
 class TokenPiece(Schema):
@@ -41,6 +59,15 @@ class DetokenizeAnswer(Schema):
     """A text, with the names of control tokens."""
 
     content: str
+    prompt: str = Field(description="The same, in vLLM's word.")
+
+
+class TokenizerFacts(Schema):
+    """What vLLM tells of a tokenizer, which evaluation harnesses ask for."""
+
+    bos_token: str
+    eos_token: str
+    chat_template: str
 
 
 class TemplateAnswer(Schema):

@@ -30,9 +30,26 @@ def test_a_text_becomes_tokens_and_back(demo: httpx.Client, demo_model: Model) -
         body = {"content": TEXT, "parse_special": special}
         tokens = demo.post("/tokenize", json=body).json()["tokens"]
         assert tokens == demo_model.tokenize(TEXT, special=special)
-        assert demo.post("/detokenize", json={"tokens": tokens}).json() == {"content": TEXT}
+        assert demo.post("/detokenize", json={"tokens": tokens}).json() == {
+            "content": TEXT,
+            "prompt": TEXT,
+        }
     tokens = demo.post("/tokenize", json={"content": "a", "add_special": True}).json()["tokens"]
     assert tokens == demo_model.tokenize("a", add_bos=True)
+
+
+def test_vllms_words_give_the_same_tokens(demo: httpx.Client, demo_model: Model) -> None:
+    for added in (False, True):
+        body = {"prompt": TEXT, "add_special_tokens": added}
+        tokens = demo.post("/tokenize", json=body).json()["tokens"]
+        assert tokens == demo_model.tokenize(TEXT, special=True, add_bos=added)
+    for wrong in ({}, {"prompt": "a", "content": "a"}):
+        answer = demo.post("/tokenize", json=wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "content")
+    facts = demo.get("/tokenizer_info").json()
+    for name in ("bos_token", "eos_token"):
+        (token,) = demo_model.tokenize(facts[name], special=True)
+        assert demo_model.engine.is_end(token) == (name == "eos_token")
 
 
 def test_pieces_are_texts_or_bytes(demo: httpx.Client) -> None:
