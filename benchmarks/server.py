@@ -51,7 +51,7 @@ from demo.training.lessons.haystack import hay
 from demo.training.lessons.skills import NAMES, THINGS, TRAITS
 from llama4_edge.system.cores import decoding_threads
 
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _START_SECONDS = 300.0
 _LOAD_SECONDS = 0.05
 # Tokens of a sentence of `hay`, about, in the vocabulary of the model in the box.
@@ -275,7 +275,7 @@ def running(command: Sequence[str], port: int) -> Iterator[psutil.Process]:
 def is_healthy(port: int) -> bool:
     """Whether a server answers, and has loaded its model."""
     try:
-        with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -284,14 +284,14 @@ def is_healthy(port: int) -> bool:
 def free_port() -> int:
     """A port that nobody listens at."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
 def ask(port: int, scripts: Sequence[Script]) -> list[Answer]:
     """What came of the scripts, asked by another process."""
-    job = json.dumps(asdict(Job(_HOST, port, scripts)))
+    job = json.dumps(asdict(Job(HOST, port, scripts)))
     command = [sys.executable, "-m", "benchmarks.http_client"]
     done = subprocess.run(command, input=job, capture_output=True, text=True, cwd=OUT.parents[1])
     if done.returncode:
