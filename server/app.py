@@ -17,7 +17,16 @@ from starlette.routing import Route
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
-from . import anthropic, chat, completions, conversations, models, responses, utilities
+from . import (
+    anthropic,
+    chat,
+    completions,
+    conversations,
+    models,
+    openapi,
+    responses,
+    utilities,
+)
 from .errors import ApiError, api_error, error_response
 from .gate import Gate
 from .keeper import ModelKeeper
@@ -57,6 +66,7 @@ def create_app(
             *responses.routes,
             *anthropic.routes,
             *utilities.routes,
+            *openapi.routes,
             *conversations.routes,
             *page.routes,
         ],

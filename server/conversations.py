@@ -186,11 +186,11 @@ async def _model_if_here(server: Server) -> AsyncIterator[Model | None]:
 
 
 routes = [
-    Route("/conversations", _list, methods=["GET"]),
-    Route("/conversations", _create, methods=["POST"]),
-    Route("/conversations/{name}", _read, methods=["GET"]),
-    Route("/conversations/{name}", _change, methods=["PUT"]),
-    Route("/conversations/{name}", _rename, methods=["PATCH"]),
-    Route("/conversations/{name}", _remove, methods=["DELETE"]),
-    Route("/conversations/{name}/resume", _resume, methods=["POST"]),
+    Route("/conversations", _list, methods=["GET"], include_in_schema=False),
+    Route("/conversations", _create, methods=["POST"], include_in_schema=False),
+    Route("/conversations/{name}", _read, methods=["GET"], include_in_schema=False),
+    Route("/conversations/{name}", _change, methods=["PUT"], include_in_schema=False),
+    Route("/conversations/{name}", _rename, methods=["PATCH"], include_in_schema=False),
+    Route("/conversations/{name}", _remove, methods=["DELETE"], include_in_schema=False),
+    Route("/conversations/{name}/resume", _resume, methods=["POST"], include_in_schema=False),
 ]

@@ -73,12 +73,14 @@ def _question(body: wire.PromptFields, store: ResponseStore) -> Asked:
 
 
 async def _get(request: Request) -> Response:
+    """A response that is kept."""
     if request.query_params.get("stream", "false").lower() not in ("false", "0"):
         raise ApiError(400, "stream: a response that is kept does not come as a stream", "stream")
     return JSONResponse(_kept(request).answer)
 
 
 async def _delete(request: Request) -> Response:
+    """Forget a response that is kept."""
     name = _kept(request).answer["id"]
     server_of(request).responses.delete(name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})

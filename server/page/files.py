@@ -64,7 +64,7 @@ def file_route(path: str, name: str) -> Route:
             return Response(status_code=304, headers=headers)
         return Response(data, headers=headers, media_type=MEDIA_TYPES[Path(name).suffix])
 
-    return Route(path, send)
+    return Route(path, send, include_in_schema=False)
 
 
 @cache

@@ -76,13 +76,6 @@ class TemplateAnswer(Schema):
     prompt: str
 
 
-class Health(Schema):
-    """Whether the server answers, and what the model is doing."""
-
-    status: Literal["ok"]
-    model: Literal["loading", "ready", "unloaded", "failed"]
-
-
 class Slot(Schema):
     """One sequence of the context."""
 
