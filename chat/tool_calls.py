@@ -103,7 +103,7 @@ def read_arguments(text: str) -> tuple[dict[str, Any], str | None]:
         return taken
 
     if _depth(text) > MAX_DEPTH:
-        return {}, f"they are nested more than {MAX_DEPTH} levels deep"
+        return {}, f"the arguments are nested more than {MAX_DEPTH} levels deep"
     try:
         value = json.loads(
             text,
@@ -113,11 +113,11 @@ def read_arguments(text: str) -> tuple[dict[str, Any], str | None]:
             parse_float=_float,
         )
     except json.JSONDecodeError as error:
-        return {}, f"they are not JSON: {error.msg} at character {error.pos + 1}"
+        return {}, f"the arguments are not JSON: {error.msg} at character {error.pos + 1}"
     except ValueError as error:
         return {}, str(error)
     if not isinstance(value, dict):
-        return {}, "they are not an object with names and values"
+        return {}, "the arguments are not an object with names and values"
     return value, f"{shown(repeated[0])} is given twice" if repeated else None
 
 

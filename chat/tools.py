@@ -78,7 +78,7 @@ class Tool:
         try:
             error = next(iter(validator.iter_errors(dict(arguments))), None)
         except (Unresolvable, RecursionError, ValueError, re.error) as fault:
-            return f"they cannot be compared with the tool's schema: {fault}"[:_MAX_ERROR]
+            return f"the arguments cannot be compared with the tool's schema: {fault}"[:_MAX_ERROR]
         if error is None:
             return None
         where = "".join(f"[{part!r}]" for part in error.absolute_path)
