@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat.answer import Answer, Completion
-from .chat.events import AnswerEnded, AnswerEvent, TextPiece
+from .chat.events import AnswerEnded, AnswerEvent, CallEvent, TextPiece
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, chat_settings, text_settings
 from .chat.session import Session
@@ -77,7 +77,9 @@ class AsyncStream(Answer, AsyncIterator[str]):
             StopAsyncIteration: the answer is complete, or was closed or cancelled.
             EngineError: llama.cpp failed, or the model was closed.
         """
-        return (await self._next()).text
+        while not isinstance(event := await self._next(), TextPiece):
+            pass
+        return event.text
 
     async def events(self) -> AsyncIterator[AnswerEvent]:
         """The answer as typed events; see ``Stream.events``."""
@@ -89,8 +91,8 @@ class AsyncStream(Answer, AsyncIterator[str]):
             yield piece
         yield AnswerEnded(self.completion)
 
-    async def _next(self) -> TextPiece:
-        """The next piece; see `__anext__`."""
+    async def _next(self) -> TextPiece | CallEvent:
+        """The next piece of text or of a call; see `__anext__`."""
         self._request.owned_by(*_reader())
         try:
             while (piece := self._take()) is None:

@@ -11,25 +11,29 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..errors import EngineError
 from ..runtime.constraint import Constraint
 from ..runtime.engine import Engine
 from ..runtime.logprobs import TokenLogprobs
 from ..runtime.request import Outcome, Request
-from .events import AnswerEnded, AnswerEvent, TextPiece
+from .call_parser import Found
+from .conversation import Message
+from .events import AnswerEnded, AnswerEvent, CallEvent, TextPiece, ToolCallEnded
 from .options import AnswerSettings
 from .prompt import Prompt
 from .streaming import TextStream
 from .tool_calls import ToolCall
+from .tools import checked_call
 from .vocabulary import Vocabulary
 
-FinishReason = Outcome
-"""Why an answer ended, in OpenAI's words: the model or a stop string ended it, or ``max_tokens`` or
-the context was full."""
+FinishReason = Outcome | Literal["tool_calls"]
+"""Why an answer ended, in OpenAI's words: the model or a stop string ended it, with calls of tools
+or without, or ``max_tokens`` or the context was full."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Completion:
     accepted_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message, with its calls of tools, to go on with."""
+        return Message("assistant", self.text, tool_calls=self.tool_calls)
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -108,8 +117,8 @@ class Answer:
         sampling = settings.sampling.with_seed()
         self._seed = sampling.seed or 0
         self._text = _Text(vocabulary, settings)
-        # Pieces that were handed out, each with the number of tokens that it ends with.
-        self._read: list[tuple[str, int]] = []
+        # What was handed out, each with the number of tokens that it ends with.
+        self._read: list[tuple[TextPiece | CallEvent, int]] = []
         self._finished = self._closed = False
         self._request: Request = engine.request(
             prompt.positions,
@@ -175,12 +184,14 @@ class Answer:
                 "the answer is not complete yet", hint="Read the stream to its end, or close it."
             )
         request, text = self._request, self._text
-        reason = None if self._closed else request.outcome
+        reason: FinishReason | None = None if self._closed else request.outcome
+        events = [event for event, _ in self._read]
+        calls = tuple(event.call for event in events if isinstance(event, ToolCallEnded))
         tokens = tuple(text.tokens[: self._n_read] if self._closed else text.tokens)
         return Completion(
-            text="".join(piece for piece, _ in self._read),
+            text="".join(event.text for event in events if isinstance(event, TextPiece)),
             tokens=tokens,
-            finish_reason=reason,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
             stop_string=text.stop.matched if reason else None,
             prompt_tokens=self._n_prompt,
             reused_tokens=request.reused_tokens,
@@ -192,6 +203,7 @@ class Answer:
             drafted_tokens=request.drafted_tokens,
             accepted_tokens=request.accepted_tokens,
             logprobs=self._logprobs(0, len(tokens)),
+            tool_calls=calls,
         )
 
     @property
@@ -232,8 +244,8 @@ class Answer:
         positions = None if shorter is None else shorter.positions
         self._engine.resume(self._request, positions)
 
-    def _take(self) -> TextPiece | None:
-        """The next piece if one is there; None while there is none.
+    def _take(self) -> TextPiece | CallEvent | None:
+        """The next piece of text or of a call if one is there; None while there is none.
 
         Raises:
             StopIteration: the answer is complete, or was closed or cancelled.
@@ -244,29 +256,38 @@ class Answer:
         if self._closed or self._is_complete:
             raise StopIteration
         if self._text.ready:
-            text, count = self._text.ready[0]
-            piece = TextPiece(text, self._logprobs(self._n_read, count))
-            self._read.append((text, count))
+            found, count = self._text.ready[0]
+            event = self._event_of(found, count)
+            self._read.append((event, count))
             self._text.ready.popleft()
             self._request.take(count)
-            return piece
+            return event
         if ended and self._request.error is not None:
             raise self._request.error
         return None
+
+    def _event_of(self, found: Found, count: int) -> TextPiece | CallEvent:
+        """What was found in the text, as it is handed out."""
+        if isinstance(found, str):
+            return TextPiece(found, self._logprobs(self._n_read, count))
+        if isinstance(found, ToolCallEnded):
+            return replace(found, call=checked_call(found.call, self._settings.tools))
+        return found
 
 
 class _Text:
     """The tokens of an answer and their text; the engine's thread adds, a reader takes away.
 
-    ``ready`` are pieces to hand out, each with the number of tokens whose bytes are all in the text
-    so far.
+    ``ready`` is what to hand out, text and what is found of calls, each with the number of tokens
+    whose bytes are all in the text so far.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: AnswerSettings) -> None:
         self.tokens: list[int] = []
         self._sizes: list[int] = []  # bytes of each
-        self.ready: deque[tuple[str, int]] = deque()
+        self.ready: deque[tuple[Found, int]] = deque()
         self.stop = TextStream(settings.stop)
+        self._calls = settings.call_parser()
         self._vocabulary, self._special = vocabulary, settings.special
 
     def accept(self, token: int, is_end: bool) -> bool:
@@ -277,19 +298,24 @@ class _Text:
         self.tokens.append(token)
         self._sizes.append(len(data))
         self._add(self.stop.push(data))
-        return self.stop.matched is None
+        return self.stop.matched is None and not (self._calls and self._calls.is_full)
 
     def finish(self) -> None:
         """No more tokens come: what was held back belongs to the answer."""
         self._add(self.stop.finish())
+        if self._calls is not None:
+            self._hand_out(self._calls.finish())
 
     def _add(self, text: str) -> None:
         if text:
-            count, waiting = len(self.tokens), self.stop.n_waiting
-            while waiting > 0:
-                count -= 1
-                waiting -= self._sizes[count]
-            self.ready.append((text, count))
+            self._hand_out([text] if self._calls is None else self._calls.push(text))
+
+    def _hand_out(self, found: Iterable[Found]) -> None:
+        count, waiting = len(self.tokens), self.stop.n_waiting
+        while waiting > 0:
+            count -= 1
+            waiting -= self._sizes[count]
+        self.ready.extend((one, count) for one in found)
 
 
 class Stream(Answer, Iterator[str]):
@@ -335,12 +361,15 @@ class Stream(Answer, Iterator[str]):
                 while no sequence was free; or a signal handler asks for a piece while the next one
                 is being made.
         """
-        return self._next().text
+        while not isinstance(event := self._next(), TextPiece):
+            pass
+        return event.text
 
     def events(self) -> Iterator[AnswerEvent]:
         """The answer as typed events: each `TextPiece`, and at the end an `AnswerEnded`.
 
-        What was read of the stream in another way is not repeated.
+        Of a call of a tool there are `ToolCallBegun`, each `ToolCallPiece` of its arguments, and
+        `ToolCallEnded`. What was read of the stream in another way is not repeated.
 
         Raises:
             EngineError: as `__next__`; then there is no `AnswerEnded`.
@@ -353,8 +382,8 @@ class Stream(Answer, Iterator[str]):
             yield piece
         yield AnswerEnded(self.completion)
 
-    def _next(self) -> TextPiece:
-        """The next piece; see `__next__`."""
+    def _next(self) -> TextPiece | CallEvent:
+        """The next piece of text or of a call; see `__next__`."""
         thread = threading.current_thread()
         self._request.owned_by(thread, thread.is_alive)
         with self._one_step():

@@ -23,7 +23,7 @@ from itertools import groupby
 from .events import CallEvent, ToolCallBegun, ToolCallEnded, ToolCallPiece
 from .literals import (
     WORDS,
-    Malformed,
+    MalformedError,
     Source,
     Step,
     quoted,
@@ -43,16 +43,21 @@ class CallParser:
 
     Args:
         tools: the names of the tools' parameters, in order, by the tool's name.
+        most: how many calls there may be; what follows the last of them is left out.
         new_id: makes the identifier of a call.
     """
 
     def __init__(
-        self, tools: Mapping[str, Sequence[str]], new_id: Callable[[], str] = new_call_id
+        self,
+        tools: Mapping[str, Sequence[str]],
+        *,
+        most: int | None = None,
+        new_id: Callable[[], str] = new_call_id,
     ) -> None:
         self._parameters = dict(tools)
         # Names are also read as JSON writes them in ASCII.
         self._names = {**{quoted_ascii(name): name for name in tools}, **{n: n for n in tools}}
-        self._new_id = new_id
+        self._most, self._new_id = most, new_id
         self._source = Source()
         self._found: list[Found] = []
         self._n_calls = 0
@@ -63,9 +68,14 @@ class CallParser:
         self._steps = self._answer()
         next(self._steps)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._begun is None and self._n_calls == self._most
+
     def push(self, text: str) -> list[Found]:
         """What has become certain with this text."""
-        if text:
+        if text and not self.is_full:
             self._source.add(text)
             next(self._steps)
         return self._taken()
@@ -73,8 +83,9 @@ class CallParser:
     def finish(self) -> list[Found]:
         """What was held back, now that no more text comes."""
         self._source.ended = True
-        with suppress(StopIteration):
-            next(self._steps)
+        if not self.is_full:
+            with suppress(StopIteration):
+                next(self._steps)
         return self._taken()
 
     def _taken(self) -> list[Found]:
@@ -258,7 +269,7 @@ class CallParser:
                 source.at += 1
                 self._write("}")
                 break
-        except Malformed as error:
+        except MalformedError as error:
             yield from self._rest(error, 1)
         self._end()
         return True
@@ -309,7 +320,7 @@ class CallParser:
             else:
                 yield from read_value(source, kept.append, python=False)
                 self._write(_unwrapped("".join(kept)))
-        except Malformed as error:
+        except MalformedError as error:
             self._write("".join(kept))
             yield from self._rest(error)
         self._end()
@@ -318,11 +329,11 @@ class CallParser:
         """A value, whole; False where there is none."""
         try:
             yield from read_value(self._source, kept.append, python=False)
-        except Malformed:
+        except MalformedError:
             return False
         return True
 
-    def _rest(self, error: Malformed, n_open: int = 0) -> Step[None]:
+    def _rest(self, error: MalformedError, n_open: int = 0) -> Step[None]:
         """The rest of malformed arguments, in so many brackets, as it stands."""
         source, depth = self._source, error.depth + n_open
         self._error = str(error)
@@ -373,7 +384,7 @@ class CallParser:
                         return
                     source.at += 1
                     yield from read_value(source, _ignore, python=False)
-                except Malformed:
+                except MalformedError:
                     return
             elif character == "}":
                 source.at += 1
@@ -412,6 +423,8 @@ class CallParser:
         call = ToolCall.of(begun.id, begun.name, "".join(self._written), self._error)
         self._found.append(ToolCallEnded(begun.index, call))
         self._begun = None
+        if self.is_full:
+            self._source.at = len(self._source.text)
 
     def _whole(self, name: str, arguments: str) -> None:
         """A call that was read to its end before it could be told from text."""

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..errors import SessionError, SettingError
-from ..ranges import as_path, check_choice
+from ..ranges import as_path, check_choice, check_text
 from ..runtime.sampling import Sampling
 from ..system.files import write_atomically
 from ..untrusted import Reader, Record, shown
 from .options import WhenFull
 from .pictures import Part, is_kept, kept_parts
+from .tool_calls import ToolCall, as_calls, call_of_record
 
 if TYPE_CHECKING:
     from ..runtime.files.session_file import SessionFile
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = "llama4-edge conversation"
-VERSION = 1
+VERSION = 2
+"""Of the format. Version 1 has no calls of tools; what has none is written as version 1 still."""
 
 MAX_BYTES = 1 << 27
 """The largest file that is read: ten million tokens of text are about 40 MB."""
@@ -50,6 +52,8 @@ class Message:
     Args:
         content: a text, or parts of text and pictures, which then are kept in the message itself;
             see `with_images`.
+        tool_calls: what an answer calls of tools, as `ToolCall` values or in OpenAI's form.
+        tool_call_id: of the call whose result this message is, where its role is ``tool``.
 
     Raises:
         SettingError: one of them is of the wrong type.
@@ -58,8 +62,12 @@ class Message:
 
     role: str
     content: Content
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tool_calls", as_calls(self.tool_calls))
+        check_text("the tool_call_id of a message", self.tool_call_id, or_none=True)
         if isinstance(self.content, list | tuple):
             object.__setattr__(self, "content", kept_parts(self.content))
         for name, kinds in (("role", str), ("content", str | tuple)):
@@ -71,7 +79,9 @@ class Message:
 
     def __repr__(self) -> str:
         """As Python writes it, with a word for each picture, which may have megabytes."""
-        return f"Message(role={self.role!r}, content={str(self)!r})"
+        calls = f", tool_calls={self.tool_calls!r}" if self.tool_calls else ""
+        result = "" if self.tool_call_id is None else f", tool_call_id={self.tool_call_id!r}"
+        return f"Message(role={self.role!r}, content={str(self)!r}{calls}{result})"
 
     @property
     def text(self) -> str:
@@ -133,9 +143,22 @@ class Conversation:
         return replace(self, messages=(*self.messages, Message("user", content)))  # type: ignore[arg-type]
 
     def assistant(self, answer: str | Completion) -> Conversation:
-        """The conversation with an answer at its end."""
-        text: Any = answer if isinstance(answer, str) else getattr(answer, "text", answer)
-        return replace(self, messages=(*self.messages, Message("assistant", text)))
+        """The conversation with an answer at its end, and the answer's calls of tools."""
+        message = getattr(answer, "message", None)
+        if not isinstance(message, Message):
+            message = Message("assistant", answer)  # type: ignore[arg-type]  # it refuses others
+        return replace(self, messages=(*self.messages, message))
+
+    def tool(self, call: ToolCall | str, result: str) -> Conversation:
+        """The conversation with the result of a call of a tool at its end.
+
+        Args:
+            call: the call, or its id.
+            result: what the tool gave back.
+        """
+        identifier = call.id if isinstance(call, ToolCall) else call
+        message = Message("tool", result, tool_call_id=identifier)
+        return replace(self, messages=(*self.messages, message))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation as JSON, replacing the file in one step.
@@ -192,22 +215,36 @@ def as_record(conversation: Conversation) -> dict[str, object]:
     """The conversation as it is written."""
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if any(map(_has_tools, conversation.messages)) else 1,
         "model": conversation.model,
         "sampling": _changed(conversation.sampling),
         **({} if conversation.when_full == "stop" else {"when_full": conversation.when_full}),
-        "messages": [asdict(message) for message in conversation.messages],
+        "messages": [message_record(message) for message in conversation.messages],
     }
+
+
+def message_record(message: Message) -> dict[str, Any]:
+    """A message as it is written; without what it has not."""
+    record: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        record["tool_calls"] = [call.as_record() for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        record["tool_call_id"] = message.tool_call_id
+    return record
+
+
+def _has_tools(message: Message) -> bool:
+    return bool(message.tool_calls) or message.tool_call_id is not None
 
 
 def _conversation(file: Record) -> Conversation:
     if file.get("format") != FORMAT:
         raise _damaged(file, "something else", f'an object with "format": "{FORMAT}"')
-    if file.get("version") != VERSION:
+    if file.get("version") not in (1, VERSION):
         raise SessionError(
             f"{file.name}: the conversation is of a version that this release does not read",
             found=shown(file.get("version")),
-            expected=str(VERSION),
+            expected=f"1 to {VERSION}",
             hint="Open it with the release that saved it.",
         )
     names = {entry.name for entry in fields(Conversation)} - (_NOT_ALWAYS - set(file))
@@ -249,24 +286,38 @@ def _as_messages(messages: object) -> tuple[Message, ...]:
 
 
 def _as_message(message: object) -> Message:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+    names = set(message) if isinstance(message, Mapping) else set()
+    known = {entry.name for entry in fields(Message)}
+    if not (isinstance(message, Mapping) and {"role", "content"} <= names <= known):
         raise SettingError(
             "a message is of the wrong type",
             found=shown(", ".join(map(str, message)) if isinstance(message, Mapping) else message),
             expected='a Message, or {"role": "user", "content": "..."}',
         )
-    return Message(**message)
+    given = {name: value for name, value in message.items() if value is not None}
+    if message.get("tool_calls"):
+        given.setdefault("content", "")  # OpenAI has null beside calls
+    return Message(**{"content": None, **given})
 
 
 def _message(record: Record) -> Message:
-    _expect_keys(record, "a message", [entry.name for entry in fields(Message)])
+    optional = {"tool_calls", "tool_call_id"} & set(record)
+    _expect_keys(record, "a message", {"role", "content", *optional})
     content = record["content"]
+    tools: dict[str, Any] = {}
+    if "tool_call_id" in record:
+        tools["tool_call_id"] = record.text("tool_call_id")
+    if "tool_calls" in record:
+        try:
+            tools["tool_calls"] = tuple(map(call_of_record, record.records("tool_calls")))
+        except SettingError as error:
+            raise _damaged(record, f'"tool_calls" where {error}', "calls of tools") from error
     if isinstance(content, list):
         # What names a file is not for a conversation that somebody else may have written.
         if not all(map(is_kept, content)):
             raise record.fault("content", "texts and pictures as data: URLs")
-        return Message(record.text("role"), tuple(content))
-    return Message(record.text("role"), record.text("content"))
+        return Message(record.text("role"), tuple(content), **tools)
+    return Message(record.text("role"), record.text("content"), **tools)
 
 
 def _sampling(record: Record) -> Sampling:

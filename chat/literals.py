@@ -1,8 +1,8 @@
 """One value of JSON, or a literal of Python, read character by character and written as JSON.
 
 Promises JSON in pieces that together are the same whichever way the text was cut, in time that
-grows with its length; what is no literal raises `Malformed`. Nothing is evaluated. Knows nothing of
-tools.
+grows with its length; what is no literal raises `MalformedError`. Nothing is evaluated. Knows
+nothing of tools.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Step = Generator[None, None, _T]
 Write = Callable[[str], object]
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """Text that is no literal.
 
     Args:
@@ -40,7 +40,7 @@ class Malformed(Exception):
         self.depth = 0
 
 
-class Cut(Malformed):
+class CutError(MalformedError):
     """The text ends in the middle of a literal."""
 
 
@@ -115,7 +115,7 @@ def read_value(source: Source, write: Write, *, python: bool) -> Step[None]:
         python: whether escapes in strings, tuples and numbers are those of Python.
 
     Raises:
-        Malformed: there is none; Cut where the text ends in it.
+        MalformedError: there is none; CutError where the text ends in it.
     """
     closers: list[str] = []
     try:
@@ -137,7 +137,7 @@ def read_value(source: Source, write: Write, *, python: bool) -> Step[None]:
                 write("}" if closers.pop() == "}" else "]")
             else:
                 return
-    except Malformed as error:
+    except MalformedError as error:
         error.depth = len(closers)
         raise
 
@@ -163,7 +163,7 @@ def _one(source: Source, write: Write, closers: list[str], python: bool) -> Step
     character = yield from source.space()
     if character in ("{", "[") or (python and character == "("):
         if len(closers) == MAX_DEPTH:
-            raise Malformed(f"the arguments are nested more than {MAX_DEPTH} levels deep")
+            raise MalformedError(f"the arguments are nested more than {MAX_DEPTH} levels deep")
         source.at += 1
         closers.append(_CLOSER[character])
         write("{" if character == "{" else "[")
@@ -188,7 +188,7 @@ def _one(source: Source, write: Write, closers: list[str], python: bool) -> Step
             yield from _string(source, write, python, raw=word in "rR")
         elif word not in WORDS:
             yield from _expect_more(source, word)
-            raise Malformed(f"{word[:40]} is not a value", word)
+            raise MalformedError(f"{word[:40]} is not a value", word)
         else:
             write(WORDS[word])
     else:
@@ -233,7 +233,7 @@ def _string(source: Source, write: Write, python: bool, *, raw: bool = False) ->
             write(inner * n_quotes + text)
             n_quotes = 0
         if not character:
-            raise Cut("the arguments are cut off")
+            raise CutError("the arguments are cut off")
         source.at += 1
         if character == quote:
             n_quotes += 1
@@ -256,7 +256,7 @@ def _escape(source: Source, python: bool) -> Step[str]:
     """
     character = yield from source.peek()
     if not character:
-        raise Cut("the arguments are cut off")
+        raise CutError("the arguments are cut off")
     source.at += 1
     if character in '"\\bfnrt':
         return "\\" + character
@@ -290,7 +290,7 @@ def _code(source: Source, kind: str) -> Step[str]:
     while len(digits) < count:
         character = yield from source.peek()
         if not character:
-            raise Cut("the arguments are cut off")
+            raise CutError("the arguments are cut off")
         if character not in "0123456789abcdefABCDEF":
             break
         digits += character
@@ -306,15 +306,15 @@ def _number(text: str) -> str:
         return text
     match = _PYTHON_NUMBER.fullmatch(text)
     if match is None:
-        raise Malformed(f"{text[:40]} is not a number", text)
+        raise MalformedError(f"{text[:40]} is not a number", text)
     sign = "-" if match["sign"] == "-" else ""
     plain = match["number"].replace("_", "")
     if match["prefix"]:
         if len(plain) > _MAX_PREFIXED:
-            raise Malformed(f"a number has {len(plain):,} digits", text)
+            raise MalformedError(f"a number has {len(plain):,} digits", text)
         with suppress(ValueError):
             return f"{sign}{int(plain, 0)}"
-        raise Malformed(f"{text[:40]} is not a number", text)
+        raise MalformedError(f"{text[:40]} is not a number", text)
     whole, point, rest = plain.partition(".")
     if not point:
         mantissa, exponent, power = plain.lower().partition("e")
@@ -326,13 +326,16 @@ def _number(text: str) -> str:
 def _expect_more(source: Source, read: str) -> Step[None]:
     """Refuse the end of the text behind a number or word, of which more may be missing."""
     if not (yield from source.peek()):
-        raise Cut("the arguments are cut off", read)
+        raise CutError("the arguments are cut off", read)
 
 
-def unexpected(character: str, expected: str) -> Malformed:
+def unexpected(character: str, expected: str) -> MalformedError:
+    """The error for a character that belongs elsewhere; "" is the end of the text."""
     if not character:
-        return Cut("the arguments are cut off")
-    return Malformed(f"the arguments are not JSON: {character!r} stands where {expected} belongs")
+        return CutError("the arguments are cut off")
+    return MalformedError(
+        f"the arguments are not JSON: {character!r} stands where {expected} belongs"
+    )
 
 
 _CLOSER = {"{": "}", "[": "]", "(": ")"}

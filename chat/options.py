@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
+from .call_parser import CallParser
 from .forms import Form, ResponseFormat, form_of
 from .tools import Tool, ToolChoice, ToolInput, as_tools
 
@@ -139,6 +140,14 @@ class AnswerSettings:
     def callable_tools(self) -> tuple[Tool, ...]:
         """The tools that the model is shown."""
         return () if self.tool_choice.mode == "none" else self.tools
+
+    def call_parser(self) -> CallParser | None:
+        """What finds calls in one answer; None where the model is shown no tools."""
+        tools = self.callable_tools
+        if not tools:
+            return None
+        parameters = {tool.name: list(tool.parameters.get("properties", ())) for tool in tools}
+        return CallParser(parameters, most=None if self.parallel_tool_calls else 1)
 
     @property
     def form(self) -> Form | None:

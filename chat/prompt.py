@@ -7,8 +7,9 @@ it. The template is compiled when it is first asked for. Knows nothing of engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,16 @@ from ..vision.seen import SEEN
 from .conversation import Conversation, Message
 from .options import AnswerOptions, AnswerSettings
 from .pictures import take_pictures
+from .tool_prompt import as_mapping, knows, tool_prompt
+from .tools import Tool
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ..runtime.features import Features
     from ..vision.images import ImageTiles
     from .template import ChatTemplate
+
+logger = logging.getLogger(__name__)
 
 COUNTED = 100_000
 """Tokens of a prompt that are counted exactly, even where they cannot fit."""
@@ -83,6 +88,7 @@ class Prompts:
     ) -> None:
         self._vocabulary = vocabulary
         self._source = template
+        self._has_warned = False  # that the template shows no tools
         self._projector_digest = projector_digest
 
     @cached_property
@@ -127,12 +133,14 @@ class Prompts:
         *,
         special: bool = False,
         allow_download: bool = False,
+        tools: Sequence[Tool] = (),
         n_ctx: int | None = None,
     ) -> Prompt:
         """The prompt with which a model is asked to answer messages; see `of_text`.
 
         Args:
             allow_download: whether a message may have a picture on the web.
+            tools: what the model is told that it may call.
 
         Raises:
             TemplateError: there is no template, or it does not render these messages.
@@ -148,7 +156,16 @@ class Prompts:
         left = iter(pictures)
         tokens: list[int] = []
         n_places = 0
-        for piece in self.template.render(mappings):
+        shown_to = tool_prompt(mappings, tools, self._source or "")
+        if tools and not knows(self._source or "", "tools") and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the chat template shows no tools: they are written in front of the first question"
+            )
+        pieces = self.template.render(
+            shown_to.messages, tools=shown_to.tools, variables=shown_to.variables
+        )
+        for piece in pieces:
             if pictures and piece.control and piece.text == IMAGE:
                 n_places += 1
                 if (picture := next(left, None)) is not None:
@@ -248,7 +265,7 @@ def as_mappings(messages: Messages) -> list[Mapping[str, Any]]:
             found=shown(messages),
             expected="a string, a list of messages, or a Conversation",
         )
-    mappings = [asdict(item) if isinstance(item, Message) else item for item in messages]
+    mappings = [as_mapping(item) if isinstance(item, Message) else item for item in messages]
     if not mappings:
         raise SettingError("there are no messages to answer", expected="at least one")
     return mappings

@@ -10,14 +10,13 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..errors import SettingError
-from ..ranges import check_text
-from ..untrusted import shown
+from ..ranges import check_text, wrong_type
+from ..untrusted import Record, shown
 
 MAX_DEPTH = 100
 """Levels of lists and mappings in arguments."""
@@ -81,10 +80,60 @@ class ToolCall:
         arguments, problem = read_arguments(written)
         return cls(id, name, arguments, error or problem, written)
 
-    @cached_property
+    @property
     def arguments_json(self) -> str:
         """The arguments as JSON; what the model wrote, where they are not JSON at all."""
         return _as_text(self.arguments) if self.written is None else self.written
+
+    def as_openai(self) -> dict[str, Any]:
+        """The call as OpenAI's API has it."""
+        function = {"name": self.name, "arguments": self.arguments_json}
+        return {"id": self.id, "type": "function", "function": function}
+
+    def as_record(self) -> dict[str, Any]:
+        """The call as conversations are saved with it."""
+        record = {"id": self.id, "name": self.name, "arguments": self.arguments_json}
+        return record if self.error is None else {**record, "error": self.error}
+
+
+def as_calls(calls: object) -> tuple[ToolCall, ...]:
+    """The calls in a list of `ToolCall` values and of mappings in OpenAI's form; None is none.
+
+    Raises:
+        SettingError: one of them is no call.
+    """
+    if calls is None:
+        return ()
+    if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Iterable):
+        raise wrong_type("the tool_calls of a message", calls, "a list of ToolCall values")
+    return tuple(call if isinstance(call, ToolCall) else _of_mapping(call) for call in calls)
+
+
+def call_of_record(record: Record) -> ToolCall:
+    """The call that ``ToolCall.as_record`` wrote.
+
+    Raises:
+        Llama4EdgeError: an entry is of another type; or SettingError.
+    """
+    error = record.text("error") if "error" in record else None
+    call = ToolCall.of(record.text("id"), record.text("name"), record.text("arguments"), error)
+    return call if call.error == error else replace(call, error=error)
+
+
+def _of_mapping(call: object) -> ToolCall:
+    """The call in OpenAI's form, whose arguments are a text or an object."""
+    inner = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(inner, Mapping) or "name" not in inner:
+        raise wrong_type(
+            "a tool call",
+            call,
+            '{"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}',
+        )
+    arguments = inner.get("arguments", {})
+    identifier = call.get("id") or new_call_id()
+    if isinstance(arguments, str):
+        return ToolCall.of(identifier, inner["name"], arguments)
+    return ToolCall(identifier, inner["name"], arguments)
 
 
 def read_arguments(text: str) -> tuple[dict[str, Any], str | None]:

@@ -23,6 +23,7 @@ from .documents import documents_in_front
 from .options import AnswerSettings
 from .pictures import with_tiles
 from .prompt import Messages, Prompt, Prompts, as_mappings, contents
+from .tool_prompt import shown_text
 
 ROOM = 8
 """One part in so many of the context that is not taken by what stays is left for an answer."""
@@ -39,7 +40,11 @@ def prompt_of(prompts: Prompts, messages: Messages, settings: AnswerSettings, n_
     if settings.when_full == "drop":
         return _Window(prompts, messages, settings, n_ctx).prompt()
     return prompts.of_messages(
-        messages, special=settings.special, allow_download=settings.allow_download, n_ctx=n_ctx
+        messages,
+        special=settings.special,
+        allow_download=settings.allow_download,
+        tools=settings.callable_tools,
+        n_ctx=n_ctx,
     )
 
 
@@ -64,6 +69,7 @@ class _Window:
     def _free(self) -> int:
         """Tokens of the context that are not taken by what stays."""
         staying = [*contents(self._messages[: self._starts[0]]), self._documents]
+        staying += [shown_text(tool.definition) for tool in self._settings.callable_tools]
         special = self._settings.special
         taken = sum(self._prompts.count(text, special=special) for text in staying)
         return max(self._n_ctx - taken, 2)
@@ -105,6 +111,7 @@ class _Window:
             self._without(n_dropped),
             special=settings.special,
             allow_download=settings.allow_download,
+            tools=settings.callable_tools,
         )
 
     def _without(self, n_dropped: int) -> list[Mapping[str, Any]]:

@@ -200,7 +200,7 @@ def test_a_chat_prompt_is_the_template_with_its_control_tokens(model: Model) -> 
         *[HEADER_START, *ids("user"), HEADER_END, *ids("\n\n"), *ids("Héllo"), EOT],
         *[HEADER_START, *ids("assistant"), HEADER_END, *ids("\n\n")],
     ]
-    as_values = [Message(**message) for message in MESSAGES]
+    as_values = [Message(one["role"], one["content"]) for one in MESSAGES]
     assert model.chat_prompt(as_values).token_ids == model.chat_prompt(MESSAGES).token_ids
 
 

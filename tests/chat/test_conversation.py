@@ -106,7 +106,7 @@ SAMPLING = {"temperature": 1, "top_k": 1, "top_p": 1, "min_p": 0, "seed": None}
     ("changes", "message"),
     [
         ({"format": "other"}, "found something else, expected an object"),
-        ({"version": 2}, "a version that this release does not read, found 2, expected 1"),
+        ({"version": 3}, "a version that this release does not read, found 3, expected 1 to 2"),
         ({"version": 10**4000}, "is not JSON, found an integer of 4001 digits"),
         ({"messages": None}, "expected format, messages, model, sampling, version"),
         ({"extra": 1}, "the conversation with 'extra, format"),

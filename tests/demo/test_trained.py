@@ -170,7 +170,7 @@ def test_a_saved_conversation_still_knows_what_was_said_in_it(
     with Model(trained_gguf("int4"), n_ctx=512, n_threads=1) as model:
         answer = model.chat(question, max_tokens=64, sampling=GREEDY).text
     assert answer == "I will remember that."
-    messages = (Message(**question[0]), Message("assistant", answer))
+    messages = (Message("user", question[0]["content"]), Message("assistant", answer))
     Conversation(messages).save(tmp_path / "saved.json")
 
     resumed = Conversation.load(tmp_path / "saved.json").messages
