@@ -297,7 +297,7 @@ def _as_message(message: object) -> Message:
     given = {name: value for name, value in message.items() if value is not None}
     if message.get("tool_calls"):
         given.setdefault("content", "")  # OpenAI has null beside calls
-    return Message(**{"content": None, **given})
+    return Message(**{"role": None, "content": None, **given})
 
 
 def _message(record: Record) -> Message:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ..errors import SettingError
 from ..untrusted import shown
+from .arguments import problem_with
 
 Convert = Callable[[Any], Any]
 """Makes of a value of JSON what a parameter is annotated with."""
@@ -224,11 +225,8 @@ def _union(arguments: tuple[Any, ...], where: str, depth: int) -> tuple[dict[str
         schema = {"type": kinds}
 
     def convert(value: Any) -> Any:
-        from .tools import Tool
-
         for member, make in members:
-            probe = {"type": "object", "properties": {"value": member}}
-            if Tool({}, "union", parameters=probe).problem_of({"value": value}) is None:
+            if problem_with(value, member) is None:
                 return make(value)
         raise ValueError(f"{shown(value)} is of none of the types of {where}")
 

@@ -136,7 +136,7 @@ def _as_text(message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message
     content: Any = message.get("content")
-    if message.get("role") in ("tool", "ipython") and not isinstance(content, str):
+    if message.get("role") in ("tool", "ipython") and isinstance(content, Mapping | list):
         return {**message, "content": _json(content)}
     if "tool_calls" not in message:
         return message

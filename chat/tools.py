@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ..errors import SettingError, did_you_mean
 from ..ranges import value_text, wrong_type
 from ..untrusted import shown
+from .arguments import problem_with, schema_problem
 from .functions import Function
 from .messages import checked_tools
 
 if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
-
     from .tool_calls import ToolCall
 
 ToolInput = Mapping[str, Any] | Callable[..., Any]
@@ -30,7 +29,6 @@ MAX_TOOLS = 512
 """How many tools a model may be given at a time."""
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
-_MAX_ERROR = 300  # characters of what is wrong with arguments
 
 _SHAPE = '{"type": "function", "function": {"name": ..., "parameters": {...}}}, or a function'
 
@@ -72,18 +70,7 @@ class Tool:
 
     def problem_of(self, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with arguments by the tool's schema; None where nothing is."""
-        from referencing.exceptions import Unresolvable
-
-        validator = _validator(self.parameters)
-        try:
-            error = next(iter(validator.iter_errors(dict(arguments))), None)
-        except (Unresolvable, RecursionError, ValueError, re.error) as fault:
-            return f"the arguments cannot be compared with the tool's schema: {fault}"[:_MAX_ERROR]
-        if error is None:
-            return None
-        where = "".join(f"[{part!r}]" for part in error.absolute_path)
-        text = f"{where}: {error.message}" if where else error.message
-        return text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]}..."
+        return problem_with(dict(arguments), self.parameters)
 
 
 @dataclass(frozen=True)
@@ -215,9 +202,6 @@ def _check_schema(name: str, parameters: object) -> None:
     Raises:
         SettingError: it is none.
     """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
     if not isinstance(parameters, dict):
         raise wrong_type(f"the parameters of the tool {name}", parameters, "a JSON Schema")
     if parameters.get("type", "object") != "object":
@@ -226,22 +210,10 @@ def _check_schema(name: str, parameters: object) -> None:
             found=value_text(parameters["type"]),
             expected='"object"',
         )
-    try:
-        Draft202012Validator.check_schema(parameters)
-    except SchemaError as error:
-        where = ".".join(map(str, error.absolute_path))
+    if problem := schema_problem(parameters):
         raise SettingError(
-            f"the parameters of the tool {name} are not a JSON Schema",
-            found=f"{where}: {error.message}"[:_MAX_ERROR] if where else error.message[:_MAX_ERROR],
-        ) from error
-
-
-def _validator(parameters: Mapping[str, Any]) -> Validator:
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-
-    # An empty registry: references to elsewhere stay unresolved, and nothing is fetched.
-    return Draft202012Validator(dict(parameters), registry=Registry())
+            f"the parameters of the tool {name} are not a JSON Schema", found=problem
+        )
 
 
 def _name_in(choice: object) -> str | None:
