@@ -26,6 +26,8 @@ from .model import Model
 from .ranges import check_flag
 from .runtime.constraint import Constraint
 from .runtime.engine import Engine
+from .runtime.logprobs import TokenLogprobs
+from .runtime.request import Request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -111,22 +113,29 @@ class AsyncStream(Answer, AsyncIterator[str]):
 
     async def _wait(self) -> None:
         """Until there is a piece, or the end."""
-        scheduler = self._engine.scheduler
-        scheduler.awaits(self._request, *_reader())
-        try:
-            while True:
-                self._event.clear()
-                if scheduler.expects(self._request, lambda: self._has_news):
-                    return
-                scheduler.check()
-                # Until Python 3.12 wait_for forgets a cancellation that comes with the event.
-                look = asyncio.get_running_loop().call_later(_LOOK_EVERY, self._event.set)
-                try:
-                    await self._event.wait()
-                finally:
-                    look.cancel()
-        finally:
-            self._request.awaited = 0
+        await _until(self._engine, self._request, self._event, lambda: self._has_news)
+
+
+async def _until(
+    engine: Engine, request: Request, event: asyncio.Event, is_there: Callable[[], bool]
+) -> None:
+    """Wait for what a request brings, of which the event tells."""
+    scheduler = engine.scheduler
+    scheduler.awaits(request, *_reader())
+    try:
+        while True:
+            event.clear()
+            if scheduler.expects(request, is_there):
+                return
+            scheduler.check()
+            # Until Python 3.12 wait_for forgets a cancellation that comes with the event.
+            look = asyncio.get_running_loop().call_later(_LOOK_EVERY, event.set)
+            try:
+                await event.wait()
+            finally:
+                look.cancel()
+    finally:
+        request.awaited = 0
 
 
 def _reader() -> tuple[object, Callable[[], bool]]:
@@ -197,6 +206,23 @@ class AsyncModel:
     async def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
         return await asyncio.to_thread(self.model.logits, tokens)
+
+    async def score(
+        self, prompt: str | Iterable[int] | Prompt, *, top: int = 0
+    ) -> list[TokenLogprobs]:
+        """How likely the model finds each token of a text but the first; see ``Model.score``.
+
+        Cancelling the task ends it.
+        """
+        engine, event = self.model.engine, asyncio.Event()
+        scoring = engine.scoring(self.model.scored_tokens(prompt, top), top)
+        scoring.notify = _teller(asyncio.get_running_loop(), event)
+        try:
+            engine.scheduler.submit(scoring)
+            await _until(engine, scoring, event, lambda: scoring.ended)
+        finally:
+            engine.scheduler.cancel(scoring)
+        return scoring.result()
 
     async def chat_prompt(self, messages: Messages, **options: Unpack[AnswerOptions]) -> Prompt:
         """What `chat` goes on with; see ``Model.chat_prompt``."""

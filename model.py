@@ -33,12 +33,13 @@ from .opening import (
     planned,
     wished_placement,
 )
-from .ranges import as_path, check_callback, check_flag
+from .ranges import as_path, check_callback, check_flag, check_whole
 from .runtime.bindings.amx import use_extra_bufts
 from .runtime.features import names_in
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.files.session_file import SessionFile
 from .runtime.files.session_writer import SessionWriter
+from .runtime.logprobs import TokenLogprobs
 from .runtime.main_memory import has_gpus
 from .runtime.placement import Placement, check_overrides
 from .runtime.settings import (
@@ -230,6 +231,30 @@ class Model:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
         prompt = self.with_features(self.text_prompt(tokens))
         return self.engine.logits(prompt.positions, prompt.features)
+
+    def score(self, prompt: str | Iterable[int] | Prompt, *, top: int = 0) -> list[TokenLogprobs]:
+        """How likely the model finds each token of a text but the first, after those before it.
+
+            >>> sum(one.logprob for one in model.score("Paris is in France"))
+
+        Args:
+            prompt: text, tokenized as by `generate`; or token ids, or a `Prompt` without pictures.
+            top: how many of the likeliest tokens to give beside each.
+
+        Raises:
+            ContextFullError: it does not fit into the context.
+            EngineError: it is empty, or has pictures; llama.cpp failed, or the model was closed.
+            SettingError: ``top`` is not a number of tokens.
+        """
+        return self.engine.score(self.scored_tokens(prompt, top), top)
+
+    def scored_tokens(self, prompt: str | Iterable[int] | Prompt, top: int) -> list[int]:
+        """The tokens that `score` is about; raises for arguments as that."""
+        check_whole("top", top, 0, self.engine.n_vocab)
+        shown = self.text_prompt(prompt)
+        if shown.pictures:
+            raise EngineError("a prompt with pictures cannot be scored")
+        return shown.positions
 
     def with_features(self, prompt: Prompt) -> Prompt:
         """The prompt with what makes the features of its pictures, when they are decoded.

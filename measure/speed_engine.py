@@ -72,7 +72,7 @@ class BenchEngine(Engine):
             ContextFullError: they do not fit; nothing has changed.
             EngineError: there are none, one is not the id of a token, or llama.cpp failed.
         """
-        checked = self._checked_prompt(tokens)
+        checked = self._checks.prompt(tokens)
         left = self.tokens_left
         if len(checked) > left:
             raise ContextFullError(
@@ -87,7 +87,7 @@ class BenchEngine(Engine):
             ContextFullError: they do not fit.
             EngineError: one is not the id of a token, or llama.cpp failed.
         """
-        checked = self._checked(tokens)
+        checked = self._checks.tokens(tokens)
 
         def work() -> None:
             for token in checked:

@@ -12,6 +12,7 @@ from .drafts import Costs
 from .handles import Handles
 from .logprobs import TokenLogprobs
 from .request import Request
+from .scoring import Scoring
 
 
 class Chooser:
@@ -28,8 +29,11 @@ class Chooser:
     def choose(self, request: Request, n_drafted: int) -> bool:
         """Choose its next token, and those after it as long as they were drafted; False if it ends.
 
-        Each is chosen as it would be without a draft, so that nothing but the time is another.
+        Each is chosen as it would be without a draft, so that nothing but the time is another. For
+        a `Scoring` nothing is chosen.
         """
+        if isinstance(request, Scoring):
+            return self._score(request)
         sequence, n_earlier = request.held, request.n_chosen
         try:
             while goes_on := self._choose_one(request):
@@ -43,6 +47,14 @@ class Chooser:
             request.accepted_tokens += max(n_chosen - 1, 0)
             request.drafter.learn(n_drafted, n_chosen, self._costs)
         return goes_on
+
+    def _score(self, request: Scoring) -> bool:
+        """Keep how likely its tokens were; False where it ends."""
+        try:
+            return request.score()
+        except BaseException as error:
+            request.error = error
+            return False
 
     def _choose_one(self, request: Request) -> bool:
         """Choose its next token; False where it ends."""
@@ -58,8 +70,10 @@ class Chooser:
             mask = None if constraint is None else mask_of(constraint, self._handles.n_vocab)
             token = sequence.sample(request.sampler, mask)
             if request.n_logprobs is not None:
-                logits = sequence.last_logits()
-                request.logprobs.append(TokenLogprobs.of(logits, token, request.n_logprobs))
+                logprobs = TokenLogprobs.of(sequence.last_logits(), token, request.n_logprobs)
+                if logprobs is None:  # of a token that the constraint does not allow
+                    raise sequence.damaged()
+                request.logprobs.append(logprobs)
         except BaseException as error:
             request.error = error
             return False

@@ -16,33 +16,34 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ContextFullError, EngineError, SettingError
-from ..ranges import check_whole, value_text, wrong_type
+from ..errors import EngineError
+from ..ranges import check_whole, wrong_type
 from ..system.memory import host_memory
 from .bindings.memory import MemoryReport
 from .cache import Cache
+from .checks import Checks, context_full, no_tokens
 from .constraint import Constraint
 from .encoder import Encoder
 from .features import Features, names_in
 from .files.model_file import check_model_file
 from .handles import Handles
+from .logprobs import TokenLogprobs
 from .main_memory import usual_cache
 from .placement import CPU
 from .request import Request
 from .sampling import Sampling
 from .scheduler import Scheduler
+from .scoring import Scoring
 from .sequence import CachedSequence, Piece, decode, with_rows
 from .settings import EngineSettings, check_settings_of_model
 from .state import SequenceState
 
 _T = TypeVar("_T")
-
-_LEAST_NAME = -(1 << 63)  # of a feature: a state has 64 bits for each
 
 
 class Engine:
@@ -78,6 +79,7 @@ class Engine:
         self._handles = Handles(self.path, self.settings, on_progress, end_ids)
         self._set_up()
         self.n_vocab = self._handles.n_vocab
+        self._checks = Checks(self.n_vocab, self.settings.n_ctx)
         # A forgotten engine is freed soon: whoever forgets it may be in the middle of anything.
         self._free = weakref.finalize(self, self._handles.close, wait=False)
         self._free.atexit = False  # `bindings.thread` sees to that
@@ -89,7 +91,9 @@ class Engine:
         self._sequence = every[0]
         # Where nobody else can wait, more is handed to llama.cpp in one call.
         n_read = settings.n_ubatch if settings.n_parallel > 1 else settings.n_batch
-        n_outputs = min(settings.n_outputs, settings.n_ubatch)
+        n_outputs = min(
+            settings.n_outputs, settings.n_ubatch, settings.n_ctx, self._handles.n_batch
+        )
         self.cache = Cache(every, self._cache_budget())
         self.scheduler = Scheduler(
             self._handles, every, self.cache, settings.n_ctx, n_read, n_outputs
@@ -175,8 +179,8 @@ class Engine:
         check_whole("logprobs", logprobs, 0, self.n_vocab, or_none=True)
         if not (constraint is None or isinstance(constraint, Constraint)):
             raise wrong_type("constraint", constraint, "a Constraint or None")
-        checked = self._checked_prompt(prompt, features)
-        self._check_biases(sampling)
+        checked = self._checks.prompt(prompt, features)
+        self._checks.biases(sampling)
         self.last_prompt = tuple(checked)
         return Request(
             checked,
@@ -204,14 +208,14 @@ class Engine:
         self._check()
         checked = None
         if prompt is not None:
-            checked = self._checked_prompt(prompt, request.features)
+            checked = self._checks.prompt(prompt, request.features)
             self.last_prompt = tuple(checked)
         self.scheduler.resume(request, checked)
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer (end of text, turn, …)."""
         self._check()
-        (token,) = self._checked([token])
+        (token,) = self._checks.tokens([token])
         return self._handles.thread.call(lambda: self._handles.is_end(token))
 
     def memory(self) -> MemoryReport:
@@ -250,7 +254,7 @@ class Engine:
             EngineError: there are none, one is not the id of a token, or llama.cpp failed.
         """
         self._check()
-        prompt = self._checked_prompt(tokens)
+        prompt = self._checks.prompt(tokens)
 
         def work() -> int:
             kept = self._sequence.keep(self._sequence.reusable(prompt))
@@ -267,7 +271,7 @@ class Engine:
             EngineError: it is not the id of a token, or llama.cpp failed.
         """
         self._check()
-        checked = self._checked([token])
+        checked = self._checks.tokens([token])
         self._call(lambda: self._append(checked))
 
     @contextmanager
@@ -277,7 +281,7 @@ class Engine:
         With a seed of None one is drawn; ``Sampling.with_seed`` makes it known. Calling it raises
         EngineError where nothing was decoded last, or the logits are NaN.
         """
-        self._check_biases(sampling)
+        self._checks.biases(sampling)
         sampler = self._call(lambda: self._handles.make_sampler(sampling, self._sequence.tokens))
         try:
             yield lambda: self._call(lambda: self._sequence.sample(sampler))
@@ -302,8 +306,8 @@ class Engine:
                 something else meanwhile.
         """
         self._check()
-        prompt = self._checked(tokens, features)
-        self._check_room(prompt)
+        prompt = self._checks.tokens(tokens, features)
+        self._checks.room(prompt)
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
@@ -332,6 +336,39 @@ class Engine:
             if request.error is not None:
                 raise request.error
         return result
+
+    def score(self, tokens: Sequence[int], n_top: int = 0) -> list[TokenLogprobs]:
+        """What the model gave each token but the first, after those before it.
+
+        They are decoded among the tokens of other requests, ``n_outputs`` at a time, of whose
+        logits nothing else is kept.
+
+        Args:
+            n_top: how many of the likeliest tokens to give beside each.
+
+        Raises:
+            ContextFullError: all but the last token do not fit.
+            EngineError: there are none, one is not the id of a token, llama.cpp failed, or this
+                thread asked for something else meanwhile.
+            SettingError: ``n_top`` is not a number of tokens.
+        """
+        scoring = self.scoring(tokens, n_top)
+        try:
+            self.scheduler.submit(scoring)
+            self.scheduler.wait(scoring, lambda: scoring.ended)
+        finally:
+            self.scheduler.cancel(scoring)
+        return scoring.result()
+
+    def scoring(self, tokens: Sequence[int], n_top: int = 0) -> Scoring:
+        """The same for ``scheduler.submit``; raises for arguments as `score`."""
+        self._check()
+        check_whole("n_top", n_top, 0, self.n_vocab)
+        checked = self._checks.tokens(tokens)
+        if not checked:
+            raise no_tokens()
+        self._checks.room(checked[:-1])
+        return Scoring(checked, n_top, self.scheduler.n_outputs)
 
     def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
         """A copy of what is held that has most of these tokens at its beginning, to go on from.
@@ -365,7 +402,7 @@ class Engine:
                 asked for something else meanwhile.
         """
         self._check()
-        self._check_room(state.tokens)
+        self._checks.room(state.tokens)
         with self._lent_sequence() as request:
 
             def work() -> None:
@@ -422,57 +459,12 @@ class Engine:
 
         return self._handles.thread.call(call)
 
-    def _check_biases(self, sampling: Sampling) -> None:
-        beyond = [token for token, _ in sampling.logit_bias if token >= self.n_vocab]
-        if beyond:
-            raise SettingError(
-                "logit_bias has a token that is not in the model's vocabulary",
-                found=str(beyond[0]),
-                expected=f"0 to {self.n_vocab - 1}",
-            )
-
-    def _checked_prompt(self, tokens: Iterable[int], features: Features | None = None) -> list[int]:
-        prompt = self._checked(tokens, features)
-        if not prompt:
-            raise EngineError("there are no tokens to decode", expected="at least one")
-        self._check_room(prompt)
-        return prompt
-
-    def _check_room(self, prompt: Sequence[int]) -> None:
-        if len(prompt) > self.settings.n_ctx:
-            raise _full(len(prompt), self.settings.n_ctx)
-
-    def _checked(self, tokens: Iterable[int], features: Features | None = None) -> list[int]:
-        """The same as Python's numbers, if each is the id of a token, or the name of a feature."""
-        try:
-            checked: list[Any] = list(tokens)
-        except TypeError:
-            raise EngineError(
-                "the tokens are not a list of token ids", found=value_text(tokens)
-            ) from None
-        for index, token in enumerate(checked):
-            if type(token) is not int:
-                if not isinstance(token, np.integer):
-                    raise EngineError(
-                        "a token id is not a whole number",
-                        found=value_text(token),
-                        expected=f"0 to {self.n_vocab - 1}",
-                    )
-                checked[index] = int(token)
-            if not (0 if features is None else _LEAST_NAME) <= token < self.n_vocab:
-                raise EngineError(
-                    "a token id is not in the model's vocabulary",
-                    found=str(token),
-                    expected=f"0 to {self.n_vocab - 1}",
-                )
-        return checked
-
     # --- in the engine's thread
 
     def _append(self, token: list[int]) -> None:
         held = len(self._sequence.tokens)
         if held == self.settings.n_ctx:
-            raise _full(held + 1, self.settings.n_ctx)
+            raise context_full(held + 1, self.settings.n_ctx)
         self._sequence.extend(token)
 
 
@@ -482,12 +474,3 @@ def _edges(count: int, size: int) -> list[int]:
     # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
     # accuracy where many keys are attended to, and the first piece has few.
     return [0, *range(count % size or size, count + 1, size)]
-
-
-def _full(wanted: int, n_ctx: int) -> ContextFullError:
-    return ContextFullError(
-        "the tokens do not fit into the context",
-        found=f"{wanted} tokens",
-        expected=f"at most {n_ctx}",
-        hint="Shorten the prompt, or open the model with a larger n_ctx.",
-    )

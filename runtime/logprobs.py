@@ -25,16 +25,20 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def of(cls, logits: Floats, token: int, n_top: int) -> TokenLogprobs:
-        """Those of a token, computed from the logits before it, which are not NaN.
+    def of(cls, logits: Floats, token: int, n_top: int) -> TokenLogprobs | None:
+        """Those of a token, computed from the logits before it.
 
         Args:
             logits: float32 of [n_vocab], contiguous.
             n_top: how many of the likeliest, at most n_vocab.
+
+        Returns:
+            None where logits are NaN, or the largest is infinite.
         """
         count = max(n_top, 1)
         likeliest = np.empty(count, CANDIDATE)
-        largest(logits, count, likeliest)
+        if not largest(logits, count, likeliest):
+            return None
         total = log_sum(logits, float(likeliest["logit"][0]))
         pairs = zip(likeliest["id"].tolist(), likeliest["logit"].tolist(), strict=True)
         top = tuple((other, logit - total) for other, logit in pairs)[:n_top]

@@ -110,6 +110,16 @@ class Request:
         self.owner, self.owner_is_alive = owner, is_alive
 
     @property
+    def decodes(self) -> bool:
+        """Whether it is to be decoded, and is no sequence for somebody else."""
+        return self.accept is not None
+
+    @property
+    def reusable(self) -> Sequence[int]:
+        """The tokens that are not decoded again where a sequence holds them."""
+        return self.text
+
+    @property
     def n_chosen(self) -> int:
         """Tokens of the answer so far."""
         return len(self.text) - self.n_prompt

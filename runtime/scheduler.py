@@ -25,6 +25,7 @@ from .choosing import Chooser
 from .drafts import Costs
 from .handles import Handles
 from .request import RUN_AHEAD, Request
+from .scoring import Scoring
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 
 BURST_SECONDS = 0.02
@@ -44,7 +45,8 @@ class Scheduler:
         cache: what they and main memory hold.
         n_ctx: tokens that each of them has room for.
         n_read: tokens of a batch that reads prompts, at most.
-        n_outputs: tokens of a batch that have logits, at most.
+        n_outputs: tokens of a batch that have logits, at most; there may be one for each sequence
+            in any case.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Scheduler:
         self._sequences = tuple(sequences)
         self._n_ctx = n_ctx
         self._n_read = min(n_read, handles.n_batch)
-        self._max_draft = min(n_outputs, self._n_read) - 1
+        self.n_outputs = min(n_outputs, self._n_read)
+        self._max_draft = self.n_outputs - 1
         self._costs = Costs()
         self._chooser = Chooser(handles, n_ctx, self._costs)
         self._arrived: deque[Request] = deque()
@@ -219,7 +222,8 @@ class Scheduler:
     def _admit(self, request: Request) -> None:
         """Let it wait for a sequence; one that was full has one, and is the first."""
         if not request.is_full:
-            self._waiting.append(request)
+            if not request.ended:
+                self._waiting.append(request)
         elif not request.ended:
             self._release(request)
             if request.next_prompt is None:
@@ -262,15 +266,17 @@ class Scheduler:
         request.after = None
         free = [sequence for sequence in self._sequences if not self.uses(sequence)]
         try:
-            request.sequence, count = self.cache.take(request.text, free)
+            request.sequence, count = self.cache.take(request.reusable, free)
         except EngineError as error:
             self._end(request, error)
             return
         request.begun = self._n_begun = self._n_begun + 1
         self._running.append(request)
         self._running.sort(key=lambda one: one.held.number)
-        if request.accept is None:
+        if not request.decodes:
             request.notify()
+            return
+        if isinstance(request, Scoring):
             return
         if request.sampler is None:
             request.reused_tokens = count
@@ -287,8 +293,14 @@ class Scheduler:
         wanted = [
             (request, request.missing())
             for request in self._running
-            if request.accept is not None and not request.is_paused and self._can_go_on(request)
+            if request.decodes and not request.is_paused and self._can_go_on(request)
         ]
+        if n_scorings := sum(isinstance(request, Scoring) for request, _ in wanted):
+            rows = max((self.n_outputs - len(wanted) + n_scorings) // n_scorings, 1)
+            wanted = [
+                (request, min(count, rows) if isinstance(request, Scoring) else count)
+                for request, count in wanted
+            ]
         unread = [(count, request.held.number) for request, count in wanted if count > 1]
         if not unread:
             is_alone = len(wanted) == 1  # a draft would delay the others

@@ -335,15 +335,25 @@ class CachedSequence:
                 found=next(iter(log.errors), None),
             )
 
-    def last_logits(self) -> npt.NDArray[np.float32]:
+    def last_logits(self, before: int = 0) -> npt.NDArray[np.float32]:
         """The logits after the last token, float32 of [n_vocab]; a view, good until the next call.
+
+        Args:
+            before: of which token instead, counted from the last one, of those with logits.
 
         Raises:
             EngineError: no token of this sequence was decoded last.
         """
         if self._batch != self._handles.n_decoded or self._row < 0:
             raise EngineError("there are no logits: no token was decoded last")
-        return self._handles.logits(self._row)
+        return self._handles.logits(self._row - before)
+
+    def damaged(self) -> EngineError:
+        """The error where logits are NaN, or the largest is infinite."""
+        return EngineError(
+            f"{self._handles.path}: the model's logits are NaN or infinite",
+            hint="The file's weights are damaged: convert the model again.",
+        )
 
     def sample(self, sampler: Sampler, mask: Mask | None = None) -> int:
         """A token, chosen from the logits after the last one.
@@ -365,10 +375,7 @@ class CachedSequence:
                     "the constraint allows no token that is possible here",
                     hint="Nothing can follow what was chosen, or logit_bias forbids what could.",
                 )
-            raise EngineError(
-                f"{self._handles.path}: the model's logits are NaN or infinite",
-                hint="The file's weights are damaged: convert the model again.",
-            )
+            raise self.damaged()
         return token
 
     def output_rows(self, count: int) -> npt.NDArray[np.float32]:

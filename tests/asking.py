@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,19 @@ def ended(engine: Engine, request: Request) -> Request:
     return request
 
 
+def asked(engine: Engine, prompt: Sequence[int], *what: Any, **how: Any) -> Request:
+    """A request that has ended; the arguments are those of `ask`."""
+    return ended(engine, ask(engine, prompt, *what, **how))
+
+
 def answer(engine: Engine, request: Request) -> list[int]:
     """Its tokens, when it has ended."""
     return ended(engine, request).text[request.n_prompt :]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another thread does, a minute at most."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -109,6 +109,7 @@ def calls(
             "Model.tokenize": Call(model.tokenize, {"text": "x"}),
             "Model.detokenize": Call(model.detokenize, {"tokens": [1]}),
             "Model.logits": Call(model.logits, {"tokens": [1]}),
+            "Model.score": Call(model.score, {"prompt": "x", "top": 1}),
             "Model.image_features": Call(
                 model.image_features, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
             ),
@@ -127,7 +128,7 @@ NAMES = (
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
-    "Model.detokenize", "Model.image_features", "Model.logits", "Model.chat_prompt",
+    "Model.detokenize", "Model.image_features", "Model.logits", "Model.score", "Model.chat_prompt",
     "Model.generate", "Model.chat",
     "Model.save_session", "Model.load_session",
 )  # fmt: skip

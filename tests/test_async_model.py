@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from llama4_edge import AsyncModel, AsyncStream, Model, Sampling
+from llama4_edge import AsyncModel, AsyncStream, Model, Sampling, TokenLogprobs
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from tests.tiny_model import never_ending
 
@@ -148,6 +148,37 @@ def test_a_task_that_waits_gives_up_what_it_does_not_read(model: AsyncModel) -> 
             assert len(stream.completion.tokens) == 252
 
     run(work())
+
+
+def test_texts_are_scored_among_answers(sync: Model, model: AsyncModel) -> None:
+    texts = [f"Hello, this is text number {number}." for number in range(12)]
+
+    async def work() -> list[list[TokenLogprobs]]:
+        answers = [asyncio.create_task(model.generate(text, max_tokens=50)) for text in texts[:3]]
+        scores = await asyncio.gather(*(model.score(text, top=2) for text in texts))
+        await asyncio.gather(*answers)
+        return scores
+
+    for text, scores in zip(texts, run(work()), strict=True):
+        tokens = sync.text_prompt(text).positions
+        assert [one.token for one in scores] == tokens[1:]
+        expected = [one.logprob for one in sync.score(tokens)]
+        assert [one.logprob for one in scores] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_task_that_is_cancelled_ends_its_scoring(sync: Model, model: AsyncModel) -> None:
+    async def work() -> None:
+        tasks = [asyncio.create_task(model.score([5] * 250)) for _ in range(40)]
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert asyncio.CancelledError in {type(one) for one in outcomes}
+        assert len(await model.score([5] * 10)) == 9
+
+    run(work())
+    assert not sync.engine.scheduler._running
+    assert not sync.engine.scheduler._waiting
 
 
 def test_several_answers_to_one_prompt_follow_each_others_seeds(

@@ -78,6 +78,21 @@ def test_logits_are_those_of_transformers(
     assert_same_predictions(checkpoint, make_gguf(checkpoint), tokens, SHORT)
 
 
+def test_scores_are_log_probabilities_of_transformers(
+    make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
+) -> None:
+    checkpoint = make_checkpoint(SCOUT_LIKE)
+    tokens = random_tokens(SCOUT_LIKE, SHORT[-1] + 2, 3)
+    logits = torch.from_numpy(transformers_logits(checkpoint, tokens[:-1], SHORT).logits)
+    expected = torch.log_softmax(logits.double(), dim=-1).numpy()
+    with Model(make_gguf(checkpoint), n_ctx=len(tokens)) as model:
+        scores = [model.score(tokens, top=5)[position] for position in SHORT]
+    for score, position, row in zip(scores, SHORT, expected, strict=True):
+        assert score.token == tokens[position + 1]
+        assert score.logprob == pytest.approx(row[score.token], abs=0.02)
+        assert [token for token, _ in score.top] == np.argsort(-row)[:5].tolist()
+
+
 def test_logits_agree_across_the_end_of_a_chunk(
     make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
 ) -> None:

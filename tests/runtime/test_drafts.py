@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,10 +26,10 @@ from llama4_edge.runtime.request import RUN_AHEAD, Request
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.sequence import CachedSequence, Piece
 from llama4_edge.runtime.settings import EngineSettings
+from tests.asking import WILD, ask, asked, ended, until
 
 ONE = EngineSettings(n_ctx=1024, n_batch=128, n_ubatch=64, n_threads=1)
 GREEDY = Sampling(temperature=0.0)
-WILD = Sampling(temperature=1.5, top_k=0, top_p=1.0, seed=3)
 
 # What batches of other sizes may change here; 0.002 was seen, at any length.
 CLOSE = 0.005
@@ -252,40 +251,6 @@ def drafted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def start(
-    engine: Engine,
-    prompt: Sequence[int],
-    count: int | None,
-    sampling: Sampling = WILD,
-    **how: Any,
-) -> Request:
-    how.setdefault("paced", False)
-    how.setdefault("accept", lambda _token, _is_end: True)
-    request = engine.request(prompt, sampling, count, **how)
-    engine.scheduler.submit(request)
-    return request
-
-
-def ended(engine: Engine, request: Request) -> Request:
-    engine.scheduler.wait(request, lambda: request.ended)
-    return request
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def ask(engine: Engine, *what: Any, **how: Any) -> Request:
-    """A request that has ended."""
-    request = ended(engine, start(engine, *what, **how))
-    if request.error is not None:
-        raise request.error
-    return request
-
-
 @pytest.fixture
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits that depend on the last tokens, exactly: a text that often says the same again."""
@@ -322,8 +287,8 @@ def test_the_tokens_are_those_that_are_chosen_without_drafts(engine: Engine, nam
     accepted = rejected = 0
     for seed in range(4):
         sampling = replace(SAMPLINGS[name], seed=seed)
-        plain = ask(engine, words(5), 400, sampling)
-        request = ask(engine, words(5), 400, sampling, drafts=True)
+        plain = asked(engine, words(5), 400, sampling)
+        request = asked(engine, words(5), 400, sampling, drafts=True)
         assert request.text == plain.text
         accepted += request.accepted_tokens
         rejected += request.drafted_tokens - request.accepted_tokens
@@ -334,8 +299,8 @@ def test_the_tokens_are_those_that_are_chosen_without_drafts(engine: Engine, nam
 
 @pytest.mark.usefixtures("free")
 def test_steps_in_one_call_and_drafts_take_turns(engine: Engine) -> None:
-    plain = ask(engine, words(5), 500, GREEDY)
-    request = ask(engine, words(5), 500, GREEDY, drafts=True)
+    plain = asked(engine, words(5), 500, GREEDY)
+    request = asked(engine, words(5), 500, GREEDY, drafts=True)
     assert request.accepted_tokens > 50
     pairs = enumerate(zip(plain.text, request.text, strict=True))
     if differing := [index for index, (token, other) in pairs if token != other]:
@@ -368,9 +333,9 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     seen = []
     sample = CachedSequence.sample
 
-    def noting(self: CachedSequence, sampler: Any) -> int:
+    def noting(self: CachedSequence, sampler: Any, mask: Any) -> int:
         seen.append(np.array(self.last_logits()))
-        return sample(self, sampler)
+        return sample(self, sampler, mask)
 
     monkeypatch.setattr(CachedSequence, "sample", noting)
     return seen
@@ -399,11 +364,11 @@ def test_logits_after_drafts_are_those_without(
     prompt = np.random.default_rng(n_prompt).integers(0, 256, n_prompt).tolist()
     settings = replace(ONE, n_ctx=n_prompt + 100, n_batch=2048, n_ubatch=512, n_parallel=n_parallel)
     with Engine(tiny_path, settings) as engine:
-        plain = ask(engine, prompt, 80)
+        plain = asked(engine, prompt, 80)
         assert not drafted
     with Engine(tiny_path, settings) as engine:
         monkeypatch.setattr(Drafter, "draft", oracle(plain.text))
-        request = ask(engine, prompt, 80, drafts=True)
+        request = asked(engine, prompt, 80, drafts=True)
         assert request.text == plain.text
         assert 0 < request.accepted_tokens < request.drafted_tokens
         assert len(rows) == 160
@@ -416,7 +381,7 @@ def test_logits_after_drafts_are_those_without(
         monkeypatch.setattr(Drafter, "draft", lambda *_: [])
         # The next request goes on there, or a little before.
         for text in (request.text, [*request.text[:-10], 5, 6]):
-            beside = ask(engine, text, 5)
+            beside = asked(engine, text, 5)
             common = len(text) - 1 if text is request.text else len(request.text) - 10
             same_chunk = common // CHUNK == (len(request.text) - 1) // CHUNK
             assert beside.reused_tokens == (common if same_chunk else 0)
@@ -449,7 +414,7 @@ def test_the_distribution_is_that_of_the_model(
     counts = dict.fromkeys(expected, 0)
     accepted = 0
     for seed in range(n_seeds):
-        request = ask(engine, prompt, 3, replace(sampling, seed=seed), drafts=True)
+        request = asked(engine, prompt, 3, replace(sampling, seed=seed), drafts=True)
         counts[tuple(request.text[len(prompt) :])] += 1
         accepted += request.accepted_tokens
     chi_squared = sum(
@@ -468,10 +433,10 @@ def test_no_more_tokens_are_taken_than_are_wanted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 60)
+    plain = asked(engine, prompt, 60)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.0))
     for count in range(1, 40):
-        request = ask(engine, prompt, count, drafts=True)
+        request = asked(engine, prompt, count, drafts=True)
         assert request.text == plain.text[: len(prompt) + count]
         assert request.outcome == "length"
 
@@ -481,7 +446,7 @@ def test_what_follows_the_end_of_an_answer_is_not_taken(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 60)
+    plain = asked(engine, prompt, 60)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.0))
     for count in (5, 17, 30):
         taken: list[int] = []
@@ -490,7 +455,7 @@ def test_what_follows_the_end_of_an_answer_is_not_taken(
             taken.append(token)
             return len(taken) < count
 
-        request = ask(engine, prompt, None, accept=accept, drafts=True)
+        request = asked(engine, prompt, None, accept=accept, drafts=True)
         assert taken == plain.text[len(prompt) :][:count]
         assert request.outcome == "stop"
         assert list(engine.tokens) == request.text[:-1]
@@ -501,9 +466,9 @@ def test_a_full_context_ends_the_answer_where_it_does_without_drafts(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Engine(tiny_path, replace(ONE, n_ctx=128)) as engine:
-        plain = ask(engine, [3, 4, 5], None)
+        plain = asked(engine, [3, 4, 5], None)
         monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.1))
-        request = ask(engine, [3, 4, 5], None, drafts=True)
+        request = asked(engine, [3, 4, 5], None, drafts=True)
         assert request.text == plain.text
         assert len(request.text) == 129
         assert request.outcome == plain.outcome == "length"
@@ -519,7 +484,7 @@ def test_an_answer_that_went_on_with_another_prompt_drafts_from_that(tiny_path: 
     with Engine(tiny_path, replace(ONE, n_ctx=128)) as engine:
 
         def whole(drafts: bool) -> Request:
-            request = start(engine, words(80), None, GREEDY, goes_on=True, drafts=drafts)
+            request = ask(engine, words(80), None, GREEDY, goes_on=True, drafts=drafts)
             for prompt in (words(5, seed=1), None):
                 engine.scheduler.wait(request, lambda: is_waiting(request) or request.ended)
                 engine.scheduler.resume(request, prompt)
@@ -536,7 +501,7 @@ def test_nan_logits_in_a_draft_end_the_answer_with_what_was_before(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 60)
+    plain = asked(engine, prompt, 60)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.0))
     last_logits = CachedSequence.last_logits
 
@@ -547,12 +512,12 @@ def test_nan_logits_in_a_draft_end_the_answer_with_what_was_before(
         return row
 
     monkeypatch.setattr(CachedSequence, "last_logits", damaged)
-    request = ended(engine, start(engine, prompt, 60, drafts=True))
-    assert isinstance(request.error, EngineError)
-    assert "NaN" in str(request.error)
+    request = ask(engine, prompt, 60, drafts=True)
+    with pytest.raises(EngineError, match="NaN"):
+        ended(engine, request)
     assert request.text == plain.text[:25]
     monkeypatch.setattr(CachedSequence, "last_logits", last_logits)
-    assert ask(engine, prompt, 60, drafts=True).text == plain.text
+    assert asked(engine, prompt, 60, drafts=True).text == plain.text
 
 
 @pytest.mark.usefixtures("free")
@@ -561,7 +526,7 @@ def test_a_cancelled_answer_ends_with_the_token_after_which_it_was_cancelled(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 60)
+    plain = asked(engine, prompt, 60)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.0))
     taken: list[int] = []
 
@@ -576,7 +541,7 @@ def test_a_cancelled_answer_ends_with_the_token_after_which_it_was_cancelled(
     ended(engine, request)
     assert request.outcome is None
     assert request.text == plain.text[: len(prompt) + count]
-    assert ask(engine, prompt, 60, drafts=True).text == plain.text
+    assert asked(engine, prompt, 60, drafts=True).text == plain.text
 
 
 @pytest.mark.usefixtures("free")
@@ -584,7 +549,7 @@ def test_a_draft_that_is_aborted_is_decoded_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 60)
+    plain = asked(engine, prompt, 60)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text))
     n_aborted = 0
 
@@ -596,7 +561,7 @@ def test_a_draft_that_is_aborted_is_decoded_again(
         return sequence_module.decode(handles, pieces)
 
     monkeypatch.setattr(scheduler_module, "decode", decode)
-    request = ask(engine, prompt, 60, drafts=True)
+    request = asked(engine, prompt, 60, drafts=True)
     assert n_aborted == 10
     assert request.text == plain.text
 
@@ -606,9 +571,9 @@ def test_a_reader_is_not_left_behind_further_than_without(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = [3, 4, 5]
-    plain = ask(engine, prompt, 500)
+    plain = asked(engine, prompt, 500)
     monkeypatch.setattr(Drafter, "draft", oracle(plain.text, faults=0.1))
-    request = start(engine, prompt, 500, paced=True, drafts=True)
+    request = ask(engine, prompt, 500, paced=True, drafts=True)
     furthest = 0
     while not request.ended:
         until(lambda: request.is_paused or request.ended)
@@ -628,8 +593,8 @@ def test_drafts_wait_until_a_request_is_alone(
         counts = (100, 150, 200, 400)
         prompts = [words(5, seed) for seed in range(4)]
         each = list(zip(prompts, counts, strict=True))
-        alone = [ask(engine, prompt, count, GREEDY) for prompt, count in each]
-        beside = [start(engine, prompt, count, GREEDY, drafts=True) for prompt, count in each]
+        alone = [asked(engine, prompt, count, GREEDY) for prompt, count in each]
+        beside = [ask(engine, prompt, count, GREEDY, drafts=True) for prompt, count in each]
         for request, plain in zip(beside, alone, strict=True):
             assert ended(engine, request).text == plain.text
         assert drafted
@@ -642,7 +607,7 @@ def test_answers_among_cancelled_ones_are_those_alone(tiny_path: Path) -> None:
     rng = random.Random(0)
     with Engine(tiny_path, replace(ONE, n_parallel=4)) as engine:
         prompts = [words(rng.randrange(5, 60), seed) for seed in range(6)]
-        alone = [ask(engine, prompt, 300, GREEDY).text for prompt in prompts]
+        alone = [asked(engine, prompt, 300, GREEDY).text for prompt in prompts]
 
         def one(number: int) -> int:
             chance = random.Random(number)

@@ -27,7 +27,7 @@ from llama4_edge.runtime.handles import Handles
 from llama4_edge.runtime.request import RUN_AHEAD, Request
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
-from tests.asking import WILD, answer, ask, ended, random_tokens
+from tests.asking import WILD, answer, ask, ended, random_tokens, until
 from tests.gguf_maker import tiny_model
 
 # What is kept in main memory is in `test_cache`: here, no test finds what another one has read.
@@ -61,13 +61,6 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 def held(engine: Engine) -> list[Request]:
     scheduler = engine.scheduler
     return [*scheduler._running, *scheduler._waiting, *scheduler._arrived]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)

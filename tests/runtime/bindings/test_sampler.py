@@ -322,11 +322,13 @@ def test_log_probabilities_are_those_of_the_softmax(
         expected = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
         order = np.lexsort((np.arange(N_VOCAB), -logits))[:20]
         got = TokenLogprobs.of(logits, 9, 20)
+        assert got is not None
         assert got.token == 9
         assert got.logprob == pytest.approx(expected[9], abs=1e-6)
         assert [token for token, _ in got.top] == order.tolist()
         assert [logprob for _, logprob in got.top] == pytest.approx(expected[order], abs=1e-6)
         assert TokenLogprobs.of(logits, 9, 0) == TokenLogprobs(9, got.logprob, ())
+    assert TokenLogprobs.of(np.full(N_VOCAB, np.nan, np.float32), 9, 2) is None
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "NumPy"])

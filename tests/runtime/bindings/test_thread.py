@@ -15,6 +15,7 @@ import pytest
 from llama4_edge.errors import EngineError, WorkerError
 from llama4_edge.runtime.bindings import thread as thread_module
 from llama4_edge.runtime.bindings.thread import NativeThread, native_thread
+from tests.asking import until
 
 
 @pytest.fixture
@@ -28,13 +29,6 @@ def interrupt_main_thread() -> None:
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, signal.SIGINT)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
