@@ -79,7 +79,6 @@ class Engine:
         self._handles = Handles(self.path, self.settings, on_progress, end_ids)
         self._set_up()
         self.n_vocab = self._handles.n_vocab
-        self._checks = Checks(self.n_vocab, self.settings.n_ctx)
         # A forgotten engine is freed soon: whoever forgets it may be in the middle of anything.
         self._free = weakref.finalize(self, self._handles.close, wait=False)
         self._free.atexit = False  # `bindings.thread` sees to that
@@ -89,6 +88,7 @@ class Engine:
         settings = self.settings
         every = [CachedSequence(self._handles, number) for number in range(settings.n_parallel)]
         self._sequence = every[0]
+        self._checks = Checks(self._handles.n_vocab, settings.n_ctx)
         # Where nobody else can wait, more is handed to llama.cpp in one call.
         n_read = settings.n_ubatch if settings.n_parallel > 1 else settings.n_batch
         n_outputs = min(
