@@ -99,7 +99,7 @@ def _ends(pattern: str) -> bool:
 
 def _parsed(pattern: str) -> Any:
     try:
-        from re import _parser  # type: ignore[attr-defined]
+        from re import _parser
     except ImportError:  # before Python 3.11
         import sre_parse as _parser
     return _parser.parse(pattern)

@@ -111,14 +111,9 @@ async def _task(call: Call[CompletionRequest], prompt: TextOrTokens) -> _Task:
     text = prompt if isinstance(prompt, str) else model.detokenize(prompt)
     if body.logprobs is None:
         return _Task(read, text)
-    scores = await _scores(call.model, read.positions, body.logprobs)
+    scores = await call.model.score(read, top=body.logprobs)
     shown: list[TokenLogprobs | int] = [read.positions[0], *scores]
     return _Task(read, text, shown[n_added:])
-
-
-async def _scores(model: AsyncModel, tokens: Sequence[int], n_top: int) -> list[TokenLogprobs]:
-    """How likely each token of a prompt is but the first."""
-    raise ApiError(400, "echo with logprobs is not here yet.", "echo", "unsupported")
 
 
 async def _all(work: Iterable[Any]) -> list[Any]:

@@ -142,8 +142,9 @@ def request_error(
         return ApiError(400, str(error), prompt_field, "invalid_value")
     failure = api_error(error, prompt_field)
     if isinstance(error, SettingError):
-        word = re.match(r"\w*", error.problem)
-        failure.param = word[0] if word and word[0] in fields else None
+        place = re.match(r"[\w.]*", error.problem)
+        if place and place[0].partition(".")[0] in fields:
+            failure.param = place[0]
     return failure
 
 

@@ -132,6 +132,9 @@ class ResponseFormat(Schema):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchemaField | None = None
+    schema_: dict[str, Any] | bool | None = Field(
+        None, alias="schema", description="Of a json_object, as llama.cpp has it."
+    )
 
 
 class AnswerFields(SamplingFields):
@@ -175,8 +178,9 @@ class AnswerFields(SamplingFields):
         """What else was asked for, as the library takes it."""
         options: dict[str, Any] = {"stop": self.stop} if self.stop else {}
         if self.response_format is not None and self.response_format.type != "text":
+            # Not without what is null: that may be in a schema.
             options["response_format"] = self.response_format.model_dump(
-                exclude_none=True, by_alias=True
+                exclude_unset=True, by_alias=True
             )
         for name in ("grammar", "regex"):
             if (value := getattr(self, name)) is not None:

@@ -70,6 +70,57 @@ def test_a_stream_of_several_prompts_is_the_same_texts(tiny: httpx.Client) -> No
     assert [part.startswith("Hello") for part in parts] == [True, True, False, False]
 
 
+def test_best_of_gives_the_likeliest(tiny: httpx.Client, tiny_model: Model) -> None:
+    options = {"temperature": 2.0, "seed": 5, "top_k": 0, "top_p": 1.0}
+    every = tiny_model.generate("Hello", max_tokens=8, n=4, logprobs=True, **options)  # type: ignore[call-overload]
+
+    def mean(completion: Any) -> float:
+        return float(sum(one.logprob for one in completion.logprobs) / len(completion.logprobs))
+
+    best = max(every, key=mean)
+    assert texts(complete(tiny, prompt="Hello", best_of=4, **options)) == [best.text]
+
+
+def test_echo_with_logprobs_tells_how_likely_the_prompt_is(
+    tiny: httpx.Client, tiny_model: Model
+) -> None:
+    text = "Hello the end"
+    answer = complete(tiny, prompt=text, echo=True, logprobs=2, max_tokens=3)
+    (choice,) = answer["choices"]
+    told = choice["logprobs"]
+    scores = tiny_model.score(text, top=2)
+    count = len(scores) + 1
+    assert told["token_logprobs"][0] is None
+    assert told["token_logprobs"][1:count] == [one.logprob for one in scores]
+    assert len(told["tokens"]) == len(told["top_logprobs"]) == count + 3
+    assert choice["text"].startswith(text)
+    assert told["text_offset"][0] == 0
+    assert told["top_logprobs"][1].keys() >= {told["tokens"][1]}
+    whole = complete(tiny, prompt=text, logprobs=2, max_tokens=3)["choices"][0]["logprobs"]
+    assert told["token_logprobs"][count:] == pytest.approx(whole["token_logprobs"], abs=1e-4)
+
+
+def test_a_prompt_alone_can_be_weighed(tiny: httpx.Client, tiny_model: Model) -> None:
+    # As lm-eval asks: token ids, one token more at most, which it drops.
+    tokens = [[5, 6, 7, 8], [9, 10, 11]]
+    answer = complete(tiny, prompt=tokens, echo=True, logprobs=1, max_tokens=0)
+    told = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+    alone = [[None, *(one.logprob for one in tiny_model.score(one))] for one in tokens]
+    assert told == [pytest.approx(one, abs=1e-4) for one in alone]
+
+
+def test_a_stream_has_the_same_logprobs(tiny: httpx.Client) -> None:
+    body = {"prompt": "Hello", "echo": True, "logprobs": 1}
+    whole = complete(tiny, **body)["choices"][0]["logprobs"]
+    parts: dict[str, list[Any]] = {name: [] for name in whole}
+    for chunk in chunks_of(tiny, **body):
+        for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
+            parts[name] += values
+    assert parts["tokens"] == whole["tokens"]
+    assert parts["text_offset"] == whole["text_offset"]
+    assert parts["token_logprobs"][1:] == pytest.approx(whole["token_logprobs"][1:], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
