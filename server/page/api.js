@@ -47,7 +47,7 @@ export class Server {
         if (content) yield { content };
         if (toolCalls) yield { toolCalls };
         if (choice?.finish_reason) yield { reason: choice.finish_reason };
-        if (event.usage) yield { usage: event.usage };
+        if (event.usage) yield { usage: event.usage, timings: event.timings };
       }
     } catch (error) {
       throw signal.aborted || error instanceof Problem ? error : cutOff();

@@ -11,8 +11,8 @@ const SHARE = 4; // of the time, what painting may take is one in so many and on
 
 /** What is said, and under which name and version the server keeps it; null where it does not. */
 class Talk {
-  constructor(messages = [], { name = null, version = null, temperature = null } = {}) {
-    Object.assign(this, { messages, name, version, temperature });
+  constructor(messages = [], { name = null, version = null } = {}) {
+    Object.assign(this, { messages, name, version });
   }
 
   get isEmpty() {
@@ -60,7 +60,9 @@ export class Chat {
     this.talk = new Talk();
     this.views = [];
     this.tokens = 0;
+    this.isAbout = false; // or counted by the model
     this.controller = null;
+    this.coming = null; // the answer that is being made
     this.answered = Promise.resolve();
     this.actions = {
       copy: (view, button) => copy(view.message.text, button, shown.announce),
@@ -213,12 +215,14 @@ export class Chat {
     const count = before.length - at;
     this.shown.clear();
     this.cut(at);
+    this.isAbout = true;
     if (message) this.add(message);
     if (count > 0) {
       const undo = async () => {
         await this.stop();
         talk.messages = before;
         this.show(talk);
+        this.isAbout = true;
         this.save();
         this.shown.focus();
       };
@@ -242,6 +246,7 @@ export class Chat {
     const message = newMessage("assistant");
     const controller = new AbortController();
     this.controller = controller;
+    this.coming = message;
     const view = this.add(message);
     this.updateViews();
     this.scroll.scrollTop = this.scroll.scrollHeight;
@@ -260,7 +265,7 @@ export class Chat {
     }
     painter.end();
     clock.end();
-    this.controller = null;
+    this.controller = this.coming = null;
     this.finish(view, clock, problem);
   }
 
@@ -271,6 +276,7 @@ export class Chat {
       clock.piece();
     } else if (event.usage) {
       clock.nTokens = event.usage.completion_tokens;
+      clock.rate = event.timings?.predicted_per_second ?? 0;
       this.setTokens(event.usage.total_tokens);
     } else if (event.reason === "length") {
       const { maxTokens } = settings();
@@ -321,7 +327,7 @@ export class Chat {
   }
 
   setTokens(count, isAbout = false) {
-    this.tokens = count;
+    Object.assign(this, { tokens: count, isAbout });
     this.shown.context(count, isAbout);
   }
 
@@ -334,23 +340,17 @@ export class Chat {
       this.keepInTab();
       return;
     }
-    const take = () => ({
-      name: talk.name,
-      version: talk.version,
-      messages: messages ?? talk.messages.filter((one) => !isComing(one, this)).map(toWire),
-      temperature: settings().temperature,
-    });
+    const take = () =>
+      messages ?? talk.messages.filter((message) => message !== this.coming).map(toWire);
     try {
-      const { name, version, tokens } = await this.conversations.save(take);
-      const isNew = talk.name === null;
-      Object.assign(talk, { name, version });
+      const tokens = await this.conversations.save(talk, take);
       if (this.talk !== talk) {
         this.conversations.show();
         return;
       }
-      if (isNew) this.shown.title(name);
-      this.conversations.select(name);
-      if (tokens && !this.isAnswering && !messages) this.setTokens(tokens);
+      this.shown.title(talk.name);
+      this.conversations.select(talk.name);
+      if (tokens && this.isAbout && !this.isAnswering) this.setTokens(tokens);
     } catch (problem) {
       if (this.talk === talk) this.shown.notice(asProblem(problem), this.waysToSave(talk, problem));
     }
@@ -368,17 +368,12 @@ export class Chat {
   }
 
   keepInTab() {
-    const kept = this.talk.messages.map(({ problem, ...message }) => message);
-    if (ofTab.set("conversation", kept)) return;
-    ofTab.set(
-      "conversation",
-      kept.map((message) => ({ ...message, pictures: [] })),
-    );
+    const { messages } = this.talk;
+    if (ofTab.set("conversation", messages)) return;
+    const without = messages.map((message) => ({ ...message, pictures: [] }));
+    ofTab.set("conversation", without); // there is room for some megabytes
   }
 }
-
-const isComing = (message, chat) =>
-  chat.isAnswering && message === chat.talk.messages.at(-1) && message.role === "assistant";
 
 function asProblem(error) {
   if (error instanceof Problem) return error;
@@ -390,16 +385,16 @@ class Clock {
   constructor(show) {
     this.show = show;
     this.begun = performance.now();
-    this.first = this.last = 0;
+    this.first = 0;
     this.nPieces = 0;
     this.nTokens = null;
+    this.rate = 0;
     this.timer = setInterval(() => this.tick(), 500);
     this.tick();
   }
 
   piece() {
-    this.last = performance.now();
-    this.first ||= this.last;
+    this.first ||= performance.now();
     this.nPieces += 1;
   }
 
@@ -418,9 +413,7 @@ class Clock {
     if (!this.first) return "";
     const first = ((this.first - this.begun) / 1000).toFixed(1);
     if (this.nTokens === null) return `${first} s to the first`;
-    const seconds = (this.last - this.first) / 1000;
-    const rate = seconds > 0 && this.nTokens > 1 ? (this.nTokens - 1) / seconds : 0;
-    const speed = rate ? ` · ${rate.toFixed(1)} tokens/s` : "";
+    const speed = this.rate ? ` · ${this.rate.toFixed(1)} tokens/s` : "";
     return `${this.nTokens.toLocaleString("en")} tokens${speed} · ${first} s to the first`;
   }
 }

@@ -69,20 +69,20 @@ export class Conversations {
   }
 
   /**
-   * Save a conversation {name, version, messages, temperature} after all that is being saved;
-   * one without a name gets one. Returns what the server says of it.
+   * Save a conversation {name, version} with what `take` gives, after all that is being saved. One
+   * without a name gets one. Returns how many tokens it has, where the server knows.
    */
-  save(take) {
+  save(talk, take) {
     const saved = this.saving.then(async () => {
-      const { name, ...body } = take();
-      const isNew = name === null;
-      const path = isNew ? PATH : pathOf(name);
-      const answer = await this.server.json(path, { method: isNew ? "POST" : "PUT", body });
-      this.entries = [
-        { name: answer.name },
-        ...this.entries.filter((entry) => entry.name !== answer.name),
-      ];
-      return answer;
+      const isNew = talk.name === null;
+      const messages = take();
+      const body = isNew ? { messages } : { version: talk.version, messages };
+      const options = { method: isNew ? "POST" : "PUT", body };
+      const answer = await this.server.json(isNew ? PATH : pathOf(talk.name), options);
+      const { name, version, tokens } = answer;
+      Object.assign(talk, { name, version });
+      this.entries = [{ name }, ...this.entries.filter((entry) => entry.name !== name)];
+      return tokens;
     });
     this.saving = saved.catch(() => {});
     return saved;

@@ -89,7 +89,7 @@ const server = new Server(async (wasRefused) => {
 });
 
 const conversations = new Conversations(server, find("#conversations"), find("#conversations-note"), {
-  open: (name) => tryTo(() => chat.open(name)).then(closeSidebar),
+  open,
   renamed(name, newName) {
     if (chat.talk.name === name) {
       chat.talk.name = newName;
@@ -274,17 +274,38 @@ async function start() {
     chat.model = await waitForModel();
     find("#model").textContent = chat.model.id;
     chat.setTokens(chat.tokens);
-    const name = openedName();
-    if (name) await chat.open(name);
+    if (openedName()) await open(openedName());
     else if (!conversations.isKept) chat.restore();
   });
 }
 
-const openedName = () => decodeURIComponent(location.hash.slice(1));
+/** The name in the address. */
+function openedName() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
+/** Open a conversation; the address is that of one that there is. */
+async function open(name) {
+  await tryTo(async () => {
+    try {
+      await chat.open(name);
+    } catch (problem) {
+      if (problem.status === 404) shown.title(chat.talk.name);
+      throw problem;
+    }
+  });
+  closeSidebar();
+}
 
 addEventListener("popstate", () => {
   const name = openedName();
-  if (name !== (chat.talk.name ?? "")) tryTo(() => (name ? chat.open(name) : chat.begin()));
+  if (name === (chat.talk.name ?? "")) return;
+  if (name) open(name);
+  else tryTo(() => chat.begin());
 });
 
 start();

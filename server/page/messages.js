@@ -1,6 +1,6 @@
 // A message: as a value, as the server takes it, and as it is shown.
 //
-// A value is {role, text, pictures: data URLs, toolCalls, stored, ending, problem, stats}; `stored`
+// A value is {role, text, pictures: data URLs, toolCalls, stored, ending, stats}; `stored`
 // is the server's own form of a message that was read from its disk, and kept as it was.
 
 import { Pictures } from "./pictures.js";
@@ -10,7 +10,7 @@ const NAMES = { user: "You", assistant: "Answer", system: "System prompt" };
 
 /** A message of the user, or an answer that is about to come. */
 export function newMessage(role, text = "", pictures = []) {
-  return { role, text, pictures, toolCalls: [], stored: null, ending: "", problem: null, stats: "" };
+  return { role, text, pictures, toolCalls: [], stored: null, ending: "", stats: "" };
 }
 
 /** A message as the server has kept it. */

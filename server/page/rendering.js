@@ -40,7 +40,7 @@ export class LiveText {
     this.root = root;
     this.text = "";
     this.from = 0; // where what may change begins
-    this.shown = []; // blocks with their elements, of the whole text
+    this.shown = []; // blocks with their sources and elements, of the whole text
   }
 
   /** Show this text, which mostly is the one before and some more. */
@@ -52,25 +52,29 @@ export class LiveText {
     for (const block of blocks) block.start += this.from;
     let at = this.shown.findIndex((one) => one.block.start >= this.from);
     if (at < 0) at = this.shown.length;
-    for (const block of blocks) {
-      const before = this.shown[at];
-      if (!before) {
-        this.root.append(this.show(at, block).node);
-      } else if (!patch(before, block)) {
-        before.node.replaceWith(this.show(at, block).node);
-      }
-      at += 1;
+    for (const [number, block] of blocks.entries()) {
+      const source = text.slice(block.start, blocks[number + 1]?.start).trimEnd();
+      this.showAt(at + number, block, source);
     }
-    for (const { node } of this.shown.splice(at)) node.remove();
+    for (const { node } of this.shown.splice(at + blocks.length)) node.remove();
     this.from = settled(
       text,
       this.shown.map((one) => one.block),
     );
   }
 
-  show(at, block) {
-    this.shown[at] = { block, node: blockNode(block) };
-    return this.shown[at];
+  /** Show a block in place of the one that is shown there, of which what is the same stays. */
+  showAt(at, block, source) {
+    const before = this.shown[at];
+    const isKept = before?.block.type === block.type && before.source === source;
+    if (isKept || (before && patch(before, block))) {
+      Object.assign(before, { block, source });
+      return;
+    }
+    const node = blockNode(block);
+    if (before) before.node.replaceWith(node);
+    else this.root.append(node);
+    this.shown[at] = { block, source, node };
   }
 
   clear() {
@@ -103,7 +107,6 @@ function patch(shown, block) {
   } else {
     return false;
   }
-  shown.block = block;
   return true;
 }
 
