@@ -24,6 +24,7 @@ from . import (
     conversations,
     models,
     openapi,
+    reference_page,
     responses,
     utilities,
 )
@@ -67,6 +68,7 @@ def create_app(
             *anthropic.routes,
             *utilities.routes,
             *openapi.routes,
+            *reference_page.routes,
             *conversations.routes,
             *page.routes,
         ],

@@ -26,7 +26,7 @@ from .state import Served, Server
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = {"/", "/health", "/favicon.ico"}
+OPEN_PATHS = {"/", "/docs", "/favicon.ico", "/health", "/openapi.json"}
 """What needs no key: nothing there tells of anybody's requests."""
 
 OPEN_FOLDERS = ("/page/",)
