@@ -201,11 +201,11 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
         ({"input": []}, "input", "missing"),
         ({"input": 1}, "input", "list"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "'user'"),
-        ({"input": [{"type": "computer_call"}]}, "input[0]", "'computer_call'"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type", "computer_call"),
         (
             {"input": [message("user", [{"type": "input_file", "file_id": "f"}])]},
-            "input[0].content[0]",
-            "'input_file'",
+            "input[0].content[0].type",
+            "input_file",
         ),
         (
             {"input": [message("user", [{"type": "input_image", "image_url": "http://a/b"}])]},
