@@ -21,6 +21,8 @@ from ..errors import EngineError, SettingError
 from ..runtime.constraint import Constraint, Mask
 from ..untrusted import brief
 from .forms import Form
+from .gbnf import Tokens, read_grammar
+from .lexemes import lark_grammar
 from .regex import translated
 from .schema import schema_grammar
 from .vocabulary import Vocabulary
@@ -128,11 +130,17 @@ class Structures:
     def _grammar_of(self, form: Form) -> str:
         if form.kind == "schema":
             return schema_grammar(form.value, form.where)
-        if form.kind == "grammar":
-            raise SettingError(f"{form.where} cannot be enforced yet")
         from llguidance import LLMatcher
 
+        if form.kind == "grammar":
+            tokens = Tokens(self._token_of, len(self._vocabulary), self._end_ids)
+            rules = read_grammar(form.value, form.where, tokens)
+            return LLMatcher.grammar_from_lark(lark_grammar(rules, self._end_ids))
         return LLMatcher.grammar_from_regex(translated(form.value, form.where))
+
+    def _token_of(self, text: str) -> int | None:
+        tokens = self._vocabulary.encode(text, special=True)
+        return tokens[0] if len(tokens) == 1 else None
 
     def _kept_or(
         self, key: tuple[str, str, str] | None, make: Callable[[], str], where: str
