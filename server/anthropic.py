@@ -12,6 +12,7 @@ from ..async_model import AsyncStream
 from ..errors import ContextFullError
 from .anthropic_answer import PING, MessageWriter
 from .anthropic_request import Asked, asked
+from .chat import with_checked_tools
 from .endpoint import Call, Endpoint
 from .errors import CONTEXT_FULL, ApiError
 from .schema import anthropic as wire
@@ -32,7 +33,9 @@ async def _messages(call: Call[wire.MessagesRequest]) -> Response:
 
 async def _begun(call: Call[wire.MessagesRequest], question: Asked) -> AsyncStream:
     """The answer, while it is made."""
-    options: Any = {"sampling": call.server.settings.sampling, **question.options}
+    options: Any = {
+        "sampling": call.server.settings.sampling, **await with_checked_tools(question.options),
+    }  # fmt: skip
     stream: AsyncStream
     if not question.prefill:
         stream = await call.model.chat(question.messages, stream=True, **options)
@@ -53,7 +56,7 @@ def _too_long(error: ContextFullError) -> ApiError:
 
 async def _count(call: Call[wire.CountRequest]) -> Response:
     question = asked(call.body)
-    options: Any = question.options
+    options: Any = await with_checked_tools(question.options)
     try:
         prompt = await call.model.chat_prompt(question.messages, **options)
     except ContextFullError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -53,6 +53,17 @@ async def _chat(call: Call[ChatRequest]) -> Response:
             "timings": timings_of(completions),
         }
     )
+
+
+async def with_checked_tools(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of ``Model.chat`` with ``tools`` as `tools_of` gives them.
+
+    Raises:
+        ApiError: one of them is none.
+    """
+    if "tools" not in options:
+        return dict(options)
+    return {**options, "tools": await asyncio.to_thread(tools_of, options["tools"])}
 
 
 def tools_of(definitions: object, field: str = "tools") -> tuple[Tool, ...]:

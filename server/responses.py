@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .chat import with_checked_tools
 from .endpoint import Call, Endpoint
 from .errors import ApiError
 from .logprobs import chat_logprobs
@@ -26,7 +27,7 @@ async def _create(call: Call[wire.ResponsesRequest]) -> Response:
     body, store = call.body, call.server.responses
     question = _question(body, store)
     sampling = body.sampling(call.server.settings.sampling)
-    options: Any = {"sampling": sampling, **question.options}
+    options: Any = {"sampling": sampling, **await with_checked_tools(question.options)}
     stream = await call.model.chat(question.messages, stream=True, **options)
 
     def keep(answer: dict[str, Any]) -> None:
@@ -47,7 +48,7 @@ async def _create(call: Call[wire.ResponsesRequest]) -> Response:
 
 async def _count(call: Call[wire.PromptFields]) -> Response:
     question = _question(call.body, call.server.responses)
-    options: Any = question.options
+    options: Any = await with_checked_tools(question.options)
     prompt = await call.model.chat_prompt(question.messages, **options)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})
 
