@@ -14,7 +14,8 @@ from anthropic.types import Message
 from PIL import Image
 
 from llama4_edge import Model
-from tests.server.running import RunningServer
+from llama4_edge.server.settings import ServerSettings
+from tests.server.running import RunningServer, running_server
 
 USER: dict[str, Any] = {"role": "user", "content": "What is the capital of France?"}
 LIKELIEST = {"temperature": 0.0}
@@ -178,3 +179,18 @@ def test_errors_are_anthropics(client: anthropic.Anthropic, demo_server: Running
 def test_a_stream_that_cannot_begin_is_an_error(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
         client.messages.create(**asked({"role": "user", "content": "word " * 5000}), stream=True)
+
+
+def test_a_key_comes_as_anthropics_clients_send_it(tiny_model: Model) -> None:
+    with running_server(tiny_model, ServerSettings(api_keys=("secret",))) as server:
+        given = {"base_url": server.url, "max_retries": 0}
+        for key in ({"api_key": "secret"}, {"auth_token": "secret"}):
+            with anthropic.Anthropic(**given, **key) as client:  # type: ignore[arg-type]
+                client.messages.create(**asked(max_tokens=1))
+        with (
+            anthropic.Anthropic(**given, api_key="wrong") as client,  # type: ignore[arg-type]
+            pytest.raises(anthropic.AuthenticationError) as caught,
+        ):
+            client.messages.create(**asked(max_tokens=1))
+        body: Any = caught.value.body
+        assert body["error"]["type"] == "authentication_error"
