@@ -29,8 +29,8 @@ class Form:
     """The form of an answer that was asked for.
 
     Args:
-        kind: "schema", "grammar" or "regex".
-        value: the JSON Schema, or the text.
+        kind: "schema", "grammar" or "regex"; or "calls", of tools.
+        value: the JSON Schema, or the text; or what `calls_form` makes.
         where: the setting, and the place in it, for errors.
     """
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.sampling import MAX_SEED, Sampling
+from .call_grammar import calls_form
 from .call_parser import CallParser
 from .forms import Form, ResponseFormat, form_of
 from .tools import Tool, ToolChoice, ToolInput, as_tools
@@ -152,7 +153,17 @@ class AnswerSettings:
     @property
     def form(self) -> Form | None:
         """The form that the answer is held to; None is any text."""
-        return form_of(self.response_format, self.grammar, self.regex)
+        form = form_of(self.response_format, self.grammar, self.regex)
+        choice = self.tool_choice
+        if form is None:
+            return calls_form(self.tools, choice, parallel=self.parallel_tool_calls)
+        if choice.is_forced:
+            raise SettingError(
+                "an answer has one form",
+                found=f"{form.where} and tool_choice",
+                expected='tool_choice "auto" or "none" beside it',
+            )
+        return form
 
     @property
     def n_logprobs(self) -> int | None:

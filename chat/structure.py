@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import EngineError, SettingError
 from ..runtime.constraint import Constraint, Mask
 from ..untrusted import brief
+from .call_grammar import calls_grammar
 from .forms import Form
 from .gbnf import Tokens, read_grammar
 from .lexemes import lark_grammar
@@ -130,6 +131,8 @@ class Structures:
     def _grammar_of(self, form: Form) -> str:
         if form.kind == "schema":
             return schema_grammar(form.value, form.where)
+        if form.kind == "calls":
+            return calls_grammar(form.value)
         from llguidance import LLMatcher
 
         if form.kind == "grammar":

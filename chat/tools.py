@@ -70,6 +70,10 @@ class Tool:
 
     def problem_of(self, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with arguments by the tool's schema; None where nothing is."""
+        if self.function is not None:
+            known = self.parameters["properties"]
+            if unknown := [name for name in arguments if name not in known]:
+                return f"{self.name} has no parameter {unknown[0][:100]}"
         return problem_with(dict(arguments), self.parameters)
 
 
