@@ -8,6 +8,7 @@ reference calls, keeps more bits of each weight: its bytes differ by one here an
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ _MOST_PRECISION = 22
 _EXACT_IN_FLOAT32 = 2**24
 # Results of one matrix product. Each of them reads the whole stretch of the picture under all.
 _BLOCK = 16
+# Multiplications up to which OpenBLAS uses no threads: for small products, waking them and waiting
+# for them takes longer than the work, and ten times as long where others use the processor.
+_UNTHREADED = 1 << 18
 
 
 def resize(picture: Planes, rows: int, columns: int) -> Planes:
@@ -41,28 +45,64 @@ def resize(picture: Planes, rows: int, columns: int) -> Planes:
 
 def _along_rows(picture: Planes, length: int) -> Planes:
     """Each row at another length."""
-    first, weights, precision = _weights(picture.shape[2], length)
-    result = np.empty((*picture.shape[:2], length), dtype=np.uint8)
-    for begin in range(0, length, _BLOCK):
-        at, matrix = _matrix(first, weights, begin)
-        source = picture[:, :, at : at + matrix.shape[1]]
-        stretch = np.array(source, dtype=matrix.dtype, order="C")
-        sums = stretch.reshape(-1, matrix.shape[1]) @ matrix.T
-        block = result[:, :, begin : begin + _BLOCK]
-        block[...] = _levels(sums, precision).reshape(block.shape)
+    planes, rows, old_length = picture.shape
+    blocks, dtype, precision = _blocks(old_length, length)
+    result = np.empty((planes, rows, length), dtype=np.uint8)
+    step = max(1, min(_size(block) for block in blocks) // planes)
+    for begin in range(0, rows, step):
+        some = picture[:, begin : begin + step]
+        source = np.ascontiguousarray(some).reshape(-1, old_length).astype(dtype)
+        sums = np.empty((len(source), length), dtype=dtype)
+        for block in blocks:
+            stretch = source[:, block.at : block.at + block.matrix.shape[1]]
+            np.matmul(stretch, block.matrix.T, out=sums[:, block.new])
+        result[:, begin : begin + step] = _levels(sums, precision).reshape(planes, -1, length)
     return result
 
 
 def _along_columns(picture: Planes, length: int) -> Planes:
     """Each column at another length."""
-    first, weights, precision = _weights(picture.shape[1], length)
-    result = np.empty((picture.shape[0], length, picture.shape[2]), dtype=np.uint8)
-    for begin in range(0, length, _BLOCK):
-        at, matrix = _matrix(first, weights, begin)
-        for plane, target in zip(picture, result, strict=True):
-            stretch = plane[at : at + matrix.shape[1]].astype(matrix.dtype)
-            target[begin : begin + _BLOCK] = _levels(matrix @ stretch, precision)
+    blocks, dtype, precision = _blocks(picture.shape[1], length)
+    columns = picture.shape[2]
+    result = np.empty((picture.shape[0], length, columns), dtype=np.uint8)
+    for plane, target in zip(picture, result, strict=True):
+        for block in blocks:
+            stretch = plane[block.at : block.at + block.matrix.shape[1]].astype(dtype)
+            sums = np.empty((len(block.matrix), columns), dtype=dtype)
+            for begin in range(0, columns, _size(block)):
+                part = slice(begin, begin + _size(block))
+                np.matmul(block.matrix, stretch[:, part], out=sums[:, part])
+            target[block.new] = _levels(sums, precision)
     return result
+
+
+class _Block(NamedTuple):
+    """What makes new pixels of a row: a matrix for a stretch of old ones, and where this begins."""
+
+    new: slice
+    at: int
+    matrix: npt.NDArray[np.floating]
+
+
+def _size(block: _Block) -> int:
+    """How many rows, or columns, are worth one product."""
+    return max(1, _UNTHREADED // block.matrix.size)
+
+
+def _blocks(length: int, new_length: int) -> tuple[list[_Block], type[np.floating], int]:
+    """The blocks of all new pixels, the type in which their sums are exact, and the precision.
+
+    Whole numbers in floats, which have BLAS.
+    """
+    first, weights, precision = _weights(length, new_length)
+    largest_sum = 255 * int(weights.sum(axis=1).max())
+    dtype = np.float32 if largest_sum < _EXACT_IN_FLOAT32 else np.float64
+    blocks = []
+    for begin in range(0, new_length, _BLOCK):
+        new = slice(begin, min(begin + _BLOCK, new_length))
+        at, matrix = _matrix(first[new], weights[new])
+        blocks.append(_Block(new, at, matrix.astype(dtype)))
+    return blocks, dtype, precision
 
 
 def _weights(
@@ -96,21 +136,15 @@ def _weights(
 
 
 def _matrix(
-    first: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], begin: int
-) -> tuple[int, npt.NDArray[np.floating]]:
-    """What makes new pixels from ``begin`` on of a stretch of old ones: where it begins, and how.
-
-    Whole numbers in floats, which have BLAS: every sum of such products is exact in the type.
-    """
-    starts = first[begin : begin + _BLOCK]
-    some = weights[begin : begin + _BLOCK]
-    at = int(starts[0])
+    first: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """The matrix that makes new pixels of a stretch of old ones, and where that begins."""
+    at = int(first[0])
     # How many there are up to the last that is not 0.
-    counts = some.shape[1] - np.argmax(some[:, ::-1] > 0, axis=1)
-    largest_sum = 255 * int(some.sum(axis=1).max())
-    exact = np.float32 if largest_sum < _EXACT_IN_FLOAT32 else np.float64
-    matrix = np.zeros((len(starts), int(np.max(starts + counts)) - at), dtype=exact)
-    for row, values, start, count in zip(matrix, some, starts - at, counts, strict=True):
+    counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)
+    starts = first - at
+    matrix = np.zeros((len(first), int(np.max(starts + counts))), dtype=np.int64)
+    for row, values, start, count in zip(matrix, weights, starts, counts, strict=True):
         row[start : start + count] = values[:count]
     return at, matrix
 
