@@ -105,3 +105,65 @@ and it aborts on more."""
 MAX_IMAGE_SIZE = 8192
 """Pixels along a side that mtmd's loader takes."""
 VISION_ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The shape of a vision tower with its projector, whether a config.json or a GGUF states it.
+
+    A tile of ``image_size`` by ``image_size`` pixels is patches of ``patch_size``, of which
+    ``merge`` by ``merge`` become one embedding: `tokens` of ``n_embd`` numbers. ``adapter`` are the
+    widths behind the first and the second matrix after the tower.
+    """
+
+    n_layer: int
+    width: int
+    n_head: int
+    n_ff: int
+    image_size: int
+    patch_size: int
+    merge: int
+    adapter: tuple[int, int]
+    n_embd: int
+
+    @property
+    def side(self) -> int:
+        """Embeddings of a tile along each of its sides."""
+        return self.image_size // self.patch_size // self.merge
+
+    @property
+    def tokens(self) -> int:
+        """Embeddings of a tile."""
+        return self.side**2
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tower's stream: one for each patch, and one for all."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes that mtmd's compute buffer has at most, for a tile at a time, without flash
+        attention.
+
+        The tile and its positions stay; beside them lies the largest step. In a layer that is the
+        feed-forward network (its input, its inner width, and what it is added to), or attention:
+        the scores of all pairs of rows in each head, queries, keys, values, their sums, and what
+        they are added to.
+        """
+        kept = 3 * self.image_size**2 + 2 * self.rows
+        cut = 3 * self.image_size**2
+        feed_forward = self.rows * (self.n_ff + 2 * self.width)
+        attention = self.rows * (self.rows * self.n_head + 5 * self.width)
+        adapted = self.tokens * (self.n_ff + 2 * max(*self.adapter, self.n_embd))
+        return 4 * (kept + max(cut, feed_forward, attention, adapted))
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions that a tile takes, in matrix products."""
+        patches = (self.rows - 1) * 3 * self.patch_size**2 * self.width
+        layer = self.rows * (4 * self.width**2 + 2 * self.width * self.n_ff)
+        attention = 2 * self.rows**2 * self.width
+        first, second = self.adapter
+        adapted = self.n_ff * first + first * second + second * self.n_embd
+        return 2 * (patches + self.n_layer * (layer + attention) + self.tokens * adapted)

@@ -213,13 +213,15 @@ def _find(model: str) -> _Source:
     finally:
         checkpoint.shards.close()
     shapes = {name: tensor.shape for name, tensor in contents.vision.items()}
-    return _Source(name, contents.config, checkpoint, vision=vision_weights(shapes))
+    vision = vision_weights(shapes, parse_vision(checkpoint.config), contents.config.hparams.n_embd)
+    return _Source(name, contents.config, checkpoint, vision=vision)
 
 
 def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:
     """What the vision tower weighs that a config.json describes."""
     vision = parse_vision(settings)
-    return vision_weights(vision_shapes(vision, config.hparams.n_embd)) if vision else None
+    n_embd = config.hparams.n_embd
+    return vision_weights(vision_shapes(vision, n_embd), vision, n_embd) if vision else None
 
 
 def _first_layers(source: _Source, layers: int | None) -> ModelConfig:

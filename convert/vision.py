@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..architecture import VisionShape
 from ..errors import CheckpointError, RecipeError
 from ..quant import Assignment, TensorSpec, TensorType
 from ..quant.types import F16, F32, TYPES
@@ -83,6 +84,7 @@ class VisionWeights:
 
     tower: int
     projector: int
+    shape: VisionShape
 
 
 def _rules(config: VisionConfig) -> Iterator[tuple[Rule, int]]:
@@ -202,11 +204,15 @@ def vision_type(name: str, shape: Shape, matrices: TensorType) -> TensorType:
     return matrices if matrices.fits(shape[-1]) else F16
 
 
-def vision_weights(shapes: Mapping[str, Shape]) -> VisionWeights | None:
-    """What these weigh in a projector file of the default type, None where there are none.
+def vision_weights(
+    shapes: Mapping[str, Shape], config: VisionConfig | None, n_embd: int
+) -> VisionWeights | None:
+    """What these weigh in a projector file of the default type, None where none would be written.
 
     Args:
         shapes: of tensors by their names in a checkpoint; those of the text model do not count.
+        config: the tower's, None where config.json has none.
+        n_embd: the text model's width.
     """
     matrices = VISION_TYPES[DEFAULT_VISION_TYPE]
     kept_apart = {rule.name: rule.targets[0] for rule in _BEFORE}
@@ -217,4 +223,6 @@ def vision_weights(shapes: Mapping[str, Shape]) -> VisionWeights | None:
             projector += nbytes
         elif name.startswith(_TOWER):
             tower += nbytes
-    return VisionWeights(tower, projector) if tower or projector else None
+    if config is None or not tower + projector:
+        return None
+    return VisionWeights(tower, projector, config.shape(n_embd))

@@ -14,6 +14,7 @@ from ..architecture import (
     MAX_IMAGE_SIZE,
     MAX_VISION_LAYERS,
     VISION_ROPE_THETA,
+    VisionShape,
 )
 from ..errors import UnsupportedError
 from ..untrusted import shown
@@ -49,6 +50,20 @@ class VisionConfig:
     projector_in: int
     projector_out: int
     vision_out: int
+
+    def shape(self, n_embd: int) -> VisionShape:
+        """The same with the projector to a text model of a width."""
+        return VisionShape(
+            n_layer=self.n_layer,
+            width=self.width,
+            n_head=self.n_head,
+            n_ff=self.n_ff,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            merge=self.merge,
+            adapter=(self.projector_in, self.projector_out),
+            n_embd=n_embd,
+        )
 
 
 def parse_vision(raw: Mapping[str, Any]) -> VisionConfig | None:

@@ -14,15 +14,17 @@ from typing import Any
 
 from ..errors import SettingError
 from ..ranges import check_whole, value_text
-from ..runtime.encoder import COMPUTE_BYTES
-from ..runtime.files.gguf_file import read_gguf
+from ..runtime.files.projector_file import check_projector_file
 from ..untrusted import Record
-from ..vision.finding import check_projector, projector_beside
+from ..vision.finding import projector_beside
 from ..vision.layout import image_token_count, tile_count, tile_grid
 from .geometry import Geometry
-from .machine import Machine
+from .machine import Machine, matrix_rate
 
 _MOST_PIXELS = 1 << 20  # of a side
+# Of the rate at which NumPy multiplies matrices, mtmd reached so much on a Xeon of 2.5 GHz, with a
+# tower as wide as the published one, in f16.
+_MTMD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,20 @@ class Images:
     Args:
         path: of the projector's file, "" where it is not here.
         compute_bytes: what mtmd takes beside the weights, at most.
+        operations: of one tile, in matrix products.
         device: where room is kept for all that.
         size: columns and rows of pixels of a picture.
         tiles: what it is cut into, with the one of the whole picture; 0 without a size.
         tokens: what it takes in a prompt.
-        seconds: that encoding takes at least, from reading the weights once a tile; None where the
-            device's bandwidth is unknown.
+        seconds: an estimate of how long encoding takes, by half the rate at which NumPy multiplies
+            matrices on this processor; None for a GPU, and for another machine.
     """
 
     vision_tower_bytes: int
     projector_bytes: int
+    compute_bytes: int
+    operations: int
     path: str = ""
-    compute_bytes: int = COMPUTE_BYTES
     device: str | None = None
     size: tuple[int, int] | None = None
     tiles: int = 0
@@ -76,8 +80,9 @@ class Images:
         return cls(
             vision_tower_bytes=record.integer("vision_tower_bytes"),
             projector_bytes=record.integer("projector_bytes"),
-            path=record.text("path"),
             compute_bytes=record.integer("compute_bytes"),
+            operations=record.integer("operations"),
+            path=record.text("path"),
             device=None if record.get("device") is None else record.text("device"),
             size=None if size is None else tuple(size),
             tiles=record.integer("tiles"),
@@ -93,17 +98,22 @@ def images_of(geometry: Geometry, projector: Path | None) -> Images | None:
         ModelFileError: the one that was named is not this model's, or several are beside it.
     """
     path = projector
-    if path is not None:
-        check_projector(path, geometry.hparams.n_embd)
-    elif geometry.vision is not None:
-        return Images(geometry.vision.tower, geometry.vision.projector)
-    elif geometry.recipe is None:
+    if path is None and (vision := geometry.vision) is not None:
+        shape = vision.shape
+        return Images(vision.tower, vision.projector, shape.compute_bytes, shape.operations)
+    if path is None and geometry.recipe is None:
         path = projector_beside(geometry.source)
     if path is None:
         return None
-    tensors = read_gguf(path).tensors
-    tower = sum(tensor.nbytes for tensor in tensors if tensor.name.startswith("v."))
-    return Images(tower, sum(tensor.nbytes for tensor in tensors) - tower, os.fspath(path))
+    info = check_projector_file(path, n_embd=geometry.hparams.n_embd)
+    tower = sum(tensor.nbytes for tensor in info.gguf.tensors if tensor.name.startswith("v."))
+    return Images(
+        tower,
+        info.weight_bytes - tower,
+        info.shape.compute_bytes,
+        info.shape.operations,
+        os.fspath(path),
+    )
 
 
 def with_room(
@@ -128,6 +138,7 @@ def with_room(
     need = images.weights_bytes + images.compute_bytes
     local = next((gpu for gpu in machine.gpus if gpu.endpoint is None), None)
     device = machine.host if local is None or local.usable_bytes < need else local
+    is_here = device is machine.host and not machine.described
     less = replace(device, kept_free_bytes=device.kept_free_bytes + need)
     machine = replace(
         machine,
@@ -137,14 +148,13 @@ def with_room(
     columns, rows = size
     grid = tile_grid(columns, rows)
     tiles = tile_count(grid)
-    seconds = tiles * images.weights_bytes / device.bandwidth if device.bandwidth else None
     return machine, replace(
         images,
         device=device.name,
         size=(columns, rows),
         tiles=tiles,
         tokens=image_token_count(grid),
-        seconds=seconds,
+        seconds=tiles * images.operations / (_MTMD_SHARE * matrix_rate()) if is_here else None,
     )
 
 

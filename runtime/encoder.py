@@ -20,14 +20,12 @@ from ..units import bytes_text
 from .bindings.devices import NativeDevice, list_devices
 from .bindings.parameters import progress_callback
 from .bindings.vision import Tile, TileEncoder
+from .files.projector_file import check_projector_file
 from .handles import Handles
 from .placement import CPU
 from .settings import EngineSettings
 
 logger = logging.getLogger(__name__)
-
-# What mtmd takes beside the weights: for 577 patches, 1408 wide, the scores of 16 heads among them.
-COMPUTE_BYTES = 256 * 2**20
 
 
 class Encoder:
@@ -43,6 +41,7 @@ class Encoder:
     Raises:
         AllocationError: there is no room for it.
         EngineError: llama.cpp refuses it, or loading was cancelled.
+        ModelFileError: it has changed since, and is not one any more.
     """
 
     def __init__(
@@ -95,7 +94,8 @@ def _device_with_room(
     Raises:
         AllocationError: it has no room either.
     """
-    need = path.stat().st_size + COMPUTE_BYTES
+    info = check_projector_file(path)
+    need = info.weight_bytes + info.shape.compute_bytes
     placed = handles.params.devices if settings.placement.n_gpu_layers != 0 else ()
     for device in placed:
         if device.endpoint is not None:

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..units import bytes_text, context_text, rate_text
+from ..units import bytes_text, context_text, rate_text, seconds_text
 from .visible import LONGEST_LINE, LONGEST_NAME, shortened
 
 if TYPE_CHECKING:
@@ -265,11 +265,12 @@ def _images(plan: Plan) -> Iterator[str]:
     columns, rows = images.size
     tiles = "1 tile" if images.tiles == 1 else f"{images.tiles} tiles"
     share = images.tokens / plan.settings.n_ctx
+    work = f"{images.tiles * images.operations / 1e12:,.2g} TFLOP"
     time = (
-        ""
+        f"; encoding it is {work}"
         if images.seconds is None
-        else f"; encoding it takes at least {1000 * images.seconds:.0f} ms, from reading the "
-        "weights once a tile"
+        else f"; encoding it is {work}, an estimated {seconds_text(images.seconds)} by how fast "
+        "this processor multiplies matrices"
     )
     yield f"{parts}: on {images.device}, kept free there"
     yield (

@@ -43,10 +43,10 @@ def check_projector(path: Path, n_embd: int) -> ProjectorInfo:
         ModelFileError: it is not.
     """
     info = check_projector_file(path, n_embd=n_embd)
-    if info.image_size != TILE_SIZE:
+    if info.shape.image_size != TILE_SIZE:
         raise ModelFileError(
             f"{path} is the projector of another kind of model",
-            found=f"tiles of {info.image_size} pixels",
+            found=f"tiles of {info.shape.image_size} pixels",
             expected=TILE_SIZE,
             hint=_HINT,
         )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...architecture import MAX_IMAGE_SIZE, MAX_VISION_LAYERS
+from ...architecture import MAX_IMAGE_SIZE, MAX_VISION_LAYERS, VisionShape
 from ...errors import ModelFileError
 from ...untrusted import brief
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
@@ -39,58 +39,21 @@ _NAMED = r"\1ln2\2"
 class ProjectorInfo:
     """A vision tower and its projector, as their GGUF describes them.
 
-    A picture has `image_size` by `image_size` pixels and becomes `tokens` embeddings of `n_embd`
-    numbers. Pixels from 0 to 1 are scaled by subtracting `image_mean` and dividing by `image_std`.
+    Pixels from 0 to 1 are scaled by subtracting `image_mean` and dividing by `image_std`.
     ``bytes`` is the length of the file, ``weight_bytes`` what mtmd allocates for its tensors.
     """
 
     path: Path
-    n_layer: int
-    width: int
-    n_head: int
-    n_ff: int
-    image_size: int
-    patch_size: int
-    merge: int
-    n_embd: int
+    shape: VisionShape
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     bytes: int
     gguf: GGUFFile
 
     @property
-    def side(self) -> int:
-        """Embeddings of one picture along each of its sides."""
-        return self.image_size // self.patch_size // self.merge
-
-    @property
-    def tokens(self) -> int:
-        """Embeddings of one picture."""
-        return self.side**2
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.gguf.tensors)
-
-    def compute_bytes(self, *, flash_attention: bool = True) -> int:
-        """Bytes that mtmd's compute buffer has at most, for one picture at a time.
-
-        The picture and its positions stay; beside them lies the largest step. In a layer that is
-        the feed-forward network: its input, its inner width, and what it is added to; or, where a
-        device has no `flash_attention` for the width of these heads, the scores of all pairs of
-        patches, before and after their softmax.
-        """
-        patches = (self.image_size // self.patch_size) ** 2
-        adapter = max(tensor.shape[-1] for tensor in self.gguf.tensors if tensor.name in _ADAPTER)
-        kept = 3 * self.image_size**2 + 2 * (patches + 1)
-        cut = 3 * self.image_size**2
-        layer = (patches + 1) * (self.n_ff + 2 * self.width)
-        if not flash_attention:
-            scores = 2 * (patches + 1) * self.n_head
-            layer = max(layer, (patches + 1) * (scores + 4 * self.width))
-        adapted = self.tokens * (self.n_ff + 2 * max(adapter, self.n_embd))
-        return 4 * (kept + max(cut, layer, adapted))
 
 
 def is_projector(gguf: GGUFFile) -> bool:
@@ -147,10 +110,10 @@ def check_projector_file(
         EngineError: llama.cpp's library does not load.
     """
     info = check_projector(read_gguf(path, whole=whole))
-    if n_embd is not None and info.n_embd != n_embd:
+    if n_embd is not None and info.shape.n_embd != n_embd:
         raise ModelFileError(
             f"{info.path} is the projector of another model",
-            found=f"embeddings of {info.n_embd} numbers",
+            found=f"embeddings of {info.shape.n_embd} numbers",
             expected=f"{n_embd}, as the text model has",
             hint="Take the projector that was published or converted with the text model.",
         )
@@ -285,16 +248,20 @@ def _info(gguf: GGUFFile) -> ProjectorInfo:
     if not isinstance(epsilon, float) or not math.isfinite(epsilon) or epsilon <= 0:
         name = "clip.vision.attention.layer_norm_epsilon"
         raise _bad_key(gguf, name, "no such key" if epsilon is None else epsilon, "above 0")
+    widths = {tensor.name: tensor.shape[-1] for tensor in gguf.tensors if tensor.shape}
     return ProjectorInfo(
         path=gguf.path,
-        n_layer=_number(gguf, "block_count", most=MAX_VISION_LAYERS),
-        width=width,
-        n_head=n_head,
-        n_ff=n_ff,
-        image_size=image_size,
-        patch_size=patch_size,
-        merge=merge,
-        n_embd=_number(gguf, "projection_dim"),
+        shape=VisionShape(
+            n_layer=_number(gguf, "block_count", most=MAX_VISION_LAYERS),
+            width=width,
+            n_head=n_head,
+            n_ff=n_ff,
+            image_size=image_size,
+            patch_size=patch_size,
+            merge=merge,
+            adapter=(widths.get(_ADAPTER[0], 0), widths.get(_ADAPTER[1], 0)),
+            n_embd=_number(gguf, "projection_dim"),
+        ),
         image_mean=_channels(gguf, "image_mean", positive=False),
         image_std=_channels(gguf, "image_std", positive=True),
         bytes=gguf.size,
@@ -338,11 +305,11 @@ _PATCH_TYPES = frozenset({"F32", "F16", "BF16"})  # its rows are cut, as blocks 
 
 def _layout(info: ProjectorInfo) -> Iterator[tuple[str, tuple[int | None, ...], frozenset[str]]]:
     """Name, shape in ggml's order and types of every tensor; an axis that nothing says is None."""
-    width, n_ff = info.width, info.n_ff
-    patches = (info.image_size // info.patch_size) ** 2
+    shape = info.shape
+    width, n_ff = shape.width, shape.n_ff
     yield "v.class_embd", (width,), _VECTOR_TYPES
-    yield "v.patch_embd.weight", (3 * info.patch_size**2, width), _PATCH_TYPES
-    yield "v.position_embd.weight", (width, patches + 1), _VECTOR_TYPES
+    yield "v.patch_embd.weight", (3 * shape.patch_size**2, width), _PATCH_TYPES
+    yield "v.position_embd.weight", (width, shape.rows), _VECTOR_TYPES
     for name in ("v.pre_ln", "v.post_ln"):
         yield f"{name}.weight", (width,), _VECTOR_TYPES
         yield f"{name}.bias", (width,), _VECTOR_TYPES
@@ -351,16 +318,16 @@ def _layout(info: ProjectorInfo) -> Iterator[tuple[str, tuple[int | None, ...], 
         "ffn_up": (width, n_ff),
         "ffn_down": (n_ff, width),
     }
-    for block in (f"v.blk.{layer}" for layer in range(info.n_layer)):
+    for block in (f"v.blk.{layer}" for layer in range(shape.n_layer)):
         for name in ("ln1", "ln2"):
             yield f"{block}.{name}.weight", (width,), _VECTOR_TYPES
             yield f"{block}.{name}.bias", (width,), _VECTOR_TYPES
-        for name, shape in matrices.items():
-            yield f"{block}.{name}.weight", shape, MATRIX_TYPES
-            yield f"{block}.{name}.bias", shape[1:], _VECTOR_TYPES
-    yield "mm.model.mlp.1.weight", (n_ff, None), MATRIX_TYPES
-    yield "mm.model.mlp.2.weight", (None, None), MATRIX_TYPES
-    yield "mm.model.fc.weight", (None, info.n_embd), MATRIX_TYPES
+        for name, sizes in matrices.items():
+            yield f"{block}.{name}.weight", sizes, MATRIX_TYPES
+            yield f"{block}.{name}.bias", sizes[1:], _VECTOR_TYPES
+    yield _ADAPTER[0], (n_ff, None), MATRIX_TYPES
+    yield _ADAPTER[1], (None, None), MATRIX_TYPES
+    yield "mm.model.fc.weight", (None, shape.n_embd), MATRIX_TYPES
 
 
 def _check_tensors(info: ProjectorInfo) -> None:

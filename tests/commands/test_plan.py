@@ -38,7 +38,7 @@ def test_a_plan_shows_what_goes_where_and_why(llama4: Command) -> None:
     assert "at 80 GB/s (assumed: two channels of DDR5)" in text
     assert r"-ngl 49 -ot '^blk\.(" in text
     assert " ".join(text.split("images ")[1].split("\ninstead")[0].split()) == (
-        "take 1.9 GiB more (1.5 GiB vision tower, 116.0 MiB projector, up to 256.0 MiB to compute "
+        "take 1.7 GiB more (1.5 GiB vision tower, 116.0 MiB projector, up to 37.1 MiB to compute "
         "with) where there is room when the first one is shown; --image-size WxH keeps room"
     )
 

@@ -98,7 +98,9 @@ def random_plan(seed: int) -> Plan:
         devices=tuple(device(name) for name in (*names, "CPU")),
         disk=maybe(DiskReads(nbytes(), rng.choice([None, nbytes()]), "measured now")),
         images=maybe(
-            Images(nbytes(), nbytes(), "a", nbytes(), maybe("CPU"), maybe((3, 4)), 1, 2, maybe(0.5))
+            Images(
+                nbytes(), nbytes(), nbytes(), 3, "a", maybe("CPU"), maybe((3, 4)), 1, 2, maybe(0.5)
+            )
         ),
         why=("because",)[: rng.randrange(2)],
         notes=("a", "b")[: rng.randrange(3)],

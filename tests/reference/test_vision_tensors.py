@@ -31,7 +31,7 @@ def test_scouts_vision_tensors_are_those_of_transformers() -> None:
     assert ours == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     # Four bytes for each number of a vector and of the positions, two for the rest.
     in_f32 = "positional_embedding_vlm"
-    weighed = vision_weights(ours)
+    weighed = vision_weights(ours, vision, 5120)
     assert weighed is not None
     assert weighed.tower + weighed.projector == sum(
         tensor.numel() * (4 if tensor.ndim == 1 or name.endswith(in_f32) else 2)

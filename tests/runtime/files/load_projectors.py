@@ -22,12 +22,12 @@ def main(paths: list[str]) -> None:
         for path in paths:
             sys.stdout.write(f"{path} ")
             sys.stdout.flush()
-            info = check_projector_file(path)
+            shape = check_projector_file(path).shape
             with opened(text, Path(path)) as context:
-                side = info.image_size
+                side = shape.image_size
                 tile = np.zeros((side, side, 3), np.uint8)
-                features = mtmd_features(context, tile, info.n_embd)
-            assert features.shape == (info.side, info.side, info.n_embd)
+                features = mtmd_features(context, tile, shape.n_embd)
+            assert features.shape == (shape.side, shape.side, shape.n_embd)
             sys.stdout.write("loaded\n")
 
 
