@@ -17,7 +17,7 @@ from ..errors import Llama4EdgeError, did_you_mean
 from ..units import bytes_text
 from ..untrusted import Reader, shown
 from .errors import ApiError
-from .state import server_of
+from .state import record_of, server_of
 
 MAX_DEPTH = 100
 """Levels of lists and objects in a body."""
@@ -86,7 +86,8 @@ async def _bytes_of(request: Request) -> bytes:
         ApiError: there are too many, or they come too slowly.
         ClientDisconnect: the client hung up.
     """
-    settings = server_of(request).settings
+    server, record = server_of(request), record_of(request)
+    settings = server.settings
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length[:20]) > settings.max_body:
         raise _too_large(int(length[:20]), settings.max_body)
@@ -107,6 +108,7 @@ async def _bytes_of(request: Request) -> bytes:
         size += len(piece)
         if size > settings.max_body:
             raise _too_large(size, settings.max_body)
+        server.take_body(record, len(piece))
         if not message.get("more_body", False):
             return b"".join(pieces)
 

@@ -6,9 +6,9 @@ Evaluation harnesses use it with ``echo`` and ``logprobs``, which tell how likel
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
@@ -16,6 +16,7 @@ from ..async_model import AsyncModel, AsyncStream
 from ..chat.answer import Completion
 from ..chat.events import AnswerEnded, AnswerEvent, TextPiece
 from ..chat.prompt import Prompt
+from ..model import Model
 from ..runtime.logprobs import TokenLogprobs
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
@@ -25,6 +26,8 @@ from .logprobs import TextLogprobs
 from .schema.openai import CompletionRequest, TextOrTokens
 from .stream import DONE, EventStream
 from .usage import timings_of, usage_of
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,23 @@ async def _complete(call: Call[CompletionRequest]) -> Response:
         "n": body.n_made,
         **body.options(),
     }
-    tasks = await _all([_task(call, prompt) for prompt in body.prompts])
+    n_parallel = call.model.model.engine.settings.n_parallel
+    tasks = await _all([_task(call, prompt) for prompt in body.prompts], n_parallel)
     head = Head.new("cmpl", "text_completion", call.server.model_name)
     if body.stream:
-        streams = await _all([_streams(call.model, task.prompt, options) for task in tasks])
+        opened = [_streams(call.model, task.prompt, options) for task in tasks]
+        streams = await _all(opened, len(opened))
         return EventStream(
             _Writer(call, tasks, [one for each in streams for one in each], head).events(),
             failure_event,
             beat_seconds=call.server.settings.beat_seconds,
         )
-    answers = await _all([_answers(call.model, task.prompt, options) for task in tasks])
-    choices: list[dict[str, Any]] = []
-    for task, completions in zip(tasks, answers, strict=True):
+    answers = await _all([_answers(call.model, task.prompt, options) for task in tasks], n_parallel)
+    for completions in answers:
         for number, completion in enumerate(completions):
             call.record.note(completion, is_first=number == 0)
-        for completion in _best(completions, body.n or 1):
-            choices.append(_choice(call, task, completion, len(choices)))
+    # With log probabilities it may be long.
+    choices = await asyncio.to_thread(_choices, call, tasks, answers)
     timings = timings_of([completion for completions in answers for completion in completions])
     return JSONResponse(
         {**head.fields, "choices": choices, "usage": usage_of(call.record), "timings": timings}
@@ -88,42 +92,61 @@ async def _task(call: Call[CompletionRequest], prompt: TextOrTokens) -> _Task:
     Raises:
         ApiError: it is empty, or has a token that is none.
     """
-    body, model = call.body, call.model.model
+    body = call.body
+    # Tokenizing may take long, and others are answered meanwhile.
+    read, text = await asyncio.to_thread(_read, call.model.model, prompt)
+    if not body.echo:
+        return _Task(read)
+    if body.logprobs is None:
+        return _Task(read, text)
+    scores = await call.model.score(read, top=body.logprobs)
+    vocabulary = call.model.model.vocabulary
+    is_added = isinstance(prompt, str) and vocabulary.add_bos
+    shown: list[TokenLogprobs | int] = [read.positions[0], *scores]
+    return _Task(read, text, shown[is_added:])
+
+
+def _read(model: Model, prompt: TextOrTokens) -> tuple[Prompt, str]:
+    """The tokens of a prompt, and its text."""
     if isinstance(prompt, str):
-        # Tokenizing may take long, and waits for nobody else.
-        read = await asyncio.to_thread(model.text_prompt, prompt)
-        n_added = int(read.positions[:1] == [model.vocabulary.bos_id] and model.vocabulary.add_bos)
+        read, text = model.text_prompt(prompt), prompt
     else:
-        n_vocab, n_added = model.engine.n_vocab, 0
-        if beyond := [token for token in prompt if token >= n_vocab]:
+        n_vocab = model.engine.n_vocab
+        if beyond := next((token for token in prompt if token >= n_vocab), None):
             raise ApiError(
                 400,
-                f"a token of prompt is not in the model's vocabulary, found {beyond[0]}, "
+                f"a token of prompt is not in the model's vocabulary, found {beyond}, "
                 f"expected 0 to {n_vocab - 1}.",
                 "prompt",
                 "invalid_value",
             )
-        read = Prompt(prompt)
+        read, text = Prompt(prompt), model.detokenize(prompt)
     if not read.positions:
         raise ApiError(400, "prompt is empty, expected at least one token.", "prompt")
-    if not body.echo:
-        return _Task(read)
-    text = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-    if body.logprobs is None:
-        return _Task(read, text)
-    scores = await call.model.score(read, top=body.logprobs)
-    shown: list[TokenLogprobs | int] = [read.positions[0], *scores]
-    return _Task(read, text, shown[n_added:])
+    return read, text
 
 
-async def _all(work: Iterable[Any]) -> list[Any]:
-    """What each of these gives; where one fails, the others are ended."""
-    tasks = [asyncio.ensure_future(one) for one in work]
+async def _all(work: Sequence[Coroutine[Any, Any, _T]], limit: int) -> list[_T]:
+    """What each of these gives; where one fails, the others are ended.
+
+    Args:
+        limit: how many are done at a time, so that others who ask come in between.
+    """
+    free = asyncio.Semaphore(limit)
+
+    async def one(piece: Coroutine[Any, Any, _T]) -> _T:
+        async with free:
+            return await piece
+
+    tasks = [asyncio.ensure_future(one(piece)) for piece in work]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for piece in work:
+            piece.close()  # those that had not begun
 
 
 def _best(completions: Sequence[Completion], n: int) -> list[Completion]:
@@ -136,6 +159,18 @@ def _best(completions: Sequence[Completion], n: int) -> list[Completion]:
         return sum(one.logprob for one in logprobs) / max(len(logprobs), 1)
 
     return sorted(completions, key=mean, reverse=True)[:n]
+
+
+def _choices(
+    call: Call[CompletionRequest], tasks: Sequence[_Task], answers: Sequence[Sequence[Completion]]
+) -> list[dict[str, Any]]:
+    """All answers, in the order of their prompts."""
+    chosen = [
+        (task, completion)
+        for task, completions in zip(tasks, answers, strict=True)
+        for completion in _best(completions, call.body.n or 1)
+    ]
+    return [_choice(call, *one, index) for index, one in enumerate(chosen)]
 
 
 def _choice(

@@ -18,6 +18,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..async_model import AsyncModel
+from ..errors import EngineError
+from ..vision.finding import no_projector
 from .body import Schema, read_body
 from .errors import ApiError, request_error
 from .state import Served, Server, record_of, server_of
@@ -92,8 +94,16 @@ class Endpoint(Generic[T]):
             try:
                 response = await self._handle(call)
             except Exception as error:
-                raise request_error(error, self._prompt_field, self.schema.model_fields) from error
+                raise self._failure(error, model) from error
             await response(request.scope, request.receive, send)
+
+    def _failure(self, error: Exception, model: AsyncModel) -> ApiError:
+        if isinstance(error, EngineError):
+            if model.model.engine.closed:
+                return ApiError(503, "The model was closed.", code="stopping")
+            if str(error) == str(no_projector(model.model.info.path)):
+                return ApiError(400, str(error), self._prompt_field, "invalid_value")
+        return request_error(error, self._prompt_field, self.schema.model_fields)
 
 
 async def _until_gone(work: asyncio.Future[None], gone: asyncio.Future[None]) -> None:

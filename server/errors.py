@@ -17,7 +17,6 @@ from starlette.responses import JSONResponse
 from ..errors import (
     AllocationError,
     ContextFullError,
-    EngineError,
     ImageError,
     Llama4EdgeError,
     SettingError,
@@ -133,13 +132,11 @@ def api_error(error: Exception, prompt_field: str | None = None) -> ApiError:
 def request_error(
     error: Exception, prompt_field: str | None = None, fields: Collection[str] = ()
 ) -> ApiError:
-    """The same for what was raised before an answer began: llama.cpp was not asked yet.
+    """The same for what was raised before an answer was sent.
 
     Args:
         fields: of the request, by one of which an error about a setting may begin.
     """
-    if type(error) is EngineError:
-        return ApiError(400, str(error), prompt_field, "invalid_value")
     failure = api_error(error, prompt_field)
     if isinstance(error, SettingError):
         place = re.match(r"[\w.]*", error.problem)

@@ -149,8 +149,7 @@ class ModelKeeper:
         """The model, which stays loaded for this block.
 
         Raises:
-            ApiError: it is being loaded for the first time.
-            Llama4EdgeError: it cannot be loaded again.
+            ApiError: it is being loaded for the first time, or cannot be loaded again.
         """
         if self.facts is None:
             if self.failure is not None:
@@ -193,7 +192,7 @@ class ModelKeeper:
             # Whoever gives up waiting does not keep others from the model.
             await asyncio.shield(self._changing)
             if self._model is None and self.failure is not None:
-                raise self.failure
+                raise ApiError(503, f"The model cannot be loaded again: {self.failure}")
         return self._model
 
     def _unload(self) -> None:

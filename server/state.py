@@ -23,6 +23,9 @@ from .responses_store import ResponseStore
 from .session_folder import SessionFolder
 from .settings import ServerSettings
 
+_MOST_BODIES = 4
+"""Bodies of the largest size that are held at a time."""
+
 
 @dataclass
 class Served:
@@ -46,6 +49,7 @@ class Served:
     decode_seconds: float = 0.0
     vanished: bool = False
     error: str | None = None
+    body_bytes: int = 0
 
     @property
     def read_tokens(self) -> int:
@@ -86,6 +90,8 @@ class Queue:
         Raises:
             ApiError: too many wait already.
         """
+        # No more of them are made at a time.
+        n_answers = min(n_answers, n_parallel)
         waiting = self.in_flight - n_parallel
         if waiting >= self._max_waiting:
             seconds = self._usual_seconds * (waiting + 1) / n_parallel
@@ -124,6 +130,7 @@ class Server:
         self.observers: list[Callable[[Served], None]] = []
         self.stopping = self.ending = False
         self._answers: set[asyncio.Future[None]] = set()
+        self._body_bytes = 0
 
     @property
     def facts(self) -> ModelFacts | None:
@@ -154,8 +161,8 @@ class Server:
         """The model for a block in which so many answers are made.
 
         Raises:
-            ApiError: the server stops, too many wait, or the model is being loaded first.
-            Llama4EdgeError: the model cannot be loaded again.
+            ApiError: the server stops, too many wait, or the model is being loaded first, or cannot
+                be loaded again.
         """
         if self.stopping:
             raise ApiError(503, "The server is stopping.", code="stopping")
@@ -179,8 +186,25 @@ class Server:
         for answer in self._answers:
             answer.cancel()
 
+    def take_body(self, record: Served, size: int) -> None:
+        """Count bytes of a request's body until it is answered.
+
+        Raises:
+            ApiError: all that are being answered have too many.
+        """
+        record.body_bytes += size
+        self._body_bytes += size
+        if self._body_bytes > _MOST_BODIES * self.settings.max_body:
+            raise ApiError(
+                429,
+                "The requests that are being answered are too large together. Try again later.",
+                code="queue_full",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )
+
     def served(self, record: Served) -> None:
         """Tell the observers of a request that was answered."""
+        self._body_bytes -= record.body_bytes
         for observe in self.observers:
             observe(record)
 

@@ -121,6 +121,14 @@ def test_a_stream_has_the_same_logprobs(tiny: httpx.Client) -> None:
     assert parts["token_logprobs"][1:] == pytest.approx(whole["token_logprobs"][1:], abs=1e-4)
 
 
+def test_one_prompt_that_cannot_be_continued_refuses_all(tiny: httpx.Client) -> None:
+    prompts = ["Hello"] * 20 + ["x " * 1000]
+    answer = tiny.post("/v1/completions", json={"prompt": prompts, "max_tokens": 50})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert texts(complete(tiny, prompt="Hello"))  # and nothing is left of the others
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
