@@ -72,7 +72,7 @@ _CACHE = "The KV cache is managed here: pruned for the chunked layers, kept betw
 _CORES = "Threads are not pinned here; taskset -c CORES llama4 … pins them."
 _MAPPED = "-lm MODE says how a model is loaded: auto, none, mmap, mlock, mmap+mlock or dio."
 _EXPERTS = "llama4.expert_used_count=int:{}"
-_GRAMMAR = "Answers are not constrained by grammars here."
+_GRAMMAR = "`llama4 run` answers in the form of a JSON Schema, a grammar or a regular expression."
 _ADAPTER = "Adapters are not applied here: merge them into the checkpoint before converting it."
 _LOG = "llama.cpp's log is on stderr with -v, and silent without."
 _FIT = "`llama4 plan MODEL` fits the model to the memory, and run, chat and bench follow it."

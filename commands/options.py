@@ -126,6 +126,63 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True)
+class FormOptions:
+    """What form an answer has."""
+
+    json_schema: str | None = option(
+        "-j", "--json-schema", kind=str, metavar="SCHEMA",
+        help="Answer in JSON as this JSON Schema says; '{}' is any JSON.",
+    )  # fmt: skip
+    json_schema_file: str | None = option(
+        "-jf", "--json-schema-file", kind=values.FilePath(str), metavar="FILE",
+        help="The same, with the schema in FILE.",
+    )  # fmt: skip
+    grammar: str | None = option(
+        "--grammar", kind=str, metavar="GBNF",
+        help="Answer as a grammar says, in llama.cpp's GBNF.",
+    )  # fmt: skip
+    grammar_file: str | None = option(
+        "--grammar-file", kind=values.FilePath(str), metavar="FILE",
+        help="The same, with the grammar in FILE.",
+    )  # fmt: skip
+    regex: str | None = option(
+        "--regex", kind=str, metavar="REGEX",
+        help="Answer with what a regular expression matches as a whole, in Python's syntax.",
+    )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """The form that was asked for, by the library's names.
+
+        Raises:
+            click.UsageError: several, a schema that is no JSON, or a file that cannot be read.
+        """
+        from ..chat.forms import MAX_TEXT
+        from ..errors import SettingError
+        from ..untrusted import Reader
+
+        asked = given(self)
+        if len(asked) > 1:
+            raise usage_error(f"an answer has one form: give {' or '.join(map(_flag_of, asked))}")
+        reader = Reader(SettingError, MAX_TEXT)
+        with usage_errors():
+            if self.json_schema is not None:
+                return {"response_format": _schema(reader.parse(self.json_schema, "the schema"))}
+            if self.json_schema_file is not None:
+                return {"response_format": _schema(reader.json(self.json_schema_file))}
+            if self.grammar_file is not None:
+                return {"grammar": reader.text(self.grammar_file)}
+        return asked
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _schema(schema: object) -> dict[str, Any]:
+    return {"type": "json_schema", "schema": schema}
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How the next token is chosen."""
 

@@ -10,11 +10,29 @@ import click
 from ..errors import ContextFullError, Llama4EdgeError
 from ..terminal.answer import AnswerWriter, pieces_of, timings_text
 from ..terminal.console import note
-from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
+from . import values
+from .declare import (
+    argument,
+    command,
+    flag,
+    given,
+    group,
+    json_flag,
+    option,
+    usage_error,
+    verbose_flag,
+)
 from .documents import check_files, files_option, read_files, with_files
 from .full_context import cut_off, dropped_text, when_full_option, with_hint
 from .loading import opened_model
-from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
+from .options import (
+    AnswerOptions,
+    EngineOptions,
+    FormOptions,
+    PlacementOptions,
+    SamplingOptions,
+)
+from .output import print_json
 from .pictures import PictureOptions, with_pictures
 from .session import (
     claimed_session,
@@ -26,7 +44,9 @@ from .session import (
 from .stdin import read_prompt, unread_pipe
 
 if TYPE_CHECKING:
+    from ..chat.answer import Completion
     from ..chat.options import WhenFull
+    from ..chat.vocabulary import Vocabulary
     from ..model import Model
 
 
@@ -47,6 +67,12 @@ class RunOptions:
     when_full: WhenFull | None = when_full_option()
     raw: bool = flag("--raw", help="Continue the prompt as it is, without chat template.")
     answer: AnswerOptions = group(AnswerOptions)
+    form: FormOptions = group(FormOptions)
+    logprobs: int | None = option(
+        "--logprobs", kind=values.whole_number(0),
+        help="With --json: how likely each token was, and the N likeliest in its place.",
+    )  # fmt: skip
+    as_json: bool = json_flag()
     sampling: SamplingOptions = group(SamplingOptions)
     engine: EngineOptions = group(EngineOptions)
     placement: PlacementOptions = group(PlacementOptions)
@@ -70,6 +96,8 @@ def run(options: RunOptions) -> None:
     llama4 run scout.gguf --session book.l4s --file book.md 'Who is the narrator?'
     git diff | llama4 run scout.gguf 'Review this:' -
     llama4 run scout.gguf --raw -n 64 --temp 0 'Once upon a time'
+    llama4 run scout.gguf --regex 'yes|no' 'Is the sky blue?'
+    llama4 run scout.gguf -jf person.json 'Who wrote Faust?' | jq .name
     """
     from ..chat.conversation import Conversation
     from .chat_loop import opening
@@ -87,12 +115,16 @@ def run(options: RunOptions) -> None:
     is_picture = "-" in options.shown.images
     if is_picture and ("-" in options.files or "-" in (options.prompt, options.document)):
         raise usage_error("--image - takes standard input, which cannot be something else too")
+    if options.logprobs is not None and not options.as_json:
+        raise usage_error("--logprobs goes with --json, which shows them")
     text = read_prompt(options.prompt, document=options.document is not None, is_taken=is_picture)
     if not text.strip():
         raise usage_error("the prompt is empty: give PROMPT, or pipe one in")
     sampling = options.sampling.sampling()
     when_full = options.when_full or Conversation.when_full
-    answering = {**given(options.answer), "sampling": sampling}
+    answering = {**given(options.answer), **options.form.settings(), "sampling": sampling}
+    if options.logprobs is not None:
+        answering |= {"logprobs": True, "top_logprobs": options.logprobs}
     first = opening(options.system)
     documents = read_files(options.files)
     pictures = options.shown.parts()
@@ -116,7 +148,7 @@ def run(options: RunOptions) -> None:
         new_documents = documents_to_add(documents, talk.messages)
         check_files(model, new_documents)
         text = with_files(new_documents, text)
-        writer = AnswerWriter()
+        writer = None if options.as_json else AnswerWriter()
         try:
             if options.raw:
                 stream = model.generate(text, stream=True, **answering)
@@ -126,15 +158,20 @@ def run(options: RunOptions) -> None:
                 if session is not None:
                     session.answering(stream)
             for piece in pieces_of(stream):
-                writer.write(piece)
+                if writer is not None:
+                    writer.write(piece)
         except ContextFullError as error:
             older = ", or --when-full drop" if when_full == "stop" and session is not None else ""
             hint = f"Shorten the prompt, or give a larger -c{older}."
             raise with_hint(error, hint) from error
         except (KeyboardInterrupt, Llama4EdgeError):
-            writer.break_off()
+            if writer is not None:
+                writer.break_off()
             raise
-        writer.end()
+        if writer is not None:
+            writer.end()
+        else:
+            print_json(answer_record(stream.completion, model.vocabulary))
         if session is not None:
             session.keep(talk.assistant(stream.completion))
     if options.verbose:
@@ -145,3 +182,30 @@ def run(options: RunOptions) -> None:
         note("The answer ends here because the context is full; a larger -c holds more.")
     if not is_picture and unread_pipe(options.prompt, document=options.document is not None):
         note("Standard input was not read: a - after the prompt adds it.")
+
+
+def answer_record(completion: Completion, vocabulary: Vocabulary) -> dict[str, object]:
+    """An answer and what it took, for a program to read."""
+
+    def token(number: int, logprob: float) -> dict[str, object]:
+        data = vocabulary.token_bytes(number, special=True)
+        text = data.decode("utf-8", "replace")
+        return {"id": number, "token": text, "bytes": list(data), "logprob": logprob}
+
+    record: dict[str, object] = {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "stop_string": completion.stop_string,
+        "prompt_tokens": completion.prompt_tokens,
+        "reused_tokens": completion.reused_tokens,
+        "completion_tokens": len(completion.tokens),
+        "seed": completion.seed,
+        "prefill_seconds": completion.prefill_seconds,
+        "decode_seconds": completion.decode_seconds,
+    }
+    if completion.logprobs is not None:
+        record["logprobs"] = [
+            {**token(entry.token, entry.logprob), "top_logprobs": [token(*t) for t in entry.top]}
+            for entry in completion.logprobs
+        ]
+    return record
