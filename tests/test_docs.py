@@ -54,7 +54,7 @@ NOT_RUN = {
     "bench --synthetic": "writes gigabytes",
 }
 # Other programs that the pages mention; what comes after them is not looked at.
-PROGRAMS = {"eval", "hf", "pip", "jq", "git", "pre-commit"}
+PROGRAMS = {"curl", "eval", "hf", "pip", "jq", "git", "pre-commit"}
 
 
 @dataclass(frozen=True)
