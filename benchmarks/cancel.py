@@ -4,8 +4,9 @@
 
 Answers are ended while their prompt is read and while they answer, at a random moment, alone and
 beside seven others that answer: by ``cancel()`` from another thread, until its reader has come to
-the end; by closing the stream, and by forgetting it, until its sequence is free; and by closing the
-model, until it is freed. Ctrl-C is for `llama4 run` in a process of its own, alone: until its model
+the end; by closing the stream, by forgetting it, and by cancelling the task that reads it, as a
+server does whose client vanishes, until its sequence is free; and by closing the model, until it
+is freed. Ctrl-C is for `llama4 run` in a process of its own, alone: until its model
 is freed and it says that it was interrupted, and until Python has ended too.
 
 Prints the median and the worst in milliseconds. On the CPU, ggml stops within one operation of a
@@ -15,6 +16,7 @@ graph, which is less than a ubatch; on a GPU after the ubatch.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
 import random
 import signal
@@ -30,7 +32,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from llama4_edge import Model, Sampling
+from llama4_edge import AsyncModel, AsyncStream, Model, Sampling
 from llama4_edge.chat.answer import Stream
 from llama4_edge.errors import EngineError
 from llama4_edge.runtime.request import Request
@@ -59,7 +61,7 @@ def main() -> None:
             name = f"beside {n_others} others" if n_others else "alone"
             bench.speed(model, name)
             for state in (_READING, _ANSWERING):
-                for way in (bench.cancelled, bench.closed, bench.forgotten):
+                for way in (bench.cancelled, bench.closed, bench.forgotten, bench.vanished):
                     times = [way(model, state) for _ in range(arguments.times)]
                     report(f"{name}, {state}, {way.__name__}", times)
         for state in (_READING, _ANSWERING):
@@ -192,6 +194,37 @@ class Bench:
         model.engine.scheduler.wait(request, lambda: request.ended)
         return time.perf_counter() - since
 
+    def vanished(self, model: Model, state: str) -> float:
+        """By cancelling the task that reads it, until its sequence is free."""
+
+        async def work() -> float:
+            prompt, over = self._prompt(state), asyncio.Event()
+            stream = await AsyncModel(model).generate(prompt, sampling=self._sampling, stream=True)
+            request = stream._request
+            if state == _ANSWERING:
+                await anext(stream)
+            while request.sequence is None:
+                await asyncio.sleep(0.001)
+            reading = asyncio.create_task(read(stream))
+            await asyncio.sleep(self._seconds(state))
+            if request.ended:
+                return math.nan
+            loop, notify = asyncio.get_running_loop(), request.notify
+
+            def tell() -> None:
+                if request.ended:
+                    loop.call_soon_threadsafe(over.set)
+                notify()
+
+            request.notify = tell
+            since = time.perf_counter()
+            reading.cancel()
+            await over.wait()
+            return time.perf_counter() - since
+
+        seconds = asyncio.run(work())
+        return self.vanished(model, state) if math.isnan(seconds) else seconds
+
     def model_closed(self, n_others: int, state: str) -> float:
         """By closing the model, until it is freed."""
         with self.model() as model, self.others(model, n_others):
@@ -274,8 +307,18 @@ class Bench:
 
     def _pause(self, state: str) -> None:
         """A random part of the time that the state lasts."""
+        time.sleep(self._seconds(state))
+
+    def _seconds(self, state: str) -> float:
+        """As many seconds."""
         most = self._reading_seconds * 0.8 if state == _READING else self._token_seconds * 100
-        time.sleep(self._chance.uniform(0.0, most))
+        return self._chance.uniform(0.0, most)
+
+
+async def read(stream: AsyncStream) -> None:
+    """Read it to its end."""
+    async for _piece in stream:
+        pass
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -208,7 +208,7 @@ def ask(
         times.append(time.perf_counter())
         return True
 
-    request = engine.request(prompt, _GREEDY, len(answer), accept, paced=False)
+    request = engine.request(prompt, _GREEDY, len(answer), accept, paced=False, ignores_ends=True)
     engine.scheduler.submit(request)
     return request
 

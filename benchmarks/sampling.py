@@ -5,7 +5,8 @@
 Logits as a language model's are: thirty tokens stand out of all others. Both choose from the same
 ones with the same seed, in turn; llama.cpp's time includes the copy that ``llama_sampler_sample``
 makes of them, ours the check for NaN, which it does not make. Prints the median of each in
-milliseconds, and whether all tokens were the same.
+milliseconds, and whether all tokens were the same. Then what of ours has no peer there: the same
+chains where a mask allows every other token, and log probabilities.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from llama4_edge.runtime.bindings.candidates import CANDIDATE, Floats
 from llama4_edge.runtime.bindings.sampler import DrySamplers, Sampler
+from llama4_edge.runtime.logprobs import TokenLogprobs
 from llama4_edge.runtime.sampling import Sampling
 
 CHAINS: dict[str, dict[str, Any]] = {
@@ -64,6 +66,32 @@ def main() -> None:
         ours.close()
         medians = [statistics.median(seconds) * 1000 for seconds in times]
         print(f"{name:<22} {medians[0]:9.3f} {medians[1]:14.3f}  {same} of {arguments.runs}")
+    print()
+    mask = np.full((arguments.vocabulary + 31) // 32, 0x55555555, np.uint32)
+    for name, settings in CHAINS.items():
+        ours = Sampler(
+            llama_cpp, DrySamplers(llama_cpp, None), arguments.vocabulary,
+            Sampling(seed=1, **settings), [],
+        )  # fmt: skip
+        show(f"{name}, masked", partial(ours.choose, mask=mask), arguments)
+        ours.close()
+    for count in (0, 5, 20):
+        show(
+            f"log probabilities, {count}",
+            partial(TokenLogprobs.of, token=7, n_top=count),
+            arguments,
+        )
+
+
+def show(name: str, work: Callable[[Floats], object], arguments: argparse.Namespace) -> None:
+    """A line with the median of what it takes."""
+    times: list[float] = []
+    for run in range(arguments.runs):
+        logits = language(run % 20, arguments.vocabulary)
+        begun = time.perf_counter()
+        work(logits)
+        times.append(time.perf_counter() - begun)
+    print(f"{name:<32} {statistics.median(times) * 1000:9.3f}")
 
 
 def timed(choose: Callable[[], int | None], times: list[float]) -> int | None:

@@ -97,7 +97,7 @@ def answered(engine: Engine, n_answer: int, texts: list[list[int]]) -> float:
         return True
 
     requests = [
-        engine.request(prompt, _SAMPLING, n_answer, accept, paced=False)
+        engine.request(prompt, _SAMPLING, n_answer, accept, paced=False, ignores_ends=True)
         for prompt in prompts(engine)
     ]
     for request in requests:

@@ -87,7 +87,8 @@ class Chooser:
             if constraint is not None:
                 constraint.accept(token)
             request.text.append(token)
-            goes_on = request.accept(token, self._handles.is_end(token))
+            is_end = not request.ignores_ends and self._handles.is_end(token)
+            goes_on = request.accept(token, is_end)
             is_complete = constraint is not None and constraint.is_complete
         except BaseException as error:
             request.error = error

@@ -164,6 +164,7 @@ class Engine:
         features: Features | None = None,
         goes_on: bool = False,
         drafts: bool = False,
+        ignores_ends: bool = False,
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Request:
@@ -192,6 +193,7 @@ class Engine:
             features=features,
             goes_on=goes_on,
             drafts=drafts,
+            ignores_ends=ignores_ends,
             constraint=constraint,
             n_logprobs=logprobs,
         )

@@ -44,6 +44,7 @@ class Request:
         goes_on: whether it waits for ``Scheduler.resume`` where its sequence is full, and does not
             end there.
         drafts: whether to decode what is likely to follow with a token, where that is faster.
+        ignores_ends: whether tokens that end an answer are like all others.
         constraint: what may be chosen; of this request alone.
         n_logprobs: how many of the likeliest tokens ``logprobs`` have for each that was chosen;
             None keeps none of it.
@@ -68,6 +69,7 @@ class Request:
         features: Features | None = None,
         goes_on: bool = False,
         drafts: bool = False,
+        ignores_ends: bool = False,
         constraint: Constraint | None = None,
         n_logprobs: int | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Request:
         self.paced = paced
         self.after = after
         self.goes_on = goes_on
+        self.ignores_ends = ignores_ends
         self.constraint = constraint
         self.n_logprobs = n_logprobs
         self.logprobs: list[TokenLogprobs] = []  # there before the token itself is
@@ -194,7 +197,10 @@ class Request:
             return None
         if self.constraint is not None or self.n_logprobs is not None:
             return None
-        return self.sampler.choice if len(piece.tokens) == piece.outputs == 1 else None
+        if not len(piece.tokens) == piece.outputs == 1 or (choice := self.sampler.choice) is None:
+            return None
+        choice.ends = not self.ignores_ends
+        return choice
 
     def next_names(self, most: int) -> list[int]:
         """The names of features that it goes on with, at most so many."""

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import pickle
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,11 @@ import pytest
 
 from llama4_edge import AsyncModel, AsyncStream, Model, Sampling, TokenLogprobs
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
+from llama4_edge.runtime import scheduler as scheduler_module
+from llama4_edge.runtime import sequence as sequence_module
+from llama4_edge.runtime.handles import Handles
+from llama4_edge.runtime.sequence import Piece
+from tests.asking import until
 from tests.tiny_model import never_ending
 
 _T = TypeVar("_T")
@@ -164,6 +169,40 @@ def test_texts_are_scored_among_answers(sync: Model, model: AsyncModel) -> None:
         assert [one.token for one in scores] == tokens[1:]
         expected = [one.logprob for one in sync.score(tokens)]
         assert [one.logprob for one in scores] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("what", ["answer", "score"])
+def test_a_task_that_is_cancelled_ends_the_reading_of_its_prompt_within_a_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As a server's whose client vanishes: nothing of the prompt is decoded after that."""
+    n_batches = 0
+
+    async def work(model: AsyncModel) -> None:
+        loop, scheduler = asyncio.get_running_loop(), model.model.engine.scheduler
+
+        def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
+            nonlocal n_batches
+            n_batches += 1
+            if n_batches == 3:
+                (request,) = scheduler._running
+                loop.call_soon_threadsafe(task.cancel)
+                until(lambda: request.cancelled)
+                assert not sequence_module.decode(handles, pieces)
+                return False
+            return sequence_module.decode(handles, pieces)
+
+        monkeypatch.setattr(scheduler_module, "decode", decode)
+        asked = model.generate([5] * 250) if what == "answer" else model.score([5] * 250)
+        task: asyncio.Task[object] = asyncio.create_task(asked)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while scheduler._running:
+            await asyncio.sleep(0.001)
+
+    with Model(path, n_ctx=256, n_ubatch=32, n_threads=1, n_parallel=2) as model:
+        run(work(AsyncModel(model)))
+    assert n_batches == 3
 
 
 def test_a_task_that_is_cancelled_ends_its_scoring(sync: Model, model: AsyncModel) -> None:

@@ -128,10 +128,10 @@ class Sampler:
         if self._adjusting is not None or sampling.mirostat:
             return None
         if self._is_greedy:
-            return Choice(None, 1)
+            return Choice(None, 1, True)
         if self._all or sampling.top_n_sigma > 0 or self._choosing is None:
             return None
-        return Choice(ctypes.cast(self._choosing, ctypes.c_void_p), sampling.top_k)
+        return Choice(ctypes.cast(self._choosing, ctypes.c_void_p), sampling.top_k, True)
 
     def choose(self, logits: Floats, mask: Mask | None = None) -> int | None:
         """The next token; None where logits are NaN, or the largest that is allowed is infinite.

@@ -26,10 +26,11 @@ _FUNCTIONS = (
 class Choice(ctypes.Structure):
     """How the tokens of a sequence are chosen: by a chain of llama.cpp's, of the likeliest.
 
-    ``chain`` is None where the likeliest itself is.
+    ``chain`` is None where the likeliest itself is. ``ends`` is whether tokens that end an answer
+    end this one.
     """
 
-    _fields_ = (("chain", ctypes.c_void_p), ("top_k", ctypes.c_int32))
+    _fields_ = (("chain", ctypes.c_void_p), ("top_k", ctypes.c_int32), ("ends", ctypes.c_int32))
 
 
 class _Llama(ctypes.Structure):

@@ -24,14 +24,15 @@ struct Candidate {
     float logit, p;
 };
 
-// Logits whose largest is kept; a multiple of LANES, which fit into registers.
-enum { BLOCK = 128, LANES = 32 };
+// Logits whose largest is kept, or those of PARTS of them; a multiple of LANES, which fit into registers.
+enum { BLOCK = 128, LANES = 32, PARTS = 16 };
 
 // Whether the token `i` may be chosen; a null mask allows all.
 inline bool is_allowed(const uint32_t *mask, size_t i) { return !mask || (mask[i / 32] >> (i % 32) & 1); }
 
-// The largest of each block that is allowed, the last of which may be short; false if a number is NaN.
-template <bool MASKED>
+// The largest of each group that is allowed; false if a number is NaN. A group is a block, the last of which may be
+// short; or, where FINE, a sixteenth of one (numbers that lie 16 apart), and each number of a short last block.
+template <bool MASKED, bool FINE>
 inline __attribute__((always_inline)) bool maxima_of(const float *logits, size_t n, const uint32_t *mask,
                                                      float *maxima) {
     static_assert(LANES == 32, "a word of the mask for each turn");
@@ -49,28 +50,39 @@ inline __attribute__((always_inline)) bool maxima_of(const float *logits, size_t
                 largest[l] = allowed > largest[l] ? allowed : largest[l];
             }
         }
-        for (int width = LANES / 2; width; width /= 2)
+        const int kept = FINE ? PARTS : 1;
+        for (int width = LANES / 2; width >= kept; width /= 2)
             for (int l = 0; l < width; l++)
                 largest[l] = largest[l + width] > largest[l] ? largest[l + width] : largest[l];
-        maxima[i / BLOCK] = largest[0];
+        for (int l = 0; l < kept; l++) *maxima++ = largest[l];
     }
     if (i < n) {
         float largest = -INFINITY;
         for (size_t j = i; j < n; j++) {
-            if (is_allowed(mask, j)) largest = std::max(largest, logits[j]);
+            const float allowed = is_allowed(mask, j) ? logits[j] : -INFINITY;
+            if (FINE) *maxima++ = allowed;
+            largest = std::max(largest, allowed);
             nan[0] |= logits[j] != logits[j];
         }
-        maxima[i / BLOCK] = largest;
+        if (!FINE) *maxima = largest;
     }
     return std::none_of(nan, nan + LANES, [](int32_t found) { return found; });
 }
 
 FOR_EACH_PROCESSOR bool block_maxima(const float *logits, size_t n, float *maxima) {
-    return maxima_of<false>(logits, n, nullptr, maxima);
+    return maxima_of<false, false>(logits, n, nullptr, maxima);
 }
 
-FOR_EACH_PROCESSOR bool allowed_maxima(const float *logits, size_t n, const uint32_t *mask, float *maxima) {
-    return maxima_of<true>(logits, n, mask, maxima);
+FOR_EACH_PROCESSOR bool fine_maxima(const float *logits, size_t n, float *maxima) {
+    return maxima_of<false, true>(logits, n, nullptr, maxima);
+}
+
+FOR_EACH_PROCESSOR bool allowed_block_maxima(const float *logits, size_t n, const uint32_t *mask, float *maxima) {
+    return maxima_of<true, false>(logits, n, mask, maxima);
+}
+
+FOR_EACH_PROCESSOR bool allowed_fine_maxima(const float *logits, size_t n, const uint32_t *mask, float *maxima) {
+    return maxima_of<true, true>(logits, n, mask, maxima);
 }
 
 // The logits, minus infinity where `mask` does not allow a token.
@@ -129,20 +141,26 @@ extern "C" {
 size_t llama4_edge_largest(const float *logits, size_t n, const uint32_t *mask, size_t k, Candidate *out) {
     thread_local std::vector<float> maxima, ordered;
     thread_local std::vector<Candidate> candidates;
+    // With few groups for k numbers most numbers would be candidates, and with many it takes long to choose among them.
     const size_t blocks = (n + BLOCK - 1) / BLOCK;
-    maxima.resize(blocks);
-    if (!(mask ? allowed_maxima(logits, n, mask, maxima.data()) : block_maxima(logits, n, maxima.data()))) return 0;
+    const bool fine = 2 * blocks < 3 * k;
+    const size_t groups = fine ? n / BLOCK * PARTS + n % BLOCK : blocks;
+    maxima.resize(groups);
+    float *const to = maxima.data();
+    if (mask ? !(fine ? allowed_fine_maxima : allowed_block_maxima)(logits, n, mask, to)
+             : !(fine ? fine_maxima : block_maxima)(logits, n, to))
+        return 0;
 
-    // k blocks have a largest number of at least this one, so the k largest of all are no smaller.
+    // k groups have a largest number of at least this one, so the k largest of all are no smaller.
     float least = -INFINITY;
-    ordered = maxima;
-    if (k <= blocks) {
+    if (k <= groups) {
+        ordered = maxima;
         std::nth_element(ordered.begin(), ordered.begin() + (k - 1), ordered.end(), std::greater<float>());
         least = ordered[k - 1];
     }
     candidates.clear();
     for (size_t block = 0; block < blocks; block++) {
-        if (maxima[block] < least) continue;
+        if (!fine && maxima[block] < least) continue;
         const size_t end = std::min(n, (block + 1) * BLOCK);
         for (size_t word = block * BLOCK; word < end; word += 32) {
             if (mask && !mask[word / 32]) continue;

@@ -50,9 +50,11 @@ struct Llama {
 };
 
 // How the tokens of a sequence are chosen: by `chain`, of the `top_k` largest logits; the largest where it is null.
+// `ends` is whether tokens that end an answer end this one.
 struct Choice {
     void *chain;
     int32_t top_k;
+    int32_t ends;
 };
 
 // Decodes the tokens of `batch`, one for each sequence, chooses the next of each, and goes on with these: `most`
@@ -86,8 +88,8 @@ int32_t llama4_edge_steps(const Llama *llama, Batch *batch, const Choice *choice
                 llama->sampler_apply(choices[i].chain, &array);
             }
             const int32_t token = array.data[array.selected].id;
-            ended |= std::find(ends, ends + n_ends, token) != ends + n_ends;
-            ended |= llama->vocab_is_eog(llama->vocab, token);
+            if (choices[i].ends)
+                ended |= std::find(ends, ends + n_ends, token) != ends + n_ends || llama->vocab_is_eog(llama->vocab, token);
             tokens[step * n + i] = batch->token[i] = token;
             batch->pos[i]++;
         }

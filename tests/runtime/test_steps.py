@@ -74,12 +74,14 @@ def asked(
     sampling: Sampling = GREEDY,
     count: int | None = 40,
     accept: Sequence[Accept] = (),
+    *,
+    ignores_ends: bool = False,
 ) -> list[Request]:
     """The requests, asked at the same time, when all have ended."""
     engine.clear()
     takers = [*accept, *[go_on] * (len(prompts) - len(accept))]
     requests = [
-        engine.request(prompt, sampling, count, taker, paced=False)
+        engine.request(prompt, sampling, count, taker, paced=False, ignores_ends=ignores_ends)
         for prompt, taker in zip(prompts, takers, strict=True)
     ]
     for request in requests:
@@ -188,7 +190,10 @@ def test_an_error_of_who_takes_the_tokens_ends_its_request_alone(
     assert [one.outcome for one in requests[1:]] == ["length", "length"]
 
 
-def test_an_end_of_an_answer_ends_the_call(tmp_path: Path, taken: list[Taken]) -> None:
+@pytest.mark.parametrize("ignores_ends", [False, True])
+def test_an_end_of_an_answer_ends_the_call_if_it_ends_the_answer(
+    tmp_path: Path, taken: list[Taken], ignores_ends: bool
+) -> None:
     model = tiny_model()
     # Every token has this direction, which the row of the end points to: it is the likeliest.
     n_vocab = len(model.tensors["output.weight"])
@@ -202,9 +207,10 @@ def test_an_end_of_an_answer_ends_the_call(tmp_path: Path, taken: list[Taken]) -
         return True
 
     with Engine(model.write(tmp_path / "ends.gguf"), THREE) as ending:
-        asked(ending, [[1, 2]], count=5, accept=[accept])
-    assert told == [True] * 5
-    assert [len(one.tokens) for one in taken] == [1] * len(taken) != []
+        asked(ending, [[1, 2]], count=5, accept=[accept], ignores_ends=ignores_ends)
+    assert told == [not ignores_ends] * 5
+    # The first token comes with the prompt, and the last of those left is chosen one by one.
+    assert [len(one.tokens) for one in taken] == ([4] if ignores_ends else [1] * 3)
 
 
 @pytest.mark.parametrize("n_prompt", [CHUNK - 20, CHUNK - 1, CHUNK])
