@@ -10,9 +10,10 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..terminal.console import note
+from ..terminal.console import abandon_stdout, note
 from ..terminal.visible import one_line, visible_json
 from .flags import with_flags
 from .output import show_warnings
@@ -72,7 +73,7 @@ class ServeLog:
         if self._as_json:
             self._write(record_of(served))
         elif self._shows_requests:
-            note(line_of(served))
+            self._note(line_of(served))
 
     def stopping(self, grace: float) -> None:
         """No more requests are taken."""
@@ -95,12 +96,20 @@ class ServeLog:
         if self._as_json:
             self._write(record)
         else:
+            self._note(text)
+
+    def _note(self, text: str) -> None:
+        with suppress(OSError):  # whoever read it is gone, and the server goes on
             note(text)
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False)
-        sys.stdout.write(visible_json(line) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(visible_json(line) + "\n")
+            sys.stdout.flush()
+        except OSError:
+            # Whoever read it is gone, and the server goes on.
+            abandon_stdout()
 
 
 class _JSONLines(logging.Handler):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..untrusted import brief
 from .state import Served
 
 
@@ -15,7 +16,7 @@ def record_of(served: Served) -> dict[str, Any]:
     record: dict[str, Any] = {
         "event": "request",
         "method": served.method,
-        "path": served.path,
+        "path": brief(served.path, 1000),
         "status": served.status,
         "seconds": round(served.seconds, 6),
     }
@@ -37,7 +38,11 @@ def record_of(served: Served) -> dict[str, Any]:
 
 def line_of(served: Served) -> str:
     """A request in a line."""
-    words = [served.method, served.path, "hung up" if served.vanished else str(served.status)]
+    words = [
+        served.method,
+        brief(served.path),
+        "hung up" if served.vanished else str(served.status),
+    ]
     words.append(f"{served.seconds:.3f} s")
     text = " ".join(words)
     if served.prompt_tokens:

@@ -7,6 +7,7 @@ second ends them at once; and that a client which sends or reads too slowly lose
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,8 @@ class Running(uvicorn.Server):
         stopping: Callable[[], object] = lambda: None,
     ) -> None:
         self._stopping, self._has_failed = stopping, False
+        # What it would say, with tracebacks, is told by `gate`.
+        logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         self._shared: Server = app.state.server
         grace = self._shared.settings.grace_seconds
         config = uvicorn.Config(
@@ -102,10 +105,13 @@ class Running(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, where this is the main thread."""
+        """Stop at SIGTERM, SIGINT and SIGHUP, where this is the main thread."""
         loop = asyncio.get_running_loop()
         taken = []
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as nohup has it
             # In another thread, whoever started it stops it.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.stop)

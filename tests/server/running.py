@@ -16,7 +16,7 @@ from llama4_edge import AsyncModel, Model
 from llama4_edge.server.app import create_app
 from llama4_edge.server.keeper import ModelKeeper
 from llama4_edge.server.listening import listening_port
-from llama4_edge.server.running import Running
+from llama4_edge.server.running import TLS, Running
 from llama4_edge.server.settings import ServerSettings
 from llama4_edge.server.state import Server
 
@@ -55,6 +55,7 @@ def running_server(
     settings: ServerSettings | None = None,
     *,
     send_buffer: int | None = None,
+    tls: TLS | None = None,
 ) -> Iterator[RunningServer]:
     """The server, until the end of the block.
 
@@ -62,7 +63,7 @@ def running_server(
         send_buffer: bytes that the kernel takes of what was not received yet.
     """
     app = create_app(AsyncModel(model) if isinstance(model, Model) else model, settings)
-    running = Running(app)
+    running = Running(app, tls)
     loop = asyncio.new_event_loop()
     with listening_port("127.0.0.1", 0) as listener:
         if send_buffer is not None:
