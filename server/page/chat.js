@@ -64,6 +64,11 @@ export class Chat {
     this.controller = null;
     this.coming = null; // the answer that is being made
     this.answered = Promise.resolve();
+    this.isAtEnd = true; // and stays there when what is below needs more room
+    scroll.addEventListener("scroll", () => {
+      this.isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR;
+    });
+    new ResizeObserver(() => this.follow(() => {})).observe(scroll);
     this.actions = {
       copy: (view, button) => copy(view.message.text, button, shown.announce),
       edit: (view) => this.edit(view),
@@ -130,7 +135,7 @@ export class Chat {
     this.views = talk.messages.map((message) => new MessageView(message, this.actions));
     this.log.replaceChildren(...this.views.map((view) => view.node));
     this.updateViews();
-    this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.goToEnd();
   }
 
   updateViews() {
@@ -249,7 +254,7 @@ export class Chat {
     this.coming = message;
     const view = this.add(message);
     this.updateViews();
-    this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.goToEnd();
     this.save(asked);
     const painter = new Painter(() => this.follow(() => view.paint()));
     const clock = new Clock((text) => this.shown.progress(text));
@@ -320,10 +325,14 @@ export class Chat {
 
   /** Change what is shown, and stay at the end if that is where the reader is. */
   follow(change) {
-    const { scroll } = this;
-    const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR;
+    const { isAtEnd } = this;
     change();
-    if (isAtEnd) scroll.scrollTop = scroll.scrollHeight;
+    if (isAtEnd) this.goToEnd();
+  }
+
+  goToEnd() {
+    this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.isAtEnd = true;
   }
 
   setTokens(count, isAbout = false) {
@@ -400,8 +409,8 @@ class Clock {
 
   tick() {
     const seconds = Math.round((performance.now() - this.begun) / 1000);
-    if (!this.first) this.show(seconds ? `Reading, ${seconds} s` : "Reading");
-    else this.show(`${this.nPieces.toLocaleString("en")} pieces, ${seconds} s`);
+    const doing = this.first ? "Answering" : "Reading";
+    this.show(seconds ? `${doing}, ${seconds} s` : doing);
   }
 
   end() {

@@ -120,7 +120,7 @@ export class MessageView {
   button(name) {
     const labels = { copy: "Copy", edit: "Edit", retry: "Retry" };
     const label = { copy: "Copy the message", edit: "Edit the message and ask again" };
-    const again = this.message.role === "user" ? "Ask again" : "Have another answer";
+    const again = `Retry: ${this.message.role === "user" ? "ask again" : "have another answer"}`;
     const properties = { type: "button", className: `action ${name}` };
     const button = element("button", properties, labels[name]);
     button.setAttribute("aria-label", label[name] ?? again);

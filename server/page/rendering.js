@@ -134,8 +134,7 @@ function appendText(code, text) {
 function blockNode(block) {
   switch (block.type) {
     case "heading":
-      // A page has one first heading, and an answer is a part of it.
-      return inlineParent(`h${Math.min(block.level + 2, 6)}`, block.inlines);
+      return headingNode(block);
     case "code":
       return codeNode(block);
     case "rule":
@@ -152,6 +151,13 @@ function blockNode(block) {
     default:
       return inlineParent("p", block.inlines);
   }
+}
+
+/** Two levels of headings are the page's own, and answers begin with any. */
+function headingNode({ level, inlines }) {
+  const node = inlineParent(level < 4 ? "h3" : "h4", inlines);
+  node.className = `level-${level}`;
+  return node;
 }
 
 function itemNode({ blocks, isDone }, isTight) {

@@ -180,7 +180,7 @@ def test_everything_is_reached_with_the_keyboard(shown: Shown) -> None:
             )
         )
     wanted = {"new", "theme", "settings-open", "text", "attach", "send", "skip", "Copy the code"}
-    wanted |= {"Copy the message", "Edit the message and ask again", "Have another answer"}
+    wanted |= {"Copy the message", "Edit the message and ask again", "Retry: have another answer"}
     assert wanted <= reached
 
 
