@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from ..chat.conversation import Conversation, Message
@@ -52,7 +52,7 @@ async def _create(request: Request) -> JSONResponse:
         name = model.model.info.name
         conversation = Conversation(messages, name, server.settings.sampling)
         kept = await _done(lambda: folder.create(model.model, conversation))
-        return JSONResponse(await _summary(server, folder, kept), 201)
+        return JSONResponse(await _summary(server, folder, kept))
 
 
 async def _read(request: Request) -> JSONResponse:
@@ -86,12 +86,12 @@ async def _rename(request: Request) -> JSONResponse:
     return JSONResponse({"name": await _done(lambda: folder.rename(name, body.name))})
 
 
-async def _remove(request: Request) -> Response:
+async def _remove(request: Request) -> JSONResponse:
     """Remove one."""
     _, folder = _kept_by(request)
     name = request.path_params["name"]
     await _done(lambda: folder.remove(name))
-    return Response(status_code=204)
+    return JSONResponse({"name": name, "deleted": True})
 
 
 async def _resume(request: Request) -> JSONResponse:
@@ -147,7 +147,12 @@ def _messages(messages: list[MessageField]) -> tuple[Message, ...]:
 def _as_written(message: Message) -> dict[str, Any]:
     """A message as OpenAI's protocol has it."""
     content = message.content if isinstance(message.content, str) else list(message.content)
-    return {"role": message.role, "content": content}
+    if message.role in ("tool", "ipython"):
+        return {"role": "tool", "content": content, "tool_call_id": message.tool_call_id or ""}
+    written: dict[str, Any] = {"role": message.role, "content": content}
+    if message.tool_calls:
+        written["tool_calls"] = [call.as_openai() for call in message.tool_calls]
+    return written
 
 
 async def _summary(server: Server, folder: SessionFolder, kept: Kept) -> dict[str, Any]:

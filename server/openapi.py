@@ -17,13 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .._version import __version__
+from .body import Schema
 from .endpoint import Endpoint
-from .schema import anthropic, models, responses, utilities
+from .schema import anthropic, conversations, models, responses, utilities
 
 _SCHEMAS = "#/components/schemas/{model}"
 _ROOM = __name__.rpartition(".")[0].replace(".", "__") + "__schema__"
 
-# What the routes answer that read no body, and what else they are asked.
+# What the routes answer that do not ask the model, and what else they are asked.
 _ANSWERS: Mapping[str, Any] = {
     "GET /health": models.Health,
     "GET /v1/models": models.ModelList,
@@ -33,6 +34,20 @@ _ANSWERS: Mapping[str, Any] = {
     "GET /v1/responses/{name}/input_items": responses.ItemList,
     "GET /props": utilities.Properties,
     "GET /slots": list[utilities.Slot],
+    "GET /conversations": conversations.ConversationList,
+    "POST /conversations": conversations.KeptConversation,
+    "GET /conversations/{name}": conversations.ReadConversation,
+    "PUT /conversations/{name}": conversations.KeptConversation,
+    "PATCH /conversations/{name}": conversations.RenamedConversation,
+    "DELETE /conversations/{name}": conversations.DeletedConversation,
+    "POST /conversations/{name}/resume": conversations.ResumedConversation,
+}
+# What routes read that do not ask the model.
+_BODIES: Mapping[str, type[Schema]] = {
+    "POST /conversations": conversations.NewConversation,
+    "PUT /conversations/{name}": conversations.ChangedConversation,
+    "PATCH /conversations/{name}": conversations.NewName,
+    "POST /conversations/{name}/resume": conversations.Nothing,
 }
 _QUERIES: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "GET /v1/responses/{name}/input_items": {
@@ -99,8 +114,8 @@ class _Operation:
 
     def schemas(self) -> Iterator[tuple[str, JsonSchemaMode, TypeAdapter[Any]]]:
         """What is read and written, each with a key of its own."""
-        if self._endpoint is not None:
-            yield f"{self._name} in", "validation", TypeAdapter(self._endpoint.schema)
+        if (body := self._body) is not None:
+            yield f"{self._name} in", "validation", TypeAdapter(body)
         if (answer := self._answer) is not None:
             yield f"{self._name} out", "serialization", TypeAdapter(answer)
         yield f"{self._name} error", "serialization", TypeAdapter(self._error)
@@ -119,10 +134,10 @@ class _Operation:
             }
         }
         operation: dict[str, Any] = {"summary": self._summary, "operationId": self._name}
-        if self._endpoint is not None:
+        if (fields := self._body) is not None:
             body = {"application/json": {"schema": schema("in", "validation")}}
             operation["requestBody"] = {"required": True, "content": body}
-            if "stream" in self._endpoint.schema.model_fields:
+            if "stream" in fields.model_fields:
                 content["text/event-stream"] = {"schema": _EVENT}
         if parameters := list(self._parameters()):
             operation["parameters"] = parameters
@@ -132,6 +147,10 @@ class _Operation:
             "default": {"description": "An error.", "content": error},
         }
         return operation
+
+    @property
+    def _body(self) -> type[Schema] | None:
+        return _BODIES.get(self._name) if self._endpoint is None else self._endpoint.schema
 
     @property
     def _answer(self) -> Any:

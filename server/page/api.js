@@ -23,7 +23,7 @@ export class Server {
   /** What the server answers, as a value. */
   async json(path, options = {}) {
     const response = await this.fetch(path, options);
-    return response.status === 204 ? null : response.json();
+    return response.json();
   }
 
   /**

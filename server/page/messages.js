@@ -33,7 +33,7 @@ export function toWire({ role, text, pictures, toolCalls, stored }) {
   const images = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
   const content = images.length ? [...images, { type: "text", text }] : text;
   if (!toolCalls.length) return { role, content };
-  const calls = toolCalls.map(({ id, name, arguments: args }) => ({
+  const calls = toolCalls.filter(Boolean).map(({ id, name, arguments: args }) => ({
     id,
     type: "function",
     function: { name, arguments: args },
