@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .chat.pictures import with_images, with_video
     from .chat.session import Session
     from .chat.tool_calls import ToolCall
+    from .chat.tool_results import ToolResult
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
     from .runtime.settings import EngineSettings
+    from .tool_loop import ToolRound, ToolRun, run_tools
     from .vision.images import ImageTiles, image_tiles
 
 _MODULES = {
@@ -124,6 +126,9 @@ _MODULES = {
     "ToolCallBegun": "chat.events",
     "ToolCallEnded": "chat.events",
     "ToolCallPiece": "chat.events",
+    "ToolResult": "chat.tool_results",
+    "ToolRound": "tool_loop",
+    "ToolRun": "tool_loop",
     "UnsupportedError": "errors",
     "VocabularyError": "errors",
     "WorkerError": "errors",
@@ -133,6 +138,7 @@ _MODULES = {
     "inspect": "inspection",
     "plan": "planner.planning",
     "pull": "hub.pull",
+    "run_tools": "tool_loop",
     "with_documents": "chat.documents",
     "with_images": "chat.pictures",
     "with_video": "chat.pictures",
@@ -190,6 +196,9 @@ __all__ = [
     "ToolCallBegun",
     "ToolCallEnded",
     "ToolCallPiece",
+    "ToolResult",
+    "ToolRound",
+    "ToolRun",
     "UnsupportedError",
     "VocabularyError",
     "WorkerError",
@@ -201,6 +210,7 @@ __all__ = [
     "inspect",
     "plan",
     "pull",
+    "run_tools",
     "with_documents",
     "with_images",
     "with_video",

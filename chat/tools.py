@@ -22,9 +22,6 @@ from .messages import checked_tools
 if TYPE_CHECKING:
     from .tool_calls import ToolCall
 
-ToolInput = Mapping[str, Any] | Callable[..., Any]
-"""A tool as it may be given: OpenAI's definition, or a Python function."""
-
 MAX_TOOLS = 512
 """How many tools a model may be given at a time."""
 
@@ -75,6 +72,10 @@ class Tool:
             if unknown := [name for name in arguments if name not in known]:
                 return f"{self.name} has no parameter {unknown[0][:100]}"
         return problem_with(dict(arguments), self.parameters)
+
+
+ToolInput = Mapping[str, Any] | Callable[..., Any] | Tool
+"""A tool as it may be given: OpenAI's definition, or a Python function."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Call:
 OPTIONS: dict[str, Any] = {
     "max_tokens": 1, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "seed": 1,
     "stop": "x", "sampling": llama4_edge.Sampling(), "when_full": "stop",
+    "tools": [], "tool_choice": "auto",
 }  # fmt: skip
 
 
@@ -98,6 +99,12 @@ def calls(
             "Conversation.user": Call(talk.user, {"content": "x"}),
             "Conversation.system": Call(talk.system, {"text": "x"}),
             "Conversation.assistant": Call(talk.assistant, {"answer": "x"}),
+            "Conversation.tool": Call(talk.tool, {"call": "x", "result": "x"}),
+            "ToolCall": Call(llama4_edge.ToolCall, {"id": "x", "name": "x"}),
+            "run_tools": Call(
+                llama4_edge.run_tools,
+                {"model": model, "messages": "x", "tools": [], "max_rounds": 0, "max_tokens": 1},
+            ),
             "EngineSettings": Call(llama4_edge.EngineSettings, {}),
             "Message": Call(llama4_edge.Message, {"role": "user", "content": "x"}),
             "Model": Call(opened, {"path": tiny_path, "n_ctx": 64}),
@@ -126,7 +133,8 @@ NAMES = (
     "bench", "convert", "doctor", "image_tiles", "with_documents", "with_images", "inspect",
     "plan", "pull", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
-    "Conversation.system", "Conversation.assistant", "EngineSettings", "Message", "Model",
+    "Conversation.system", "Conversation.assistant", "Conversation.tool",
+    "ToolCall", "run_tools", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
     "Model.detokenize", "Model.image_features", "Model.logits", "Model.score", "Model.chat_prompt",
     "Model.generate", "Model.chat",
