@@ -168,6 +168,64 @@ def test_an_answer_follows_a_schema(demo: httpx.Client, stream: bool) -> None:
     assert isinstance(person["age"], int)
 
 
+def test_an_answer_follows_a_grammar_or_an_expression(demo: httpx.Client) -> None:
+    answer = ask(demo, grammar='root ::= "yes" | "no"')
+    assert answer["choices"][0]["message"]["content"] in ("yes", "no")
+    answer = ask(demo, regex="[0-9]{3}")
+    assert answer["choices"][0]["message"]["content"].isdigit()
+    refused = demo.post(
+        "/v1/chat/completions", json={"messages": HELLO, "grammar": "root ::= missing"}
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "grammar")
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 10}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+FORCED = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 80}
+
+
+def test_a_call_that_is_required_comes_as_one(demo: httpx.Client) -> None:
+    answer = ask(demo, **FORCED)
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    (call, *_) = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]["name"]) == ("function", "get_weather")
+    assert set(json.loads(call["function"]["arguments"])) == {"city"}
+
+    pieces: dict[int, dict[str, str]] = {}
+    chunks = chunks_of(demo, {"messages": HELLO, **GREEDY, **FORCED})
+    for chunk in chunks:
+        for piece in chunk["choices"][0]["delta"].get("tool_calls", ()):
+            whole = pieces.setdefault(piece["index"], {"name": "", "arguments": ""})
+            for name, text in piece["function"].items():
+                whole[name] += text
+    assert pieces[0] == call["function"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_and_its_result_go_back_into_the_conversation(demo: httpx.Client) -> None:
+    call = ask(demo, **FORCED)["choices"][0]["message"]
+    messages = [
+        *HELLO,
+        call,
+        {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": "sunny"},
+    ]
+    answer = ask(demo, messages=messages, tools=[WEATHER])
+    assert answer["choices"][0]["message"]["content"] is not None
+
+
 def picture(colour: tuple[int, int, int]) -> dict[str, Any]:
     data = io.BytesIO()
     Image.new("RGB", (336, 336), colour).save(data, "PNG")
