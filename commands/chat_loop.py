@@ -8,7 +8,6 @@ function that makes one.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..terminal.history import history_file
 from ..terminal.prompt import Prompt, Source, decode
 from .flags import with_flags
 from .full_context import cut_off, dropped_text, with_hint
-from .pictures import dropped_paths, is_url, with_pictures
+from .pictures import dropped_paths, named_pictures, with_pictures
 
 if TYPE_CHECKING:
     from ..chat.answer import Completion
@@ -304,9 +303,10 @@ class Chat:
         note(f"Loaded {_counted(loaded)} from {path}.")
 
     def _show_image(self, argument: str) -> None:
-        part, description = self._look_at(_picture_named(argument))
-        self._pictures = (*self._pictures, part)
-        note(f"{description} It goes with the next message.")
+        shown = [self._look_at(path) for path in named_pictures(argument)]
+        self._pictures = (*self._pictures, *(part for part, _ in shown))
+        for _, description in shown:
+            note(f"{description} It goes with the next message.")
 
     def _undo(self, _argument: str) -> None:
         if self._pictures:
@@ -354,7 +354,7 @@ COMMANDS: dict[str, Command] = {
     "/reset": Command("", "forget all exchanges, keep the system message", Chat._reset),
     "/save": Command("FILE", "save the conversation", Chat._save),
     "/load": Command("FILE", "go on with a saved conversation, or a session's", Chat._load),
-    "/image": Command("FILE", "show a picture with the next message", Chat._show_image),
+    "/image": Command("FILE ...", "show pictures with the next message", Chat._show_image),
     "/undo": Command("", "drop the picture that waits, or the last exchange", Chat._undo),
     "/retry": Command("", "answer the last message again", Chat._retry),
     "/quit": Command("", "leave (so does Ctrl-D)", Chat._quit),
@@ -383,20 +383,6 @@ def _file_named(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~somebody who has no home here
         raise SessionError(f"{text}: there is no such home directory") from error
-
-
-def _picture_named(text: str) -> str:
-    """The file that /image names: as it is, or as a terminal writes one that is dropped."""
-    if is_url(text):
-        return text
-    path = _file_named(text)
-    if path.exists():
-        return str(path)
-    paths, rest = dropped_paths(text)
-    if len(paths) == 1 and not rest:
-        return paths[0]
-    unquoted = re.fullmatch(r"'(.+)'|\"(.+)\"", text)
-    return str(_file_named(unquoted[1] or unquoted[2]) if unquoted else path)
 
 
 def _refuse_other_files(path: Path) -> None:

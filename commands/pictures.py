@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +73,8 @@ class PictureOptions:
             if self.fps is not None:
                 raise usage_error("--fps is for --video")
             return read_images(self.images)
+        if self.video == "-":
+            raise usage_error("--video takes a file: a video cannot be read from standard input")
         from ..chat.pictures import video_parts
 
         return [
@@ -89,11 +93,13 @@ def read_images(paths: Sequence[str]) -> list[Part]:
         return []
     from ..chat.pictures import picture_part
     from ..vision.opening import MOST_BYTES
+    from ..vision.seen import SEEN
 
     parts = []
     for path in paths:
         if path == "-":
             data = b"" if sys.stdin is None else sys.stdin.buffer.read(MOST_BYTES + 1)
+            SEEN.tiles_of_file("standard input", data)  # what errors call it
             parts.append(picture_part(data))
         elif is_url(path):
             raise ImageError(
@@ -155,8 +161,43 @@ def dropped_paths(text: str) -> tuple[list[str], str]:
     return paths, rest.strip() if paths else text
 
 
+def named_pictures(text: str) -> list[str]:
+    """The files that /image names: one as it is, or several as a shell takes them.
+
+    Words count where one of them is there; otherwise all of the text is one name.
+
+    Raises:
+        ImageError: it holds a zero byte, or names a home that nobody has here.
+    """
+    whole = _file(text)
+    if is_url(text) or whole.exists():
+        return [text if is_url(text) else str(whole)]
+    words = [_file(word) for word in _words(text)]
+    if len(words) == 1 or any(word.exists() for word in words):
+        return [str(word) for word in words]
+    return [str(whole)]
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, in which quotes and backslashes are what they are in a shell."""
+    try:
+        if os.name == "nt":  # where backslashes are in every path
+            return [word.strip("'\"") for word in shlex.split(text, posix=False)]
+        return shlex.split(text)
+    except ValueError:  # a quote that does not end
+        return [text]
+
+
 def _path_of(word: re.Match[str]) -> Path:
-    name = word["single"] or word["double"] or re.sub(r"\\(.)", r"\1", word["bare"])
+    return _file(word["single"] or word["double"] or re.sub(r"\\(.)", r"\1", word["bare"]))
+
+
+def _file(name: str) -> Path:
     if name.startswith("file://"):
         name = unquote(urlsplit(name).path)
-    return Path(name).expanduser()
+    if "\0" in name:
+        raise ImageError("the name of a picture holds a zero byte", expected="a file")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~somebody
+        raise ImageError(f"{brief(name)}: there is no such home directory") from None

@@ -47,6 +47,8 @@ _FORMATS = (
 _KNOWN = "PNG, JPEG, WebP, GIF, AVIF, TIFF or BMP"
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SAVE_AS = "Save it as PNG or JPEG."
+_DATA = "the image data"
+"""What errors call a picture that is bytes."""
 
 _ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -91,7 +93,7 @@ def bytes_of(picture: object, *, allow_download: bool = False) -> tuple[str, byt
         ImageError: it is something else, cannot be read, or is too large.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
-        return "the picture", bytes(picture)
+        return _DATA, bytes(picture)
     path = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
     if not isinstance(path, str):
         raise ImageError(
@@ -195,7 +197,7 @@ def pixels_of(name: str, data: bytes) -> RGB:
 
 def media_type(data: bytes) -> str:
     """The media type of a file that `open_picture` opens, such as ``image/png``."""
-    kind = _opened("the picture", data).format
+    kind = _opened(_DATA, data).format
     return Image.MIME.get(kind or "", "application/octet-stream")
 
 
@@ -311,7 +313,7 @@ def _unknown(name: str, data: bytes) -> ImageError:
         return ImageError(
             f"{name} is HEIC, which Pillow does not read by itself",
             expected=_KNOWN,
-            hint="Install pillow-heif, or save the picture as JPEG.",
+            hint="pip install 'llama4-edge[heic]', or save the picture as JPEG.",
         )
     return ImageError(
         f"{name} is not a picture that can be read",
@@ -330,6 +332,12 @@ _SIGNATURES = (
     (b"GGUF", "a GGUF"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1a\x45\xdf\xa3", "a video"),
+    (b"8BPS", "a Photoshop document"),
+    (b"ID3", "music"),
+    (b"OggS", "music or a video"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x7fELF", "a program"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
 )
 
 
@@ -339,7 +347,13 @@ def _kind(data: bytes) -> str:
     for signature, kind in _SIGNATURES:
         if begin.startswith(signature.lower()):
             return kind
-    return "a video" if data[4:8] == b"ftyp" else f"a file that begins with {data[:8]!r}"
+    if data[4:8] == b"ftyp" or (data[:4] == b"RIFF" and data[8:12] == b"AVI "):
+        return "a video"
+    try:
+        text = data[:200].decode()
+    except UnicodeDecodeError:
+        return f"a file that begins with {data[:8]!r}"
+    return f"text: {brief(text.strip(), 40)!r}" if text.isprintable() else "text"
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

@@ -85,7 +85,7 @@ class SeenPictures:
                 self._seen.popitem(last=False)
 
     def _cut_once(
-        self, key: bytes, pixels: Callable[[], Levels], name: str = "the picture"
+        self, key: bytes, pixels: Callable[[], Levels], name: str = "the pixels"
     ) -> ImageTiles:
         with self._lock:
             seen, levels = self._seen.get(key), self._levels.get(key)

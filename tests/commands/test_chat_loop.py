@@ -509,6 +509,24 @@ def test_image_takes_a_file_as_terminals_write_it(photos: list[Path]) -> None:
         assert said(chat(f"/image {named}", "What?"))[0] == ("user", "[picture] What?"), named
 
 
+def test_image_takes_several_files(
+    photos: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, spaced, quoted = map(str, photos)
+    for named in (f"{plain} '{spaced}'", f'"{quoted}" ' + spaced.replace(" ", "\\ ")):
+        assert said(chat(f"/image {named}", "What?"))[0] == ("user", "[picture] [picture] What?")
+    assert capsys.readouterr().err.count("It goes with the next message.") == 4
+    # One that is missing is named, and the others do not stay.
+    one = chat(f"/image {plain} none.png", "What?")
+    assert "none.png" in capsys.readouterr().err
+    assert said(one)[0] == ("user", "What?")
+    monkeypatch.chdir(photos[0].parent)
+    (photos[0].parent / "a.png b.png").write_bytes(b"")
+    assert said(chat("/image a.png b.png", "What?"))[0] == ("user", "[picture] What?")
+    assert said(chat("/image 'a.png", "What?"))[0] == ("user", "What?")
+    assert "'a.png" in capsys.readouterr().err
+
+
 def test_undo_drops_pictures_that_wait_before_an_exchange(
     photos: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 from llama4_edge.errors import ImageError, SettingError
 from llama4_edge.vision import opening
 from llama4_edge.vision.images import image_tiles
-from llama4_edge.vision.opening import open_picture
+from llama4_edge.vision.opening import media_type, open_picture
 
 Array = npt.NDArray[Any]
 
@@ -207,7 +207,11 @@ def refusal(picture: Any, **options: Any) -> ImageError:
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"hello, world", "found a file that begins with"),
+        (b"hello, world", "the image data is not a picture that can be read, found text: 'hello, "),
+        ("Grüße\n".encode(), "found text"),
+        (b"\xff\x00\x01\x02", "found a file that begins with b'\\xff"),
+        (b"RIFF\0\0\0\0AVI LIST", "found a video"),
+        (b"8BPS\0\1", "found a Photoshop document"),
         (b"%PDF-1.7\n", "found a PDF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "found an SVG"),
         (b"<!DOCTYPE html><html>", "found an HTML page"),
@@ -215,7 +219,7 @@ def refusal(picture: Any, **options: Any) -> ImageError:
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "found a video"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture that can"),
-        (b"\x89PNG\r\n\x1a\n", "the picture is"),
+        (b"\x89PNG\r\n\x1a\n", "the image data is"),
     ],
 )
 def test_a_file_of_another_kind_is_named(data: bytes, words: str) -> None:
@@ -236,7 +240,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", b"x")
     error = refusal(bomb + png_chunk(b"IEND", b""))
-    assert error.problem == "the picture has too many pixels"
+    assert error.problem == "the image data has too many pixels"
     assert error.expected == "at most 178,956,970 (twice PIL.Image.MAX_IMAGE_PIXELS)"
 
 
@@ -352,3 +356,16 @@ def test_allow_download_is_true_or_false(rgb: Array) -> None:
 def test_an_empty_path_is_named() -> None:
     with pytest.raises(ImageError, match="the path of a picture is empty, expected a file"):
         open_picture("")
+
+
+def test_heic_is_read_with_pillow_heif() -> None:
+    """The extra ``heic``."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    pixels = np.full((64, 96, 3), (200, 40, 90), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "HEIF", quality=95)
+    opened = open_picture(file.getvalue())
+    assert opened.shape == pixels.shape
+    assert np.abs(opened.astype(int) - pixels).max() < 8
+    assert media_type(file.getvalue()) in ("image/heif", "image/heic")

@@ -109,7 +109,7 @@ def test_a_picture_of_another_process_is_not_opened_for_a_prompt(opened: list[st
     assert (again.digest, str(again), len(again)) == (tiles.digest, str(tiles), len(tiles))
     assert opened == []
     assert np.array_equal(again.levels, tiles.levels)
-    assert opened == ["the picture"]
+    assert opened == ["the image data"]
 
 
 def test_a_picture_that_is_not_what_was_remembered_is_an_error_once() -> None:
@@ -120,7 +120,7 @@ def test_a_picture_that_is_not_what_was_remembered_is_an_error_once() -> None:
     assert known is not None
     pictures.remember(SeenPicture(known.file, known.size, bytes(32)))
     tiles = pictures.tiles(data)
-    with pytest.raises(ImageError, match="the picture is not what the session was made with"):
+    with pytest.raises(ImageError, match="the image data is not what the session was made with"):
         _ = tiles.levels
     assert pictures.tiles(data).digest == image_tiles(data).digest
 
