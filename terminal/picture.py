@@ -19,8 +19,8 @@ _COLUMNS = 40
 
 
 def show_picture(picture: Image.Image) -> None:
-    """Draw a picture below what was written, if standard output is a terminal."""
-    if not sys.stdout.isatty():
+    """Draw a picture below what was written, on a terminal that can be asked what it draws."""
+    if not (sys.stdout.isatty() and sys.stdin is not None and sys.stdin.isatty()):
         return
     from textual_image.renderable import Image as Drawing
 
