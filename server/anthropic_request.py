@@ -102,9 +102,8 @@ def _options(request: wire.CountRequest) -> dict[str, Any]:
 
 
 def _tool(tool: wire.Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
+    described = {} if tool.description is None else {"description": tool.description}
+    function = {"name": tool.name, **described, "parameters": tool.input_schema}
     return {"type": "function", "function": function}
 
 

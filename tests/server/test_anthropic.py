@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,6 +153,7 @@ TOOL = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Paris", "Oslo"]}},
         "required": ["city"],
+        "additionalProperties": False,
     },
 }
 
@@ -194,3 +196,88 @@ def test_a_key_comes_as_anthropics_clients_send_it(tiny_model: Model) -> None:
             client.messages.create(**asked(max_tokens=1))
         body: Any = caught.value.body
         assert body["error"]["type"] == "authentication_error"
+
+
+def test_a_tool_is_called_and_its_result_answered(
+    client: anthropic.Anthropic, demo_model: Model
+) -> None:
+    question = {"role": "user", "content": "What is the weather in Oslo?"}
+    tools: Any = {"tools": [TOOL], "tool_choice": {"type": "any"}}
+    first = client.messages.create(**asked(question, **tools, max_tokens=80))
+    (call,) = first.content
+    assert call.type == "tool_use"
+    assert (first.stop_reason, call.name) == ("tool_use", "get_weather")
+    assert call.input in ({"city": "Paris"}, {"city": "Oslo"})
+    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call.id, "content": "12 °C"}
+    turns = [question, first.to_param(), {"role": "user", "content": [result]}]
+    second = client.messages.create(**asked(*turns, tools=[TOOL]))
+    function = {"name": call.name, "arguments": call.input}
+    expected = demo_model.chat(
+        [
+            question,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": call.id, "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": call.id, "content": "12 °C"},
+        ],
+        tools=[openai_tool(TOOL)],
+        temperature=0.0,
+        max_tokens=40,
+    )
+    assert said(second) == expected.text
+    usage = second.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == expected.prompt_tokens
+
+
+def openai_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = {
+        "name": tool["name"],
+        "description": tool["description"],
+        "parameters": tool["input_schema"],
+    }
+    return {"type": "function", "function": function}
+
+
+def test_a_call_of_a_tool_is_streamed(client: anthropic.Anthropic) -> None:
+    arguments = asked(
+        {"role": "user", "content": "What is the weather in Oslo?"},
+        tools=[TOOL],
+        tool_choice={"type": "tool", "name": "get_weather"},
+        max_tokens=80,
+    )
+    whole = client.messages.create(**arguments)
+    with client.messages.stream(**arguments) as stream:
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        final = stream.get_final_message()
+    (call,), (expected,) = final.content, whole.content
+    assert call.type == expected.type == "tool_use"
+    assert json.loads("".join(pieces)) == call.input == expected.input
+    assert len(pieces) > 1
+    assert final.stop_reason == "tool_use"
+
+
+def test_an_answer_may_be_held_to_a_schema(client: anthropic.Anthropic) -> None:
+    answer = client.messages.create(
+        **asked(
+            output_config={"format": {"type": "json_schema", "schema": TOOL["input_schema"]}},
+            max_tokens=200,
+        )
+    )
+    assert json.loads(said(answer)) in ({"city": "Paris"}, {"city": "Oslo"})
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({**TOOL, "input_schema": {"type": "nothing"}}, "tools"),
+        ({**TOOL, "name": "a b"}, "tools"),
+        ({**TOOL, "type": "bash_20250124"}, "bash_20250124"),
+    ],
+)
+def test_tools_that_are_none_are_refused(
+    client: anthropic.Anthropic, tool: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=words):
+        client.messages.create(**asked(tools=[tool]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from openai.types.responses import Response
 from PIL import Image
@@ -202,3 +204,81 @@ def test_errors_name_the_field(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**asked(**options))
         assert caught.value.param == param
+
+
+FUNCTION = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_a_function_is_called_and_its_output_answered(client: openai.OpenAI) -> None:
+    options = asked(tools=[FUNCTION], max_output_tokens=80)
+    first = client.responses.create(**options, tool_choice="required")
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert (call.name, call.status) == ("get_weather", "completed")
+    assert json.loads(call.arguments)["city"] in ("Paris", "Oslo")
+    output: list[Any] = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "12 °C"}
+    ]
+    after = client.responses.create(**{**options, "input": output}, previous_response_id=first.id)
+    turns: list[Any] = [{"role": "user", "content": QUESTION}, *first.output, *output]
+    whole = client.responses.create(**{**options, "input": turns})
+    assert after.output_text == whole.output_text
+    assert tokens(after)[0] == tokens(whole)[0]
+    items = client.responses.input_items.list(after.id, order="asc").data
+    assert [item.type for item in items] == ["message", "function_call", "function_call_output"]
+
+
+def test_a_call_of_a_function_is_streamed(client: openai.OpenAI) -> None:
+    choice = {"type": "function", "name": "get_weather"}
+    options = asked(tools=[FUNCTION], tool_choice=choice, max_output_tokens=80)
+    whole = client.responses.create(**options)
+    with client.responses.stream(**options) as stream:
+        kinds, pieces = [], []
+        for event in stream:
+            kinds.append(event.type.removeprefix("response."))
+            if event.type == "response.function_call_arguments.delta":
+                pieces.append(event.delta)
+        final = stream.get_final_response()
+    (call,), (expected,) = final.output, whole.output
+    assert call.type == expected.type == "function_call"
+    assert "".join(pieces) == call.arguments == expected.arguments
+    assert kinds[:3] == ["created", "in_progress", "output_item.added"]
+    assert kinds[-3:] == ["function_call_arguments.done", "output_item.done", "completed"]
+
+
+def test_an_answer_may_be_held_to_a_schema(client: openai.OpenAI) -> None:
+    class City(pydantic.BaseModel):
+        city: Literal["Paris", "Oslo"]
+
+    response = client.responses.parse(**asked(max_output_tokens=200), text_format=City)
+    assert isinstance(response.output_parsed, City)
+
+
+def test_log_probabilities_come_with_their_tokens(client: openai.OpenAI, demo_model: Model) -> None:
+    expected = demo_model.chat(
+        QUESTION, temperature=0.0, max_tokens=5, logprobs=True, top_logprobs=2
+    )
+    options = asked(max_output_tokens=5, top_logprobs=2, include=["message.output_text.logprobs"])
+    response = client.responses.create(**options)
+    (item,) = response.output
+    assert item.type == "message"
+    (part,) = item.content
+    assert part.type == "output_text"
+    assert expected.logprobs is not None
+    assert part.logprobs is not None
+    assert [one.logprob for one in part.logprobs] == pytest.approx(
+        [one.logprob for one in expected.logprobs]
+    )
+    assert b"".join(bytes(one.bytes) for one in part.logprobs).decode() == part.text
+    assert {len(one.top_logprobs) for one in part.logprobs} == {2}
