@@ -51,7 +51,7 @@ def _too_long(error: ContextFullError) -> ApiError:
     """What agents know as the sign to shorten the conversation."""
     numbers = ["".join(filter(str.isdigit, str(one))) for one in (error.found, error.expected)]
     message = f"prompt is too long: {numbers[0]} tokens > {numbers[1]} maximum. {error}"
-    return ApiError(400, message, "messages", CONTEXT_FULL)
+    return ApiError(400, message, code=CONTEXT_FULL)
 
 
 async def _count(call: Call[wire.CountRequest]) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,8 +172,11 @@ def test_errors_are_anthropics(client: anthropic.Anthropic, demo_server: Running
         source = {"type": "url", "url": "https://a.example/b.png"}
         content = [{"type": "image", "source": source}]
         client.messages.create(**asked({"role": "user", "content": content}))
-    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 4096"):
+    with pytest.raises(anthropic.BadRequestError, match="maximum") as caught:
         client.messages.create(**asked({"role": "user", "content": "word " * 5000}))
+    # As Anthropic's own begins, by which agents know it.
+    body = caught.value.body
+    assert re.match(r"prompt is too long: \d+ tokens > 4096 maximum", body["error"]["message"])
     with demo_server.client() as plain:
         answer = plain.get("/v1/messages")
         assert (answer.status_code, answer.json()["type"]) == (405, "error")

@@ -271,6 +271,7 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
         ({"mcp_servers": [{}]}, "mcp_servers", "at most 0"),
         ({"container": "c"}, "container", "container"),
         ({"temperature": "hot"}, "temperature", "number"),
+        ({"stop_sequences": ["x"] * 65}, "stop_sequences", "at most 64"),
         ({"stop_sequences": [""]}, "stop_sequences[0]", "at least 1"),
         (
             {"messages": [{"role": "assistant", "content": "x"}]},
