@@ -243,7 +243,7 @@ class Engine:
 
     def clear(self) -> None:
         """Forget all tokens that no request has, also those of states in main memory."""
-        self._call(lambda: self.cache.clear(self.scheduler.uses))
+        self._call(self.scheduler.clear)
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """Make these the tokens in the cache, with the logits after the last one ready to sample.

@@ -25,7 +25,7 @@ from .choosing import Chooser
 from .drafts import Costs
 from .handles import Handles
 from .request import RUN_AHEAD, Request
-from .scoring import Scoring
+from .scoring import Scores, Scoring
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 
 BURST_SECONDS = 0.02
@@ -77,6 +77,7 @@ class Scheduler:
         self._reading: tuple[Request, ...] = ()
         self._failed_steps = False
         self._n_begun = 0
+        self._scores = Scores()
 
     # --- called by anyone, signal handlers and finalizers among them
 
@@ -157,6 +158,11 @@ class Scheduler:
     def uses(self, sequence: CachedSequence) -> bool:
         """Whether a request has it."""
         return any(request.sequence is sequence for request in self._running)
+
+    def clear(self) -> None:
+        """Forget all that no request has."""
+        self.cache.clear(self.uses)
+        self._scores.clear()
 
     def _serve(self, posted_at: float) -> None:
         """Decode batch after batch, until nothing is left to do or the thread is wanted."""
@@ -265,6 +271,8 @@ class Scheduler:
         self._waiting.remove(request)
         request.after = None
         free = [sequence for sequence in self._sequences if not self.uses(sequence)]
+        if isinstance(request, Scoring):
+            self._scores.begin(request)
         try:
             request.sequence, count = self.cache.take(request.reusable, free)
         except EngineError as error:
@@ -457,6 +465,8 @@ class Scheduler:
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """Take its sequence from it, and let its reader see that it has ended."""
+        if isinstance(request, Scoring) and request.is_complete:
+            self._scores.add(request)
         self._release(request)
         if request in self._waiting:
             self._waiting.remove(request)

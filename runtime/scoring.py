@@ -1,16 +1,21 @@
 """How likely a model found the tokens of a text: a request whose tokens all have their logits.
 
-Promises that no more than one batch's logits are there at a time. Knows nothing of others who ask.
+Promises that no more than one batch's logits are there at a time, and that of texts which begin
+alike, as the answers to a question of many choices do, the beginning is scored once. Knows nothing
+of others who ask.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from ..errors import EngineError
 from .logprobs import TokenLogprobs
 from .request import Request
-from .sequence import Piece
+from .sequence import Piece, common_prefix
+
+_MOST_KEPT = 1 << 17  # log probabilities of texts that were scored, of about 100 bytes each
 
 
 class Scoring(Request):
@@ -46,8 +51,13 @@ class Scoring(Request):
 
     @property
     def reusable(self) -> Sequence[int]:
-        """None: what is held has no logits."""
-        return ()
+        """Those that are scored already, and the next: the others need their logits."""
+        return self.text[: len(self.logprobs) + 1] if self.logprobs else ()
+
+    @property
+    def n_kept(self) -> int:
+        """How many log probabilities it has."""
+        return len(self.logprobs) * (1 + self._n_top)
 
     @property
     def is_complete(self) -> bool:
@@ -55,6 +65,14 @@ class Scoring(Request):
         return len(self.logprobs) == len(self.text)
 
     # --- in the engine's thread, while it has a sequence
+
+    def begin_like(self, other: Scoring) -> None:
+        """Take over what was found of a text that begins like this one, if that is more."""
+        if other._n_top == self._n_top:
+            # The score of a token takes those before it and itself.
+            count = min(common_prefix(other._tokens, self._tokens), len(self.text)) - 1
+            if count > len(self.logprobs):
+                self.logprobs = other.logprobs[:count]
 
     def missing(self) -> int:
         """How many of its tokens are to be decoded next, as far as nobody else wants logits."""
@@ -85,3 +103,25 @@ class Scoring(Request):
                 raise self.held.damaged()
             self.logprobs.append(scored)
         return not self.is_complete
+
+
+class Scores:
+    """The last texts that were scored, for those that begin like them."""
+
+    def __init__(self) -> None:
+        self._texts: deque[Scoring] = deque()
+
+    def add(self, scoring: Scoring) -> None:
+        """Keep what was found of a whole text."""
+        self._texts.append(scoring)
+        while sum(one.n_kept for one in self._texts) > _MOST_KEPT:
+            self._texts.popleft()
+
+    def begin(self, scoring: Scoring) -> None:
+        """Give a text what is known of its beginning."""
+        for one in self._texts:
+            scoring.begin_like(one)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._texts.clear()

@@ -14,6 +14,7 @@ import pytest
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from llama4_edge.runtime import scheduler as scheduler_module
+from llama4_edge.runtime import scoring as scoring_module
 from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.handles import Handles
@@ -36,6 +37,13 @@ CLOSE = 0.01
 def engine(tiny_path: Path) -> Iterator[Engine]:
     with Engine(tiny_path, SETTINGS) as loaded:
         yield loaded
+
+
+@pytest.fixture(autouse=True)
+def forgetful(request: pytest.FixtureRequest) -> None:
+    """No test starts from what another one left in the shared engine."""
+    if "engine" in request.fixturenames:
+        request.getfixturevalue("engine").clear()
 
 
 @pytest.fixture
@@ -118,6 +126,45 @@ def test_who_goes_on_with_a_scored_text_reads_only_its_last_token(engine: Engine
     assert request.reused_tokens == 59
 
 
+def test_of_texts_that_begin_alike_the_beginning_is_scored_once(
+    engine: Engine, pieces: list[list[Piece]]
+) -> None:
+    """As the choices of a question are."""
+    question = random_tokens(200)
+    texts = [[*question, *random_tokens(4, seed)] for seed in range(3)]
+    texts += [question, [*question[:100], 3, 4, 5], texts[0]]
+    expected = []
+    for text in texts:
+        engine.clear()
+        expected.append(engine.score(text, 2))
+    engine.clear()
+    counts = []
+    for text, scores in zip(texts, expected, strict=True):
+        pieces.clear()
+        found = engine.score(text, 2)
+        counts.append(sum(len(piece.tokens) for batch in pieces for piece in batch))
+        assert [one.token for one in found] == text[1:]
+        assert [one.logprob for one in found] == pytest.approx(
+            [one.logprob for one in scores], abs=CLOSE
+        )
+        for one, other in zip(found, scores, strict=True):
+            assert [p for _, p in one.top] == pytest.approx([p for _, p in other.top], abs=CLOSE)
+    # 203 are decoded at first; then the last of the question, and what follows it but the last.
+    assert counts == [203, 4, 4, 1, 3, 4]
+    pieces.clear()
+    engine.score(texts[0], 3)  # other alternatives are asked for
+    assert sum(len(piece.tokens) for batch in pieces for piece in batch) == 203
+
+
+def test_what_is_kept_of_scores_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_module, "_MOST_KEPT", 1000)
+    for seed in range(5):
+        engine.score(random_tokens(101, seed), 3)
+    assert len(engine.scheduler._scores._texts) == 2
+    engine.score(random_tokens(500, 9), 3)
+    assert len(engine.scheduler._scores._texts) == 0
+
+
 def test_several_are_scored_in_one_batch_beside_answers_that_stay_the_same(
     engine: Engine, pieces: list[list[Piece]]
 ) -> None:
@@ -157,6 +204,7 @@ def test_an_aborted_batch_is_scored_again(engine: Engine, monkeypatch: pytest.Mo
         return sequence_module.decode(handles, pieces)
 
     monkeypatch.setattr(scheduler_module, "decode", decode)
+    engine.clear()
     assert engine.score(tokens, 2) == expected
     assert n_aborted > 10
 
