@@ -16,6 +16,7 @@ from .loading import opened_model
 from .options import AnswerOptions, EngineOptions, PlacementOptions, SamplingOptions
 from .pictures import looked_at, projector_option
 from .session import claimed_session, documents_to_add, kept_session, session_option
+from .tools import ToolCalls, ask_at_terminal, read_tools, tools_option, yes_tools_flag
 
 if TYPE_CHECKING:
     from ..chat.answer import Stream
@@ -37,6 +38,8 @@ class ChatOptions:
     projector: str | None = projector_option()
     when_full: WhenFull | None = when_full_option()
     session: str | None = session_option()
+    tools: tuple[str, ...] = tools_option()
+    yes_tools: bool = yes_tools_flag()
     answer: AnswerOptions = group(AnswerOptions)
     sampling: SamplingOptions = group(SamplingOptions)
     engine: EngineOptions = group(EngineOptions)
@@ -57,6 +60,7 @@ def chat(options: ChatOptions) -> int:
     llama4 chat scout.gguf --file book.md
     llama4 chat scout.gguf    # then: /image photo.jpg, or drop a file
     llama4 chat scout.gguf --session evening.l4s
+    llama4 chat scout.gguf --tools weather.py
     llama4 chat scout.gguf < questions.txt
     """
     from ..chat.conversation import Conversation
@@ -66,10 +70,11 @@ def chat(options: ChatOptions) -> int:
 
     sampling = options.sampling.sampling()
     when_full = options.when_full or Conversation.when_full
-    answering = {**given(options.answer), "when_full": when_full}
+    interactive = at_terminal()
+    tools = read_tools(options.tools, may_ask=interactive or options.yes_tools)
+    answering = {**given(options.answer), "when_full": when_full, "tools": tools}
     first = opening(options.system)
     documents = read_files(options.files)
-    interactive = at_terminal()
     source = terminal_source() if interactive else Lines()
 
     def beginning(model: Model) -> Conversation:
@@ -102,6 +107,9 @@ def chat(options: ChatOptions) -> int:
             preface=lambda text, before: with_files(documents_to_add(documents, before), text),
             keep=session.keep if session else lambda _: None,
             look_at=lambda path: looked_at(model, path),
+            call_tool=ToolCalls(tools, None if options.yes_tools else ask_at_terminal)
+            if tools
+            else None,
             interactive=interactive,
             max_tokens=options.answer.max_tokens,
             fullness=lambda messages: (

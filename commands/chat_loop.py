@@ -26,6 +26,8 @@ from .pictures import dropped_paths, named_pictures, with_pictures
 if TYPE_CHECKING:
     from ..chat.answer import Completion
     from ..chat.pictures import Part
+    from ..chat.tool_calls import ToolCall
+    from ..chat.tool_results import ToolResult
 
 # What to do about a full context, by what happens there.
 CONTEXT_FULL = {
@@ -44,6 +46,12 @@ STOPPED_NOTES = {
 }
 
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves the chat; Ctrl-C stops an answer."
+
+# What the model is told of a call that the person ended.
+ENDED_CALL = "Error: the user ended this call"
+
+MAX_ROUNDS = 20
+"""How many answers to one question may call tools."""
 
 Messages = tuple[Message, ...]
 
@@ -95,6 +103,7 @@ class Chat:
         preface: makes the first message of a conversation, or of this chat, of what was typed and
             of the messages before it.
         keep: is given the conversation whenever it has changed.
+        call_tool: carries out what an answer calls; None where the model has no tools.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class Chat:
         preface: Callable[[str, Messages], str] = lambda text, _: text,
         keep: Callable[[Conversation], object] = lambda _: None,
         look_at: Callable[[str], tuple[Part, str]],
+        call_tool: Callable[[ToolCall], ToolResult] | None = None,
     ) -> None:
         self._reply = reply
         self._source = source
@@ -122,6 +132,7 @@ class Chat:
         self.failures = 0
         self._dropped = 0  # messages that the last answer was made without
         self._look_at = look_at
+        self._call_tool = call_tool
         self._pictures: tuple[Part, ...] = ()  # they go with the next message
 
     def run(self) -> None:
@@ -197,6 +208,15 @@ class Chat:
     def _ask(self, question: Content, before: Messages) -> None:
         """Answer `question` after the messages `before`, and go on from there."""
         asked = (*before, Message("user", question))
+        for _ in range(MAX_ROUNDS):
+            calls = self._answer(asked)
+            if not calls or not self._carry_out(calls):
+                return
+            asked = self.conversation.messages
+        note(f"The model has called tools {MAX_ROUNDS} times; a word from you lets it go on.")
+
+    def _answer(self, asked: Messages) -> tuple[ToolCall, ...]:
+        """Show one answer, and keep it; the tools that it calls."""
         pieces: list[str] = []
         writer = AnswerWriter()
         try:
@@ -217,18 +237,41 @@ class Chat:
             if not self._interactive:
                 raise
             note(STOPPED_NOTES[bool(pieces)])
+            return ()
         except ContextFullError as error:
             writer.break_off()
             raise with_hint(error, CONTEXT_FULL[self.conversation.when_full]) from error
         except Llama4EdgeError:
             writer.break_off()
             raise
+        completion = answer.completion
+        calls = completion.tool_calls if self._call_tool else ()
+        if calls:
+            writer.break_off()
         else:
             writer.end()
-            self._has_answered = True
-            self._keep((*asked, Message("assistant", "".join(pieces))))
-            self._say_what_was_dropped(asked, answer)
-            self._say_how_it_went(answer.completion)
+        self._has_answered = True
+        self._keep((*asked, Message("assistant", "".join(pieces), calls)))
+        self._say_what_was_dropped(asked, answer)
+        self._say_how_it_went(completion)
+        return calls
+
+    def _carry_out(self, calls: tuple[ToolCall, ...]) -> bool:
+        """Carry out what an answer calls; whether the model is told and goes on."""
+        assert self._call_tool is not None
+        for at, call in enumerate(calls):
+            try:
+                message = self._call_tool(call).message
+            except KeyboardInterrupt:
+                # A call without a result would be none that the model can go on from.
+                ended = [Message("tool", ENDED_CALL, tool_call_id=one.id) for one in calls[at:]]
+                self._keep((*self.conversation.messages, *ended))
+                if not self._interactive:
+                    raise
+                note("The call was ended. What was said is kept.")
+                return False
+            self._keep((*self.conversation.messages, message))
+        return True
 
     def _fullness(self) -> float | None:
         """The fraction of the context that the conversation takes, for a person to see."""
@@ -297,7 +340,7 @@ class Chat:
     def _load(self, argument: str) -> None:
         path = _file_named(argument)
         loaded = Conversation.load(path)
-        if loaded.messages and loaded.messages[-1].role not in ("assistant", "system"):
+        if loaded.messages and loaded.messages[-1].role not in ("assistant", "system", "tool"):
             raise SessionError(f"{path}: the conversation ends in a message without an answer")
         self._keep(loaded.messages)
         note(f"Loaded {_counted(loaded)} from {path}.")
