@@ -95,13 +95,16 @@ export class Chat {
     const { messages, tokens, ...about } = await this.conversations.read(name);
     this.show(new Talk(messages.map(fromStored), about));
     this.setTokens(tokens ?? 0);
-    const talk = this.talk;
+    const { talk } = this;
+    const isHere = () => this.talk === talk && !this.isAnswering;
+    this.shown.progress("Taking up what was read");
     try {
       const { note } = await this.conversations.resume(name);
-      if (note && this.talk === talk) this.shown.notice(new Problem(note), {});
+      if (note && isHere()) this.shown.notice(new Problem(note), {});
     } catch (problem) {
-      if (this.talk === talk) this.shown.notice(problem, {});
+      if (isHere()) this.shown.notice(problem, {});
     }
+    if (isHere()) this.shown.progress("");
   }
 
   /** Open what this tab has kept, where the server keeps nothing. */

@@ -308,4 +308,12 @@ addEventListener("popstate", () => {
   else tryTo(() => chat.begin());
 });
 
+// What other windows did, and what is to be there when this one is opened again.
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") conversations.refresh().catch(() => {});
+});
+addEventListener("pagehide", () => {
+  if (!conversations.isKept) chat.keepInTab();
+});
+
 start();

@@ -229,6 +229,39 @@ def test_a_server_that_is_gone_costs_nothing_that_was_typed(shown: Shown) -> Non
     assert shown.page.input_value("#text") == "a draft"
 
 
+def test_a_reload_in_the_middle_of_an_answer_keeps_what_there_is(shown: Shown) -> None:
+    shown.write("Hello")
+    shown.script.request()
+    shown.script.say("Half of")
+    shown.page.wait_for_selector(".assistant p")
+    shown.open()
+    assert shown.messages() == ["Hello", "Half of"]
+
+
+def test_an_address_of_nothing_says_so(keeping: Shown) -> None:
+    keeping.page.goto("about:blank")
+    keeping.open("/#No%20such%20one")
+    keeping.find(NOTICE).wait_for()
+    assert "there is no conversation of this name" in keeping.find(NOTICE).inner_text()
+    assert keeping.page.url == f"{keeping.url}/"
+    keeping.ask("Hello")
+    wait_for_name(keeping, "Hello")
+
+
+def test_what_another_window_did_is_listed(keeping: Shown) -> None:
+    other = keeping.page.context.new_page()
+    other.goto(keeping.url)
+    other.wait_for_selector("#model:not(:empty)")
+    other.fill("#text", "Elsewhere")
+    other.press("#text", "Enter")
+    keeping.script.request()
+    keeping.script.answer("Yes")
+    other.wait_for_selector("#conversations .open")
+    assert names(keeping) == []
+    keeping.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    keeping.until(lambda: names(keeping) == ["Elsewhere"])
+
+
 @pytest.mark.parametrize("how", ["error", "end"])
 def test_an_answer_that_breaks_off_stays(shown: Shown, how: str) -> None:
     shown.write("Hello")
