@@ -27,7 +27,7 @@ from .disjoint import are_disjoint
 from .least import least_values
 
 # As people write it: a space, or a line's end and its indentation.
-_WHITESPACE = r" |\n[ \t]{0,40}"
+_WHITESPACE = r" |\n[ \t]{0,20}"
 
 MAX_NODES = 100_000
 """The most values, those inside others counted, that a schema may consist of."""

@@ -49,7 +49,8 @@ class Call:
 OPTIONS: dict[str, Any] = {
     "max_tokens": 1, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "seed": 1,
     "stop": "x", "sampling": llama4_edge.Sampling(), "when_full": "stop",
-    "tools": [], "tool_choice": "auto",
+    "tools": [], "tool_choice": "auto", "logprobs": False, "top_logprobs": 0,
+    "response_format": None, "grammar": None, "regex": None,
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def run(name: str, *arguments: object, stdin: str = "") -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_there_are_six() -> None:
+def test_there_are_seven() -> None:
     assert EXAMPLES == [
         "ask.py",
         "chat.py",
@@ -44,6 +44,7 @@ def test_there_are_six() -> None:
         "plan_then_load.py",
         "several_machines.py",
         "stream.py",
+        "structured.py",
     ]
 
 
@@ -74,6 +75,10 @@ def test_stream(model: Path) -> None:
     (line,) = run("stream.py", model, question, "9")
     assert len(line) < len("Scout has 16 experts.")
     assert "Scout has 16 experts.".startswith(line)
+
+
+def test_structured(model: Path) -> None:
+    assert run("structured.py", model) == ["Scout 16", "Maverick 128", "16"]
 
 
 def test_chat_goes_on_where_it_was_saved(model: Path, tmp_path: Path) -> None:

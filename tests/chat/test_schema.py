@@ -71,7 +71,7 @@ def test_properties_come_in_the_order_of_the_schema(model: Model) -> None:
 def test_white_space_is_as_people_write_it(model: Model) -> None:
     for answer in answers(model, {"type": "array", "items": {"type": "null"}}, n=32):
         gaps = re.findall(r"\s+", answer.text)
-        assert all(re.fullmatch(r" |\n[ \t]{0,40}", gap) for gap in gaps)
+        assert all(re.fullmatch(r" |\n[ \t]{0,20}", gap) for gap in gaps)
         assert not answer.text.startswith((" ", "\n"))
 
 

@@ -93,6 +93,28 @@ def test_scores_are_log_probabilities_of_transformers(
         assert [token for token, _ in score.top] == np.argsort(-row)[:5].tolist()
 
 
+def test_log_probabilities_of_an_answer_are_those_of_transformers(
+    make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
+) -> None:
+    checkpoint = make_checkpoint(SCOUT_LIKE)
+    prompt = random_tokens(SCOUT_LIKE, 8, 3)
+    with Model(make_gguf(checkpoint), n_ctx=64) as model:
+        answer = model.generate(
+            prompt, max_tokens=10, temperature=2.0, top_k=0, top_p=1.0, seed=4,
+            logit_bias={7: 3.0}, logprobs=True, top_logprobs=5,
+        )  # fmt: skip
+    positions = tuple(range(len(prompt) - 1, len(prompt) + len(answer.tokens) - 1))
+    reference = transformers_logits(checkpoint, [*prompt, *answer.tokens], positions)
+    expected = torch.log_softmax(torch.from_numpy(reference.logits).double(), dim=-1).numpy()
+    assert answer.logprobs is not None and len(answer.tokens) == 10
+    for entry, token, row in zip(answer.logprobs, answer.tokens, expected, strict=True):
+        assert entry.token == token
+        assert entry.logprob == pytest.approx(row[token], abs=0.02)
+        assert [value for _, value in entry.top] == pytest.approx(
+            np.sort(row)[:-6:-1].tolist(), abs=0.02
+        )
+
+
 def test_logits_agree_across_the_end_of_a_chunk(
     make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF
 ) -> None:
