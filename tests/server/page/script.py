@@ -22,6 +22,9 @@ from tests.server.running import RunningServer, running_server
 USAGE = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
 TIMINGS = {"predicted_per_second": 12.34}
 
+Step = dict[str, Any] | Response | None
+Steps = queue.Queue[Step]
+
 
 class Script:
     """What ``/v1/chat/completions`` answers. ``requests`` are the bodies that came."""
@@ -29,7 +32,7 @@ class Script:
     def __init__(self) -> None:
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self.hung_up = threading.Event()
-        self._steps: queue.Queue[dict[str, Any] | Response | None] = queue.Queue()
+        self._steps: Steps = queue.Queue()
 
     def say(self, *pieces: str) -> None:
         """Send these pieces of the answer."""
@@ -67,26 +70,28 @@ class Script:
         """The next request that came."""
         return self.requests.get(timeout=20)
 
-    async def _next(self) -> dict[str, Any] | Response | None:
-        while self._steps.empty():
-            await asyncio.sleep(0.005)
-        return self._steps.get_nowait()
-
     async def _reply(self, request: Request) -> Response:
+        steps = self._steps
         self.requests.put(await request.json())
         self.hung_up.clear()
-        first = await self._next()
+        first = await self._next(steps)
         if isinstance(first, Response):
             return first
-        return StreamingResponse(self._events(first), media_type="text/event-stream")
+        return StreamingResponse(self._events(first, steps), media_type="text/event-stream")
 
-    async def _events(self, step: dict[str, Any] | Response | None) -> AsyncIterator[str]:
+    async def _next(self, steps: Steps) -> Step:
+        """The next step of an answer; None if it was forgotten."""
+        while steps.empty() and steps is self._steps:
+            await asyncio.sleep(0.005)
+        return None if steps.empty() else steps.get_nowait()
+
+    async def _events(self, step: Step, steps: Steps) -> AsyncIterator[str]:
         is_whole = False
         try:
             while isinstance(step, dict):
                 yield f"data: {json.dumps(step)}\n\n"
                 is_whole = is_whole or "usage" in step
-                step = await self._next()
+                step = await self._next(steps)
             if is_whole:
                 yield "data: [DONE]\n\n"
         except (GeneratorExit, asyncio.CancelledError):
