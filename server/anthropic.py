@@ -13,7 +13,7 @@ from ..errors import ContextFullError
 from .anthropic_answer import PING, MessageWriter
 from .anthropic_request import Asked, asked
 from .chat import with_checked_tools
-from .endpoint import Call, Endpoint
+from .endpoint import Call, Endpoint, no_answers
 from .errors import CONTEXT_FULL, ApiError
 from .schema import anthropic as wire
 from .writing import encoded, streamed_answer, whole_answer
@@ -79,5 +79,6 @@ routes = [
         summary="Count the tokens of a prompt.",
         answer=wire.TokenCount,
         prompt_field="messages",
+        n_answers=no_answers,
     ).route("/v1/messages/count_tokens"),
 ]

@@ -7,7 +7,7 @@ whole answer is, and that no block of text is empty. Knows nothing of HTTP.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..chat.answer import Completion
@@ -35,6 +35,10 @@ class MessageWriter:
         # Whitespace that is only text if something follows it.
         self._held = ""
         self._whole: dict[str, Any] = {}
+
+    def opened(self) -> Iterable[Event]:
+        """Nothing: the first event counts what of the prompt was there already."""
+        return ()
 
     def begun(self, prompt_tokens: int, reused_tokens: int) -> Iterator[Event]:
         """The events with which a stream begins."""

@@ -19,6 +19,7 @@ from .errors import ApiError
 from .events import events_of, merged, runs
 from .logprobs import chat_logprobs
 from .messages import messages_of
+from .schema.answers import ChatAnswer
 from .schema.openai import ChatRequest
 from .stream import DONE, EventStream
 from .usage import timings_of, usage_of
@@ -163,6 +164,7 @@ routes = [
         ChatRequest,
         _chat,
         summary="Answer the last of some messages.",
+        answer=ChatAnswer,
         prompt_field="messages",
         n_answers=lambda body: body.n or 1,
     ).route("/v1/chat/completions")

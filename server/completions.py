@@ -23,6 +23,7 @@ from .endpoint import Call, Endpoint
 from .errors import ApiError
 from .events import events_of, merged, runs
 from .logprobs import TextLogprobs
+from .schema.answers import CompletionAnswer
 from .schema.openai import CompletionRequest, TextOrTokens
 from .stream import DONE, EventStream
 from .usage import timings_of, usage_of
@@ -258,6 +259,7 @@ routes = [
         CompletionRequest,
         _complete,
         summary="Continue texts, or tokens.",
+        answer=CompletionAnswer,
         prompt_field="prompt",
         n_answers=lambda body: len(body.prompts) * body.n_made,
     ).route("/v1/completions")

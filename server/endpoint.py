@@ -42,6 +42,11 @@ def _one(_: object) -> int:
     return 1
 
 
+def no_answers(_: object) -> int:
+    """For routes that take no place in the queue."""
+    return 0
+
+
 class Endpoint(Generic[T]):
     """An ASGI application for one route.
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .chat import with_checked_tools
-from .endpoint import Call, Endpoint
+from .endpoint import Call, Endpoint, no_answers
 from .errors import ApiError
 from .logprobs import chat_logprobs
 from .responses_answer import ResponseWriter
@@ -142,6 +142,7 @@ routes = [
         summary="Count the tokens of a prompt.",
         answer=wire.TokenCount,
         prompt_field="input",
+        n_answers=no_answers,
     ).route("/v1/responses/input_tokens"),
     Route("/v1/responses/{name}", _get),
     Route("/v1/responses/{name}", _delete, methods=["DELETE"]),

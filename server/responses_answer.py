@@ -56,10 +56,13 @@ class ResponseWriter:
         # Whitespace that is only text if something follows it.
         self._held: list[TextPiece] = []
 
+    def opened(self) -> Iterator[Event]:
+        """The event that comes before the prompt is read."""
+        yield self._event("response.created", response=self._response("in_progress"))
+
     def begun(self, prompt_tokens: int, reused_tokens: int) -> Iterator[Event]:
-        """The events with which a stream begins."""
-        for kind in ("created", "in_progress"):
-            yield self._event(f"response.{kind}", response=self._response("in_progress"))
+        """The event that comes when it was read."""
+        yield self._event("response.in_progress", response=self._response("in_progress"))
 
     def events(self, event: AnswerEvent) -> Iterator[Event]:
         """The events of a stream that one of ours is."""

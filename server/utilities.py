@@ -12,18 +12,13 @@ from starlette.routing import Route
 
 from .._version import __version__
 from .chat import tools_of
-from .endpoint import Call, Endpoint
+from .endpoint import Call, Endpoint, no_answers
 from .errors import ApiError
 from .messages import messages_of
 from .metrics import CONTENT_TYPE, Metrics
 from .schema import utilities as wire
 from .schema.openai import ChatRequest
 from .state import server_of
-
-
-def _no_answers(_: object) -> int:
-    """These take no place in the queue."""
-    return 0
 
 
 async def _tokenize(call: Call[wire.TokenizeRequest]) -> Response:
@@ -134,7 +129,7 @@ routes = [
         summary="The tokens of a text.",
         answer=wire.TokenizeAnswer,
         prompt_field="content",
-        n_answers=_no_answers,
+        n_answers=no_answers,
     ).route("/tokenize"),
     Endpoint(
         wire.DetokenizeRequest,
@@ -142,7 +137,7 @@ routes = [
         summary="The text of tokens.",
         answer=wire.DetokenizeAnswer,
         prompt_field="tokens",
-        n_answers=_no_answers,
+        n_answers=no_answers,
     ).route("/detokenize"),
     Endpoint(
         ChatRequest,
@@ -150,7 +145,7 @@ routes = [
         summary="What the model would read of some messages.",
         answer=wire.TemplateAnswer,
         prompt_field="messages",
-        n_answers=_no_answers,
+        n_answers=no_answers,
     ).route("/apply-template"),
     Route("/props", _properties),
     Route("/tokenizer_info", _tokenizer),

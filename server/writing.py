@@ -26,8 +26,11 @@ Event = dict[str, Any]
 class Writer(Protocol):
     """What a protocol makes of the events of an answer, in their order."""
 
+    def opened(self) -> Iterable[Event]:
+        """The events that come before the prompt is read."""
+
     def begun(self, prompt_tokens: int, reused_tokens: int) -> Iterable[Event]:
-        """The events with which a stream begins."""
+        """The events that come when it was read, before the first of an answer."""
 
     def events(self, event: AnswerEvent) -> Iterable[Event]:
         """The events that one of ours is."""
@@ -74,6 +77,8 @@ async def _events(
     call: Call[Any], stream: AsyncStream, writer: Writer
 ) -> AsyncGenerator[bytes, None]:
     has_begun = False
+    if opened := b"".join(map(encoded, writer.opened())):
+        yield opened
     async for batch in events_of([stream]):
         call.record.note_first()
         written: list[Event] = []

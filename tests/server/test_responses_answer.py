@@ -47,7 +47,7 @@ def written(
     """The events of a stream, each checked, and the whole response of the same writer."""
     writer = writer_of(**fields)
     # Written at once: what comes later does not change what was sent.
-    sent = [json.dumps(event) for event in writer.begun(10, 4)]
+    sent = [json.dumps(event) for event in (*writer.opened(), *writer.begun(10, 4))]
     for event in events:
         sent += [json.dumps(one) for one in writer.events(event)]
     sent += [json.dumps(one) for one in writer.ended(end)]
@@ -175,7 +175,11 @@ def test_log_probabilities_go_with_their_text() -> None:
 
 def test_a_failure_is_an_event() -> None:
     writer = writer_of()
-    events = [*writer.begun(10, 4), writer.failed(ApiError(500, "llama.cpp failed"))]
+    events = [
+        *writer.opened(),
+        *writer.begun(10, 4),
+        writer.failed(ApiError(500, "llama.cpp failed")),
+    ]
     _EVENT.validate_python(json.loads(json.dumps(events[-1])), strict=True)
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["sequence_number"] == 2
