@@ -198,15 +198,15 @@ class CallParser:
             if key is None or (yield from source.space()) != ":":
                 return False
             source.at += 1
+            if key in _ARGUMENTS and name is not None:
+                yield from self._streamed(name)
+                yield from self._closing(n_open)
+                return True
             character = yield from source.space()
             if key == "function" and character == "{" and n_open == 1:
                 source.at += 1
                 n_open = 2
                 continue
-            if key in _ARGUMENTS and name is not None:
-                yield from self._streamed(name)
-                yield from self._closing(n_open)
-                return True
             if key in _ARGUMENTS and kept is None:
                 kept = []
                 is_right = yield from self._kept(kept)
@@ -339,7 +339,7 @@ class CallParser:
         self._error = str(error)
         self._write(error.read)
         while True:
-            self._write((yield from source.run(_ORDINARY)))
+            yield from source.copy(_ORDINARY, self._write)
             character = yield from source.peek()
             is_closing = character in ("}", "]", ")")
             if not character or (depth <= 0 and (is_closing or character in (",", ";", "\n"))):
@@ -358,7 +358,7 @@ class CallParser:
     def _rest_of_string(self) -> Step[None]:
         source = self._source
         while True:
-            self._write((yield from source.run(_IN_STRING)))
+            yield from source.copy(_IN_STRING, self._write)
             character = yield from source.peek()
             if not character:
                 return

@@ -94,14 +94,19 @@ class Source:
 
     def run(self, pattern: re.Pattern[str]) -> Step[str]:
         """The characters that a pattern of single characters matches, as many as there are."""
-        parts = []
+        parts: list[str] = []
+        yield from self.copy(pattern, parts.append)
+        return "".join(parts)
+
+    def copy(self, pattern: re.Pattern[str], write: Write) -> Step[None]:
+        """Write these characters as they come."""
         while True:
             match = pattern.match(self.text, self.at)
             if match:
-                parts.append(match[0])
                 self.at = match.end()
+                write(match[0])
             if self.at < len(self.text) or self.ended:
-                return "".join(parts)
+                return
             yield
 
 
@@ -227,11 +232,12 @@ def _string(source: Source, write: Write, python: bool, *, raw: bool = False) ->
     inner = "'" if quote == "'" else '\\"'
     n_quotes = 0  # that follow each other and may be the end
     while n_quotes < closing:
-        text = yield from source.run(_PLAIN)
         character = yield from source.peek()
-        if text or character != quote:
-            write(inner * n_quotes + text)
+        if character != quote:
+            write(inner * n_quotes)
             n_quotes = 0
+            yield from source.copy(_PLAIN, write)
+            character = yield from source.peek()
         if not character:
             raise CutError("the arguments are cut off")
         source.at += 1
