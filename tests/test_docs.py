@@ -14,6 +14,8 @@ import logging
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -31,6 +34,7 @@ from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.server.running import running_server
 from tests.sessions import write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,13 +52,18 @@ ADDRESSES = ("192.168.0.7:50052", "192.168.0.8:50052", "127.0.0.1:50052")
 # Parts of commands that are parsed but not run, and why.
 NOT_RUN = {
     "llama4 worker": "serves until Ctrl-C",
+    "llama4 serve": "the same",
     "llama4 pull": "needs a network",
     "-dev CUDA0,CUDA1": "needs two GPUs",
     r"blk\.(4[0-7])": "the model in the box has no layer 40",
     "bench --synthetic": "writes gigabytes",
 }
 # Other programs that the pages mention; what comes after them is not looked at.
-PROGRAMS = {"curl", "eval", "hf", "pip", "jq", "git", "pre-commit"}
+PROGRAMS = {
+    "eval", "hf", "pip", "jq", "git", "pre-commit", "curl", "openssl", "aider", "lm_eval", "docker",
+}  # fmt: skip
+# Where the pages find `llama4 serve`.
+SERVER = "127.0.0.1:8080"
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,16 @@ def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def server(demo_gguf: Path) -> Iterator[str]:
+    """The address of a server over the model of the pages."""
+    with (
+        llama4_edge.Model(demo_gguf, n_ctx=4096, n_parallel=2) as model,
+        running_server(model) as running,
+    ):
+        yield running.url.removeprefix("http://")
+
+
+@pytest.fixture(scope="session")
 def workers() -> Iterator[tuple[str, ...]]:
     with local_workers(2) as endpoints:
         yield endpoints
@@ -183,7 +202,7 @@ def test_the_readme_is_short() -> None:
 
 def test_every_block_says_what_it_is() -> None:
     languages = {block.language for page in PAGES for block in blocks(page)}
-    assert languages <= {"console", "python", "text"}
+    assert languages <= {"console", "python", "text", "yaml", "json", "ini"}
 
 
 def test_the_reference_has_every_exported_name() -> None:
@@ -261,16 +280,56 @@ def test_other_commands_of_the_pages_name_what_is_there(command: Shown) -> None:
         assert program in PROGRAMS
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not there")
+def test_curl_gets_an_answer_as_the_pages_say(server: str) -> None:
+    commands = [command for command in COMMANDS if command.words[0] == "curl"]
+    assert commands
+    for command in commands:
+        words = [word.replace(SERVER, server) for word in command.words]
+        done = subprocess.run([*words, "--fail", "--silent"], capture_output=True, check=True)
+        assert json.loads(done.stdout)["choices"]
+
+
+# --- settings of other programs
+
+
+SETTINGS = [block for page in PAGES for block in blocks(page) if block.language in ("yaml", "json")]
+
+
+@pytest.mark.parametrize("block", SETTINGS, ids=lambda block: f"{block.page}: {block.language}")
+def test_settings_of_other_programs_lead_to_the_server(block: Block) -> None:
+    settings = yaml.safe_load(block.text) if block.language == "yaml" else json.loads(block.text)
+    assert f"http://{SERVER}/v1" in json.dumps(settings)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "llama4.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.+)$", text, flags=re.MULTILINE)
+    name, *arguments = shlex.split(command)[1:]
+    top = click.Context(main, info_name="llama4")
+    subcommand = main.get_command(top, name)
+    assert subcommand is not None
+    subcommand.make_context(name, arguments, parent=top)
+    unit = tmp_path / "llama4.service"
+    # systemd looks for the program.
+    unit.write_text(text.replace(shlex.split(command)[0], sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- Python
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 )
-def test_the_python_of_a_page_runs(page: str, shelf: Path) -> None:
+def test_the_python_of_a_page_runs(page: str, shelf: Path, request: pytest.FixtureRequest) -> None:
     code = "\n".join(block.text for block in blocks(page) if block.language == "python")
+    if SERVER in code:
+        code = code.replace(SERVER, request.getfixturevalue("server"))
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(code, page, "exec"), {"__name__": "__main__"})
+        exec(compile(code, page, "exec", dont_inherit=True), {"__name__": "__main__"})
 
 
 # --- tables
