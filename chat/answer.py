@@ -50,8 +50,9 @@ class Completion:
     was full. Where some were dropped in the middle of it, what was left was decoded again with the
     answer so far: ``reread_tokens``, which ``prefill_seconds`` include. Of ``drafted_tokens``,
     ``accepted_tokens`` were chosen. ``logprobs`` has an entry for each of ``tokens``, or is None
-    where they were not asked for. ``tool_calls`` are what the model calls of the tools that it was
-    shown; ``text`` is without them.
+    where they were not asked for; ``end_logprobs`` is that of the token which ended the answer,
+    where one did. ``tool_calls`` are what the model calls of the tools that it was shown; ``text``
+    is without them.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Completion:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    end_logprobs: TokenLogprobs | None = None
     tool_calls: tuple[ToolCall, ...] = ()
 
     @property
@@ -203,6 +205,7 @@ class Answer:
             drafted_tokens=request.drafted_tokens,
             accepted_tokens=request.accepted_tokens,
             logprobs=self._logprobs(0, len(tokens)),
+            end_logprobs=self._end_logprobs(len(tokens)) if reason == "stop" else None,
             tool_calls=calls,
         )
 
@@ -216,6 +219,12 @@ class Answer:
         if self._settings.n_logprobs is None:
             return None
         return tuple(self._request.logprobs[begin:end])
+
+    def _end_logprobs(self, n_tokens: int) -> TokenLogprobs | None:
+        """That of the token after the last one; None where a stop string ended the answer."""
+        if self._settings.n_logprobs is None or self._text.stop.matched is not None:
+            return None
+        return next(iter(self._request.logprobs[n_tokens:]), None)
 
     @property
     def _is_complete(self) -> bool:

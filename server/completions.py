@@ -180,13 +180,19 @@ def _choice(
     logprobs = None
     if call.body.logprobs is not None:
         writer = TextLogprobs(call.model.model.vocabulary, call.body.logprobs)
-        logprobs = writer.of([*(task.shown or ()), *(completion.logprobs or ())])
+        answer = (*(completion.logprobs or ()), *_end_of(completion))
+        logprobs = writer.of([*(task.shown or ()), *answer])
     return {
         "index": index,
         "text": task.text + completion.text,
         "logprobs": logprobs,
         "finish_reason": completion.finish_reason,
     }
+
+
+def _end_of(completion: Completion) -> tuple[TokenLogprobs, ...]:
+    """The token that ended an answer, which has no text; harnesses count on one for each token."""
+    return () if completion.end_logprobs is None else (completion.end_logprobs,)
 
 
 class _Writer:
@@ -235,7 +241,8 @@ class _Writer:
             self._completions[index] = event.completion
             is_first = index % self._call.body.n_made == 0
             self._call.record.note(event.completion, is_first=is_first)
-            return self._chunk(index, "", (), compact(event.completion.finish_reason))
+            end, reason = _end_of(event.completion), compact(event.completion.finish_reason)
+            return self._chunk(index, "", end, reason)
         return b""  # without tools there is nothing else
 
     def _chunk(

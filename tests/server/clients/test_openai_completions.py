@@ -29,11 +29,10 @@ def test_echo_gives_the_probability_of_each_token_of_a_prompt(openai: OpenAI) ->
     logprobs: Any = choice.logprobs
     assert "".join(logprobs.tokens) == prompt
     # Two, and the token itself where it is none of these.
-    for token, top in zip(logprobs.tokens[1:], logprobs.top_logprobs[1:], strict=True):
+    for token, top in zip(logprobs.tokens, logprobs.top_logprobs, strict=True):
         assert token in top and 2 <= len(top) <= 3
-    # Nothing stands before the first token.
-    assert logprobs.token_logprobs[0] is None
-    assert all(value <= 0.0 for value in logprobs.token_logprobs[1:])
+    # Before the first token stands BOS, which is not shown.
+    assert all(value < 0.0 for value in logprobs.token_logprobs)
     assert logprobs.text_offset == [
         len("".join(logprobs.tokens[:number])) for number in range(len(logprobs.tokens))
     ]
