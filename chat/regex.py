@@ -102,7 +102,7 @@ class _Writer:
         ends = value in (sre.AT_END, sre.AT_END_STRING) and last
         if begins or ends:
             return ""
-        name = "word boundary" if "BOUNDARY" in str(value) else "an anchor in the middle"
+        name = "a word boundary" if "BOUNDARY" in str(value) else "an anchor in the middle"
         raise self._refused(name)
 
     def _refused(self, found: str) -> SettingError:

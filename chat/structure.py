@@ -170,6 +170,9 @@ class Structures:
         if matcher.is_error():
             reason = _reason(matcher.get_error())
             raise SettingError(f"{where} cannot be enforced", found=brief(reason, 300))
+        trial = matcher.deep_copy()
+        if not any(trial.compute_bitmask()) or trial.is_error():
+            raise SettingError(f"{where} cannot be enforced: no text is of this form")
         return Structure(matcher, where, len(self._vocabulary))
 
     @cached_property
