@@ -46,9 +46,11 @@ class ToolPrompt:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tool_prompt(messages: Messages, tools: Sequence[Tool], source: str) -> ToolPrompt:
+def tool_prompt(
+    given: Sequence[Mapping[str, Any]], tools: Sequence[Tool], source: str
+) -> ToolPrompt:
     """Messages and tools for the template with this text."""
-    messages = [_cleaned(message) for message in messages]
+    messages = [_cleaned(message) for message in given]
     if not knows(source, "tool_calls"):
         messages = [_as_text(message) for message in messages]
     if not tools:
