@@ -185,6 +185,7 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
     reachable = _reachable(document)
     for pointer, node in reachable.items():
         _check(document, pointer, node)
+    _check_cycles(document, reachable)
     least = least_values(document.root, lambda ref: document.at(document.target(ref, "")))
     if not least <= MAX_LEAST:
         if least == math.inf:
@@ -321,6 +322,35 @@ def _reachable(document: Document) -> dict[str, dict[str, Any]]:
             pointer + place for place, part in subschemas(node) if isinstance(part, dict | bool)
         ]
     return found
+
+
+def _check_cycles(document: Document, reachable: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a schema that is a part of itself for the same value, which has no meaning."""
+    beside: dict[str, list[str]] = {}
+    for pointer, node in reachable.items():
+        beside[pointer] = [
+            pointer + place
+            for place, part in subschemas(node)
+            if place.split("/")[1] in ("allOf", "anyOf", "oneOf") and isinstance(part, dict)
+        ]
+        if isinstance(reference := node.get("$ref"), str):
+            beside[pointer].append(document.target(reference, pointer))
+    done: set[str] = set()
+    for start in beside:
+        path = [(start, iter(beside[start]))]
+        above = {start}
+        while path and start not in done:
+            pointer, rest = path[-1]
+            following = next((place for place in rest if place in beside), None)
+            if following is None:
+                done.add(pointer)
+                above.discard(pointer)
+                path.pop()
+            elif following in above:
+                raise document.refused(following, "the schema refers to itself for the same value")
+            elif following not in done:
+                above.add(following)
+                path.append((following, iter(beside[following])))
 
 
 def _check(document: Document, pointer: str, node: dict[str, Any]) -> None:

@@ -179,7 +179,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "more items than there may be": (
         {"type": "array", "minItems": 2, "prefixItems": [INTEGER], "items": False}, "no value",
     ),
-    "a reference to itself": ({"$ref": "#"}, "no value meets"),
+    "a reference to itself": ({"$ref": "#"}, "refers to itself for the same value"),
+    "a reference to itself among others": (
+        obj({"a": {"anyOf": [INTEGER, {"$ref": "#/properties/a"}]}}),
+        "refers to itself for the same value at /properties/a",
+    ),
     "an object without end": (NODE, "no value meets"),
     "an array without end": ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "no value"),
     "two that need each other": (
