@@ -57,6 +57,7 @@ NOT_RUN = {
     "-dev CUDA0,CUDA1": "needs two GPUs",
     r"blk\.(4[0-7])": "the model in the box has no layer 40",
     "bench --synthetic": "writes gigabytes",
+    "--tools weather.py": "asks before each call",
 }
 # Other programs that the pages mention; what comes after them is not looked at.
 PROGRAMS = {

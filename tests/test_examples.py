@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def run(name: str, *arguments: object, stdin: str = "") -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_there_are_seven() -> None:
+def test_there_are_eight() -> None:
     assert EXAMPLES == [
         "ask.py",
         "chat.py",
@@ -45,6 +46,7 @@ def test_there_are_seven() -> None:
         "several_machines.py",
         "stream.py",
         "structured.py",
+        "tools.py",
     ]
 
 
@@ -109,3 +111,10 @@ def test_several_machines(model: Path) -> None:
         lines = run("several_machines.py", model, *workers)
     assert lines[-1] == "20 + 30: 0+0=0, 2+3=5, so 50."
     assert [line.split(" at ")[0] for line in lines[:-1]] == ["RPC0", "RPC1", "CPU"]
+
+
+def test_tools(model: Path) -> None:
+    called, *_ = run("tools.py", model, "Light in the hall, please.")
+    shown = re.fullmatch(r"switch (\{.*\}) -> The lamp in the (\w+) is (on|off)\.", called)
+    assert shown is not None
+    assert ast.literal_eval(shown[1]) == {"lamp": shown[2], "on": shown[3] == "on"}
