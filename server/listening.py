@@ -38,7 +38,8 @@ def listening_port(host: str, port: int) -> Iterator[socket.socket]:
         raise SettingError(
             f"host {host} is not an address of this machine", found=reason, expected="127.0.0.1"
         ) from None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)

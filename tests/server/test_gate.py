@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -107,3 +108,13 @@ def test_its_own_page_is_of_its_own_origin(guarded: RunningServer, client: httpx
 
 def test_no_key_is_in_what_settings_show() -> None:
     assert "secret" not in repr(ServerSettings(api_keys=("secret",)))
+
+
+def test_pieces_of_an_answer_are_sent_at_once(guarded: RunningServer) -> None:
+    with guarded.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100)
+        (there,) = guarded.running.server_state.connections
+        accepted = there.transport.get_extra_info("socket")
+        # Without it, a piece waits up to 40 ms for the one before to be acknowledged.
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
