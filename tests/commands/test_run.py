@@ -131,6 +131,12 @@ def test_a_budget_that_is_no_number_is_refused(llama4: Command, model: Path) -> 
     assert "'8G' is not a whole number from -1" in result.stderr
 
 
+def test_a_video_from_standard_input_is_refused(llama4: Command, model: Path) -> None:
+    result = llama4("run", model, "Hello", *RUN, "--video", "-")
+    assert result.exit_code == 2
+    assert "--video takes a file" in result.stderr
+
+
 def test_a_session_goes_on_without_its_oldest_exchanges_where_that_is_asked_for(
     llama4: Command, model: Path
 ) -> None:
