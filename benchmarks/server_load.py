@@ -395,6 +395,8 @@ def serving(path: Path, arguments: argparse.Namespace, port: int) -> Any:
         llama4, "serve", str(path), "--port", str(port), "-np", str(arguments.parallel),
         "-c", str(arguments.context), "-t", str(arguments.threads),
         "--max-queue", str(_MAX_QUEUE), "--cache-ram", str(arguments.cache_ram),
+        # Sums do not depend on what else is in a batch, so that another answer is a mix-up.
+        "-fa", "off",
     ]  # fmt: skip
     with (OUT / "server_load.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
