@@ -154,6 +154,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         obj({"a": {"type": "strin"}}), "no valid JSON Schema at /properties/a/type",
     ),
     "a list": ([], "is an object"),
+    "a draft that is no name": ({"$schema": True}, "no valid JSON Schema at /\\$schema"),
     "not JSON": (obj({"a": {"const": {1, 2}}}), "not JSON at /properties/a/const, found set"),
     "a name that is no string": ({1: 2}, "not JSON"),
     "infinity": ({"const": float("inf")}, "not JSON at /const"),
