@@ -446,6 +446,12 @@ class Model:
                 half of the rest is dropped at a time, and what is left is decoded again, so that
                 the following turns find room.
             allow_download: whether a picture may be an ``http://`` or ``https://`` URL.
+            tools: what the model may call, Python functions or OpenAI's definitions; the calls are
+                in ``Completion.tool_calls``, and `run_tools` carries them out.
+            tool_choice: "auto" leaves the model free; "none" shows it no tools; "required" makes
+                the answer a call, and the name of a tool a call of that one, with arguments that
+                its schema allows.
+            parallel_tool_calls: whether an answer may have several calls.
 
         Raises:
             TemplateError: the model has no chat template, or it does not render these messages.
