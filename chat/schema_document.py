@@ -20,7 +20,6 @@ MAX_NODES = 100_000
 
 MAX_DEPTH = 100
 """How deep a schema may be nested."""
-_EXACT = 2**53  # up to which floats are exact integers
 _ONE = ("additionalItems", "additionalProperties", "items")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties")
@@ -132,7 +131,7 @@ class Copy:
         if isinstance(value, int) and abs(value) < 10**300:
             return int(value)
         if isinstance(value, float) and math.isfinite(value):
-            return int(value) if value.is_integer() and abs(value) < _EXACT else float(value)
+            return int(value) if value.is_integer() else float(value)
         if isinstance(value, list | tuple):
             parts = enumerate(value)
             return [self.of(part, depth + 1, f"{pointer}/{index}") for index, part in parts]

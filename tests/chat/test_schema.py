@@ -154,6 +154,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         obj({"a": {"type": "strin"}}), "no valid JSON Schema at /properties/a/type",
     ),
     "a list": ([], "is an object"),
+    "a count beyond measure": (
+        {"type": "array", "items": SHORT, "minItems": 2.0**53}, "is too large, found 9,007,199,254",
+    ),
     "a draft that is no name": ({"$schema": True}, "no valid JSON Schema at /\\$schema"),
     "not JSON": (obj({"a": {"const": {1, 2}}}), "not JSON at /properties/a/const, found set"),
     "a name that is no string": ({1: 2}, "not JSON"),
