@@ -57,6 +57,9 @@ class Gate:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 self._add_headers(MutableHeaders(scope=message), origin)
+            elif not message.get("more_body", False):
+                # Before its last bytes: whoever has them finds it counted.
+                self._tell(record)
             await send(message)
 
         try:
@@ -70,6 +73,11 @@ class Gate:
                     scope, receive, answer
                 )
         finally:
+            self._tell(record)
+
+    def _tell(self, record: Served) -> None:
+        """Tell of a request, once."""
+        if not record.seconds:
             record.seconds = time.monotonic() - record.begun
             self._server.served(record)
 
