@@ -96,6 +96,7 @@ if platform == "win32":
             raise TypeError("LoadLibrary() argument 1 must be str, not None")
         return original(name, *rest, **more)
     original, ctypes.CDLL = ctypes.CDLL, library
+    signal.SIGBREAK = signal.SIGTERM  # only Windows has it, and uvicorn asks for it there
 sys.platform = platform
 
 for name in modules:
