@@ -30,7 +30,7 @@ COMMANDS = {
     "plan": "Show what fits where, before anything is loaded or downloaded.",
     "run": "Answer one prompt, on stdout.",
     "chat": "Talk with a model.",
-    "serve": "Serve a model over HTTP, for programs that speak OpenAI's protocol.",
+    "serve": "Serve a model over HTTP, to programs and to browsers.",
     "bench": "Measure how fast a model reads and answers.",
     "worker": "Lend this machine to a model that runs on another one.",
     "doctor": "Check what is installed, and what is missing.",

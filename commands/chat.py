@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..terminal.console import at_terminal, note
-from .declare import argument, command, given, group, option, verbose_flag
+from .declare import argument, command, given, group, option, usage_error, verbose_flag
 from .documents import check_files, files_option, read_files, with_files
 from .full_context import when_full_option
 from .loading import opened_model
@@ -71,6 +71,8 @@ def chat(options: ChatOptions) -> int:
     sampling = options.sampling.sampling()
     when_full = options.when_full or Conversation.when_full
     interactive = at_terminal()
+    if options.yes_tools and not options.tools:
+        raise usage_error("--yes-tools goes with --tools, whose functions it calls without asking")
     tools = read_tools(options.tools, may_ask=interactive or options.yes_tools)
     answering = {**given(options.answer), "when_full": when_full, "tools": tools}
     first = opening(options.system)

@@ -149,7 +149,7 @@ class ServeOptions:
 
 @command(ServeOptions)
 def serve(options: ServeOptions) -> int:
-    """Serve a model over HTTP, for programs that speak OpenAI's protocol.
+    """Serve a model over HTTP, to programs and to browsers.
 
     It listens on this machine alone, until Ctrl-C, which lets answers end; the second ends them.
     Sampling flags say what holds where a request does not. At a terminal each request is a line.

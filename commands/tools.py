@@ -137,8 +137,10 @@ def _functions(path: str) -> Iterator[Callable[..., Any]]:
         SettingError: it cannot be run, or has none.
     """
     file = Path(path)
+    if not file.exists():
+        raise SettingError(f"{path} does not exist", expected="a Python file for --tools")
     if not file.is_file():
-        raise SettingError(f"{path}: there is no such file", expected="a Python file for --tools")
+        raise SettingError(f"{path} is no file", expected="a Python file for --tools")
     name = f"llama4_tools_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

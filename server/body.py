@@ -50,8 +50,8 @@ async def read_body(request: Request, schema: type[T]) -> T:
     if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
         raise ApiError(
             415,
-            f"The body is of another type, found Content-Type {shown(kind)}, expected "
-            "application/json.",
+            f"The body does not come as JSON, found Content-Type {shown(kind)}, expected "
+            "application/json. With curl: -H 'Content-Type: application/json'.",
         )
     data = await _bytes_of(request)
     if len(data) <= _IN_LOOP:

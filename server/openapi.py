@@ -33,6 +33,7 @@ _ANSWERS: Mapping[str, Any] = {
     "DELETE /v1/responses/{name}": responses.Deleted,
     "GET /v1/responses/{name}/input_items": responses.ItemList,
     "GET /props": utilities.Properties,
+    "GET /tokenizer_info": utilities.TokenizerFacts,
     "GET /slots": list[utilities.Slot],
     "GET /conversations": conversations.ConversationList,
     "POST /conversations": conversations.KeptConversation,

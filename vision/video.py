@@ -52,11 +52,9 @@ def video_frames(path: str | os.PathLike[str], fps: float = 1.0) -> list[Frame]:
     if not is_number(fps) or not 0 < fps <= MAX_FPS:
         raise outside("fps", fps, f"a number above 0, at most {MAX_FPS:g}")
     if not Path(path).is_file():
-        raise ImageError(
-            f"{path} is not a video",
-            found="no regular file" if Path(path).exists() else "no such file",
-            expected="a file",
-        )
+        if not Path(path).exists():
+            raise ImageError(f"{path} does not exist")
+        raise ImageError(f"{path} is not a video", found="no regular file", expected="a file")
     av = _pyav()
     frames: list[Frame] = []
     try:

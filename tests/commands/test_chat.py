@@ -60,3 +60,9 @@ def test_a_piped_chat_drops_the_oldest_exchanges_where_that_is_asked_for(
     saved = json.loads((tmp_path / "talk.json").read_text())
     assert len(saved["messages"]) == 18
     assert saved["when_full"] == "drop"
+
+
+def test_yes_tools_without_tools_is_a_usage_error(llama4: Command, model: Path) -> None:
+    result = llama4("chat", model, *RUN, "--yes-tools", stdin="Hello\n")
+    assert result.exit_code == 2
+    assert "--yes-tools goes with --tools" in result.output

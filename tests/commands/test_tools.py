@@ -68,7 +68,7 @@ def test_nothing_is_run_where_nobody_can_be_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no such file"),
+        (None, "does not exist, expected a Python file"),
         ("1 / 0", "cannot be run, found ZeroDivisionError"),
         ("exit(3)", "cannot be run, found SystemExit"),
         ("x = 1", "no public functions with a docstring"),
@@ -82,6 +82,11 @@ def test_a_file_without_tools_is_refused(tmp_path: Path, text: str | None, messa
         path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingError, match=message):
         read_tools([str(path)], may_ask=True)
+
+
+def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="is no file, expected a Python file for --tools"):
+        read_tools([str(tmp_path)], may_ask=True)
 
 
 def test_each_call_is_shown_and_asked_about(

@@ -125,7 +125,7 @@ def test_what_is_no_json_is_refused(tiny: httpx.Client, data: bytes, said: str) 
 def test_another_type_of_body_is_415(tiny: httpx.Client) -> None:
     answer = tiny.post(CHAT, content=b"{}", headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415
-    assert "application/json" in answer.json()["error"]["message"]
+    assert "-H 'Content-Type: application/json'" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
