@@ -110,7 +110,7 @@ def test_what_people_paste_means_the_same(words: str, values: dict[str, object])
         ("--cache-type q8_0", "Did you mean -ctk?"),
         ("--repeat 1.1", "Did you mean --repeat-penalty or --repeat-last-n?"),
         ("--parallel 4", "Model(…, n_parallel=N) answers them"),
-        ("--host 0.0.0.0", "AsyncModel"),
+        ("--host 0.0.0.0", "`llama4 serve MODEL` is the server"),
         ("hi there how", "Quote the prompt"),
         (
             "-ctk q8_0 -ctv f17",
