@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import SettingError, did_you_mean
@@ -140,11 +141,10 @@ def as_tools(tools: object) -> tuple[Tool, ...]:
         return ()
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
         raise wrong_type("tools", tools, f"a list of tools: {_SHAPE}")
-    taken = tuple(map(Tool.of, tools))
-    if len(taken) > MAX_TOOLS:
-        raise SettingError(
-            "there are too many tools", found=str(len(taken)), expected=f"at most {MAX_TOOLS}"
-        )
+    given = tuple(islice(tools, MAX_TOOLS + 1))
+    if len(given) > MAX_TOOLS:
+        raise SettingError("there are too many tools", expected=f"at most {MAX_TOOLS}")
+    taken = tuple(map(Tool.of, given))
     names: set[str] = set()
     for tool in taken:
         if tool.name in names:

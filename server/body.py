@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import Llama4EdgeError, did_you_mean
@@ -24,16 +25,38 @@ MAX_DEPTH = 100
 
 _SLOWEST = 1 << 14  # bytes a second
 _IN_LOOP = 1 << 16  # bytes that are parsed without another thread
+_MOST_FAULTS = 1000  # of which the clearest is told
 
 _QUOTES = "'"
 
 T = TypeVar("T", bound="Schema")
 
 
+def _end_at_first_fault(schema: Any) -> None:
+    """Have lists checked up to their first fault: a million would hold up everybody."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for name, part in schema.items():
+            if name != "metadata":
+                _end_at_first_fault(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _end_at_first_fault(part)
+
+
 class Schema(BaseModel):
     """What is read from a body: no field but these, and each of its own type."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema = handler(source)
+        _end_at_first_fault(handler.resolve_ref_schema(schema))
+        return schema
 
 
 class _BodyError(Llama4EdgeError):
@@ -142,6 +165,9 @@ def _check_depth(value: object) -> None:
 
 def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[Schema]) -> ApiError:
     """The error about the field that is most clearly at fault."""
+    if (count := error.error_count()) > _MOST_FAULTS:
+        text = f"the body has {count:,} faults: entries that are not known here, or of another type"
+        return ApiError(400, text, code="invalid_value")
     found = error.errors(include_url=False, include_context=True)
     fault = max(found, key=lambda one: (len(_path(one["loc"], body)), one["type"] != "missing"))
     path = _path(fault["loc"], body)

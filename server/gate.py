@@ -129,7 +129,7 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or allowed is not None:
             return
-        if urlsplit(origin).netloc.lower() == headers.get("host", "").lower():
+        if _netloc(origin) == headers.get("host", "").lower():
             return
         raise ApiError(
             403,
@@ -215,6 +215,14 @@ def _host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_address(name: str) -> bool:

@@ -21,14 +21,19 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import SettingError
+from ..untrusted import brief
 from .chunks import compact
 from .errors import ApiError, openai_body
 from .state import Server
 
+logger = logging.getLogger(__name__)
+
 MOST_CONNECTIONS = 512
 """Clients that may be connected at a time; more are hung up on."""
 
+_BACKLOG = 100  # taken at once, before it is seen how many there are
 _HEAD_SECONDS = 20.0  # until all lines before a body are there
+_SILENT_SECONDS = 60.0  # about what was told
 _STALL_SECONDS = 60.0  # without reading what was sent
 _KEEP_ALIVE_SECONDS = 75
 _LAST_SECONDS = 5.0  # for what is left to be sent when a connection is closed
@@ -74,6 +79,7 @@ class Running(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(grace + _LAST_SECONDS) + 1,
             ssl_certfile=None if tls is None else tls.certificate,
@@ -131,10 +137,31 @@ class Running(uvicorn.Server):
         keeper = self._shared.models
         keeper.failed = self._failed
         keeper.cancelled = lambda: self.should_exit
+        asyncio.get_running_loop().set_exception_handler(LoopFailures())
         await self.serve(sockets=list(listeners))
         await keeper.close(quick=self.force_exit)
         if self._has_failed and keeper.failure is not None:
             raise keeper.failure
+
+
+class LoopFailures:
+    """Tells what fails in the loop in a line, and not again within a minute.
+
+    Without files for more connections, the loop fails a thousand times a second.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message, error = str(context.get("message")), context.get("exception")
+        now = loop.time()
+        if now < self._told.get(message, 0.0):
+            return
+        if len(self._told) < 100:
+            self._told[message] = now + _SILENT_SECONDS
+        logger.error("%s%s", brief(message, 200), f": {brief(error, 200)}" if error else "")
+        logger.debug("where it failed", exc_info=error)
 
 
 class _Protocol(H11Protocol):

@@ -9,8 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from llama4_edge import Model
+from llama4_edge.server.body import parsed
+from llama4_edge.server.errors import ApiError
+from llama4_edge.server.schema.openai import ChatRequest
 from llama4_edge.server.settings import ServerSettings
 from tests.server.running import RunningServer, running_server
 
@@ -120,6 +124,28 @@ def test_what_is_no_json_is_refused(tiny: httpx.Client, data: bytes, said: str) 
     answer = tiny.post(CHAT, content=data, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [3] * 5000}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "x"}] * 5000}]},
+         "messages[0].content[0].type"),
+        ({"stop": [3] * 5000}, "stop[0]"),
+        ({"logit_bias": [[1, "x"]] * 5000}, "logit_bias[0][1]"),
+        ({"logit_bias": {str(token): "x" for token in range(5000)}}, None),
+        ({f"other{number}": 1 for number in range(5000)}, None),
+    ],
+)  # fmt: skip
+def test_many_faults_are_not_all_looked_for(fields: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        parsed(json.dumps({"messages": HI, **fields}).encode(), ChatRequest)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    cause = caught.value.__context__
+    assert isinstance(cause, ValidationError)
+    assert param is None or cause.error_count() < 10
+    assert len(caught.value.message) < 200
 
 
 def test_another_type_of_body_is_415(tiny: httpx.Client) -> None:

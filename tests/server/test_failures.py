@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import logging
 import ssl
@@ -18,7 +20,7 @@ from llama4_edge.server import chat
 from llama4_edge.server.app import create_app
 from llama4_edge.server.endpoint import Endpoint
 from llama4_edge.server.keeper import ModelKeeper
-from llama4_edge.server.running import TLS, Running
+from llama4_edge.server.running import TLS, LoopFailures, Running
 from llama4_edge.server.schema.openai import ChatRequest
 from llama4_edge.server.settings import ServerSettings
 from tests.server.running import RunningServer, running_server
@@ -133,3 +135,16 @@ def test_a_certificate_that_does_not_fit_its_key_is_refused(certificate: TLS) ->
     app = create_app(ModelKeeper(lambda _: pytest.fail("not loaded")))
     with pytest.raises(SettingError, match="the certificate and its key cannot be used"):
         Running(app, TLS(certificate.certificate, certificate.certificate))
+
+
+def test_what_fails_in_the_loop_is_told_once_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(LoopFailures())
+    full = OSError(errno.EMFILE, "Too many open files")
+    for _ in range(1000):
+        loop.call_exception_handler({"message": "accept() failed", "exception": full})
+    loop.call_exception_handler({"message": "another"})
+    loop.close()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == ["accept() failed: [Errno 24] Too many open files", "another"]
+    assert not any(record.exc_info for record in caplog.records if record.levelname == "ERROR")

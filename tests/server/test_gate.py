@@ -101,6 +101,12 @@ def test_a_browser_may_ask_first_without_a_key(client: httpx.Client) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize("origin", ["null", "", "http://[::1", "//", "x"])
+def test_what_is_no_origin_is_refused(client: httpx.Client, origin: str) -> None:
+    answer = client.post(CHAT, json=BODY, headers={"Origin": origin, "x-api-key": "first-key"})
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "origin_not_allowed")
+
+
 def test_its_own_page_is_of_its_own_origin(guarded: RunningServer, client: httpx.Client) -> None:
     headers = {"Origin": guarded.url, "x-api-key": "first-key"}
     assert client.post(CHAT, json=BODY, headers=headers).status_code == 200
