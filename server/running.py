@@ -154,6 +154,7 @@ class LoopFailures:
         self._told: dict[str, float] = {}
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Tell of one failure."""
         message, error = str(context.get("message")), context.get("exception")
         now = loop.time()
         if now < self._told.get(message, 0.0):
