@@ -223,7 +223,7 @@ def _in_time(make: Callable[[], _T], where: str) -> _T:
     thread.start()
     thread.join(_SECONDS)
     if raised:
-        raise raised[0]
+        raise raised.pop()  # no cycle: what was begun may be hundreds of MB
     if not made:
         raise SettingError(f"{where} takes too long to compile", expected=f"{_SECONDS:g} s")
     return made[0]

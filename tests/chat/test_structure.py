@@ -83,6 +83,11 @@ def test_what_grows_beyond_measure_while_answering_is_one_error(tiny_path: Path)
         model.generate("x", regex="[ab]*a[ab]{60}c", temperature=9.0, top_k=0, top_p=1.0, seed=1)
 
 
+def test_what_grows_beyond_measure_at_once_is_refused(structures: Structures) -> None:
+    with pytest.raises(SettingError, match="regex cannot be enforced, found lexer error"):
+        structures.of(Form("regex", "(a{1000}){1000}", "regex"))
+
+
 def test_what_takes_too_long_to_compile_is_refused(structures: Structures) -> None:
     waits = threading.Event()
     with (
