@@ -171,8 +171,16 @@ class Structures:
             reason = _reason(matcher.get_error())
             raise SettingError(f"{where} cannot be enforced", found=brief(reason, 300))
         trial = matcher.deep_copy()
-        if not any(trial.compute_bitmask()) or trial.is_error():
+        begins = np.frombuffer(trial.compute_bitmask(), np.uint8)
+        if not begins.any() or trial.is_error():
             raise SettingError(f"{where} cannot be enforced: no text is of this form")
+        # What grows beyond all limits often does so after the first token.
+        first = int(np.flatnonzero(np.unpackbits(begins, bitorder="little"))[0])
+        if trial.consume_token(first) and not trial.is_stopped():
+            trial.compute_bitmask()
+        if trial.is_error():
+            reason = _reason(trial.get_error())
+            raise SettingError(f"{where} cannot be enforced", found=brief(reason, 300))
         return Structure(matcher, where, len(self._vocabulary))
 
     @cached_property
