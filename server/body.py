@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import Llama4EdgeError, did_you_mean
@@ -19,6 +18,9 @@ from ..units import bytes_text
 from ..untrusted import Reader, shown
 from .errors import ApiError
 from .state import record_of, server_of
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
 
 MAX_DEPTH = 100
 """Levels of lists and objects in a body."""
