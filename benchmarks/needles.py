@@ -28,7 +28,8 @@ from llama4_edge.runtime.settings import KVTypes, kv_bits, kv_text
 
 # The planner's ladder, and what is beside and below it.
 ASKED: tuple[KVTypes, ...] = (
-    "f16", "q8_0", ("q8_0", "q5_1"), ("q8_0", "q4_0"), "q5_1", ("q4_0", "q8_0"), "q4_0", "iq4_nl",
+    "f16", "bf16", "q8_0", ("q8_0", "q5_1"), ("q8_0", "q4_0"), "q5_1", "q5_0", ("q4_0", "q8_0"),
+    "q4_1", "q4_0", "iq4_nl",
 )  # fmt: skip
 # Tokens of the last answer and of a question, which are in no session of what came before.
 _READ_AGAIN = 128
@@ -54,7 +55,7 @@ def main() -> None:
     )
     print("|---|" + "---|" * (len(lengths) + 1))
     for kind, rotated in product(asked, (True, False)):
-        if kind == "f16" and not rotated:
+        if kind in ("f16", "bf16") and not rotated:
             continue
         begun = time.perf_counter()
         with rotation(rotated):
