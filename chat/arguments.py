@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from .regex import parsed
+
 MAX_ERROR = 300
 """Characters of what is wrong with values."""
 
@@ -92,17 +94,9 @@ def _may_match(pattern: str, text: str) -> bool:
 def _ends(pattern: str) -> bool:
     """Whether a pattern repeats nothing that itself repeats or has alternatives."""
     try:
-        return not _repeats(_parsed(pattern), inside=False)
+        return not _repeats(parsed(pattern), inside=False)
     except RecursionError:
         return False
-
-
-def _parsed(pattern: str) -> Any:
-    try:
-        from re import _parser
-    except ImportError:  # before Python 3.11
-        import sre_parse as _parser
-    return _parser.parse(pattern)
 
 
 def _repeats(node: Any, *, inside: bool) -> bool:

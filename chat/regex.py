@@ -31,6 +31,11 @@ MAX_REPEATS = 100_000
 _ALL: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # without surrogates, which are no characters
 
 
+def parsed(pattern: str, flags: int = 0) -> Any:
+    """The tree that Python's own parser makes of a pattern."""
+    return parser.parse(pattern, flags)
+
+
 def translated(pattern: str, where: str) -> str:
     """The pattern as llguidance takes it, for the whole text.
 
@@ -38,7 +43,7 @@ def translated(pattern: str, where: str) -> str:
         SettingError: it is not valid, or it looks around or back.
     """
     try:
-        tree = parser.parse(pattern, re.compile(pattern).flags)
+        tree = parsed(pattern, re.compile(pattern).flags)
     except (re.error, OverflowError) as error:
         raise SettingError(
             f"{where} is no regular expression", found=str(error), expected="one of Python's re"
