@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 import numpy as np
 import numpy.typing as npt
 
-from .chat.answer import Answer, Completion
+from .chat.answer import Answer, Completion, answers_to, closed_on_error
 from .chat.events import AnswerEnded, AnswerEvent, CallEvent, TextPiece
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, chat_settings, text_settings
 from .chat.session import Session
+from .chat.tools import ToolInput
 from .chat.vocabulary import Vocabulary
 from .errors import EngineError, SettingError
 from .model import Model
@@ -335,11 +336,12 @@ class AsyncModel:
         path: str | os.PathLike[str],
         messages: Messages | None = None,
         *,
+        tools: Iterable[ToolInput] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Session:
         """Keep what was said, and what the model has read of it; see ``Model.save_session``."""
         return await asyncio.to_thread(
-            self.model.save_session, path, messages, on_progress=on_progress
+            self.model.save_session, path, messages, tools=tools, on_progress=on_progress
         )
 
     async def load_session(
@@ -364,24 +366,14 @@ class AsyncModel:
         structure = None
         if form is not None:
             structure = await asyncio.to_thread(self.model.structure_of, form)
-        answers: list[AsyncStream] = []
-        try:
-            for one in settings.each(n):
-                after = answers[-1] if answers else None
-                held = None if structure is None else structure.constraint()
-                answers.append(
-                    AsyncStream(
-                        engine, vocabulary, prompt, one, constraint=held, paced=stream, after=after
-                    )
-                )
-            if stream:
-                return answers if n is not None else answers[0]
+        answers = answers_to(
+            AsyncStream, engine, vocabulary, prompt, settings, structure, n=n, paced=stream
+        )
+        if stream:
+            return answers if n is not None else answers[0]
+        with closed_on_error(answers):
             for answer in answers:
                 async for _piece in answer:
                     pass
-        except BaseException:
-            for answer in answers:
-                answer.close()
-            raise
         completions = [answer.completion for answer in answers]
         return completions if n is not None else completions[0]

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Literal, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from .chat.answer import Completion, Stream
+from .chat.answer import Completion, Stream, answers_to, completions_of
 from .chat.forms import Form
 from .chat.options import AnswerOptions, AnswerSettings
 from .chat.prompt import Messages, Prompt, Prompts, chat_settings, text_settings
-from .chat.session import Session, Sessions, as_conversation, is_mostly
+from .chat.session import Session, Sessions, as_conversation
 from .chat.structure import Structure, Structures
+from .chat.tools import ToolInput, as_tools
 from .chat.vocabulary import Vocabulary, whole_numbers
 from .chat.window import prompt_of
 from .errors import EngineError
@@ -38,7 +39,6 @@ from .runtime.bindings.amx import use_extra_bufts
 from .runtime.features import names_in
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.files.session_file import SessionFile
-from .runtime.files.session_writer import SessionWriter
 from .runtime.logprobs import TokenLogprobs
 from .runtime.main_memory import has_gpus
 from .runtime.placement import Placement, check_overrides
@@ -469,6 +469,7 @@ class Model:
         path: str | os.PathLike[str],
         messages: Messages | None = None,
         *,
+        tools: Iterable[ToolInput] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Session:
         """Keep what was said, and what the model has read of it, in a file for another process.
@@ -479,6 +480,7 @@ class Model:
             path: the file, replaced in one step; only its owner may read it.
             messages: the conversation, as `chat` takes it; None is no text, and what was asked for
                 last, as after `generate`.
+            tools: what the model was shown of them beside the messages.
             on_progress: called with the bytes written so far.
 
         Raises:
@@ -488,15 +490,12 @@ class Model:
             SettingError: an argument is of the wrong type.
         """
         check_callback("on_progress", on_progress)
-        tokens: Sequence[int] = self.engine.last_prompt
+        known = as_tools(tools)
         talk = as_conversation(() if messages is None else messages, self.info.name)
+        tokens = None
         if messages is not None:
-            tokens = self._prompts.of_messages(talk).positions
-        with SessionWriter(path) as writer:
-            state = self.engine.state_of(tokens)
-            if state is not None and messages is not None and not is_mostly(state, tokens):
-                state = None
-            return self.sessions.save(writer, talk, state, on_progress)
+            tokens = self._prompts.of_messages(talk, tools=known).positions
+        return self.sessions.save_read(path, talk, tokens, on_progress)
 
     def load_session(
         self,
@@ -529,30 +528,10 @@ class Model:
         check_flag("stream", stream)
         prompt = self.with_features(prompt)
         structure = None if settings.form is None else self.structure_of(settings.form)
-        answers: list[Stream] = []
-        try:
-            for one in settings.each(n):
-                after = answers[-1] if answers else None
-                held = None if structure is None else structure.constraint()
-                answers.append(
-                    Stream(
-                        self.engine,
-                        self.vocabulary,
-                        prompt,
-                        one,
-                        constraint=held,
-                        paced=stream,
-                        after=after,
-                    )
-                )
-            if stream:
-                return answers if n is not None else answers[0]
-            for answer in answers:
-                for _piece in answer:
-                    pass
-        except BaseException:
-            for answer in answers:
-                answer.close()
-            raise
-        completions = [answer.completion for answer in answers]
+        answers = answers_to(
+            Stream, self.engine, self.vocabulary, prompt, settings, structure, n=n, paced=stream
+        )
+        if stream:
+            return answers if n is not None else answers[0]
+        completions = completions_of(answers)
         return completions if n is not None else completions[0]

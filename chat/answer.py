@@ -11,10 +11,10 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..errors import EngineError
 from ..runtime.constraint import Constraint
@@ -30,6 +30,11 @@ from .streaming import TextStream
 from .tool_calls import ToolCall
 from .tools import checked_call
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from .structure import Structure
+
+_A = TypeVar("_A", bound="Answer")
 
 FinishReason = Outcome | Literal["tool_calls"]
 """Why an answer ended, in OpenAI's words: the model or a stop string ended it, with calls of tools
@@ -428,6 +433,54 @@ class Stream(Answer, Iterator[str]):
             self._process, self._reading, self._stepping = os.getpid(), False, threading.RLock()
         with self._stepping:
             yield
+
+
+def answers_to(
+    kind: type[_A],
+    engine: Engine,
+    vocabulary: Vocabulary,
+    prompt: Prompt,
+    settings: AnswerSettings,
+    structure: Structure | None,
+    *,
+    n: int | None,
+    paced: bool,
+) -> list[_A]:
+    """So many answers to one prompt, which is read once; they begin at once.
+
+    Raises:
+        ContextFullError, EngineError: see `Answer`.
+        SettingError: ``n`` is out of range.
+    """
+    answers: list[_A] = []
+    with closed_on_error(answers):
+        for one in settings.each(n):
+            after = answers[-1] if answers else None
+            held = None if structure is None else structure.constraint()
+            answers.append(
+                kind(engine, vocabulary, prompt, one, constraint=held, paced=paced, after=after)
+            )
+    return answers
+
+
+def completions_of(answers: Sequence[Stream]) -> list[Completion]:
+    """The whole answers, read one after the other; where that fails, all are ended."""
+    with closed_on_error(answers):
+        for answer in answers:
+            for _piece in answer:
+                pass
+    return [answer.completion for answer in answers]
+
+
+@contextmanager
+def closed_on_error(answers: Sequence[Answer]) -> Iterator[None]:
+    """End some answers if a block, in which there may come more, fails."""
+    try:
+        yield
+    except BaseException:
+        for answer in answers:
+            answer.close()
+        raise
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -6,6 +6,7 @@ the file keeps it from that; and that the text opens all the same. Knows nothing
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -144,6 +145,29 @@ class Sessions:
         held = () if state is None else state.tokens
         nbytes = 0 if state is None else state.nbytes
         return Session(conversation, held, nbytes, time.monotonic() - begun)
+
+    def save_read(
+        self,
+        path: str | os.PathLike[str],
+        conversation: Conversation,
+        tokens: Sequence[int] | None,
+        on_progress: OnProgress | None = None,
+    ) -> Session:
+        """Write all of a session, with what the model has read of it.
+
+        Args:
+            tokens: of the conversation. None is what the model was asked for last, of which any
+                beginning counts.
+
+        Raises:
+            SessionError: as `save`; or another process has the file open, or it is no session.
+        """
+        wanted = self._engine.last_prompt if tokens is None else tokens
+        with SessionWriter(path) as writer:
+            state = self._engine.state_of(wanted)
+            if state is not None and tokens is not None and not is_mostly(state, tokens):
+                state = None
+            return self.save(writer, conversation, state, on_progress)
 
     def load(self, file: SessionFile, on_progress: OnProgress | None = None) -> Session:
         """Take in the state of a session, so that what begins like it goes on from there.

@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llama4_edge import AsyncModel, Conversation, EngineError, Model, Session, SessionError
+from llama4_edge import (
+    AsyncModel,
+    Conversation,
+    EngineError,
+    Model,
+    Session,
+    SessionError,
+    SettingError,
+)
 from llama4_edge.architecture import ATTENTION_CHUNK as CHUNK
 from llama4_edge.runtime.state import SequenceState
 from tests.fixtures import MakeGGUF
@@ -54,6 +62,28 @@ def talk(tiny_path: Path, book: Path) -> Conversation:
     assert session.conversation == talk
     assert session.bytes > 0
     return talk
+
+
+def test_what_was_read_with_tools_is_kept_when_the_tools_are_named(
+    tiny_path: Path, book: Path
+) -> None:
+    """They stand in front of the first question: another prompt, from its first tokens on."""
+    talk = Conversation().user("What is the weather?")
+    with opened(tiny_path, 2048) as model:
+        model.chat(talk, tools=[weather], **ONE)
+        prompt = model.chat_prompt(talk, tools=[weather]).token_ids
+        assert len(model.save_session(book, talk).tokens) < len(prompt) // 2
+        assert list(model.save_session(book, talk, tools=[weather]).tokens) == prompt
+        with pytest.raises(SettingError, match="not a function"):
+            model.save_session(book, talk, tools=[{"type": "retrieval"}])
+    with opened(tiny_path, 2048) as model:
+        assert list(model.load_session(book).tokens) == prompt
+        assert model.chat(talk, tools=[weather], **ONE).reused_tokens == len(prompt) - 1
+
+
+def weather(city: str) -> str:
+    """Today's weather in a city."""
+    return f"sun in {city}"
 
 
 # The chunked layers have cells for a chunk and 512 more, which are used again beyond that.
