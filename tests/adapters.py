@@ -1,0 +1,88 @@
+"""LoRA adapters and control vectors for tests, and what llama.cpp itself computes with them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from tests.gguf_maker import EMBD, F32, LAYERS, STR, TinyModel, Value, tiny_model
+
+RANK = 2
+
+
+def tiny_adapter(targets: Sequence[str], *, rank: int = RANK, seed: int = 1) -> TinyModel:
+    """An adapter of these tensors of `tiny_model`, as llama.cpp's converter writes one."""
+    keys = {
+        "general.architecture": Value("llama4", STR),
+        "general.type": Value("adapter", STR),
+        "general.name": Value("Tiny adapter", STR),
+        "adapter.type": Value("lora", STR),
+        "adapter.lora.alpha": Value(4.0, F32),
+    }
+    random, model, tensors = np.random.default_rng(seed), tiny_model(), {}
+    for target in targets:
+        *experts, out, inner = model.tensors[target].shape
+        shapes = [(*experts, rank, inner), (*experts, out, rank)]
+        if target == "token_embd.weight":
+            shapes = [(out, rank), (inner, rank)]
+        for suffix, shape in zip(("lora_a", "lora_b"), shapes, strict=True):
+            tensors[f"{target}.{suffix}"] = random.normal(0, 0.3, shape).astype(np.float32)
+    return TinyModel(keys, tensors)
+
+
+def tiny_control_vector(*, seed: int = 2) -> TinyModel:
+    """A direction for each layer of `tiny_model` but the first, as llama.cpp's tool writes them."""
+    keys = {
+        "general.architecture": Value("controlvector", STR),
+        "controlvector.model_hint": Value("llama4", STR),
+    }
+    random = np.random.default_rng(seed)
+    directions = {
+        f"direction.{layer}": random.normal(0, 1, EMBD).astype(np.float32)
+        for layer in range(1, LAYERS)
+    }
+    return TinyModel(keys, directions)
+
+
+def peer_logits(
+    model: Path, tokens: Sequence[int], adapters: Sequence[tuple[Path, float]] = ()
+) -> npt.NDArray[np.float32]:
+    """llama.cpp's logits behind each token, [tokens, vocabulary], on the CPU.
+
+    Args:
+        adapters: files with the scale of each; llama.cpp must take them.
+    """
+    settings = llama_cpp.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    # Repacked weights are multiplied by activations of 8 bits.
+    settings.use_extra_bufts = False
+    native = llama_cpp.llama_model_load_from_file(str(model).encode(), settings)
+    assert native is not None
+    loaded = [llama_cpp.llama_adapter_lora_init(native, str(it).encode()) for it, _ in adapters]
+    assert all(loaded)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
+    params.n_threads = params.n_threads_batch = 2
+    context = llama_cpp.llama_init_from_model(native, params)
+    assert context is not None
+    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(loaded))(*loaded)
+    scales = (ctypes.c_float * len(loaded))(*(scale for _, scale in adapters))
+    assert llama_cpp.llama_set_adapters_lora(context, pointers, len(loaded), scales) == 0
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for place, token in enumerate(tokens):
+        batch.token[place], batch.pos[place] = token, place
+        batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
+    assert llama_cpp.llama_decode(context, batch) == 0
+    width = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(native))
+    pointer = llama_cpp.llama_get_logits(context)
+    logits: npt.NDArray[np.float32] = np.ctypeslib.as_array(pointer, (len(tokens), width)).copy()
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(native)
+    return logits
