@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from .chat.session import Session
     from .chat.tool_calls import ToolCall
     from .chat.tool_results import ToolResult
+    from .comparison import (
+        Difference,
+        MetadataDifference,
+        MetadataValue,
+        TensorDifference,
+        diff,
+    )
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
     from .runtime.doctor import Diagnosis, Finding, doctor
     from .runtime.files.damage import Damage
+    from .runtime.files.difference import NumberDifference
     from .runtime.logprobs import TokenLogprobs
     from .runtime.placement import Placement
     from .runtime.sampling import Sampling
@@ -90,6 +98,7 @@ _MODULES = {
     "Damage": "runtime.files.damage",
     "DamagedTensorError": "errors",
     "Diagnosis": "runtime.doctor",
+    "Difference": "comparison",
     "EngineError": "errors",
     "EngineSettings": "runtime.settings",
     "Fallback": "convert.report",
@@ -101,8 +110,11 @@ _MODULES = {
     "Inspection": "inspection",
     "Llama4EdgeError": "errors",
     "Message": "chat.conversation",
+    "MetadataDifference": "comparison",
+    "MetadataValue": "comparison",
     "Model": "model",
     "ModelFileError": "errors",
+    "NumberDifference": "runtime.files.difference",
     "OutputError": "errors",
     "Placement": "runtime.placement",
     "Plan": "planner.plan",
@@ -119,6 +131,7 @@ _MODULES = {
     "SettingError": "errors",
     "Stream": "chat.answer",
     "TemplateError": "errors",
+    "TensorDifference": "comparison",
     "TensorSummary": "quant.summary",
     "TextPiece": "chat.events",
     "TokenLogprobs": "runtime.logprobs",
@@ -133,6 +146,7 @@ _MODULES = {
     "VocabularyError": "errors",
     "WorkerError": "errors",
     "bench": "measure.speed",
+    "diff": "comparison",
     "doctor": "runtime.doctor",
     "image_tiles": "vision.images",
     "inspect": "inspection",
@@ -161,6 +175,7 @@ __all__ = [
     "Damage",
     "DamagedTensorError",
     "Diagnosis",
+    "Difference",
     "EngineError",
     "EngineSettings",
     "Fallback",
@@ -172,8 +187,11 @@ __all__ = [
     "Inspection",
     "Llama4EdgeError",
     "Message",
+    "MetadataDifference",
+    "MetadataValue",
     "Model",
     "ModelFileError",
+    "NumberDifference",
     "OutputError",
     "Placement",
     "Plan",
@@ -189,6 +207,7 @@ __all__ = [
     "SettingError",
     "Stream",
     "TemplateError",
+    "TensorDifference",
     "TensorSummary",
     "TextPiece",
     "TokenLogprobs",
@@ -205,6 +224,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "diff",
     "doctor",
     "image_tiles",
     "inspect",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from ._version import __version__
-from .commands import JSON, VERBOSE
+from .commands import JSON, TROUBLE, VERBOSE
 from .errors import Llama4EdgeError, did_you_mean
 from .terminal.console import abandon_stdout, complain, fill_closed_streams, speak_utf8
 
@@ -187,7 +187,7 @@ def _fail(ctx: click.Context, error: Llama4EdgeError) -> None:
         print_json(error.as_dict())
     else:
         complain(with_flags(str(error)))
-    ctx.exit(1)
+    ctx.exit(ctx.meta.get(TROUBLE, 1))
 
 
 @click.group(

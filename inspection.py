@@ -91,7 +91,7 @@ def inspect(
 
     if is_session(path):
         return _session(path, progress, check=check)
-    gguf = _gguf_header(path, whole=not check)
+    gguf = gguf_header(path, whole=not check)
     return Inspection(_gguf_summary(gguf), _damage(gguf, progress) if check else None)
 
 
@@ -125,7 +125,14 @@ def is_checkpoint(path: Path) -> bool:
     return is_one or not has_models(path)
 
 
-def _gguf_header(file: Path, *, whole: bool) -> GGUFFile:
+def gguf_header(file: Path, *, whole: bool) -> GGUFFile:
+    """The header of a GGUF of a Llama 4: a text model, a part of one, or a projector.
+
+    Raises:
+        CheckpointError: it is a file of a checkpoint.
+        ModelFileError: it is no such GGUF, or with `whole` ends before its tensors do.
+        EngineError: llama.cpp's library does not load.
+    """
     if file.suffix == ".safetensors":
         raise CheckpointError(
             f"{file} is one file of a checkpoint",
@@ -148,11 +155,11 @@ def _gguf_summary(gguf: GGUFFile) -> FileSummary:
     tensors = (
         (tensor.name, tensor.shape[::-1], tensor.type, tensor.nbytes) for tensor in gguf.tensors
     )
-    metadata = {key: _plain(value) for key, value in gguf.metadata.items()}
+    metadata = {key: plain_value(value) for key, value in gguf.metadata.items()}
     return summarize(str(gguf.path), "gguf", metadata, tensors)
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """A value of metadata, ready for JSON, which has no infinities and no NaN."""
     from .runtime.files.header import LongArray
 
@@ -160,7 +167,7 @@ def _plain(value: object) -> object:
         return value.as_dict()
     if isinstance(value, tuple) and value and isinstance(value[0], float):
         finite = all(map(math.isfinite, value))
-        return value if finite else tuple(_plain(item) for item in value)
+        return value if finite else tuple(plain_value(item) for item in value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,9 @@
-"""Numbers to bytes, the same bytes that ggml's own encoders make of them.
+"""Numbers to bytes, the same bytes that ggml's own encoders make of them; and back.
 
 The types that recipes choose have encoders of our own, many times as fast (``native/``); the others
-are ggml's. This is the one file that calls either. Works on whole rows and releases the GIL, so
-that threads encode side by side. Knows nothing of files or of which tensor gets which type.
+are ggml's, as are all decoders. This is the one file that calls either. Works on whole rows and
+releases the GIL, so that threads work side by side. Knows nothing of files or of which tensor gets
+which type.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from .types import Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
+from .types import F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.uint16]
@@ -48,8 +49,54 @@ def encode_rows(rows: Floats, tensor_type: TensorType, out: Bytes) -> None:
     ggml.ggml_quantize_chunk(
         tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length, None
     )
-    if not ggml.ggml_validate_row_data(tensor_type.ggml_id, out.ctypes.data, out.nbytes):
+    if not are_valid(out, tensor_type):
         raise ValueError(f"values too large for {tensor_type.name}")
+
+
+class _TypeTraits(ctypes.Structure):
+    """struct ggml_type_traits (ggml.h)."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def has_decoder(tensor_type: TensorType) -> bool:
+    """Whether ggml turns this type into numbers."""
+    return tensor_type.ggml_id == F32.ggml_id or bool(_traits(tensor_type).to_float)
+
+
+def decode_blocks(data: Bytes, tensor_type: TensorType, out: Floats) -> None:
+    """Decode `data`, whole blocks of `tensor_type`, into `out`, as ggml does; both contiguous.
+
+    Args:
+        data: the encoded bytes.
+        tensor_type: one that `has_decoder`.
+        out: as many numbers as the blocks hold, of any shape.
+    """
+    assert data.flags.c_contiguous and out.flags.c_contiguous
+    assert data.nbytes * tensor_type.block == out.size * tensor_type.block_bytes
+    if tensor_type.ggml_id == F32.ggml_id:
+        out.reshape(-1)[:] = data.view(np.float32)
+    else:
+        _traits(tensor_type).to_float(data.ctypes.data, out.ctypes.data, out.size)
+
+
+def _traits(tensor_type: TensorType) -> _TypeTraits:
+    traits: _TypeTraits = _ggml().ggml_get_type_traits(tensor_type.ggml_id).contents
+    return traits
+
+
+def are_valid(data: Bytes, tensor_type: TensorType) -> bool:
+    """Whether blocks hold neither NaN nor infinity, as ggml judges them."""
+    valid: bool = _ggml().ggml_validate_row_data(tensor_type.ggml_id, data.ctypes.data, data.nbytes)
+    return valid
 
 
 def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
@@ -162,6 +209,8 @@ def _ggml() -> ctypes.CDLL:
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
     library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     for name in ("ggml_bf16_to_fp32_row", "ggml_fp32_to_bf16_row_ref"):
         getattr(library, name).argtypes = [pointer, pointer, int64]
         getattr(library, name).restype = None

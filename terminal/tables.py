@@ -57,13 +57,13 @@ def metadata_text(value: object) -> str:
 def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
     """What `inspect` shows of a GGUF or a checkpoint; `tensors` adds a line for each tensor."""
     parts: list[RenderableType] = [
-        _title(summary.path),
-        _facts((metadata_text(key), metadata_text(it)) for key, it in _flat(summary.metadata)),
+        title(summary.path),
+        facts_grid((metadata_text(key), metadata_text(it)) for key, it in _flat(summary.metadata)),
         "",
     ]
     if tensors:
         parts += [_tensors_table(summary.tensors), ""]
-    return Group(*parts, roles_table(summary.roles), "", _facts(_totals(summary)))
+    return Group(*parts, roles_table(summary.roles), "", facts_grid(_totals(summary)))
 
 
 def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
@@ -100,7 +100,7 @@ def session_view(session: SessionSummary) -> RenderableType:
     lines = [(message.role, shortened(str(message), LONGEST_NAME)) for message in shown]
     if len(shown) < len(messages):
         lines.insert(_FIRST, ("…", f"{len(messages) - len(shown):,} more"))
-    return Group(_title(session.path), _facts(facts), "", _facts(lines))
+    return Group(title(session.path), facts_grid(facts), "", facts_grid(lines))
 
 
 def _fallback_lines(report: Report) -> Iterator[str]:
@@ -141,7 +141,7 @@ def report_view(report: Report) -> RenderableType:
     facts += [("note", note) for note in report.notes]
     written = "would write" if report.dry_run else "wrote"
     facts += [(written, path) for path in report.outputs]
-    return Group(roles_table(report.roles), "", _facts(facts))
+    return Group(roles_table(report.roles), "", facts_grid(facts))
 
 
 def pulled_view(pulled: Pulled) -> RenderableType:
@@ -153,7 +153,7 @@ def pulled_view(pulled: Pulled) -> RenderableType:
     ]
     if pulled.projector is not None:
         facts.append(("projector", pulled.projector))
-    return _facts(facts)
+    return facts_grid(facts)
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
@@ -166,7 +166,9 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
             findings.append(
                 Text(f"  {shortened(finding.fix, LONGEST_LINE)}", no_wrap=True, overflow="ignore")
             )
-    return Group(_facts(_machine(diagnosis)), "", _devices_table(diagnosis.devices), "", *findings)
+    return Group(
+        facts_grid(_machine(diagnosis)), "", _devices_table(diagnosis.devices), "", *findings
+    )
 
 
 def worker_view(worker: Worker) -> RenderableType:
@@ -175,7 +177,7 @@ def worker_view(worker: Worker) -> RenderableType:
     facts = [("listens on", worker.endpoint), ("use it with", f"llama4 run MODEL {use}")]
     if all(device.type == "cpu" for device in worker.devices):
         facts.insert(0, ("lends", bytes_text(worker.lent_bytes)))
-    return Group(_devices_table(worker.devices), "", _facts(facts))
+    return Group(_devices_table(worker.devices), "", facts_grid(facts))
 
 
 def damage_view(damage: Sequence[Damage], sound: str = _SOUND) -> RenderableType:
@@ -221,7 +223,7 @@ def _machine(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
 
 
 def _devices_table(devices: Iterable[Device]) -> Table:
-    table = _table("device", "type", ">memory", ">free", "*description")
+    table = table_of("device", "type", ">memory", ">free", "*description")
     for device in devices:
         table.add_row(
             shortened(device.name, LONGEST_NAME),
@@ -235,7 +237,7 @@ def _devices_table(devices: Iterable[Device]) -> Table:
 
 def roles_table(roles: Iterable[RoleSummary]) -> Table:
     """Parameters, bytes, bits per weight and types of each role."""
-    table = _table("role", ">tensors", ">params", ">size", ">bits/w", "*types")
+    table = table_of("role", ">tensors", ">params", ">size", ">bits/w", "*types")
     for role in roles:
         table.add_row(
             role.role,
@@ -265,7 +267,7 @@ def _types_text(types: Mapping[str, int]) -> str:
 
 
 def _tensors_table(tensors: Iterable[TensorSummary]) -> Table:
-    table = _table("*tensor", "type", ">shape", ">size")
+    table = table_of("*tensor", "type", ">shape", ">size")
     for tensor in tensors:
         shape = "x".join(str(size) for size in tensor.shape)
         table.add_row(
@@ -274,11 +276,13 @@ def _tensors_table(tensors: Iterable[TensorSummary]) -> Table:
     return table
 
 
-def _title(text: str) -> Text:
+def title(text: str) -> Text:
+    """The name of what is shown."""
     return Text(shortened(text, LONGEST_LINE), style="bold", overflow="fold")
 
 
-def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
+def facts_grid(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Names and what is to be said of each, a line for each."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", overflow="fold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -288,7 +292,7 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Table:
     return grid
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     """A table of the named columns: ``>`` sets one to the right, ``*`` lets one fold."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:

@@ -78,6 +78,7 @@ def calls(
                 llama4_edge.convert,
                 {"source": scout_checkpoint, "output": out, "dry_run": True},
             ),
+            "diff": Call(llama4_edge.diff, {"a": tiny_path, "b": tiny_path}),
             "doctor": Call(llama4_edge.doctor, {}),
             "image_tiles": Call(
                 llama4_edge.image_tiles, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
@@ -131,7 +132,7 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "convert", "doctor", "image_tiles", "with_documents", "with_images", "inspect",
+    "bench", "convert", "diff", "doctor", "image_tiles", "with_documents", "with_images", "inspect",
     "plan", "pull", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "Conversation.tool",

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,15 +28,14 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ...errors import ModelFileError
 from ...progress import Progress
 from ...system.cores import usable_threads
-from ...system.page_cache import forget_cached
-
-Bytes = npt.NDArray[np.uint8]
+from .pieces import Bytes, in_order, read_into
 
 # Zeros are looked for in units of a page, the unit in which a file system leaves a hole.
 _UNIT = 4096
 # A run of zeros worth a word: any hole of 1 MiB holds this many whole units, wherever it begins.
 _HOLE_UNITS = (1 << 20) // _UNIT - 1
 _PIECE_BYTES = 4 << 20
+_buffers = threading.local()
 
 # A float is infinite or NaN when these bits are all set: the word's type, and the mask.
 _MASKS: dict[str, tuple[str, int]] = {
@@ -128,7 +127,12 @@ def find_damage(
         checks = [_Check(_known(*tensor), files) for tensor in tensors]
         total = sum(check.available for check in checks)
         done = 0
-        for check, piece, finding in _in_order(pool, checks, ahead=2 * workers):
+        pieces = (
+            ((check, piece), partial(check.read, piece))
+            for check in checks
+            for piece in check.pieces()
+        )
+        for (check, piece), finding in in_order(pool, pieces, ahead=2 * workers):
             check.add(piece, finding)
             done += piece.length
             if progress is not None:
@@ -283,42 +287,13 @@ class _Check:
         return Damage(self.tensor.name, path, self.tensor.offset + at, what, certain)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, checks: Iterable[_Check], *, ahead: int
-) -> Iterator[tuple[_Check, _Piece, _Finding]]:
-    """Every piece of every tensor with what was found in it; `ahead` of them are under way."""
-    flights: deque[tuple[_Check, _Piece, Future[_Finding]]] = deque()
-    try:
-        for check in checks:
-            for piece in check.pieces():
-                if len(flights) == ahead:
-                    landed = flights.popleft()
-                    yield landed[0], landed[1], landed[2].result()
-                flights.append((check, piece, pool.submit(check.read, piece)))
-        while flights:
-            landed = flights.popleft()
-            yield landed[0], landed[1], landed[2].result()
-    finally:
-        for _, _, future in flights:
-            future.cancel()
-
-
-_buffers = threading.local()
-
-
 def _read(descriptor: int, offset: int, length: int) -> Bytes:
     """Bytes of the file, in a buffer that the thread's next call uses again."""
     buffer: Bytes | None = getattr(_buffers, "data", None)
     if buffer is None or buffer.size < length:
         buffer = _buffers.data = np.empty(max(length, _PIECE_BYTES), np.uint8)
     data = buffer[:length]
-    done = 0
-    while done < length:
-        count = os.preadv(descriptor, [data.data[done:]], offset + done)
-        if count == 0:
-            raise OSError("it became shorter")
-        done += count
-    forget_cached(descriptor, offset, length)
+    read_into(descriptor, offset, data)
     return data
 
 

@@ -108,6 +108,31 @@ def read_gguf(path: str | os.PathLike[str], *, whole: bool = True) -> GGUFFile:
     return gguf
 
 
+def packed_metadata(gguf: GGUFFile) -> dict[str, bytes]:
+    """The metadata of a file as it stands there: for each key its value's type and bytes.
+
+    Raises:
+        ModelFileError: the file is another one than it was, or cannot be read any more.
+    """
+    with _opened(gguf.path) as (descriptor, _):
+        try:
+            header = read_header(gguf.path, descriptor)
+        except TooShortError:
+            raise _changed(gguf) from None
+        except OSError as error:
+            raise _unreadable(gguf.path, error) from None
+    if (header.types, len(header.data)) != (gguf.types, gguf.data_offset):
+        raise _changed(gguf)
+    return {key: header.data[begin:end] for key, (begin, end) in header.extents.items()}
+
+
+def _changed(gguf: GGUFFile) -> ModelFileError:
+    return ModelFileError(
+        f"{gguf.path} changed while it was read",
+        hint="Wait until the download or the copy is complete, then try again.",
+    )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
     """A descriptor of the regular file at `path`, and its length in bytes."""

@@ -92,7 +92,8 @@ class Header:
 
     ``metadata`` maps keys to bool, int, float, str or, for arrays, tuples of these, or a
     `LongArray`; ``types`` maps the same keys to the types in the file (``u32``, ``str``,
-    ``[i32]``).
+    ``[i32]``), and ``extents`` to where in ``data`` the value begins, with its type before it, and
+    where it ends.
     """
 
     data: bytes
@@ -100,6 +101,7 @@ class Header:
     alignment: int
     metadata: Mapping[str, object]
     types: Mapping[str, str]
+    extents: Mapping[str, tuple[int, int]]
     tensors: tuple[RawTensor, ...]
 
 
@@ -155,11 +157,14 @@ class _Walk:
         n_keys = self._count("keys", MAX_KEYS)
         metadata: dict[str, object] = {}
         types: dict[str, str] = {}
+        extents: dict[str, tuple[int, int]] = {}
         for index in range(n_keys):
             key = self._name(f"key {index}")
             if key in metadata:
                 raise self._error(f"has the key {brief(key)} twice")
+            start = self._at
             metadata[key], types[key] = self._value(key)
+            extents[key] = start, self._at
         alignment = self._alignment(metadata)
         tensors = self._tensors(n_tensors)
         end = self._at
@@ -167,7 +172,7 @@ class _Walk:
             end += -end % alignment
         if end > len(self._data):
             raise TooShortError
-        return Header(self._data[:end], version, alignment, metadata, types, tensors)
+        return Header(self._data[:end], version, alignment, metadata, types, extents, tensors)
 
     # --- values
 
