@@ -22,15 +22,6 @@ from ..untrusted import brief, shown
 DTYPE = "F8_E4M3"
 SCALE_DTYPES = ("BF16", "F32")
 
-# Stored beside a weight, and not needed to know its numbers.
-LEFT_OUT = {
-    ".input_scale": "scales the activations of an engine that computes in FP8",
-    ".output_scale": "scales the activations of an engine that computes in FP8",
-    ".q_scale": "scales the queries of an engine that computes attention in FP8",
-    ".k_scale": "scales the keys of a KV cache in FP8",
-    ".v_scale": "scales the values of a KV cache in FP8",
-}
-
 # What config.json must say of each group's weights; a field that is absent is null there.
 _WEIGHTS = {
     "num_bits": 8,
@@ -49,11 +40,6 @@ _SHOWN = 12  # settings that an error lists
 def scale_name(weight: str) -> str:
     """The name of the tensor with the scales of the tensor named `weight`."""
     return weight + "_scale"
-
-
-def left_out(name: str) -> bool:
-    """Whether a tensor of this name is of no use here; `LEFT_OUT` says why."""
-    return name.endswith(tuple(LEFT_OUT))
 
 
 def quantization_error(settings: object) -> UnsupportedError | None:

@@ -5,8 +5,10 @@ Literal tables, and their layout over a model's layers. Knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from .config import ModelConfig
 
@@ -30,6 +32,25 @@ class Rule:
     expert: int | None = None
 
 
+class ExpertLayout(Enum):
+    """How a layer's routed experts are stored; the value says it in a report."""
+
+    FUSED = "fused"
+    STACKED = "stacked, each matrix by itself"
+    SEPARATE = "one by one"
+
+
+@dataclass(frozen=True)
+class LayerExperts:
+    """The layout of each of a layer's matrices: gate and up go together."""
+
+    gate_up: ExpertLayout = ExpertLayout.FUSED
+    down: ExpertLayout = ExpertLayout.FUSED
+
+
+ExpertLayouts = Mapping[int, LayerExperts]
+"""By layer; one that is not in it has `LayerExperts()`."""
+
 MODEL_RULES = (
     Rule("model.embed_tokens.weight", ("vocab", "embd"), ("token_embd.weight",)),
     Rule("model.norm.weight", ("embd",), ("output_norm.weight",)),
@@ -38,6 +59,7 @@ OUTPUT_RULE = Rule("lm_head.weight", ("vocab", "embd"), ("output.weight",))
 
 _ATTENTION = "model.layers.{layer}.self_attn"
 _FFN = "model.layers.{layer}.feed_forward"
+_EXPERTS = _FFN + ".experts"
 LAYER_RULES = (
     Rule(
         "model.layers.{layer}.input_layernorm.weight", ("embd",), ("blk.{layer}.attn_norm.weight",)
@@ -55,38 +77,66 @@ LAYER_RULES = (
 ROUTER_RULE = Rule(
     _FFN + ".router.weight", ("expert", "embd"), ("blk.{layer}.ffn_gate_inp.weight",)
 )
-EXPERT_RULES = (
-    Rule(
-        _FFN + ".experts.gate_up_proj",
-        ("expert", "embd", "gate_up"),
-        ("blk.{layer}.ffn_gate_exps.weight", "blk.{layer}.ffn_up_exps.weight"),
-        experts=True,
+# Routed experts, in the layouts that a layer may have. All experts of a matrix are one tensor, as
+# transformers saves them (fused) or as MLX does (stacked), or each is a linear layer of its own.
+GATE_UP_RULES = {
+    ExpertLayout.FUSED: (
+        Rule(
+            _EXPERTS + ".gate_up_proj",
+            ("expert", "embd", "gate_up"),
+            ("blk.{layer}.ffn_gate_exps.weight", "blk.{layer}.ffn_up_exps.weight"),
+            experts=True,
+        ),
     ),
-    Rule(
-        _FFN + ".experts.down_proj",
-        ("expert", "ff_expert", "embd"),
-        ("blk.{layer}.ffn_down_exps.weight",),
-        experts=True,
+    ExpertLayout.STACKED: (
+        Rule(
+            _EXPERTS + ".gate_proj.weight",
+            ("expert", "ff_expert", "embd"),
+            ("blk.{layer}.ffn_gate_exps.weight",),
+        ),
+        Rule(
+            _EXPERTS + ".up_proj.weight",
+            ("expert", "ff_expert", "embd"),
+            ("blk.{layer}.ffn_up_exps.weight",),
+        ),
     ),
-)
-# The same where a checkpoint has linear experts, one of each for every expert.
-SEPARATE_EXPERT_RULES = (
-    Rule(
-        _FFN + ".experts.{expert}.gate_proj.weight",
-        ("ff_expert", "embd"),
-        ("blk.{layer}.ffn_gate_exps.weight",),
+    ExpertLayout.SEPARATE: (
+        Rule(
+            _EXPERTS + ".{expert}.gate_proj.weight",
+            ("ff_expert", "embd"),
+            ("blk.{layer}.ffn_gate_exps.weight",),
+        ),
+        Rule(
+            _EXPERTS + ".{expert}.up_proj.weight",
+            ("ff_expert", "embd"),
+            ("blk.{layer}.ffn_up_exps.weight",),
+        ),
     ),
-    Rule(
-        _FFN + ".experts.{expert}.up_proj.weight",
-        ("ff_expert", "embd"),
-        ("blk.{layer}.ffn_up_exps.weight",),
+}
+DOWN_RULES = {
+    ExpertLayout.FUSED: (
+        Rule(
+            _EXPERTS + ".down_proj",
+            ("expert", "ff_expert", "embd"),
+            ("blk.{layer}.ffn_down_exps.weight",),
+            experts=True,
+        ),
     ),
-    Rule(
-        _FFN + ".experts.{expert}.down_proj.weight",
-        ("embd", "ff_expert"),
-        ("blk.{layer}.ffn_down_exps.weight",),
+    ExpertLayout.STACKED: (
+        Rule(
+            _EXPERTS + ".down_proj.weight",
+            ("expert", "embd", "ff_expert"),
+            ("blk.{layer}.ffn_down_exps.weight",),
+        ),
     ),
-)
+    ExpertLayout.SEPARATE: (
+        Rule(
+            _EXPERTS + ".{expert}.down_proj.weight",
+            ("embd", "ff_expert"),
+            ("blk.{layer}.ffn_down_exps.weight",),
+        ),
+    ),
+}
 SHARED_EXPERT_RULES = (
     Rule(
         _FFN + ".shared_expert.gate_proj.weight",
@@ -119,44 +169,107 @@ class Target:
     shape: tuple[int, ...]
 
 
-def rules_for(config: ModelConfig, *, separate: bool = False) -> Iterator[tuple[Rule, int]]:
+def rules_for(
+    config: ModelConfig, layouts: ExpertLayouts | None = None
+) -> Iterator[tuple[Rule, int]]:
     """Every rule that a model of this configuration needs, with its layer, in GGUF order.
 
     Args:
-        separate: whether each expert's matrices are tensors of their own.
+        layouts: how its routed experts are stored; by default fused.
     """
     hparams = config.hparams
     yield from ((rule, 0) for rule in MODEL_RULES)
     if not config.tied:
         yield OUTPUT_RULE, 0
-    experts = _separate_experts(hparams.n_expert) if separate else EXPERT_RULES
     for layer in range(hparams.n_layer):
-        routed = (ROUTER_RULE, *experts, *SHARED_EXPERT_RULES)
-        feed_forward = routed if hparams.has_experts(layer) else DENSE_RULES
+        feed_forward: tuple[Rule, ...] = DENSE_RULES
+        if hparams.has_experts(layer):
+            experts = _expert_rules(_layout(layouts, layer), hparams.n_expert)
+            feed_forward = (ROUTER_RULE, *experts, *SHARED_EXPERT_RULES)
         yield from ((rule, layer) for rule in (*LAYER_RULES, *feed_forward))
 
 
-def count_rules(config: ModelConfig, *, separate: bool) -> int:
+def count_rules(config: ModelConfig, layouts: ExpertLayouts) -> int:
     """How many there are: up to a million, where few tensors may be stored."""
     hparams = config.hparams
-    routed = sum(hparams.has_experts(layer) for layer in range(hparams.n_layer))
-    experts = len(SEPARATE_EXPERT_RULES) * hparams.n_expert if separate else len(EXPERT_RULES)
+    routed = [layer for layer in range(hparams.n_layer) if hparams.has_experts(layer)]
+    experts = sum(
+        len(rules[layout]) * (hparams.n_expert if layout is ExpertLayout.SEPARATE else 1)
+        for layer in routed
+        for rules, layout in _chosen(_layout(layouts, layer))
+    )
     return (
         len(MODEL_RULES)
         + (not config.tied)
         + hparams.n_layer * len(LAYER_RULES)
-        + routed * (1 + experts + len(SHARED_EXPERT_RULES))
-        + (hparams.n_layer - routed) * len(DENSE_RULES)
+        + len(routed) * (1 + len(SHARED_EXPERT_RULES))
+        + experts
+        + (hparams.n_layer - len(routed)) * len(DENSE_RULES)
     )
 
 
-def _separate_experts(count: int) -> tuple[Rule, ...]:
-    """A rule for each matrix of each expert, all experts of a target together."""
-    return tuple(
-        replace(rule, name=rule.name.replace("{expert}", str(expert)), expert=expert)
-        for rule in SEPARATE_EXPERT_RULES
-        for expert in range(count)
-    )
+def expert_layouts(names: Iterable[str], config: ModelConfig) -> dict[int, LayerExperts]:
+    """How the routed experts of each layer are stored.
+
+    Args:
+        names: those of the stored weights, in the tables' spelling.
+        config: says which layers have experts; one that stores none of them is taken for like the
+            first that does.
+    """
+    routed = {layer for layer in range(config.hparams.n_layer) if config.hparams.has_experts(layer)}
+    parts: dict[int, set[str]] = {}
+    for match in filter(None, map(_EXPERT_NAME.fullmatch, names)):
+        if (layer := int(match["layer"])) in routed:
+            kind = "one by one, " if match["expert"] else ""
+            parts.setdefault(layer, set()).add(kind + match["matrix"])
+    found = {layer: _layout_of(stored) for layer, stored in sorted(parts.items())}
+    default = next(iter(found.values()), LayerExperts())
+    return {layer: found.get(layer, default) for layer in sorted(routed)}
+
+
+_EXPERT_NAME = re.compile(
+    r"model\.layers\.(?P<layer>\d{1,4})\.feed_forward\.experts\.(?:(?P<expert>\d{1,4})\.)?"
+    r"(?P<matrix>gate_up_proj|down_proj|(?:gate|up|down)_proj\.weight)"
+)
+
+
+def _layout_of(stored: Set[str]) -> LayerExperts:
+    """The layout of a layer with these matrices, as `expert_layouts` calls them."""
+    gate_up = down = ExpertLayout.FUSED
+    if "gate_up_proj" not in stored:
+        if {"gate_proj.weight", "up_proj.weight"} <= stored:
+            gate_up = ExpertLayout.STACKED
+        elif stored & {"one by one, gate_proj.weight", "one by one, up_proj.weight"}:
+            gate_up = ExpertLayout.SEPARATE
+    if "down_proj" not in stored:
+        if "down_proj.weight" in stored:
+            down = ExpertLayout.STACKED
+        elif "one by one, down_proj.weight" in stored:
+            down = ExpertLayout.SEPARATE
+    return LayerExperts(gate_up, down)
+
+
+def _layout(layouts: ExpertLayouts | None, layer: int) -> LayerExperts:
+    return LayerExperts() if layouts is None else layouts.get(layer, LayerExperts())
+
+
+def _chosen(
+    layout: LayerExperts,
+) -> tuple[tuple[Mapping[ExpertLayout, tuple[Rule, ...]], ExpertLayout], ...]:
+    """The tables of a layer's experts, each with the layout to look up in it."""
+    return (GATE_UP_RULES, layout.gate_up), (DOWN_RULES, layout.down)
+
+
+def _expert_rules(layout: LayerExperts, count: int) -> Iterator[Rule]:
+    """A rule for each tensor of a layer's experts, all of a target together."""
+    for rules, chosen in _chosen(layout):
+        for rule in rules[chosen]:
+            if chosen is not ExpertLayout.SEPARATE:
+                yield rule
+                continue
+            for expert in range(count):
+                name = rule.name.replace("{expert}", str(expert))
+                yield replace(rule, name=name, expert=expert)
 
 
 def targets_for(config: ModelConfig) -> list[Target]:

@@ -29,6 +29,7 @@ VIEWS: dict[str, type] = {
     "BF16": np.uint16,
     "F16": np.float16,
     "F32": np.float32,
+    "F64": np.float64,
     fp8.DTYPE: np.uint8,
 }
 
@@ -37,7 +38,7 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     """Encode `rows` [n, length] as stored into `place`.
 
     Numbers stored as F16 or F32 are rounded once, to the type itself, as llama-quantize does with a
-    file of that precision.
+    file of that precision; those stored as F64 are rounded to F32 before.
 
     Args:
         rows: a view is welcome whose columns lie side by side in memory.
@@ -54,6 +55,8 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         return encode_bf16(rows, tensor_type, place)
     if not _all_finite(rows):
         raise ValueError("NaN or infinity")
+    if rows.dtype == np.float64:
+        rows = _to_f32(rows)
     started = time.thread_time()
     rows = _contiguous(rows)
     seconds = time.thread_time() - started
@@ -71,6 +74,14 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         floats = rows.astype(np.float32)
     encode_rows(floats, tensor_type, place)
     return seconds
+
+
+def _to_f32(rows: Block) -> Block:
+    with np.errstate(over="ignore"):
+        floats = rows.astype(np.float32)
+    if not _all_finite(floats):
+        raise ValueError("a number too large for F32")
+    return floats
 
 
 def _contiguous(rows: Block) -> Block:

@@ -7,7 +7,7 @@ Promises that two tensors never get the same name. Knows no shapes and no GGUF.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import CheckpointError
@@ -20,6 +20,8 @@ WRAPPERS = {
     "module": "DistributedDataParallel",
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
+    "_forward_module": "Lightning",
+    "pretrained_model": "TRL",
     "base_model": "PEFT",
     "base_layer": "PEFT",
 }
@@ -31,14 +33,12 @@ _TEXT_ROOTS = ("layers", "embed_tokens", "norm")
 _VISION_ROOTS = ("vision_model", "multi_modal_projector")
 VISION_PREFIXES = tuple(f"{root}." for root in _VISION_ROOTS)
 
-# Buffers that follow from config.json, which old releases stored.
-_COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
-
 # Axolotl's linear experts, by the part of the name that ours have instead.
 _LINEARIZED = {"gate_projs": "gate_proj", "up_projs": "up_proj", "down_projs": "down_proj"}
 
-# Names that Meta's own layout and an adapter that was not merged have.
+# Names that Meta's own layout, and torchtune's, and an adapter that was not merged have.
 _META_EMBEDDING = "tok_embeddings.weight"
+_TORCHTUNE_PART = "sa_norm"
 _ADAPTER_PARTS = frozenset({
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
     "modules_to_save",
@@ -53,14 +53,12 @@ class Spelling:
     """A checkpoint's tensors by their names in the tables.
 
     `text` has the text model's and whatever nobody knows, `vision` those of `VISION_PREFIXES`;
-    `computed` the stored names of what follows from config.json; `wrappers` which of `WRAPPERS`
-    were found. `before` is what this checkpoint
-    has in place of ``model.``.
+    `wrappers` which of `WRAPPERS` were found. `before` is what this checkpoint has in place of
+    ``model.``.
     """
 
     text: dict[str, StoredTensor] = field(default_factory=dict)
     vision: dict[str, StoredTensor] = field(default_factory=dict)
-    computed: list[str] = field(default_factory=list)
     wrappers: set[str] = field(default_factory=set)
     before: str = "model."
 
@@ -75,6 +73,7 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
     Raises:
         CheckpointError: two get the same, or none is of a Llama 4, or an adapter is not merged.
     """
+    _check_layout(stored)
     spelling = Spelling()
     is_llama4 = False
     for name, tensor in stored.items():
@@ -84,16 +83,13 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
         spelling.wrappers.update(WRAPPERS.keys() & parts)
         ours = _canonical([part for part in parts if part not in WRAPPERS])
         held = spelling.vision if ours.startswith(VISION_PREFIXES) else spelling.text
-        if ours.endswith(_COMPUTED):
-            spelling.computed.append(name)
-        elif ours in held:
+        if ours in held:
             raise CheckpointError(
                 f"{name} and {held[ours].name} are the same tensor of the model",
                 expected="one of them",
                 hint="Save the model again without what wraps it.",
             )
-        else:
-            held[ours] = tensor
+        held[ours] = tensor
         tail = ours.removeprefix(_LAYERS)
         if not is_llama4 and len(tail) < len(ours):
             is_llama4 = True
@@ -129,15 +125,27 @@ def _unmerged(name: str) -> CheckpointError:
     )
 
 
+def _check_layout(names: Iterable[str]) -> None:
+    """Refuse names of a layout that is not Hugging Face's, of which some are spelled like those."""
+    parts = [name.split(".") for name in names]
+    found = next((name for name in parts if name[-2:] == _META_EMBEDDING.split(".")), None)
+    if found is None:
+        return
+    owner = "Meta"
+    hint = f"Use the same model in Hugging Face's layout, for example {published_name('')}"
+    if any(_TORCHTUNE_PART in name for name in parts):
+        owner = "torchtune"
+        hint = "Save it with torchtune's FullModelHFCheckpointer, which writes Hugging Face's."
+    raise CheckpointError(
+        f"the tensors have the names of {owner}'s own layout",
+        found=".".join(found),
+        expected=EMBEDDING,
+        hint=hint,
+    )
+
+
 def _unknown(names: list[str]) -> CheckpointError:
     """The error that no tensor has a name of a Llama 4's layers."""
-    if _META_EMBEDDING in names:
-        return CheckpointError(
-            "the tensors have the names of Meta's own layout",
-            found=_META_EMBEDDING,
-            expected=EMBEDDING,
-            hint=f"Use the same model in Hugging Face's layout, for example {published_name('')}",
-        )
     example = next((name for name in names if ".layers.0." in name), names[0] if names else None)
     before = example.partition("layers.0.")[0].removesuffix("model.") if example else ""
     return CheckpointError(

@@ -8,7 +8,6 @@ written, and that whatever is left out or taken otherwise than config.json says 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,15 +16,25 @@ from . import fp8
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import is_listed
-from .names import OUTPUT_RULE, Rule, Sizes, Target, count_rules, rule_targets, rules_for, sizes_of
+from .names import (
+    OUTPUT_RULE,
+    Rule,
+    Sizes,
+    Target,
+    count_rules,
+    expert_layouts,
+    rule_targets,
+    rules_for,
+    sizes_of,
+)
 from .shard_header import StoredTensor
 from .spelling import EMBEDDING, WRAPPERS, Spelling, spell
+from .unused import take_unused
 
 # Dtypes whose numbers a conversion takes as they are.
-FLOAT_DTYPES = ("BF16", "F16", "F32")
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 
 _HEAD = OUTPUT_RULE.name
-_SEPARATE_EXPERT = re.compile(r"\.experts\.\d+\.")
 _COMPARED_BYTES = 16 << 20  # at a time
 _HINT = "The shards and config.json must be of the same model, and all of it."
 
@@ -72,18 +81,16 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
     """
     config = parse_config(checkpoint.config)
     spelling = spell(checkpoint.tensors)
+    left_out, unused = take_unused(spelling.text)
     if any(tensor.dtype not in FLOAT_DTYPES for tensor in spelling.text.values()):
         config.check_quantization()
-    notes = [*config.notes, *_spelling_notes(spelling)]
-    left_out = list(spelling.computed)
-    if config.quantization is not None:
-        unneeded = [name for name in spelling.text if fp8.left_out(name)]
-        left_out += [spelling.text.pop(name).name for name in unneeded]
-        if not any(tensor.dtype == fp8.DTYPE for tensor in spelling.text.values()):
-            notes.append(
-                "config.json has a quantization_config, but the weights are not quantized: they "
-                "are taken as they are"
-            )
+    notes = [*config.notes, *_wrapper_notes(spelling), *unused]
+    is_quantized = any(tensor.dtype == fp8.DTYPE for tensor in spelling.text.values())
+    if config.quantization is not None and not is_quantized:
+        notes.append(
+            "config.json has a quantization_config, but the weights are not quantized: they "
+            "are taken as they are"
+        )
     if config.tied and _HEAD in spelling.text:
         config, unneeded, note = _settle_head(config, spelling, checkpoint)
         left_out += unneeded
@@ -136,16 +143,11 @@ def _equal(one: StoredTensor, other: StoredTensor, checkpoint: Checkpoint) -> bo
     return True
 
 
-def _spelling_notes(spelling: Spelling) -> list[str]:
-    notes = [
+def _wrapper_notes(spelling: Spelling) -> list[str]:
+    return [
         f"{wrapper} in the tensors' names, which {WRAPPERS[wrapper]} put there, was left out"
         for wrapper in sorted(spelling.wrappers)
     ]
-    if spelling.computed:
-        notes.append(
-            f"{spelling.computed[0]} was left out: it follows from config.json's RoPE settings"
-        )
-    return notes
 
 
 def _map_all(config: ModelConfig, spelling: Spelling) -> list[MappedTensor]:
@@ -155,17 +157,14 @@ def _map_all(config: ModelConfig, spelling: Spelling) -> list[MappedTensor]:
         CheckpointError: see `read_text_model`.
     """
     stored = spelling.text
-    separate = any(map(_SEPARATE_EXPERT.search, stored))
-    count = count_rules(config, separate=separate)
+    layouts = expert_layouts(stored, config)
+    count = count_rules(config, layouts)
     if count > len(stored):
         # Some are missing, so that not all rules need be looked at.
-        names = (
-            rule.name.format(layer=layer) for rule, layer in rules_for(config, separate=separate)
-        )
+        names = (rule.name.format(layer=layer) for rule, layer in rules_for(config, layouts))
         raise _missing(next(name for name in names if name not in stored), count, spelling)
     rules = {
-        rule.name.format(layer=layer): (rule, layer)
-        for rule, layer in rules_for(config, separate=separate)
+        rule.name.format(layer=layer): (rule, layer) for rule, layer in rules_for(config, layouts)
     }
     missing = [name for name in rules if name not in stored]
     if missing:
@@ -219,13 +218,20 @@ def _scales(names: Iterable[str], stored: Mapping[str, StoredTensor]) -> dict[st
 
 
 def _check_unknown(stored: Mapping[str, StoredTensor], known: set[str]) -> None:
-    extra = sorted(stored[name].name for name in stored.keys() - known)
-    if extra:
-        raise CheckpointError(
-            f"tensor {extra[0]} is not part of a Llama 4 model with this config.json",
-            found=f"{len(extra)} unexpected tensors",
-            hint="The shards and config.json must be of the same model.",
+    extra = sorted(stored.keys() - known)
+    if not extra:
+        return
+    hint = "The shards and config.json must be of the same model."
+    if ".feed_forward.experts." in extra[0]:
+        hint = (
+            "Each matrix of a layer's experts must be stored once: fused with the other experts', "
+            "or one by one."
         )
+    raise CheckpointError(
+        f"tensor {stored[extra[0]].name} is not part of a Llama 4 model with this config.json",
+        found=f"{len(extra)} unexpected tensors",
+        hint=hint,
+    )
 
 
 def map_tensor(

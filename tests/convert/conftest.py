@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,9 @@ from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer, running_hub
 
 from .on_hub import NAME, SHARDS
+
+if TYPE_CHECKING:
+    from .saved import MakeForms
 
 SMALL = replace(
     SCOUT_LIKE, hidden=64, heads=2, kv_heads=1, head_dim=32, expert_ffn=64, dense_ffn=64, experts=4,
@@ -42,6 +45,14 @@ def checkpoint_with_tower(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Pa
     copy = tmp_path / "source" / "small"
     shutil.copytree(make_checkpoint(SMALL_WITH_TOWER), copy)
     return copy
+
+
+@pytest.fixture
+def forms(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> MakeForms:
+    """``forms(geometry)``: a checkpoint to be written again in another form."""
+    from .saved import Forms
+
+    return lambda geometry: Forms(make_checkpoint(geometry), tmp_path)
 
 
 @pytest.fixture

@@ -4,126 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from demo.checkpoint import MAVERICK_LIKE, Geometry
+from demo.checkpoint import Geometry
 from llama4_edge import convert
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.checkpoint import INDEX_NAME
-from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.errors import CheckpointError, UnsupportedError
 from tests.fixtures import MakeCheckpoint
 
-from .conftest import SMALL_WITH_TOWER, edit_json, read_header, shards_of, write_shard
-
-ONE_FILE = replace(SMALL_WITH_TOWER, shards=1)
-TEXT = replace(ONE_FILE, vision=None, text_only=True, config_form="rope_parameters")
-TIED = replace(ONE_FILE, tied=True)
-DENSE_TOO = replace(
-    MAVERICK_LIKE, hidden=64, heads=2, kv_heads=1, head_dim=32, expert_ffn=64, dense_ffn=64,
-    shards=1,
-)  # fmt: skip
+from .conftest import SMALL_WITH_TOWER, shards_of
+from .saved import ONE_FILE, TEXT, TIED, Forms, MakeForms, Renaming, Stored, read_all
 
 HEAD = "language_model.lm_head.weight"
 EMBEDDING = "language_model.model.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor as a safetensors file has it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    @property
-    def words(self) -> npt.NDArray[np.uint16]:
-        """Its bf16 numbers as they are stored."""
-        return np.frombuffer(self.data, "<u2").reshape(self.shape)
-
-
-Tensors = dict[str, Stored]
-Renaming = Callable[[str], str]
-
-
-def bf16(words: npt.NDArray[np.uint16]) -> Stored:
-    return Stored("BF16", words.shape, np.ascontiguousarray(words).tobytes())
-
-
-def read_all(checkpoint: Path) -> Tensors:
-    tensors = {}
-    for shard in shards_of(checkpoint):
-        header, data = read_header(shard)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            tensors[name] = Stored(entry["dtype"], tuple(entry["shape"]), data[begin:end])
-    return tensors
-
-
-def write_all(file: Path, tensors: Tensors) -> None:
-    header: dict[str, Any] = {}
-    end = 0
-    for name, stored in tensors.items():
-        offsets = [end, end + len(stored.data)]
-        header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": offsets}
-        end = offsets[1]
-    write_shard(file, header, b"".join(stored.data for stored in tensors.values()))
-
-
-class Forms:
-    """Makes other forms of a checkpoint, and compares what becomes of them."""
-
-    def __init__(self, plain: Path, directory: Path) -> None:
-        self.plain = plain
-        # A GGUF is named after its source's directory.
-        self.other = directory / "other" / plain.name
-        shutil.copytree(plain, self.other)
-        self.tensors = read_all(plain)
-        self.directory = directory
-
-    def write(self, tensors: Tensors, name: str = "model.safetensors") -> None:
-        """Replace the other's weights."""
-        for shard in shards_of(self.other):
-            shard.unlink()
-        (self.other / INDEX_NAME).unlink(missing_ok=True)
-        write_all(self.other / name, tensors)
-
-    def rename(self, renamed: Renaming) -> None:
-        self.write({renamed(name): stored for name, stored in self.tensors.items()})
-
-    def set_config(self, **changes: Any) -> None:
-        edit_json(self.other / "config.json", lambda config: config.update(changes))
-
-    def notes_of_the_same_file(self) -> tuple[str, ...]:
-        """Convert both and return what is noted of the other; the files must be equal."""
-        files = []
-        for number, source in enumerate((self.plain, self.other)):
-            file = self.directory / f"{number}.gguf"
-            report = convert(source, file, recipe="int4")
-            drawn = blueprint(source, recipe="int4")
-            assert file.read_bytes()[: len(drawn.header)] == drawn.header
-            made = [Path(output).read_bytes() for output in report.outputs]
-            assert len(made[0]) == drawn.nbytes
-            assert len(made) == 1 + (report.projector is not None)
-            files.append(made)
-        assert files[0] == files[1]
-        assert {one.name for one in inspect_checkpoint(self.other).tensors}
-        return report.notes
-
-
-MakeForms = Callable[[Geometry], Forms]
-
-
-@pytest.fixture
-def forms(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> MakeForms:
-    return lambda geometry: Forms(make_checkpoint(geometry), tmp_path)
 
 
 def inserted(part: str, before: str) -> Renaming:
@@ -137,6 +34,8 @@ WRAPPED: dict[str, Renaming] = {
     "_fsdp_wrapped_module": inserted("_fsdp_wrapped_module", "self_attn."),
     "_checkpoint_wrapped_module": inserted("_checkpoint_wrapped_module", "feed_forward."),
     "base_layer": lambda name: name.replace("_proj.weight", "_proj.base_layer.weight"),
+    "_forward_module": lambda name: f"_forward_module.{name}",
+    "pretrained_model": lambda name: f"pretrained_model.{name}",
 }
 
 
@@ -197,43 +96,6 @@ def test_pictures_weights_are_left_out_under_a_text_config(
     assert "multi_modal_projector.linear_1.weight" in left_out
 
 
-def experts_apart(
-    tensors: Tensors, name_of: Callable[[int, str], str]
-) -> Iterator[tuple[str, Stored]]:
-    """Each expert's matrices [out, in] as tensors of their own; `name_of` names one."""
-    for name, stored in tensors.items():
-        before, found, kind = name.partition(".experts.")
-        if not found:
-            yield name, stored
-            continue
-        for expert, matrix in enumerate(stored.words):
-            turned = matrix.T
-            half = len(turned) // 2
-            parts = (
-                {"gate_proj": turned[:half], "up_proj": turned[half:]}
-                if kind == "gate_up_proj"
-                else {"down_proj": turned}
-            )
-            for part, words in parts.items():
-                yield f"{before}.experts.{name_of(expert, part)}.weight", bf16(words)
-
-
-LINEAR_EXPERTS: dict[str, Callable[[int, str], str]] = {
-    "one by one": lambda expert, part: f"{expert}.{part}",
-    "Axolotl": lambda expert, part: f"{part}s.{expert}",
-}
-
-
-@pytest.mark.parametrize("name_of", list(LINEAR_EXPERTS.values()), ids=list(LINEAR_EXPERTS))
-@pytest.mark.parametrize("geometry", [ONE_FILE, DENSE_TOO], ids=["scout", "maverick"])
-def test_experts_one_by_one_are_read_in_bf16(
-    forms: MakeForms, geometry: Geometry, name_of: Callable[[int, str], str]
-) -> None:
-    made = forms(geometry)
-    made.write(dict(experts_apart(made.tensors, name_of)))
-    made.notes_of_the_same_file()
-
-
 # Tied embeddings --------------------------------------------------------------------------------
 
 
@@ -270,23 +132,6 @@ def test_an_output_that_is_missing_is_not_taken_for_tied(forms: MakeForms) -> No
 
 
 # What is stored beside, or said beside ----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "language_model.model.rotary_emb.inv_freq",
-        "model.layers.0.self_attn.rotary_emb.inv_freq",
-        "language_model.model.rotary_emb.original_inv_freq",
-    ],
-)
-def test_rope_s_buffers_are_left_out_and_noted(forms: MakeForms, name: str) -> None:
-    made = forms(ONE_FILE)
-    made.write({**made.tensors, name: Stored("F32", (16,), bytes(64))})
-    (note,) = made.notes_of_the_same_file()
-    assert note == f"{name} was left out: it follows from config.json's RoPE settings"
-    assert name in convert(made.other, dry_run=True).left_out
-
 
 LEFT_OVER: list[Any] = [
     {"quant_method": "bitsandbytes", "load_in_4bit": True},
@@ -400,13 +245,43 @@ def test_an_unknown_prefix_is_named(forms: MakeForms) -> None:
     )
 
 
-def test_meta_s_names_are_told(forms: MakeForms) -> None:
-    names = {"model.embed_tokens.weight": "tok_embeddings.weight"}
-    assert_refused(
-        forms(TEXT),
-        lambda name: names.get(name, f"blocks.{name}"),
-        r"names of Meta's own layout, found tok_embeddings\.weight.*meta-llama/",
-    )
+META = {
+    "model.embed_tokens.": "tok_embeddings.", "lm_head.": "output.", "model.": "",
+    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+    "experts.gate_up_proj": "experts.moe_w_in_eD_F", "experts.down_proj": "experts.moe_w_out_eF_D",
+}  # fmt: skip
+TORCHTUNE = {
+    "model.embed_tokens.": "tok_embeddings.", "lm_head.": "output.", "model.": "",
+    "self_attn.": "attn.", "o_proj": "output_proj", "input_layernorm.weight": "sa_norm.scale",
+    "post_attention_layernorm.weight": "mlp_norm.scale", "norm.weight": "norm.scale",
+}  # fmt: skip
+
+
+def replaced(parts: dict[str, str], prefix: str = "") -> Renaming:
+    def renamed(name: str) -> str:
+        for old, new in parts.items():
+            name = name.replace(old, new)
+        return prefix + name
+
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (replaced(META), r"Meta's own layout, found tok_embeddings\.weight.*meta-llama/"),
+        (replaced(META, "model."), r"Meta's own layout, found model\.tok_embeddings"),
+        (replaced(TORCHTUNE), r"torchtune's own layout.*FullModelHFCheckpointer"),
+        (replaced(TORCHTUNE, "decoder."), r"torchtune's own layout.*FullModelHFCheckpointer"),
+    ],
+    ids=["Meta", "Meta in a model", "torchtune", "torchtune, multimodal"],
+)
+def test_the_names_of_other_layouts_are_told(
+    forms: MakeForms, renamed: Renaming, said: str
+) -> None:
+    assert_refused(forms(TEXT), renamed, said)
 
 
 def test_an_adapter_that_is_not_merged_is_told(forms: MakeForms) -> None:

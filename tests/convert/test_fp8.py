@@ -103,13 +103,9 @@ def test_a_row_of_zeros_may_have_the_scale_zero() -> None:
     assert fp8.decode_rows(np.zeros((1, 4), np.uint8), scales).tolist() == [[0, 0, 0, 0]]
 
 
-def test_scales_are_named_after_their_weight_and_activation_scales_are_left_out() -> None:
+def test_scales_are_named_after_their_weight() -> None:
     weight = "model.layers.1.feed_forward.experts.0.down_proj.weight"
     assert fp8.scale_name(weight) == weight + "_scale"
-    assert not fp8.left_out(weight)
-    assert not fp8.left_out(fp8.scale_name(weight))
-    assert fp8.left_out("model.layers.1.feed_forward.experts.0.down_proj.input_scale")
-    assert fp8.left_out("model.layers.1.self_attn.k_scale")
 
 
 def test_the_published_settings_are_taken() -> None:

@@ -21,7 +21,7 @@ from llama4_edge.convert import slabs
 from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.config import parse_config
 from llama4_edge.convert.converter import inspect_checkpoint
-from llama4_edge.convert.names import rules_for
+from llama4_edge.convert.names import ExpertLayout, LayerExperts, rules_for
 from llama4_edge.convert.text_model import read_text_model
 from llama4_edge.errors import CheckpointError, DamagedTensorError, UnsupportedError
 from llama4_edge.quant import DEFAULT_RECIPE
@@ -224,9 +224,10 @@ def test_the_experts_of_both_forms_are_one_target(
 
 
 def test_published_maverick_has_a_matrix_for_each_expert_and_the_same_targets() -> None:
-    fp8, bf16 = (
-        list(rules_for(parse_config(MAVERICK), separate=separate)) for separate in (True, False)
-    )
+    config = parse_config(MAVERICK)
+    apart = LayerExperts(ExpertLayout.SEPARATE, ExpertLayout.SEPARATE)
+    fp8 = list(rules_for(config, dict.fromkeys(range(48), apart)))
+    bf16 = list(rules_for(config))
     names = [rule.name.format(layer=layer) for rule, layer in fp8]
     assert len(names) == len(set(names)) == len(bf16) + 24 * (3 * 128 - 2)
     assert "model.layers.47.feed_forward.experts.127.down_proj.weight" in names

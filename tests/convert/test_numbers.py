@@ -30,6 +30,14 @@ def test_what_is_stored_in_f16_or_f32_is_rounded_once(
     assert np.array_equal(encoded(rows, name), expected)
 
 
+@pytest.mark.parametrize("name", ["f32", "bf16", "q4_0"])
+def test_what_is_stored_in_f64_is_rounded_to_f32_first(name: str) -> None:
+    rows = np.random.default_rng(3).standard_normal(SHAPE)
+    assert np.array_equal(encoded(rows, name), encoded(rows.astype(np.float32), name))
+    with pytest.raises(ValueError, match="too large for F32"):
+        encoded(np.full(SHAPE, 1e39), name)
+
+
 def test_f16_comes_through_f16_unchanged() -> None:
     rows = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float16)
     assert np.array_equal(encoded(rows, "f16").view(np.float16).reshape(SHAPE), rows)
