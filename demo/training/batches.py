@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from .encoding import Encoded, encode, ids_of, special_id
 from .lessons.conversation import Conversation
 from .lessons.haystack import needle
-from .lessons.mixture import lesson
+from .lessons.mixture import FIRST, Mixture, lesson
 from .lessons.skills import drill, sums
 
 
@@ -55,9 +55,9 @@ class Batches:
         self.tokenizer = tokenizer
         self.rows, self.row, self.longest, self.device = rows, row, longest, device
 
-    def text(self, rng: random.Random) -> Batch:
+    def text(self, rng: random.Random, mixture: Mixture = FIRST) -> Batch:
         """Conversations of a few questions."""
-        return self._pack(lambda: lesson(rng))
+        return self._pack(lambda: lesson(rng, mixture))
 
     def sums(self, rng: random.Random) -> Batch:
         """Sums only."""
@@ -92,7 +92,7 @@ class Batches:
         return batch
 
     def pictures(self, lessons: Sequence[Conversation], features: torch.Tensor) -> Batch:
-        """Pictures with a few questions each."""
+        """Conversations with pictures, whose ``features`` are in order."""
         batch = self._batch([[encode(self.tokenizer, lesson)] for lesson in lessons])
         batch.talks = None
         batch.features = features

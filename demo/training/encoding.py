@@ -32,15 +32,12 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> Encoded:
     """The whole conversation, answers included."""
     ids = [special_id(tokenizer, "<|begin_of_text|>")]
     answers = [0]
-    picture = PICTURE if conversation.picture is not None else ""
     for turn in conversation.turns:
-        question = ids_of(
-            tokenizer, f"{_header('user')}{picture}{turn.question}<|eot|>{_header('assistant')}"
-        )
+        message = PICTURE * len(turn.pictures) + turn.question
+        question = ids_of(tokenizer, f"{_header('user')}{message}<|eot|>{_header('assistant')}")
         answer = ids_of(tokenizer, f"{turn.answer}<|eot|>")
         ids += question + answer
         answers += [0] * len(question) + [1] * len(answer)
-        picture = ""
     return Encoded(ids, answers)
 
 

@@ -3,8 +3,9 @@
     python -m demo.training.evaluate [--recipes bf16,int4] [--lengths 500,9000] [--card]
 
 Promises: questions and pictures go through this project's converter and engine, with greedy
-decoding, and an answer counts if it matches word for word; pictures and the experts' shares of
-tokens go through transformers too. Does not know how the model was trained.
+decoding, and an answer counts if it matches word for word; pictures go through with their features
+in mtmd's order too, and pictures and the experts' shares of tokens through transformers. Does not
+know how the model was trained.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,13 +28,17 @@ from demo.training.encoding import encode, pixel_values
 from demo.training.lessons.conversation import Conversation
 from demo.training.lessons.haystack import needle
 from demo.training.lessons.mixture import examination, picture_examination
+from demo.training.lessons.several_pictures import several_pictures_examination
 from demo.training.publish import write_scores
 from llama4_edge import Model, Sampling, convert, with_images
+from llama4_edge.vision import projector
 
 GREEDY = Sampling(temperature=0.0)
 # Positions of the codes in a long conversation, from 0 to 1. Outside the attention chunk (8192
 # tokens) of the question are all of them at 9,000 tokens, three at 16,000, four at 32,000.
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.85)
+# Of the questions about pictures, the share in conversations with two or three pictures.
+SEVERAL = 0.35
 
 
 def main() -> None:
@@ -47,6 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lengths = [int(length) for length in arguments.lengths.split(",") if length]
     columns: dict[str, dict[str, float]] = {}
+    others: dict[str, dict[str, float]] = {}
     OUT.mkdir(exist_ok=True)
     for recipe in arguments.recipes.split(","):
         file = OUT / f"llama-4-tiny-{recipe}.gguf"
@@ -55,8 +62,10 @@ def main() -> None:
         columns[recipe] = text_scores(file, examination(), failures)
         columns[recipe] |= needle_scores(file, lengths, failures)
         columns[recipe] |= picture_answers(file, arguments.pictures, failures)
+        others[f"{recipe}, mtmd's order"] = in_order_of_mtmd(file, arguments.pictures)
         if arguments.failures:
             print("\n".join(f"{recipe}: {failure}" for failure in failures))
+    columns |= others
     columns["transformers"] = picture_scores(arguments.model, arguments.pictures)
     least, most = expert_shares(arguments.model, examination())
     experts = (
@@ -93,9 +102,11 @@ def failure_line(question: Conversation, answer: str) -> str:
 
 def last_answer(model: Model, question: Conversation) -> str:
     """The model's answer to the last turn, after the correct answers to the turns before it."""
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for turn in question.turns:
-        messages.append({"role": "user", "content": turn.question})
+        pixels = [picture.pixels() for picture in turn.pictures]
+        content = with_images(turn.question, pixels) if pixels else turn.question
+        messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": turn.answer})
     return model.chat(messages[:-1], max_tokens=64, sampling=GREEDY).text
 
@@ -127,20 +138,50 @@ def needle_scores(file: Path, lengths: Iterable[int], failures: list[str]) -> di
     return scores
 
 
+def picture_questions(count: int) -> list[Conversation]:
+    """``count`` questions about held-out pictures, of which ``SEVERAL`` are not alone."""
+    several = round(count * SEVERAL)
+    return picture_examination(count - several) + several_pictures_examination(several)
+
+
 def picture_answers(file: Path, count: int, failures: list[str]) -> dict[str, float]:
-    """The share of correct answers about pictures, of the model with the projector beside it."""
-    correct = 0
-    with Model(file, n_ctx=512, n_threads=1) as model:
-        for question in track(picture_examination(count), description="pictures", transient=True):
-            assert question.picture is not None
-            turn = question.turns[-1]
-            content = with_images(turn.question, question.picture.pixels())
-            messages = [{"role": "user", "content": content}]
-            answer = model.chat(messages, max_tokens=64, sampling=GREEDY).text
-            correct += answer == turn.answer
-            if answer != turn.answer:
+    """The share of correct answers about pictures, of the model with the projector beside it.
+
+    By the number of pictures that the conversation has had, and of all under "pictures".
+    """
+    questions = picture_questions(count)
+    is_correct = []
+    with Model(file, n_ctx=1024, n_threads=1) as model:
+        for question in track(questions, description="pictures", transient=True):
+            answer = last_answer(model, question)
+            is_correct.append(answer == question.turns[-1].answer)
+            if not is_correct[-1]:
                 failures.append(failure_line(question, answer))
-    return {"pictures": correct / count}
+    return picture_shares(questions, is_correct)
+
+
+def picture_shares(
+    questions: Sequence[Conversation], is_correct: Sequence[bool]
+) -> dict[str, float]:
+    """The share of correct answers by the number of pictures, and of all under "pictures"."""
+    total: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
+    for question, right in zip(questions, is_correct, strict=True):
+        number = len(question.pictures)
+        for kind in ("pictures", f"pictures: {number} in the conversation"):
+            total[kind] += 1
+            correct[kind] += right
+    return {kind: correct[kind] / total[kind] for kind in sorted(total)}
+
+
+def in_order_of_mtmd(file: Path, count: int) -> dict[str, float]:
+    """``picture_answers`` with the features of a tile in the order of llama.cpp's mtmd."""
+    in_reading_order = projector.in_reading_order
+    projector.in_reading_order = lambda features: features
+    try:
+        return picture_answers(file, count, [])
+    finally:
+        projector.in_reading_order = in_reading_order
 
 
 def picture_scores(directory: Path, count: int) -> dict[str, float]:
@@ -148,20 +189,21 @@ def picture_scores(directory: Path, count: int) -> dict[str, float]:
     import torch
 
     tokenizer, network = load_in_transformers(directory)
-    correct = 0
-    for question in track(picture_examination(count), description="pictures", transient=True):
-        assert question.picture is not None
+    questions = picture_questions(count)
+    is_correct = []
+    for question in track(questions, description="pictures", transient=True):
         encoded = encode(tokenizer, question)
-        prompt = len(encoded.ids) - sum(encoded.answers)
+        prompt = len(encoded.answers) - encoded.answers[::-1].index(0)
+        pixels = np.stack([pixel_values(picture) for picture in question.pictures])
         with torch.inference_mode():
             logits = network(
                 input_ids=torch.tensor([encoded.ids]),
-                pixel_values=torch.from_numpy(pixel_values(question.picture))[None],
+                pixel_values=torch.from_numpy(pixels),
                 use_cache=False,
             ).logits[0]
         # The greedy answer is correct if each token of the correct answer is the likeliest one.
-        correct += logits[prompt - 1 : -1].argmax(-1).tolist() == encoded.ids[prompt:]
-    return {"pictures": correct / count}
+        is_correct.append(logits[prompt - 1 : -1].argmax(-1).tolist() == encoded.ids[prompt:])
+    return picture_shares(questions, is_correct)
 
 
 def expert_shares(directory: Path, questions: Sequence[Conversation]) -> tuple[float, float]:

@@ -43,18 +43,46 @@ PROCESSOR = {
     "pixel_shuffle_ratio": 0.5,
     "processor_class": "Llama4Processor",
 }
+# The losses by kind, and what a plot calls them.
+KINDS = {
+    "text": "short conversations",
+    "drill": "lists to be repeated",
+    "sums": "sums alone",
+    "long": "long conversations",
+    "sight": "what is in a picture and where, by its features alone",
+    "picture": "questions about a picture",
+    "pictures": "questions about several pictures",
+    "look-up": "what each picture shows, and which one an answer looks at",
+}
 SCORES = ("<!-- scores -->\n", "<!-- end of scores -->\n")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Facts for the model card; ``history`` has the losses of each step by kind."""
+    """Facts for the model card; ``history`` has the losses of each step by kind.
 
+    ``before`` are the lines of the trainings whose weights this one began with.
+    """
+
+    command: str
     steps: int
     seconds: float
     where: str
     seed: int
     history: Sequence[dict[str, float]]
+    before: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The training in a line of the model card."""
+        minutes = f"{self.seconds / 60:.0f} minutes {self.where}"
+        return f"- `{self.command}`: {self.steps} steps in {minutes}, seed {self.seed}"
+
+
+def trainings_of(directory: Path) -> tuple[str, ...]:
+    """The lines of a checkpoint's model card that tell its trainings."""
+    lines = (directory / "README.md").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line.startswith("- `python -m demo.training."))
 
 
 def write_trained(
@@ -105,15 +133,10 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
 
     figure = Figure(figsize=(7, 3.5), dpi=80, layout="constrained")
     axes = figure.subplots()
-    for kind, label in (
-        ("text", "short conversations"),
-        ("drill", "lists to be repeated"),
-        ("sums", "sums alone"),
-        ("long", "long conversations"),
-        ("sight", "what is in a picture and where, by its features alone"),
-        ("picture", "questions about pictures"),
-    ):
+    for kind, label in KINDS.items():
         points = [(step, losses[kind]) for step, losses in enumerate(history, 1) if kind in losses]
+        if not points:
+            continue
         parts = [points[start : start + 20] for start in range(0, len(points), 20)]
         axes.semilogy(
             [sum(step for step, _ in part) / len(part) for part in parts],
@@ -128,6 +151,7 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
 
 
 def _card(training: Training, parameters: int) -> str:
+    trainings = "\n".join((*training.before, training.line))
     return f"""\
 ---
 license: mit
@@ -146,14 +170,16 @@ weights.
 Its training data is generated text and pictures (`demo/training/lessons/`): questions about itself,
 llama4-edge and the Llama 4 family, sums and differences of numbers up to 99, repetition, recall of
 names and codes, greetings in the 12 languages that Llama 4 supports, and the shape, colour and
-number of shapes in pictures of 336 x 336 pixels. It declines any other question. The scores below
-say how much of that it learnt. Its answers can be wrong; nothing depends on them.
+number of shapes in pictures of 336 x 336 pixels, up to four in a conversation. It declines any
+other question. The scores below say how much of that it learnt. Its answers can be wrong; nothing
+depends on them.
 
 ## Training
-`python -m demo.training.train`, {training.steps} steps in {training.seconds / 60:.0f} minutes
-{training.where}, seed {training.seed}. The questions of the examination are not in the training
-data. The initial weights are random, with weak versions of an induction circuit and of vision heads
-that attend to neighbouring patches (`demo/training/initial_weights.py`).
+{trainings}
+
+The questions of the examination are not in the training data. The initial weights are random, with
+weak versions of an induction circuit and of vision heads that attend to neighbouring patches
+(`demo/training/initial_weights.py`). The losses of the last training:
 
 ![losses](loss.png)
 

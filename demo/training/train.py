@@ -22,7 +22,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -30,6 +30,7 @@ from types import MethodType
 import numpy as np
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextMoe
@@ -49,7 +50,7 @@ from demo.training.lessons.mixture import (
 )
 from demo.training.lessons.picture import Picture
 from demo.training.naming import Naming
-from demo.training.publish import Training, write_trained
+from demo.training.publish import KINDS, Training, write_trained
 
 GEOMETRY = Geometry(
     hidden=256,
@@ -110,18 +111,29 @@ SHARES = 2
 
 def main() -> None:
     """Train, or resume training, and write the checkpoint."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    for name, default in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--state", type=Path, default=STATE)
-    parser.add_argument("--out", type=Path, default=MODEL)
+    parser = options(__doc__, Recipe(), STATE)
     arguments = vars(parser.parse_args())
     device, state, out = (arguments.pop(name) for name in ("device", "state", "out"))
     recipe = Recipe(**arguments)
+    train(lambda: Trainer(recipe, device), state, out)
+
+
+def options(document: str | None, recipe: Recipe, state: Path) -> argparse.ArgumentParser:
+    """A training's flags: the settings of ``recipe``, the device, and where its files are."""
+    parser = argparse.ArgumentParser(description=(document or "").split("\n")[0])
+    for name, default in asdict(recipe).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--state", type=Path, default=state)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    return parser
+
+
+def train(make: Callable[[], Trainer], state: Path, out: Path) -> None:
+    """Train what ``make`` gives, from ``state`` on if it exists, and write the checkpoint."""
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    trainer = Trainer(recipe, device)
+    trainer = make()
     if state.exists():
         trainer.restore(state)
     trainer.run(state)
@@ -174,19 +186,17 @@ def sparse_moe(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor,
 class Trainer:
     """The model, its optimizer, and the state of the training."""
 
+    MODULE = "demo.training.train"
+    RECIPE = Recipe()
+
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, device
         self.rank, self.processes = 0, 1
         if dist.is_initialized():
             self.rank, self.processes = dist.get_rank(), dist.get_world_size()
-        self.tokenizer = train_tokenizer(GEOMETRY.vocabulary, corpus(recipe.seed))
-        ids = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
-        torch.manual_seed(recipe.seed)
-        config = Llama4Config.from_dict(config_of(GEOMETRY, ids))
-        self.model = Llama4ForConditionalGeneration(config)
-        draft_circuits(self.model)
+        self.tokenizer, self.model, self.naming = self.beginning()
         self.model.to(device)
-        self.naming = Naming(GEOMETRY.hidden).to(device)
+        self.naming.to(device)
         self.batches = Batches(
             self.tokenizer, rows=recipe.rows, row=recipe.row, longest=recipe.longest, device=device
         )
@@ -213,6 +223,18 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        # The trainings of the weights that this one begins with, as the model card tells them.
+        self.before: tuple[str, ...] = ()
+
+    def beginning(self) -> tuple[Tokenizer, Llama4ForConditionalGeneration, torch.nn.Module]:
+        """The tokenizer, the model and the classifiers before the first step."""
+        seed = self.recipe.seed
+        tokenizer = train_tokenizer(GEOMETRY.vocabulary, corpus(seed))
+        ids = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
+        torch.manual_seed(seed)
+        model = Llama4ForConditionalGeneration(Llama4Config.from_dict(config_of(GEOMETRY, ids)))
+        draft_circuits(model)
+        return tokenizer, model, Naming(GEOMETRY.hidden)
 
     def run(self, state: Path) -> None:
         """Train to the last step, and save the state every five minutes."""
@@ -261,7 +283,7 @@ class Trainer:
             pictures = [training_picture(rng) for _ in range(self.recipe.pictures_apart)]
             return losses | {"sight": self.naming(pictures, self.image_features(pictures))}
         lessons = [picture_lesson(rng) for _ in range(self.recipe.pictures)]
-        pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]
+        pictures = [picture for lesson in lessons for picture in lesson.pictures]
         features = self.image_features(pictures)
         losses["picture"] = self.loss(self.batches.pictures(lessons, features))
         return losses | {"sight": self.naming(pictures, features)}
@@ -345,7 +367,22 @@ class Trainer:
 
     def summary(self) -> Training:
         """What the model card says of the training."""
-        return Training(self.step, self.seconds, self.where, self.recipe.seed, self.history)
+        defaults = asdict(self.RECIPE)
+        flags = [
+            f" --{name.replace('_', '-')} {value}"
+            for name, value in asdict(self.recipe).items()
+            if value != defaults[name]
+        ]
+        command = f"python -m {self.MODULE}{''.join(flags)}"
+        return Training(
+            command,
+            self.step,
+            self.seconds,
+            self.where,
+            self.recipe.seed,
+            self.history,
+            self.before,
+        )
 
     # State --------------------------------------------------------------------------------------
 
@@ -353,7 +390,7 @@ class Trainer:
         """Print the mean losses of the last 60 steps, the speed and the time left."""
         recent = self.history[-60:]
         means = []
-        for kind in ("text", "drill", "sums", "long", "sight", "picture"):
+        for kind in KINDS:
             values = [losses[kind] for losses in recent if kind in losses]
             if values:
                 means.append(f"{kind} {sum(values) / len(values):.4f}")
@@ -377,6 +414,7 @@ class Trainer:
             "seconds": self.seconds,
             "where": self.where,
             "history": self.history,
+            "before": list(self.before),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -399,6 +437,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.where, self.history = state["where"], state["history"]
+        self.before = tuple(state["before"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from demo.training.encoding import PICTURE, encode
 from demo.training.lessons.conversation import Conversation, Turn
 from demo.training.lessons.mixture import examination, lesson
 from demo.training.lessons.picture import Picture
-from llama4_edge import Model
+from llama4_edge import Model, with_images
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +71,27 @@ def test_a_picture_stands_first_as_llama_4s_processor_writes_it(tokenizer: Token
     from transformers.models.llama4.processing_llama4 import Llama4Processor
 
     assert Llama4Processor._prompt_split_image(None, (1, 1), 144) == PICTURE
-    talk = Conversation("", (Turn("Hallo", "Hallo!"),), Picture("red", "star", 1, 1))
+    star = Picture("red", "star", 1, 1)
+    talk = Conversation("", (Turn("Hallo", "Hallo!", (star,)), Turn("Ciao", "Ciao!", (star, star))))
     ids = encode(tokenizer, talk).ids
     text = tokenizer.decode(ids, skip_special_tokens=False)
     head = "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"
     assert text.startswith(f"{head}{PICTURE}Hallo<|eot|>")
+    assert f"<|header_end|>\n\n{PICTURE}{PICTURE}Ciao<|eot|>" in text
 
 
-def test_a_talk_about_a_picture_is_encoded_as_the_engine_does(
+def test_a_talk_about_pictures_is_encoded_as_the_engine_does(
     tokenizer: Tokenizer, model: Model
 ) -> None:
-    picture = Picture("red", "star", 1, 1)
-    ids = encode(tokenizer, Conversation("", (Turn("Hallo", "Hallo!"),), picture)).ids
-    content = [{"type": "image", "image": picture.pixels()}, {"type": "text", "text": "Hallo"}]
-    prompt = model.chat_prompt([{"role": "user", "content": content}])
+    star, cross = Picture("red", "star", 1, 1), Picture("blue", "cross", 2, 1)
+    turns = (Turn("Hallo", "Hallo!", (star, cross)), Turn("Ciao", "Ciao!", (star,)))
+    ids = encode(tokenizer, Conversation("", turns)).ids
+    prompt = model.chat_prompt(
+        [
+            {"role": "user", "content": with_images("Hallo", [star.pixels(), cross.pixels()])},
+            {"role": "assistant", "content": "Hallo!"},
+            {"role": "user", "content": with_images("Ciao", star.pixels())},
+        ]
+    )
     assert prompt.token_ids == ids[: len(prompt)]
-    assert [len(one) for one in prompt.pictures] == [1]
+    assert [len(one) for one in prompt.pictures] == [1, 1, 1]

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from demo.training.lessons.conversation import Conversation
+from demo.training.lessons.conversation import Conversation, Turn
 from demo.training.lessons.haystack import needle
 from demo.training.lessons.mixture import (
+    REFRESHING,
     examination,
     lesson,
     picture_examination,
     picture_lesson,
+    training_picture,
 )
 from demo.training.lessons.picture import COLOURS, COUNTS, SHAPES, Picture
+from demo.training.lessons.several_pictures import (
+    several_pictures,
+    several_pictures_examination,
+)
 from demo.training.lessons.skills import (
     EXAMINED_GREETINGS,
     GREETINGS,
@@ -35,9 +43,10 @@ WORDED = {"knowledge", "arithmetic", "copying", "greeting", "unknown"}
 
 @pytest.fixture(scope="module")
 def taught() -> list[tuple[str, str]]:
-    """Four thousand lessons' questions and answers, ten a training step."""
+    """Lessons' questions and answers of both trainings."""
     rng = random.Random("taught")
     talks = [lesson(rng) for _ in range(4000)]
+    talks += [lesson(rng, REFRESHING) for _ in range(4000)]
     talks += [draw(rng) for draw in (drill, sums) for _ in range(400)]
     return [(turn.question, turn.answer) for talk in talks for turn in talk.turns]
 
@@ -104,10 +113,21 @@ def digest(talks: list[Conversation]) -> str:
 def test_the_lessons_of_a_seed_and_the_examination_never_change() -> None:
     # The published model was trained on these, and its scores are of these.
     rng = random.Random("lessons")
-    assert digest([lesson(rng) for _ in range(500)]) == "30b53886bf3a24af"
-    assert digest([picture_lesson(rng) for _ in range(100)]) == "aa27406d9294a345"
-    assert digest(examination()) == "0bdc5e11ed1e8b97"
-    assert digest(picture_examination()) == "9e264422a3caf59f"
+    assert digest([lesson(rng) for _ in range(500)]) == "ab72f901aca91b68"
+    assert digest([picture_lesson(rng) for _ in range(100)]) == "7b1e6c885b36f0be"
+    assert digest(examination()) == "c81033b8464ad5a9"
+    assert digest(picture_examination()) == "352867fa1e650931"
+    assert digest(several_pictures_examination()) == "19621b212cc81a24"
+
+
+def test_the_lessons_of_further_training_never_change() -> None:
+    rng = random.Random("tuning")
+    assert digest([lesson(rng, REFRESHING) for _ in range(500)]) == "dc4876462f6d49e3"
+    talks = [
+        several_pictures(rng, [training_picture(rng) for _ in range(number)])
+        for number in (2, 3, 4) * 30
+    ]
+    assert digest(talks) == "67bdde6a99a87185"
 
 
 def test_every_fact_is_examined_twice_and_every_skill_sixty_times() -> None:
@@ -179,11 +199,62 @@ def patches(pixels: npt.NDArray[np.uint8]) -> int:
 
 def test_pictures_of_all_kinds_are_taught_and_none_of_the_examination() -> None:
     rng = random.Random(5)
-    taught = [picture_lesson(rng).picture for _ in range(2000)]
-    kinds = {
-        (picture.colour, picture.shape, picture.count) for picture in taught if picture is not None
-    }
+    taught = [picture for _ in range(2000) for picture in picture_lesson(rng).pictures]
+    kinds = {(picture.colour, picture.shape, picture.count) for picture in taught}
     assert len(kinds) == len(COLOURS) * len(SHAPES) * len(COUNTS)
-    assert {picture.seed % 2 for picture in taught if picture is not None} == {0}
-    examined = [talk.picture for talk in picture_examination()]
-    assert {picture.seed % 2 for picture in examined if picture is not None} == {1}
+    assert {picture.seed % 2 for picture in taught} == {0}
+    examined = picture_examination() + several_pictures_examination()
+    assert {picture.seed % 2 for talk in examined for picture in talk.pictures} == {1}
+
+
+def told(turn: Turn, pictures: Sequence[Picture]) -> Picture:
+    """The picture that the words of a question mean, of those seen until then."""
+    ordinal = re.search(r"the (first|second|third|fourth|last|previous) picture", turn.question)
+    places = {"first": 0, "second": 1, "third": 2, "fourth": 3, "last": -1, "previous": -2}
+    return pictures[-1 if ordinal is None else places[ordinal[1]]]
+
+
+def test_every_question_of_several_pictures_has_the_answer_of_the_one_it_means() -> None:
+    rng = random.Random("several")
+    n_about = 0
+    for number in range(600):
+        pictures = [training_picture(rng) for _ in range(2 + number % 3)]
+        talk = several_pictures(rng, pictures)
+        assert talk.pictures == tuple(pictures)
+        seen: list[Picture] = []
+        for turn in talk.turns:
+            seen += turn.pictures
+            if turn.about is None:
+                continue
+            n_about += 1
+            picture = told(turn, seen)
+            assert picture is pictures[turn.about]
+            count = COUNTS[picture.count - 1]
+            answers = {picture.words, count, picture.colour, picture.shape}
+            assert turn.answer.lower().rstrip(".") in answers
+    assert n_about > 3000
+
+
+def test_each_picture_of_several_is_asked_about() -> None:
+    rng = random.Random("several")
+    for number in range(200):
+        talk = several_pictures(rng, [training_picture(rng) for _ in range(2 + number % 3)])
+        assert {turn.about for turn in talk.turns} >= set(range(2 + number % 3))
+
+
+def test_the_examination_of_several_pictures_ends_with_a_question_about_one_of_two_or_three() -> (
+    None
+):
+    seen: Counter[int] = Counter()
+    for talk in several_pictures_examination():
+        seen[len(talk.pictures)] += 1
+        assert talk.turns[-1].about is not None
+    assert seen == {2: 43, 3: 27}
+
+
+def test_short_greetings_are_among_the_lessons_of_further_training_and_not_examined() -> None:
+    rng = random.Random("casual")
+    talks = [lesson(rng, REFRESHING) for _ in range(3000)]
+    answers = {turn.question: turn.answer for talk in talks for turn in talk.turns}
+    assert answers["hi"] == answers["Hey!"] == "Hello! How can I help you?"
+    assert not {turn.question for turn in EXAMINED_GREETINGS} & answers.keys()

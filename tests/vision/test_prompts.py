@@ -62,9 +62,8 @@ def test_the_demo_model_names_what_is_in_held_out_pictures(model: Model) -> None
     """200 of them: 199 right in bf16 and in int4; see tests marked heavy."""
     questions = picture_examination(12)
     for question in questions:
-        assert question.picture is not None
         turn = question.turns[0]
-        messages = user(image(question.picture.pixels()), text(turn.question))
+        messages = user(image(question.pictures[0].pixels()), text(turn.question))
         assert model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
 
 
@@ -87,9 +86,7 @@ def test_tasks_are_shown_pictures_too(model: Model) -> None:
 def test_a_picture_counts_in_later_turns_and_is_not_encoded_again(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = (question.picture for question in picture_examination(2))
-    assert first is not None
-    assert second is not None
+    first, second = (question.pictures[0] for question in picture_examination(2))
     talk = user(image(first.pixels()), text("What colour is it?"))
     answer = model.chat(talk, max_tokens=10, temperature=0)
     assert answer.text == f"{first.colour.capitalize()}."
@@ -106,12 +103,13 @@ def test_a_picture_counts_in_later_turns_and_is_not_encoded_again(
 
 def test_logits_and_generate_take_the_prompt_and_see_the_picture(model: Model) -> None:
     question = next(one for one in picture_examination(30) if "colour" in one.turns[0].question)
-    assert question.picture is not None
-    prompt = model.chat_prompt(user(image(question.picture.pixels()), text("What colour is it?")))
+    prompt = model.chat_prompt(
+        user(image(question.pictures[0].pixels()), text("What colour is it?"))
+    )
     logits = model.logits(prompt)
     assert logits.shape == (len(prompt), model.engine.n_vocab)
     said = model.generate(prompt, max_tokens=10, temperature=0)
-    assert said.text == f"{question.picture.colour.capitalize()}."
+    assert said.text == f"{question.pictures[0].colour.capitalize()}."
     assert int(logits[-1].argmax()) == said.tokens[0]
     # A list of its ids is ids: the model has never seen the row of <|patch|> in place of features.
     blind = model.logits(prompt.token_ids)
@@ -120,8 +118,7 @@ def test_logits_and_generate_take_the_prompt_and_see_the_picture(model: Model) -
 
 def test_several_answers_and_streams_see_the_picture_too(model: Model) -> None:
     question = picture_examination(1)[0]
-    assert question.picture is not None
-    messages = user(image(question.picture.pixels()), text(question.turns[0].question))
+    messages = user(image(question.pictures[0].pixels()), text(question.turns[0].question))
     answers = model.chat(messages, n=2, max_tokens=30, temperature=0)
     assert [answer.text for answer in answers] == [question.turns[0].answer] * 2
     with model.chat(messages, stream=True, max_tokens=30, temperature=0) as stream:
@@ -131,9 +128,7 @@ def test_several_answers_and_streams_see_the_picture_too(model: Model) -> None:
 def test_the_oldest_exchange_leaves_with_its_picture_where_the_context_is_full(
     make_gguf: MakeGGUF, make_projector: MakeProjector
 ) -> None:
-    first, second = (question.picture for question in picture_examination(2))
-    assert first is not None
-    assert second is not None
+    first, second = (question.pictures[0] for question in picture_examination(2))
     talk = user(image(first.pixels()), text("What colour is it?"))
     talk += [{"role": "assistant", "content": "Red."}]
     talk += user(image(second.pixels()), text("What colour is it?"))
@@ -160,9 +155,8 @@ def test_of_200_held_out_pictures_98_percent_are_named(
     right = 0
     with Model(make_gguf(DEMO, recipe), n_ctx=512, projector=make_projector(DEMO)) as model:
         for question in picture_examination(200):
-            assert question.picture is not None
             turn = question.turns[0]
-            messages = user(image(question.picture.pixels()), text(turn.question))
+            messages = user(image(question.pictures[0].pixels()), text(turn.question))
             right += model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
     assert right >= 196
 

@@ -13,22 +13,32 @@ from .picture import Picture
 
 @dataclass(frozen=True)
 class Turn:
-    """What a person writes and the correct answer."""
+    """What a person writes, after the pictures of the message, and the correct answer.
+
+    ``about`` is the number of the picture that the answer describes, from 0; None if it is about
+    none.
+    """
 
     question: str
     answer: str
+    pictures: tuple[Picture, ...] = ()
+    about: int | None = None
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Turns in order; an examination scores the last answer.
 
-    ``kind`` is the skill that the last answer needs. The picture belongs to the first turn.
+    ``kind`` is the skill that the last answer needs.
     """
 
     kind: str
     turns: tuple[Turn, ...]
-    picture: Picture | None = None
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of all turns, in order."""
+        return tuple(picture for turn in self.turns for picture in turn.pictures)
 
 
 def held_out(*parts: object, share: float = 0.15) -> bool:

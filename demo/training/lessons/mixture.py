@@ -7,24 +7,55 @@ know tokens or the model.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from .conversation import Conversation, Turn
 from .knowledge import facts
 from .picture import COUNTS, Picture, draw_picture
-from .skills import SKILLS, TRAINED_GREETINGS
+from .skills import GREETINGS, SKILLS, TRAINED_GREETINGS
 
 _FACTS = facts()
 
-# The share of each skill among the questions of lessons; `knowledge` are the facts.
-_SHARES = {
-    "knowledge": 0.44,
-    "arithmetic": 0.16,
-    "lookup": 0.12,
-    "name": 0.07,
-    "copying": 0.05,
-    "greeting": 0.12,
-    "unknown": 0.04,
-}
+
+@dataclass(frozen=True)
+class Mixture:
+    """The share of each skill among the questions of lessons; ``knowledge`` are the facts.
+
+    ``casual`` is the share of greetings that are as short as people type them.
+    """
+
+    shares: Mapping[str, float]
+    casual: float = 0.0
+
+
+FIRST = Mixture(
+    {
+        "knowledge": 0.44,
+        "arithmetic": 0.16,
+        "lookup": 0.12,
+        "name": 0.07,
+        "copying": 0.05,
+        "greeting": 0.12,
+        "unknown": 0.04,
+    }
+)
+# For further training: more of what it would unlearn first.
+REFRESHING = Mixture(
+    {
+        "knowledge": 0.34,
+        "arithmetic": 0.12,
+        "lookup": 0.12,
+        "name": 0.16,
+        "copying": 0.14,
+        "greeting": 0.08,
+        "unknown": 0.04,
+    },
+    casual=0.3,
+)
+
+_CASUAL = ("hi", "hey", "hello", "Hi", "Hey", "hi there", "Hi there", "hello there", "Hello there")
+_WELCOME = dict(GREETINGS["English"])["Hello"]
 
 _LOOKS = (
     "What is in the picture?",
@@ -37,14 +68,16 @@ _COLOURS = ("Which colour do they have?", "What colour is it?", "Name the colour
 _SHAPES = ("Which shape is it?", "What shape do you see?", "Name the shape.")
 
 
-def lesson(rng: random.Random) -> Conversation:
+def lesson(rng: random.Random, mixture: Mixture = FIRST) -> Conversation:
     """One to three training questions in one conversation."""
     turns: list[Turn] = []
     for _ in range(rng.choice((1, 1, 2, 3))):
-        kind = rng.choices(tuple(_SHARES), tuple(_SHARES.values()))[0]
+        kind = rng.choices(tuple(mixture.shares), tuple(mixture.shares.values()))[0]
         if kind == "knowledge":
             fact = rng.choice(_FACTS)
             turns.append(Turn(_carelessly(rng, rng.choice(fact.questions)), fact.answer))
+        elif kind == "greeting" and mixture.casual and rng.random() < mixture.casual:
+            turns.append(Turn(rng.choice(_CASUAL) + rng.choice(("", "!", ".")), _WELCOME))
         else:
             turns.extend(SKILLS[kind](rng, False).turns)
     return Conversation("lesson", tuple(turns))
@@ -58,8 +91,9 @@ def training_picture(rng: random.Random) -> Picture:
 def picture_lesson(rng: random.Random) -> Conversation:
     """A training picture and the questions about it, in random order."""
     picture = training_picture(rng)
-    turns = _picture_turns(rng, picture)
-    return Conversation("picture", tuple(rng.sample(turns, len(turns))), picture)
+    turns = picture_turns(rng, picture)
+    first, *others = rng.sample(turns, len(turns))
+    return Conversation("picture", (replace(first, pictures=(picture,)), *others))
 
 
 def examination(per_skill: int = 60) -> list[Conversation]:
@@ -81,8 +115,8 @@ def picture_examination(count: int = 200) -> list[Conversation]:
     questions = []
     for _ in range(count):
         picture = draw_picture(rng, 2 * rng.randrange(1 << 40) + 1)
-        turn = rng.choice(_picture_turns(rng, picture))
-        questions.append(Conversation("picture", (turn,), picture))
+        turn = rng.choice(picture_turns(rng, picture))
+        questions.append(Conversation("picture", (replace(turn, pictures=(picture,)),)))
     return questions
 
 
@@ -92,13 +126,13 @@ def questions_and_answers() -> list[str]:
     return texts + [text for turn in TRAINED_GREETINGS for text in (turn.question, turn.answer)]
 
 
-def _picture_turns(rng: random.Random, picture: Picture) -> list[Turn]:
-    """One question of each kind about a picture."""
+def picture_turns(rng: random.Random, picture: Picture) -> list[Turn]:
+    """One question of each kind about the only picture: all of it, number, colour and shape."""
     return [
-        Turn(rng.choice(_LOOKS), f"{picture.words.capitalize()}."),
-        Turn(rng.choice(_NUMBERS), f"{COUNTS[picture.count - 1].capitalize()}."),
-        Turn(rng.choice(_COLOURS), f"{picture.colour.capitalize()}."),
-        Turn(rng.choice(_SHAPES), f"{picture.shape.capitalize()}."),
+        Turn(rng.choice(_LOOKS), f"{picture.words.capitalize()}.", about=0),
+        Turn(rng.choice(_NUMBERS), f"{COUNTS[picture.count - 1].capitalize()}.", about=0),
+        Turn(rng.choice(_COLOURS), f"{picture.colour.capitalize()}.", about=0),
+        Turn(rng.choice(_SHAPES), f"{picture.shape.capitalize()}.", about=0),
     ]
 
 
