@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_mean
@@ -183,7 +184,8 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
     others = [*model.vision.values(), *(checkpoint.tensors[name] for name in model.left_out)]
     tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in others]
-    return summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
+    summary = summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
+    return replace(summary, layout=model.layout, left_out=model.left_out, notes=model.notes)
 
 
 def _check_unchanged(job: Job) -> None:
@@ -278,6 +280,7 @@ def _report(
         ),
         left_out=job.left_out,
         notes=(*job.notes, *notes),
+        layout=job.layout,
     )
 
 

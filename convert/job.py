@@ -59,7 +59,8 @@ class Job:
     """A conversion: its files, and the slabs that fill them.
 
     `text` and `projector` have the planned parts of each, either of which may be nothing; parts are
-    numbered in that order. `config` is the text model's, None where only the projector is written.
+    numbered in that order. `config` is the text model's, None where only the projector is written;
+    `layout` says how that is stored, in words.
     """
 
     checkpoint: Checkpoint
@@ -73,6 +74,7 @@ class Job:
     identity: Mapping[str, str]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    layout: Mapping[str, str]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -145,6 +147,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         identity=_identity(checkpoint, tensors, parts),
         left_out=(*unused, *(text.left_out if text else ())),
         notes=(*_text_notes(text, vocabulary), *vision_notes),
+        layout=text.layout if text else {},
     )
 
 

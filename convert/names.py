@@ -36,7 +36,7 @@ class ExpertLayout(Enum):
     """How a layer's routed experts are stored; the value says it in a report."""
 
     FUSED = "fused"
-    STACKED = "stacked, each matrix by itself"
+    STACKED = "stacked"
     SEPARATE = "one by one"
 
 

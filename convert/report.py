@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..quant.roles import VISION_ROLES
@@ -24,6 +25,8 @@ class Report:
 
     `bytes` is the size of all files, headers and padding included; `outputs` names them, of which
     `output` is the one to load, and `projector` the one for pictures, None where there is none;
+    `layout` says how the source stores the text model, a line each for what is ``stored``, under
+    which ``names``, and how the ``experts`` are;
     `seconds` is 0 for a dry run; `resumed_at` is the share of the
     source that an earlier, interrupted conversion had done, 0 to 1. `stage_seconds` has by role
     the seconds since then in each stage: waited for in reading and writing, a core's time in
@@ -46,6 +49,7 @@ class Report:
     fallbacks: tuple[Fallback, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    layout: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:
@@ -78,4 +82,5 @@ class Report:
             "fallbacks": [vars(fallback) for fallback in self.fallbacks],
             "left_out": list(self.left_out),
             "notes": list(self.notes),
+            "layout": dict(self.layout),
         }

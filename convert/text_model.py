@@ -18,6 +18,7 @@ from .config import ModelConfig, parse_config
 from .directories import is_listed
 from .names import (
     OUTPUT_RULE,
+    ExpertLayouts,
     Rule,
     Sizes,
     Target,
@@ -29,6 +30,7 @@ from .names import (
 )
 from .shard_header import StoredTensor
 from .spelling import EMBEDDING, WRAPPERS, Spelling, spell
+from .stored_layout import describe_layout
 from .unused import take_unused
 
 # Dtypes whose numbers a conversion takes as they are.
@@ -60,14 +62,16 @@ class TextModel:
     """What a checkpoint holds of a text model, in GGUF order.
 
     `config` is config.json's, but `tied` says what the stored tensors say. `left_out` names the
-    tensors that are not needed; `notes` says what deserves a line in the report. `vision` has those
-    that turn pictures into embeddings, by their names in `vision`'s tables.
+    tensors that are not needed; `notes` says what deserves a line in the report, `layout` how the
+    tensors are stored. `vision` has those that turn pictures into embeddings, by their names in
+    `vision`'s tables.
     """
 
     config: ModelConfig
     tensors: tuple[MappedTensor, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    layout: Mapping[str, str]
     vision: Mapping[str, StoredTensor]
 
 
@@ -97,11 +101,13 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
         notes.append(note)
     if is_listed(checkpoint.path / "adapter_config.json"):
         notes.append("the adapter in the same directory (adapter_config.json) is not applied")
+    layouts = expert_layouts(spelling.text, config)
     return TextModel(
         config=config,
-        tensors=tuple(_map_all(config, spelling)),
+        tensors=tuple(_map_all(config, spelling, layouts)),
         left_out=tuple(left_out),
         notes=tuple(notes),
+        layout=describe_layout(checkpoint, spelling.text, layouts),
         vision=spelling.vision,
     )
 
@@ -150,14 +156,13 @@ def _wrapper_notes(spelling: Spelling) -> list[str]:
     ]
 
 
-def _map_all(config: ModelConfig, spelling: Spelling) -> list[MappedTensor]:
+def _map_all(config: ModelConfig, spelling: Spelling, layouts: ExpertLayouts) -> list[MappedTensor]:
     """A mapped tensor for each rule.
 
     Raises:
         CheckpointError: see `read_text_model`.
     """
     stored = spelling.text
-    layouts = expert_layouts(stored, config)
     count = count_rules(config, layouts)
     if count > len(stored):
         # Some are missing, so that not all rules need be looked at.

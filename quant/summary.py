@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -50,13 +50,20 @@ class RoleSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """A model file: its metadata, its roles in the order of `ROLES`, its tensors in file order."""
+    """A model file: its metadata, its roles in the order of `ROLES`, its tensors in file order.
+
+    Of a checkpoint, `layout` says how it is stored, a line each; `left_out` names the tensors that
+    a conversion leaves out, and `notes` says what else it would.
+    """
 
     path: str
     kind: Kind
     metadata: dict[str, object]
     roles: tuple[RoleSummary, ...]
     tensors: tuple[TensorSummary, ...]
+    layout: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -87,6 +94,9 @@ class FileSummary:
             "bytes": self.bytes,
             "bits_per_weight": self.bits_per_weight,
             "expert_bits_per_weight": self.expert_bits_per_weight,
+            "layout": dict(self.layout),
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
             "roles": [role_as_dict(role) for role in self.roles],
             "metadata": self.metadata,
             "tensors": [

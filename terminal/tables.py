@@ -136,8 +136,8 @@ def report_view(report: Report) -> RenderableType:
         since = f" since it went on at {report.resumed_at:.0%}" if report.resumed_at else ""
         facts.append(("time", f"{seconds_text(report.seconds)}{since}, {rate}/s read"))
     facts += [("fallback", line) for line in _fallback_lines(report)]
-    if report.left_out:
-        facts.append(("left out", f"{len(report.left_out):,} tensors: {report.left_out[0]}, …"))
+    facts += report.layout.items()
+    facts += _left_out(report.left_out)
     facts += [("note", note) for note in report.notes]
     written = "would write" if report.dry_run else "wrote"
     facts += [(written, path) for path in report.outputs]
@@ -258,7 +258,17 @@ def _totals(summary: FileSummary) -> list[tuple[str, str]]:
         ("size", bytes_text(summary.bytes)),
         ("bits per weight", f"{summary.bits_per_weight:.2f}"),
         ("of the experts", "no experts" if experts is None else f"{experts:.2f}"),
+        *summary.layout.items(),
+        *_left_out(summary.left_out),
+        *(("note", note) for note in summary.notes),
     ]
+
+
+def _left_out(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """How many tensors are left out, with an example; nothing where none is."""
+    if names:
+        count = f"{len(names):,} tensors, such as " if len(names) > 1 else ""
+        yield "left out", count + names[0]
 
 
 def _types_text(types: Mapping[str, int]) -> str:

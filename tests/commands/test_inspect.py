@@ -45,6 +45,13 @@ def test_a_gguf_and_its_checkpoint_hold_the_same_parameters(
     assert gguf["expert_bits_per_weight"] == checkpoint["expert_bits_per_weight"] == 16.0
 
 
+def test_a_checkpoint_s_layout_is_shown(llama4: Command, scout_checkpoint: Path) -> None:
+    lines = llama4("inspect", scout_checkpoint).stdout.splitlines()[-3:]
+    assert [line.split()[0] for line in lines] == ["stored", "names", "experts"]
+    assert lines[0].endswith("tensors in 3 files, BF16")
+    assert lines[2].split()[1:] == ["fused"]
+
+
 def test_one_file_of_a_checkpoint_is_sent_to_its_directory(
     llama4: Command, scout_checkpoint: Path
 ) -> None:

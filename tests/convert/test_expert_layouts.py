@@ -9,6 +9,7 @@ import pytest
 
 from demo.checkpoint import Geometry
 from llama4_edge import convert
+from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.errors import CheckpointError
 
 from .saved import (
@@ -55,6 +56,10 @@ def test_each_layer_s_experts_may_have_a_layout_of_their_own(forms: MakeForms) -
     down = "language_model.model.layers.3.feed_forward.experts.down_proj"
     made.write({**mixed, down: made.tensors[down]})
     made.notes_of_the_same_file()
+    assert convert(made.other, dry_run=True).layout["experts"] == (
+        "gate and up fused, down fused (1); gate and up one by one, down one by one (1); "
+        "gate and up stacked, down stacked (1); gate and up one by one, down fused (1)"
+    )
 
 
 def test_experts_that_are_stored_in_two_layouts_are_refused(forms: MakeForms) -> None:
@@ -105,6 +110,27 @@ def test_wider_numbers_become_the_same_file(forms: MakeForms, dtype: str) -> Non
     made = forms(ONE_FILE)
     made.write({name: as_dtype(one, dtype) for name, one in made.tensors.items()})
     assert made.notes_of_the_same_file() == ()
+
+
+def test_what_is_stored_how_is_said(forms: MakeForms) -> None:
+    made = forms(ONE_FILE)
+    apart = dict(experts_apart(made.tensors, LINEAR_EXPERTS["one by one"]))
+    router = "language_model.model.layers.1.feed_forward.router.weight"
+    scale = "language_model.model.layers.1.self_attn.k_scale"
+    apart |= {router: as_dtype(apart[router], "F32"), scale: Stored("F32", (1,), bytes(4))}
+    made.write(apart)
+    summary = inspect_checkpoint(made.other)
+    report = convert(made.other, dry_run=True)
+    count = len(apart)
+    example = next(name for name in apart if ".layers." in name and "language" in name)
+    layout = {
+        "stored": f"{count:,} tensors in 1 file, BF16 ({count - 2}); F32 (2)",
+        "names": f"such as {example}",
+        "experts": "one by one",
+    }
+    assert summary.layout == report.layout == layout
+    assert summary.left_out == report.left_out == (scale,)
+    assert summary.notes == report.notes
 
 
 def test_dtypes_may_differ_between_tensors(forms: MakeForms) -> None:
