@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ...errors import ModelFileError
 from ...progress import Progress
 from ...quant.encode import Floats, decode_blocks, has_decoder
-from ...quant.types import TensorType
 from ...system.cores import usable_threads
 from .gguf_file import TensorInfo
 from .pieces import Bytes, in_order, read_into
@@ -67,7 +65,7 @@ class StoredIn:
 
 def is_comparable(tensor: TensorInfo) -> bool:
     """Whether ggml turns a tensor's bytes into numbers."""
-    return has_decoder(_type_of(tensor))
+    return has_decoder(tensor.encoding)
 
 
 def differences(
@@ -126,17 +124,12 @@ def _unreadable(path: Path, error: OSError) -> ModelFileError:
     return ModelFileError(f"{path} cannot be read", found=error.strerror or str(error))
 
 
-def _type_of(tensor: TensorInfo) -> TensorType:
-    kind = GGMLQuantizationType[tensor.type]
-    return TensorType(tensor.type, int(kind), *GGML_QUANT_SIZES[kind])
-
-
 class _Side:
     """One of two tensors."""
 
     def __init__(self, stored: StoredIn, files: _Files) -> None:
         self.stored = stored
-        self.type = _type_of(stored.tensor)
+        self.type = stored.tensor.encoding
         self._descriptor = files.get(stored.path)
 
     def bytes_of(self, numbers: int) -> int:

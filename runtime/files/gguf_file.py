@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 
 from ...errors import ModelFileError
+from ...quant.types import TensorType
 from ...untrusted import brief
 from ..bindings.library import captured_log, native_function
 from .foreign import PREFIX_BYTES, absent, again, directory, foreign
@@ -40,15 +41,19 @@ class TensorInfo:
     """Where one tensor lies in the file.
 
     ``shape`` is in ggml's order, without trailing ones: ``shape[0]`` is the row length, whose
-    numbers lie side by side. ``offset`` counts from the start of the file, in bytes. ``type`` is
-    ggml's name in upper case (``F32``, ``Q4_K``).
+    numbers lie side by side. ``offset`` counts from the start of the file, in bytes.
     """
 
     name: str
     shape: tuple[int, ...]
-    type: str
+    encoding: TensorType
     offset: int
     nbytes: int
+
+    @property
+    def type(self) -> str:
+        """ggml's name of the type in upper case: ``F32``, ``Q4_K``."""
+        return self.encoding.name
 
 
 @dataclass(frozen=True)
@@ -233,14 +238,20 @@ def _tensors(raw: tuple[RawTensor, ...], data_offset: int) -> tuple[TensorInfo, 
     type_name = native_function("ggml_type_name", ctypes.c_char_p, ctypes.c_int)
     block_of = native_function("ggml_blck_size", ctypes.c_int64, ctypes.c_int)
     block_bytes_of = native_function("ggml_type_size", ctypes.c_size_t, ctypes.c_int)
+    encodings = {
+        kind: TensorType(
+            type_name(kind).decode().upper(), kind, block_of(kind), block_bytes_of(kind)
+        )
+        for kind in {tensor.type for tensor in raw}
+    }
     return tuple(
         TensorInfo(
             name=tensor.name,
             shape=tensor.shape,
-            type=type_name(tensor.type).decode().upper(),
+            encoding=(encoding := encodings[tensor.type]),
             offset=data_offset + tensor.offset,
             # Computed here, because ggml's own product can overflow.
-            nbytes=prod(tensor.shape) // block_of(tensor.type) * block_bytes_of(tensor.type),
+            nbytes=prod(tensor.shape) // encoding.block * encoding.block_bytes,
         )
         for tensor in raw
     )

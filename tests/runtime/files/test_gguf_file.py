@@ -10,6 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from llama4_edge.errors import ModelFileError
+from llama4_edge.quant.types import TensorType
 from llama4_edge.runtime.files.gguf_file import TensorInfo, read_gguf
 from tests.gguf_maker import Value, tiny_model
 
@@ -41,7 +42,11 @@ def test_a_header_is_read_as_the_gguf_package_reads_it(whole: Path) -> None:
         assert tensor == TensorInfo(
             other.name,
             tuple(int(size) for size in other.shape),
-            other.tensor_type.name,
+            TensorType(
+                other.tensor_type.name,
+                int(other.tensor_type),
+                *gguf.GGML_QUANT_SIZES[other.tensor_type],
+            ),
             int(other.data_offset),
             int(other.n_bytes),
         )
