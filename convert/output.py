@@ -81,35 +81,65 @@ def plan_parts(
     Returns:
         The parts, and each tensor's place by its name.
     """
-    groups = _groups(tensors, split_bytes)
+    return place_groups(writer, groups_of(tensors, split_bytes), target, first=first)
+
+
+def place_groups(
+    writer: GGUFWriter,
+    groups: Sequence[Sequence[Assignment]],
+    target: Path,
+    *,
+    first: int = 0,
+    later: Callable[[], GGUFWriter] = GGUFWriter,
+) -> tuple[list[Part], dict[str, Output]]:
+    """The same for tensors whose parts are chosen already: a part for each of `groups`.
+
+    Args:
+        writer: of the first part.
+        groups: the tensors of each part.
+        target: as for `plan_parts`.
+        first: the same.
+        later: makes the writers of all parts but the first.
+    """
+    count = sum(map(len, groups))
     parts, outputs = [], {}
     for number, group in enumerate(groups):
         if number:
-            writer = GGUFWriter()
+            writer = later()
         if len(groups) > 1:
-            _add_split(writer, number, len(groups), len(tensors))
+            _add_split(writer, number, len(groups), count)
         header = _header(writer, group)
         end = len(header)
         for assigned in group:
             shape = assigned.tensor.shape
             name = assigned.tensor.name
             outputs[name] = Output(name, assigned.type, shape, first + number, end)
-            end += GGUFWriter.ggml_pad(assigned.type.nbytes(shape), ALIGNMENT)
+            end += GGUFWriter.ggml_pad(assigned.type.nbytes(shape), writer.data_alignment)
         parts.append(Part(_part_name(target, number, len(groups)), header, end))
     return parts, outputs
 
 
-def _groups(tensors: Sequence[Assignment], split_bytes: int | None) -> list[list[Assignment]]:
+def groups_of(tensors: Sequence[Assignment], split_bytes: int | None) -> list[list[Assignment]]:
+    """Tensors in their order, so many together as take `split_bytes` with their padding.
+
+    Counted as llama-gguf-split does; a larger tensor is alone.
+    """
     groups: list[list[Assignment]] = [[]]
     filled = 0
     for assigned in tensors:
-        nbytes = assigned.type.nbytes(assigned.tensor.shape)
+        nbytes = padded_bytes(assigned)
         if split_bytes is not None and groups[-1] and filled + nbytes > split_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(assigned)
         filled += nbytes
     return groups
+
+
+def padded_bytes(assigned: Assignment) -> int:
+    """What a tensor takes in a file."""
+    nbytes = assigned.type.nbytes(assigned.tensor.shape)
+    return int(GGUFWriter.ggml_pad(nbytes, ALIGNMENT))
 
 
 def _add_split(writer: GGUFWriter, number: int, count: int, tensors: int) -> None:
@@ -133,7 +163,7 @@ def _header(writer: GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
             assigned.tensor.shape,
             np.dtype(np.float32),
             assigned.type.nbytes(assigned.tensor.shape),
-            raw_dtype=gguf.GGMLQuantizationType(assigned.type.ggml_id),
+            raw_dtype=assigned.type.ggml_id,
         )
     buffer = io.BytesIO()
     writer.fout, writer.state = [buffer], WriterState.EMPTY
@@ -141,7 +171,7 @@ def _header(writer: GGUFWriter, tensors: Sequence[Assignment]) -> bytes:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     header = buffer.getvalue()
-    return header + bytes(-len(header) % ALIGNMENT)
+    return header + bytes(-len(header) % writer.data_alignment)
 
 
 class PartialOutput:

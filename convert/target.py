@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..errors import OutputError
@@ -20,7 +20,7 @@ from .shards import DiskNeed
 def check_target(
     parts: Sequence[Part],
     *,
-    source: Path,
+    source: Path | Collection[Path],
     projector: Sequence[Part] = (),
     force: bool,
     sources: DiskNeed | None,
@@ -29,7 +29,8 @@ def check_target(
 
     Args:
         parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
-        source: the directory of the checkpoint, none of whose files is replaced.
+        source: the directory of the checkpoint, or the files of a model; none of its files is
+            replaced.
         projector: those of the parts that can be done without.
         force: existing files may be replaced.
         sources: further room that is needed while writing, for shards that are fetched.
@@ -52,8 +53,9 @@ def check_target(
                 hint="Remove it, or give another name.",
             )
         if part.path.exists() and _is_source(part.path, source):
+            what = "checkpoint" if isinstance(source, Path) else "model"
             raise OutputError(
-                f"{part.path} is a file of the checkpoint that is converted",
+                f"{part.path} is a file of the {what} that is read",
                 hint="Give another name.",
             )
         if part.path.exists() and not force:
@@ -77,9 +79,10 @@ def check_target(
         raise shortage
 
 
-def _is_source(path: Path, source: Path) -> bool:
-    """Whether a file is one of the checkpoint's, under whatever name."""
-    return any(file.is_file() and path.samefile(file) for file in source.iterdir())
+def _is_source(path: Path, source: Path | Collection[Path]) -> bool:
+    """Whether a file is one of the source's, under whatever name."""
+    files = source.iterdir() if isinstance(source, Path) else source
+    return any(file.is_file() and path.samefile(file) for file in files)
 
 
 def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputError | None:
