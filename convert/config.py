@@ -26,7 +26,7 @@ from ..architecture import (
 from ..errors import UnsupportedError
 from ..untrusted import brief, shown
 from .fields import MAX_WIDTH, Fields
-from .fp8 import quantization_error
+from .forms import Form, forms_of, quantization_error
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class ModelConfig:
     notes: tuple[str, ...] = ()
 
     @property
-    def fp8(self) -> bool:
-        """Whether weights may be stored as the module ``fp8`` says."""
-        return self.quantization is not None and quantization_error(self.quantization) is None
+    def forms(self) -> tuple[Form, ...]:
+        """How weights may be stored, other than as their numbers; none where that is not known."""
+        if self.quantization is None or quantization_error(self.quantization) is not None:
+            return ()
+        return forms_of(self.quantization)
 
     def check_quantization(self) -> None:
         """Refuse quantized weights that cannot be decoded.

@@ -177,9 +177,7 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
     for tensor in model.tensors:
         nbytes.update({to.name: tensor.nbytes // len(tensor.targets) for to in tensor.targets})
     stored_as = {
-        to.name: (to.shape, tensor.stored.dtype)
-        for tensor in model.tensors
-        for to in tensor.targets
+        to.name: (to.shape, tensor.label) for tensor in model.tensors for to in tensor.targets
     }
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
     others = [*model.vision.values(), *(checkpoint.tensors[name] for name in model.left_out)]

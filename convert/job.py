@@ -7,6 +7,7 @@ and byte; reads no weight and writes nothing.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from .._version import __version__
 from ..errors import CheckpointError, OutputError
 from ..quant import Assignment, Recipe, TensorType
 from ..quant.encode import encoder_version
-from . import fp8
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import cached_repository
@@ -94,7 +94,7 @@ class Job:
     @property
     def source_bytes(self) -> int:
         """Bytes of the tensors that are converted, as stored."""
-        return sum(tensor.stored.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[str] | None) -> Job:
@@ -205,7 +205,7 @@ def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> tup
             [outputs[to.name] for to in tensor.targets],
             experts=tensor.experts,
             expert=tensor.expert,
-            scale=tensor.scale,
+            weight=tensor.weight,
         )
     )
 
@@ -227,23 +227,26 @@ def _identity(
 
 
 def _source_files(mapped: Sequence[MappedTensor]) -> list[Path]:
-    stored = {part for tensor in mapped for part in (tensor.stored, tensor.scale) if part}
-    return sorted({tensor.file for tensor in stored})
+    return sorted({part.file for tensor in mapped for part in tensor.parts})
 
 
 def _text_notes(text: TextModel | None, vocabulary: Vocabulary | None) -> list[str]:
     """What was decided without being asked for."""
     if text is None or vocabulary is None:
         return []
-    notes = [*text.notes, *vocabulary.notes]
-    if any(tensor.stored.dtype == fp8.DTYPE for tensor in text.tensors):
-        notes.append(f"weights stored as {fp8.DTYPE} are decoded to bf16 first")
+    notes = [*text.notes, *vocabulary.notes, *_form_notes(text)]
     if vocabulary.chat_template is None:
         notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
     if vocabulary.further_ends:
         names = ", ".join(vocabulary.tokens[end] for end in vocabulary.further_ends)
         notes.append(f"an answer ends at {names} too, here but not in llama.cpp's own tools")
     return notes
+
+
+def _form_notes(text: TextModel) -> list[str]:
+    """Which matrices were decoded, by how they are stored."""
+    counts = Counter(tensor.weight.form.title for tensor in text.tensors if tensor.weight)
+    return [f"{count} matrices are decoded from {title}" for title, count in counts.items()]
 
 
 def _name(checkpoint: Checkpoint) -> str:

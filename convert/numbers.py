@@ -1,6 +1,6 @@
 """Numbers as a checkpoint stores them, on their way to a tensor type.
 
-Works on blocks in memory. bf16 is held as its raw 16-bit words, FP8 as its codes.
+Works on blocks in memory. bf16 is held as its raw 16-bit words.
 """
 
 from __future__ import annotations
@@ -14,24 +14,15 @@ import numpy.typing as npt
 from ..quant.encode import (
     NATIVE,
     Bytes,
+    Floats,
     bf16_to_f32,
     encode_bf16,
     encode_rows,
     f32_to_bf16,
 )
-from ..quant.types import BF16, F32, TensorType
-from . import fp8
+from ..quant.types import BF16, F16, F32, TensorType
 
 Block = npt.NDArray[Any]
-
-# How numpy holds each dtype that a conversion reads.
-VIEWS: dict[str, type] = {
-    "BF16": np.uint16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-    fp8.DTYPE: np.uint8,
-}
 
 
 def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
@@ -74,6 +65,18 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         floats = rows.astype(np.float32)
     encode_rows(floats, tensor_type, place)
     return seconds
+
+
+def encode_decoded(rows: Floats, tensor_type: TensorType, place: Bytes) -> float:
+    """Encode `rows` [n, length], which a form was decoded to, into `place`.
+
+    F32 and F16 take them as they are. For other types they are rounded to bf16 first, as by the
+    packages that load such a checkpoint: the file is that of the model so decompressed.
+
+    Returns, raises: as `encode_stored`.
+    """
+    exact = tensor_type in (F32, F16)
+    return encode_stored(rows if exact else f32_to_bf16(rows), tensor_type, place)
 
 
 def _to_f32(rows: Block) -> Block:

@@ -23,11 +23,11 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import CheckpointError, DamagedTensorError
-from ..quant.encode import Bytes, Floats
+from ..quant.encode import Bytes
 from ..system.page_cache import forget_cached
 from ..system.threads import end
-from . import fp8
-from .numbers import VIEWS, Block, encode_stored
+from .forms import VIEWS, Block, Decoder
+from .numbers import encode_decoded, encode_stored
 from .shard_header import DTYPE_BYTES, StoredTensor
 from .shards import Shards
 from .slabs import Share, Slab
@@ -102,10 +102,10 @@ class _Buffers:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A slab as stored: `block` [rows, columns], in FP8 with the scale of each row."""
+    """A slab as stored: `block` [rows, columns], in a form with what decodes its lines."""
 
     block: Block
-    scales: Floats | None
+    decoder: Decoder | None
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,9 @@ class _Stages:
         self._failed = False
 
     def read(self, slab: Slab) -> _Started:
-        buffer = self._sources.take(slab.source_bytes)
+        buffer = self._sources.take(slab.block_bytes)
         started = time.perf_counter()
-        numbers = _Numbers(self._files.read(slab, buffer), self._files.read_scales(slab))
+        numbers = _Numbers(self._files.read(slab, buffer), self._files.decoder(slab))
         self._seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
         return _Started(buffer, [self._start(slab, share, numbers) for share in slab.shares])
 
@@ -295,26 +295,24 @@ class _OpenShards:
                 "from here.",
             ) from error
 
-    def read_scales(self, slab: Slab) -> Floats | None:
-        """The scales of an FP8 slab's rows.
-
-        They may lie in another shard than the slab, so only their bytes are asked for.
-        """
-        scale = slab.scale
-        if scale is None:
+    def decoder(self, slab: Slab) -> Decoder | None:
+        """What decodes a slab of codes; its scales are read for that."""
+        if slab.weight is None or slab.region is None:
             return None
-        size = DTYPE_BYTES[scale.dtype]
-        data = self._shards.read(scale.file, scale.offset + slab.first_row * size, slab.rows * size)
-        if len(data) != slab.rows * size:
+        return slab.weight.form.decoder(slab.weight, slab.region, self._read_part)
+
+    def _read_part(self, part: StoredTensor, first: int, count: int) -> Block:
+        """Items of a tensor that may lie in another shard, so only their bytes are asked for."""
+        size = DTYPE_BYTES[part.dtype]
+        data = self._shards.read(part.file, part.offset + first * size, count * size)
+        if len(data) != count * size:
             raise CheckpointError(
-                f"{scale.file} cannot be read where {scale.name} lies",
-                found=f"the file ends at byte {scale.offset + slab.first_row * size + len(data)}",
+                f"{part.file} cannot be read where {part.name} lies",
+                found=f"the file ends at byte {part.offset + first * size + len(data)}",
                 hint="Check the file, then run the same command again.",
             )
-        try:
-            return fp8.scales_of(data, scale.dtype)
-        except ValueError as error:
-            raise _damaged(scale, error) from None
+        items: Block = np.frombuffer(data, VIEWS[part.dtype])
+        return items
 
 
 def _damaged(stored: StoredTensor, error: ValueError) -> DamagedTensorError:
@@ -329,7 +327,7 @@ def _damaged(stored: StoredTensor, error: ValueError) -> DamagedTensorError:
 
 
 def _read(descriptor: int, slab: Slab, buffer: Bytes) -> Block:
-    numbers: Block = buffer[: slab.source_bytes].view(VIEWS[slab.stored.dtype])
+    numbers: Block = buffer[: slab.block_bytes].view(VIEWS[slab.stored.dtype])
     block = numbers.reshape(slab.rows, slab.columns)
     if slab.columns == slab.stride:
         _fill(descriptor, block.data.cast("B"), slab.source)
@@ -371,14 +369,16 @@ def _encode(
 ) -> None:
     """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
     started = time.thread_time()
-    block, scales = numbers.block, numbers.scales
+    block, decoder = numbers.block, numbers.decoder
     rows = block[:, begin:end].T if slab.transposed else block[begin:end]
     size = share.output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:
-        if scales is not None:
-            rows = fp8.decode_rows(rows, scales[begin:end])
-        transposing = encode_stored(rows, share.output.type, place)
+        if decoder is None:
+            transposing = encode_stored(rows, share.output.type, place)
+        else:
+            floats = decoder.decode(rows, begin, end)
+            transposing = encode_decoded(floats, share.output.type, place)
     except ValueError as error:
         raise _damaged(slab.stored, error) from None
     seconds.add("transposing", share.output.name, transposing)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..quant.types import TensorType
+from .forms import Region, Weight
 from .shard_header import DTYPE_BYTES, StoredTensor
 
 # An expert of Scout's gate_up_proj is 160 MiB, and is read in one piece; rows that only follow each
@@ -54,10 +55,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Slab:
-    """Part of a stored tensor: `rows` rows of `columns` numbers.
+    """Part of a stored tensor: `rows` rows of `columns` items, which are numbers or a form's codes.
 
-    The first number lies at byte `source` of the shard, and a row begins `stride` numbers after the
-    one before it. In FP8, row 0 is row `first_row` of the tensor, and takes that row's `scale`.
+    The first item lies at byte `source` of the shard, and a row begins `stride` items after the one
+    before it. In a form, it is the codes of a `region` of a `weight`; `beside_bytes` are those of
+    its other parts, all of which count as the first slab's.
     """
 
     stored: StoredTensor
@@ -67,13 +69,19 @@ class Slab:
     stride: int
     transposed: bool
     shares: tuple[Share, ...]
-    scale: StoredTensor | None = None
-    first_row: int = 0
+    weight: Weight | None = None
+    region: Region | None = None
+    beside_bytes: int = 0
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of its rows."""
+        return self.rows * self.columns * DTYPE_BYTES[self.stored.dtype]
 
     @property
     def source_bytes(self) -> int:
         """Bytes that are read."""
-        return self.rows * self.columns * DTYPE_BYTES[self.stored.dtype]
+        return self.block_bytes + self.beside_bytes
 
 
 def slabs_of(
@@ -82,24 +90,32 @@ def slabs_of(
     *,
     experts: bool,
     expert: int | None = None,
-    scale: StoredTensor | None = None,
+    weight: Weight | None = None,
 ) -> Iterator[Slab]:
     """Cut a stored tensor into slabs, in the order of its bytes.
 
     With `experts` it is [expert, in, out] and each of `outputs` takes an even share of ``out``, as
     [expert, out, in]; otherwise it has one output, of its own shape or, where it is of one
-    `expert`, [expert, *its shape]. An FP8 tensor has a `scale` for each row.
+    `expert`, [expert, *its shape]. A tensor of codes is of a `weight`, whose shape counts.
     """
     if experts:
-        yield from _expert_slabs(stored, outputs)
+        yield from _expert_slabs(stored, outputs, weight)
     else:
-        yield from _plain_slabs(stored, outputs[0], expert or 0, scale)
+        yield from _plain_slabs(stored, outputs[0], expert or 0, weight)
 
 
-def _expert_slabs(stored: StoredTensor, outputs: Sequence[Output]) -> Iterator[Slab]:
-    count, inputs, total = stored.shape
+def _line_bytes(length: int, items: int, stored: StoredTensor) -> int:
+    """Bytes of memory to count for a line: as stored, or as bf16 where that is more."""
+    return max(items * DTYPE_BYTES[stored.dtype], 2 * length)
+
+
+def _expert_slabs(
+    stored: StoredTensor, outputs: Sequence[Output], weight: Weight | None
+) -> Iterator[Slab]:
+    count, length, total = stored.shape if weight is None else weight.shape
+    inputs = length if weight is None else weight.form.items(weight)
     size = DTYPE_BYTES[stored.dtype]
-    width = min(total, max(1, SLAB_BYTES // (inputs * size)))
+    width = min(total, max(1, SLAB_BYTES // _line_bytes(length, inputs, stored)))
     for expert in range(count):
         for column in range(0, total, width):
             columns = min(width, total - column)
@@ -111,7 +127,14 @@ def _expert_slabs(stored: StoredTensor, outputs: Sequence[Output]) -> Iterator[S
                 stride=total,
                 transposed=True,
                 shares=_expert_shares(outputs, expert, column, columns, total // len(outputs)),
+                weight=weight,
+                region=Region(expert, column, column + columns),
+                beside_bytes=0 if expert or column else _beside_bytes(weight),
             )
+
+
+def _beside_bytes(weight: Weight | None) -> int:
+    return 0 if weight is None else weight.nbytes - weight.codes.nbytes
 
 
 def _expert_shares(
@@ -130,23 +153,25 @@ def _expert_shares(
 
 
 def _plain_slabs(
-    stored: StoredTensor, output: Output, expert: int, scale: StoredTensor | None
+    stored: StoredTensor, output: Output, expert: int, weight: Weight | None
 ) -> Iterator[Slab]:
-    length = stored.shape[-1]
-    row_bytes = length * DTYPE_BYTES[stored.dtype]
-    rows = stored.parameters // length
+    length = stored.shape[-1] if weight is None else weight.length
+    items = length if weight is None else weight.form.items(weight)
+    rows = stored.parameters // items
+    size = items * DTYPE_BYTES[stored.dtype]
     target = output.offset + expert * rows * output.row_bytes
-    step = max(1, ROW_SLAB_BYTES // row_bytes)
+    step = max(1, ROW_SLAB_BYTES // _line_bytes(length, items, stored))
     for row in range(0, rows, step):
         count = min(step, rows - row)
         yield Slab(
             stored=stored,
-            source=stored.offset + row * row_bytes,
+            source=stored.offset + row * size,
             rows=count,
-            columns=length,
-            stride=length,
+            columns=items,
+            stride=items,
             transposed=False,
             shares=(Share(output, target + row * output.row_bytes, 0, count),),
-            scale=scale,
-            first_row=row,
+            weight=weight,
+            region=Region(0, row, row + count),
+            beside_bytes=0 if row else _beside_bytes(weight),
         )

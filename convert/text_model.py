@@ -8,14 +8,14 @@ written, and that whatever is left out or taken otherwise than config.json says 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
-from . import fp8
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import is_listed
+from .forms import CODES, Form, Weight, find_weight
 from .names import (
     OUTPUT_RULE,
     ExpertLayouts,
@@ -43,18 +43,31 @@ _HINT = "The shards and config.json must be of the same model, and all of it."
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A stored tensor and what becomes of it; see `Rule`. In FP8 it has a `scale` for each row."""
+    """A stored tensor and what becomes of it; see `Rule`.
+
+    Where it is stored in a form, `weight` says how, and `stored` is the part with the codes.
+    """
 
     stored: StoredTensor
     targets: tuple[Target, ...]
     experts: bool
     expert: int | None = None
-    scale: StoredTensor | None = None
+    weight: Weight | None = None
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """All stored tensors that it is made of."""
+        return (self.stored,) if self.weight is None else tuple(self.weight.parts.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes in the checkpoint."""
-        return self.stored.nbytes + (self.scale.nbytes if self.scale else 0)
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def label(self) -> str:
+        """How its numbers are stored: a dtype, or what the form calls it."""
+        return self.stored.dtype if self.weight is None else self.weight.form.label
 
 
 @dataclass(frozen=True)
@@ -89,12 +102,6 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
     if any(tensor.dtype not in FLOAT_DTYPES for tensor in spelling.text.values()):
         config.check_quantization()
     notes = [*config.notes, *_wrapper_notes(spelling), *unused]
-    is_quantized = any(tensor.dtype == fp8.DTYPE for tensor in spelling.text.values())
-    if config.quantization is not None and not is_quantized:
-        notes.append(
-            "config.json has a quantization_config, but the weights are not quantized: they "
-            "are taken as they are"
-        )
     if config.tied and _HEAD in spelling.text:
         config, unneeded, note = _settle_head(config, spelling, checkpoint)
         left_out += unneeded
@@ -102,9 +109,15 @@ def read_text_model(checkpoint: Checkpoint) -> TextModel:
     if is_listed(checkpoint.path / "adapter_config.json"):
         notes.append("the adapter in the same directory (adapter_config.json) is not applied")
     layouts = expert_layouts(spelling.text, config)
+    tensors = _map_all(config, spelling, layouts)
+    if config.quantization is not None and all(tensor.weight is None for tensor in tensors):
+        notes.append(
+            "config.json has a quantization_config, but the weights are not quantized: they "
+            "are taken as they are"
+        )
     return TextModel(
         config=config,
-        tensors=tuple(_map_all(config, spelling, layouts)),
+        tensors=tuple(tensors),
         left_out=tuple(left_out),
         notes=tuple(notes),
         layout=describe_layout(checkpoint, spelling.text, layouts),
@@ -162,26 +175,49 @@ def _map_all(config: ModelConfig, spelling: Spelling, layouts: ExpertLayouts) ->
     Raises:
         CheckpointError: see `read_text_model`.
     """
-    stored = spelling.text
+    stored, forms = spelling.text, config.forms
     count = count_rules(config, layouts)
     if count > len(stored):
         # Some are missing, so that not all rules need be looked at.
         names = (rule.name.format(layer=layer) for rule, layer in rules_for(config, layouts))
-        raise _missing(next(name for name in names if name not in stored), count, spelling)
+        absent = next(name for name in names if not _is_stored(name, forms, stored))
+        raise _missing(absent, count, spelling)
     rules = {
         rule.name.format(layer=layer): (rule, layer) for rule, layer in rules_for(config, layouts)
     }
-    missing = [name for name in rules if name not in stored]
+    sizes = sizes_of(config)
+    weights = _weights(rules, sizes, forms, stored)
+    missing = [name for name in rules if name not in stored and name not in weights]
     if missing:
         raise _missing(missing[0], count, spelling)
-    scales = _scales(rules, stored) if config.fp8 else {}
-    sizes = sizes_of(config)
     mapped = [
-        map_tensor(stored[name], scales.get(name), rule, layer, sizes)
+        map_tensor(stored.get(name), rule, layer, sizes, weights.get(name))
         for name, (rule, layer) in rules.items()
     ]
-    _check_unknown(stored, rules.keys() | {fp8.scale_name(name) for name in scales})
+    _check_unknown(stored, mapped)
     return mapped
+
+
+def _is_stored(name: str, forms: Sequence[Form], stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether there is a tensor of this name, or one with its codes."""
+    return name in stored or any(name + form.suffixes[CODES] in stored for form in forms)
+
+
+def _weights(
+    rules: Mapping[str, tuple[Rule, int]],
+    sizes: Sizes,
+    forms: Sequence[Form],
+    stored: Mapping[str, StoredTensor],
+) -> dict[str, Weight]:
+    """The weights that are stored in one of the forms, by their names in the tables."""
+    weights = {}
+    for name, (rule, _) in rules.items():
+        for form in forms:
+            weight = find_weight(form, name, shape_of(rule, sizes), stored)
+            if weight is not None:
+                weights[name] = weight
+                break
+    return weights
 
 
 def _missing(name: str, wanted: int, spelling: Spelling) -> CheckpointError:
@@ -198,32 +234,9 @@ def _missing(name: str, wanted: int, spelling: Spelling) -> CheckpointError:
     )
 
 
-def _scales(names: Iterable[str], stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The scales of each FP8 tensor, by that tensor's name."""
-    scales = {}
-    for name in names:
-        weight, scale = stored[name], stored.get(fp8.scale_name(name))
-        if weight.dtype != fp8.DTYPE:
-            continue
-        if scale is None:
-            raise CheckpointError(
-                f"tensor {fp8.scale_name(weight.name)} is missing",
-                found=f"{weight.name} stored as {weight.dtype}",
-                hint=_HINT,
-            )
-        shape = (*weight.shape[:-1], 1)
-        if scale.shape != shape or scale.dtype not in fp8.SCALE_DTYPES:
-            raise CheckpointError(
-                f"{scale.name} in {scale.file.name} cannot be the scales of {weight.name}",
-                found=f"{scale.dtype} {list(scale.shape)}",
-                expected=f"{' or '.join(fp8.SCALE_DTYPES)} {list(shape)}",
-            )
-        scales[name] = scale
-    return scales
-
-
-def _check_unknown(stored: Mapping[str, StoredTensor], known: set[str]) -> None:
-    extra = sorted(stored.keys() - known)
+def _check_unknown(stored: Mapping[str, StoredTensor], mapped: Sequence[MappedTensor]) -> None:
+    known = {part.name for tensor in mapped for part in tensor.parts}
+    extra = sorted(name for name, tensor in stored.items() if tensor.name not in known)
     if not extra:
         return
     hint = "The shards and config.json must be of the same model."
@@ -239,25 +252,38 @@ def _check_unknown(stored: Mapping[str, StoredTensor], known: set[str]) -> None:
     )
 
 
+def shape_of(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """The shape that a rule's tensor must have."""
+    return tuple(sizes[axis] for axis in rule.shape)
+
+
 def map_tensor(
-    stored: StoredTensor, scale: StoredTensor | None, rule: Rule, layer: int, sizes: Sizes
+    stored: StoredTensor | None,
+    rule: Rule,
+    layer: int,
+    sizes: Sizes,
+    weight: Weight | None = None,
 ) -> MappedTensor:
-    """A stored tensor and what a rule makes of it.
+    """A stored tensor, or a `weight` in a form, and what a rule makes of it.
 
     Raises:
         CheckpointError: it is of another shape, or not of floats.
     """
-    shape = tuple(sizes[axis] for axis in rule.shape)
+    targets = rule_targets(rule, layer, sizes)
+    if weight is not None:
+        return MappedTensor(weight.codes, targets, rule.experts, rule.expert, weight)
+    assert stored is not None
+    shape = shape_of(rule, sizes)
     if stored.shape != shape:
         raise CheckpointError(
             f"{stored.name} in {stored.file.name} has another shape than config.json says",
             found=list(stored.shape),
             expected=f"{list(shape)} ({', '.join(rule.shape)})",
         )
-    if stored.dtype not in FLOAT_DTYPES and scale is None:
+    if stored.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             f"{stored.name} in {stored.file.name} is stored in an unsupported dtype",
             found=stored.dtype,
             expected=", ".join(FLOAT_DTYPES),
         )
-    return MappedTensor(stored, rule_targets(rule, layer, sizes), rule.experts, rule.expert, scale)
+    return MappedTensor(stored, targets, rule.experts, rule.expert)

@@ -146,7 +146,7 @@ def map_vision(
                 hint=_HINT,
             )
         known.add(name)
-        mapped.append(map_tensor(stored[name], None, rule, layer, sizes))
+        mapped.append(map_tensor(stored[name], rule, layer, sizes))
     extra = sorted(stored[name].name for name in stored.keys() - known)
     if extra:
         raise CheckpointError(

@@ -7,7 +7,7 @@ import pytest
 from llama4_edge.convert.config import RopeScaling, parse_config
 from llama4_edge.errors import UnsupportedError
 
-from .test_fp8 import PUBLISHED
+from .forms.test_fp8 import PUBLISHED
 
 # The published text configurations, as far as they shape the model (see the models' config.json).
 SCOUT: dict[str, Any] = {
@@ -161,7 +161,7 @@ def test_another_architecture_is_refused(model_type: str | None) -> None:
 
 def test_another_quantization_is_refused_with_the_repository_to_use() -> None:
     config = parse_config(changed(quantization_config={"quant_method": "fbgemm_fp8"}))
-    assert not config.fp8
+    assert not config.forms
     with pytest.raises(UnsupportedError, match=r"quantized in a way.*without a quantization"):
         config.check_quantization()
 
@@ -172,6 +172,6 @@ def test_the_published_fp8_is_taken(outer: bool) -> None:
     if not outer:
         raw = changed(quantization_config=PUBLISHED)
     config = parse_config(raw)
-    assert config.fp8
+    assert config.forms
     assert not any("quantization" in note for note in config.notes)
-    assert not parse_config(MAVERICK).fp8
+    assert not parse_config(MAVERICK).forms

@@ -29,8 +29,8 @@ from tests.fixtures import MakeCheckpoint
 from tests.hub_server import running_hub
 
 from .conftest import drop_tensor, edit_header, edit_json, read_header, shards_of, write_shard
+from .forms.test_fp8 import PUBLISHED
 from .test_config import MAVERICK
-from .test_fp8 import PUBLISHED
 
 Tensors = dict[str, torch.Tensor]
 

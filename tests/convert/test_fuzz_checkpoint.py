@@ -33,7 +33,7 @@ from tests.fixtures import MakeCheckpoint
 from tests.fuzzing import damaged_bytes, damaged_json, efforts, fuzz
 
 from .conftest import SMALL, SMALL_WITH_TOWER, read_header, shards_of
-from .test_fp8 import PUBLISHED
+from .forms.test_fp8 import PUBLISHED
 
 GEOMETRIES = {
     "multimodal": SMALL_WITH_TOWER,

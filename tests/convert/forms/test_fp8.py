@@ -1,4 +1,4 @@
-"""FP8 against torch: every code, every way a scale is stored, exact to the bit."""
+"""FP8 with a scale for each row, against torch: every code, exact to the bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from llama4_edge.convert import fp8
+from llama4_edge.convert.forms import fp8, quantization_error
+from llama4_edge.convert.forms.fp8 import ChannelFP8
+from llama4_edge.errors import DamagedTensorError
+from llama4_edge.quant.encode import f32_to_bf16
+
+from .decoding import decoded
 
 NAN_CODES = (0x7F, 0xFF)
 
@@ -45,6 +50,10 @@ def _finite_codes(rows: int) -> np.ndarray:
     return np.tile(row, (rows, 1))
 
 
+def fp8_codes(codes: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(codes).view(torch.float8_e4m3fn)
+
+
 def _torch_dequantized(codes: np.ndarray, scale: torch.Tensor) -> np.ndarray:
     """float32 product, rounded to bf16: raw words."""
     values = torch.from_numpy(codes).view(torch.float8_e4m3fn).to(torch.float32)
@@ -67,9 +76,9 @@ def test_decoded_rows_equal_torchs_product_rounded_to_bf16(dtype: torch.dtype) -
     magnitude = 10.0 ** torch.linspace(-38, 30, 512)
     scale = (magnitude * (1 + torch.rand(512, generator=generator))).to(dtype)[:, None]
     codes = _finite_codes(512)
-    raw = scale.view(torch.int16 if dtype is torch.bfloat16 else torch.int32).numpy().tobytes()
-    scales = fp8.scales_of(raw, "BF16" if dtype is torch.bfloat16 else "F32")
-    assert np.array_equal(fp8.decode_rows(codes, scales), _torch_dequantized(codes, scale))
+    ours = decoded(ChannelFP8(), codes.shape, {"codes": fp8_codes(codes), "scales": scale})
+    with np.errstate(over="ignore"):
+        assert np.array_equal(f32_to_bf16(ours), _torch_dequantized(codes, scale))
 
 
 def test_one_rounding_equals_a_product_taken_in_bf16() -> None:
@@ -77,48 +86,40 @@ def test_one_rounding_equals_a_product_taken_in_bf16() -> None:
     scale = (10.0 ** torch.linspace(-6, 0, 64)).to(torch.bfloat16)[:, None]
     codes = _finite_codes(64)
     in_bf16 = torch.from_numpy(codes).view(torch.float8_e4m3fn).to(torch.bfloat16) * scale
-    scales = fp8.scales_of(scale.view(torch.int16).numpy().tobytes(), "BF16")
+    ours = decoded(ChannelFP8(), codes.shape, {"codes": fp8_codes(codes), "scales": scale})
     expected = in_bf16.view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(fp8.decode_rows(codes, scales), expected)
+    assert np.array_equal(f32_to_bf16(ours), expected)
 
 
 @pytest.mark.parametrize("code", NAN_CODES)
 def test_a_code_that_is_no_number_is_refused(code: int) -> None:
     codes = np.zeros((3, 32), np.uint8)
     codes[2, 31] = code
+    parts = {"codes": fp8_codes(codes), "scales": torch.ones(3, 1)}
     with pytest.raises(ValueError, match="NaN"):
-        fp8.decode_rows(codes, np.ones(3, np.float32))
+        decoded(ChannelFP8(), codes.shape, parts)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 0.0])
 def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
-    for dtype, name in ((torch.bfloat16, "BF16"), (torch.float32, "F32")):
-        raw = torch.tensor([1.0, scale], dtype=dtype).view(torch.uint8).numpy().tobytes()
-        with pytest.raises(ValueError, match="scale"):
-            fp8.scales_of(raw, name)
-
-
-def test_a_row_of_zeros_may_have_the_scale_zero() -> None:
-    scales = fp8.scales_of(np.zeros(1, np.float32).tobytes(), "F32")
-    assert fp8.decode_rows(np.zeros((1, 4), np.uint8), scales).tolist() == [[0, 0, 0, 0]]
-
-
-def test_scales_are_named_after_their_weight() -> None:
-    weight = "model.layers.1.feed_forward.experts.0.down_proj.weight"
-    assert fp8.scale_name(weight) == weight + "_scale"
+    for dtype in (torch.bfloat16, torch.float32):
+        scales = torch.tensor([[1.0], [scale]], dtype=dtype)
+        parts = {"codes": fp8_codes(np.zeros((2, 4), np.uint8)), "scales": scales}
+        with pytest.raises(DamagedTensorError, match=r"not a positive number: .* in row 1"):
+            decoded(ChannelFP8(), (2, 4), parts)
 
 
 def test_the_published_settings_are_taken() -> None:
-    assert fp8.quantization_error(PUBLISHED) is None
+    assert quantization_error(PUBLISHED) is None
     empty: dict[str, object] = {"sparsity_config": {}, "transform_config": {}}
-    assert fp8.quantization_error({**PUBLISHED, **empty}) is None
+    assert quantization_error({**PUBLISHED, **empty}) is None
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         ({"quant_method": "fbgemm_fp8"}, "quant_method 'fbgemm_fp8'"),
-        ({"quant_method": "modelopt", "format": None}, "quant_method 'modelopt'; format None"),
+        ({"quant_method": "modelopt", "format": None}, "quant_method 'modelopt'"),
         ({"format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized'"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
         ({"transform_config": {"config_groups": {"u": {}}}}, "a transform_config"),
@@ -129,7 +130,7 @@ def test_the_published_settings_are_taken() -> None:
 def test_another_quantization_is_refused_by_what_differs(
     change: dict[str, object], found: str
 ) -> None:
-    error = fp8.quantization_error({**PUBLISHED, **change})
+    error = quantization_error({**PUBLISHED, **change})
     assert error is not None
     assert "quantized in a way" in error.problem
     assert found in str(error.found)
@@ -151,7 +152,7 @@ def test_another_quantization_is_refused_by_what_differs(
 def test_another_kind_of_weight_is_refused_by_name(field: str, value: object) -> None:
     settings = deepcopy(PUBLISHED)
     settings["config_groups"]["group_0"]["weights"][field] = value
-    error = fp8.quantization_error(settings)
+    error = quantization_error(settings)
     assert error is not None
     shown = "a list of 2" if isinstance(value, list) else repr(value)
     assert error.found == f"group_0: weights.{field} {shown}"
@@ -160,8 +161,8 @@ def test_another_kind_of_weight_is_refused_by_name(field: str, value: object) ->
 def test_a_group_with_a_format_of_its_own_is_refused() -> None:
     settings = deepcopy(PUBLISHED)
     settings["config_groups"]["group_0"]["format"] = "pack-quantized"
-    assert "pack-quantized" in str(fp8.quantization_error(settings))
+    assert "pack-quantized" in str(quantization_error(settings))
 
 
 def test_settings_that_are_no_object_are_refused() -> None:
-    assert "no settings" in str(fp8.quantization_error(["float-quantized"]))
+    assert "no settings" in str(quantization_error(["float-quantized"]))
