@@ -30,7 +30,6 @@ from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .directories import is_listed
 from .job import Job, Request, prepare
-from .metadata import ROPE_FREQS, rope_factors
 from .output import Part, PartialOutput, finish_interrupted
 from .pipeline import StageSeconds, run_pipeline
 from .presets import PRESETS
@@ -73,25 +72,50 @@ def run(
     try:
         job = prepare(checkpoint, request, output)
         check_headers(checkpoint.path, job.text, job.projector)
-        if dry_run:
-            shortage = room_shortage(job.parts, checkpoint.shards.disk_need(job.shards))
-            return _report(job, request, notes=[str(shortage)] if shortage else [])
-        if finish_interrupted(job.parts, job.identity, force=force):
-            return _report(job, request, resumed_at=1.0, seconds=time.monotonic() - started)
-        check_target(
-            job.parts,
-            source=checkpoint.path,
-            projector=job.projector if job.text else (),
-            force=force,
-            sources=checkpoint.shards.disk_need(job.shards),
+        return execute(
+            job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started
         )
-        spent = StageSeconds()
-        with PartialOutput(job.parts, job.identity, force=force) as partial:
-            before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
-            _check_unchanged(job)
     finally:
         checkpoint.shards.close()
-    return _report(job, request, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
+
+
+def execute(
+    job: Job,
+    *,
+    force: bool,
+    dry_run: bool,
+    threads: int | None,
+    progress: Callable[[Progress], None] | None,
+    started: float,
+) -> Report:
+    """Write what a job has planned, or in a `dry_run` say what would be written.
+
+    Args:
+        started: when the conversion began, on ``time.monotonic``'s clock.
+
+    Raises:
+        OutputError: a target exists, its disk is too small, or writing failed.
+        DamagedTensorError: a number is NaN, infinite or too large, or a file changed meanwhile.
+        CheckpointError: a file cannot be read.
+    """
+    need = job.shards.disk_need(job.files)
+    if dry_run:
+        shortage = room_shortage(job.parts, need)
+        return _report(job, notes=[str(shortage)] if shortage else [])
+    if finish_interrupted(job.parts, job.identity, force=force):
+        return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
+    check_target(
+        job.parts,
+        source=job.read,
+        projector=job.projector if job.text else (),
+        force=force,
+        sources=need,
+    )
+    spent = StageSeconds()
+    with PartialOutput(job.parts, job.identity, force=force) as partial:
+        before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
+        _check_unchanged(job)
+    return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
 
 
 def _request(
@@ -187,19 +211,20 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
 
 
 def _check_unchanged(job: Job) -> None:
-    """Whether the shards that were read are still those whose headers were.
+    """Whether the files that were read are still those whose headers were.
 
     Raises:
         DamagedTensorError: one was replaced meanwhile, and what was written is of two checkpoints.
     """
-    shards = job.checkpoint.shards
     changed = [
-        path.name for path in job.source_files if shards.identity(path) != job.identity[path.name]
+        path.name
+        for path in job.source_files
+        if job.shards.identity(path) != job.identity[path.name]
     ]
     if changed:
         raise DamagedTensorError(
-            f"{job.checkpoint.path} changed while it was converted",
-            found=f"{len(changed)} shards of another size or time, first {changed[0]}",
+            f"{job.source} changed while it was converted",
+            found=f"{len(changed)} files of another size or time, first {changed[0]}",
             hint="Wait until the download or the copy is complete, then convert it again.",
         )
 
@@ -212,10 +237,9 @@ def _write_tensors(
     progress: Callable[[Progress], None] | None,
 ) -> float:
     """Convert what is not done yet; the share of the source that was."""
-    factors = None if job.config is None else rope_factors(job.config)
-    if factors is not None:
-        place = job.outputs[ROPE_FREQS]
-        partial.write(place.part, place.offset, factors.data.cast("B"))
+    for name, data in job.computed.items():
+        place = job.outputs[name]
+        partial.write(place.part, place.offset, data)
     skipped = partial.slabs_done
     total = job.source_bytes
     before = done = sum(slab.source_bytes for slab in job.slabs[:skipped])
@@ -228,7 +252,7 @@ def _write_tensors(
 
     run_pipeline(
         job.slabs[skipped:],
-        job.checkpoint.shards,
+        job.shards,
         partial,
         threads=threads,
         seconds=spent,
@@ -239,7 +263,6 @@ def _write_tensors(
 
 def _report(
     job: Job,
-    request: Request,
     *,
     resumed_at: float = 0.0,
     seconds: float | None = None,
@@ -258,11 +281,11 @@ def _report(
         for assigned in job.assignments
     ]
     return Report(
-        source=str(job.checkpoint.path),
+        source=str(job.source),
         output=str(job.parts[0].path),
         outputs=tuple(str(part.path) for part in job.parts),
         projector=next((str(part.path) for part in job.projector), None),
-        recipe=request.recipe.name if job.text else request.matrices.name.lower(),
+        recipe=job.recipe,
         dry_run=seconds is None,
         bytes=sum(part.nbytes for part in job.parts),
         source_bytes=job.source_bytes,

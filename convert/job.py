@@ -17,11 +17,13 @@ from ..errors import CheckpointError, OutputError
 from ..quant import Assignment, Recipe, TensorType
 from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
-from .config import ModelConfig, parse_config
+from .config import parse_config
 from .directories import cached_repository
 from .layout import lay_out, lay_out_vision
+from .metadata import ROPE_FREQS, rope_factors
 from .output import Part, header_digest, plan_parts
 from .shard_header import StoredTensor
+from .shards import Shards
 from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .spelling import spell
 from .text_model import MappedTensor, TextModel, read_text_model
@@ -58,13 +60,18 @@ class _Model:
 class Job:
     """A conversion: its files, and the slabs that fill them.
 
-    `text` and `projector` have the planned parts of each, either of which may be nothing; parts are
-    numbered in that order. `config` is the text model's, None where only the projector is written;
-    `layout` says how that is stored, in words.
+    `source` is what is converted, `read` the directory or the files that are read and so are never
+    replaced, and `shards` the access to them. `text` and `projector` have the planned parts of
+    each, either of which may be nothing; parts are numbered in that order. `computed` has the data
+    of tensors that no stored one becomes. `recipe` is what the report calls the types that were
+    chosen, and `layout` says in words how the text model is stored.
     """
 
-    checkpoint: Checkpoint
-    config: ModelConfig | None
+    source: Path
+    read: Path | tuple[Path, ...]
+    shards: Shards
+    recipe: str
+    computed: Mapping[str, memoryview]
     tensors: tuple[MappedTensor, ...]
     assignments: tuple[Assignment, ...]
     text: tuple[Part, ...]
@@ -82,8 +89,8 @@ class Job:
         return (*self.text, *self.projector)
 
     @property
-    def shards(self) -> list[Path]:
-        """The shards that are converted, in order."""
+    def files(self) -> list[Path]:
+        """The files whose tensors are converted, in order."""
         return list(dict.fromkeys(slab.stored.file for slab in self.slabs))
 
     @property
@@ -112,13 +119,13 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
     if request.text:
         text = read_text_model(checkpoint)
         vocabulary = read_vocabulary(checkpoint, text.config)
-        target = _target(output, f"{_name(checkpoint)}-{request.recipe.name}.gguf")
+        target = target_file(output, f"{_name(checkpoint)}-{request.recipe.name}.gguf")
         model = _text_job(checkpoint, text, vocabulary, request, target)
         stored, n_embd = text.vision, text.config.hparams.n_embd
     else:
         stored = spell(checkpoint.tensors).vision
         n_embd = parse_config(checkpoint.config).hparams.n_embd
-        target = _target(output, _projector_name(_name(checkpoint), request))
+        target = target_file(output, _projector_name(_name(checkpoint), request))
     projector, vision_notes = None, []
     if request.vision and _has_vision(checkpoint, stored):
         if model is not None:
@@ -135,16 +142,20 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
     outputs = {name: place for made in models for name, place in made.outputs.items()}
     parts = [part for made in models for part in made.parts]
     unused = () if projector else tuple(tensor.name for tensor in stored.values())
+    factors = None if text is None else rope_factors(text.config)
     return Job(
-        checkpoint=checkpoint,
-        config=None if text is None else text.config,
+        source=checkpoint.path,
+        read=checkpoint.path,
+        shards=checkpoint.shards,
+        recipe=request.recipe.name if text else request.matrices.name.lower(),
+        computed={} if factors is None else {ROPE_FREQS: factors.data.cast("B")},
         tensors=tensors,
         assignments=tuple(assigned for made in models for assigned in made.assignments),
         text=() if model is None else model.parts,
         projector=() if projector is None else projector.parts,
         outputs=outputs,
-        slabs=_slabs(tensors, outputs),
-        identity=_identity(checkpoint, tensors, parts),
+        slabs=all_slabs(tensors, outputs),
+        identity=identity_of(checkpoint.shards, tensors, parts),
         left_out=(*unused, *(text.left_out if text else ())),
         notes=(*_text_notes(text, vocabulary), *vision_notes),
         layout=text.layout if text else {},
@@ -194,7 +205,7 @@ def _vision_job(
     return _Model(tuple(mapped), tuple(layout.assignments), tuple(parts), outputs)
 
 
-def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> tuple[Slab, ...]:
+def all_slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> tuple[Slab, ...]:
     """All slabs, shard by shard and in the order of their bytes, so that disks read on."""
     in_order = sorted(mapped, key=lambda tensor: (tensor.stored.file, tensor.stored.offset))
     return tuple(
@@ -210,8 +221,8 @@ def _slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> tup
     )
 
 
-def _identity(
-    checkpoint: Checkpoint, mapped: Sequence[MappedTensor], parts: Sequence[Part]
+def identity_of(
+    shards: Shards, mapped: Sequence[MappedTensor], parts: Sequence[Part]
 ) -> dict[str, str]:
     """What must be the same for a conversion to go on where another stopped.
 
@@ -222,7 +233,7 @@ def _identity(
         "ggml": encoder_version(),
         "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
         "recipe, types, config or tokenizer": header_digest(parts),
-        **{file.name: checkpoint.shards.identity(file) for file in _source_files(mapped)},
+        **{file.name: shards.identity(file) for file in _source_files(mapped)},
     }
 
 
@@ -260,8 +271,12 @@ def _projector_name(model: str, request: Request) -> str:
     return f"mmproj-{model}-{request.matrices.name.lower()}.gguf"
 
 
-def _target(output: str | os.PathLike[str] | None, name: str) -> Path:
-    """The file to write, which is called `name` where `output` is no more than a directory."""
+def target_file(output: str | os.PathLike[str] | None, name: str) -> Path:
+    """The file to write, which is called `name` where `output` is no more than a directory.
+
+    Raises:
+        OutputError: `output` cannot be the name of a file.
+    """
     if output is None:
         return Path(name)
     target = Path(output)
