@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
+        BusyError,
         CheckpointError,
         ContextFullError,
         DamagedTensorError,
         EngineError,
+        FormError,
         HubError,
         ImageError,
         Llama4EdgeError,
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AllocationError": "errors",
+    "BusyError": "errors",
     "AnswerEnded": "chat.events",
     "AsyncModel": "async_model",
     "AsyncStream": "async_model",
@@ -100,6 +103,7 @@ _MODULES = {
     "Diagnosis": "runtime.doctor",
     "Difference": "comparison",
     "EngineError": "errors",
+    "FormError": "errors",
     "EngineSettings": "runtime.settings",
     "Fallback": "convert.report",
     "FileSummary": "quant.summary",
@@ -168,6 +172,7 @@ __all__ = [
     "BenchGrid",
     "BenchResult",
     "BenchTest",
+    "BusyError",
     "CheckpointError",
     "Completion",
     "ContextFullError",
@@ -181,6 +186,7 @@ __all__ = [
     "Fallback",
     "FileSummary",
     "Finding",
+    "FormError",
     "HubError",
     "ImageError",
     "ImageTiles",

@@ -365,7 +365,7 @@ class AsyncModel:
         form = settings.form
         structure = None
         if form is not None:
-            structure = await asyncio.to_thread(self.model.structure_of, form)
+            structure = await self.model.structures.awaited(form)
         answers = answers_to(
             AsyncStream, engine, vocabulary, prompt, settings, structure, n=n, paced=stream
         )

@@ -12,6 +12,8 @@
     ├── EngineError           llama.cpp refused to load, to make a context or to decode
     │   ├── AllocationError   a device does not have the memory
     │   ├── ContextFullError  the prompt, or the answer, does not fit into the context
+    │   ├── BusyError         too much else is being made; the same may be asked again later
+    │   ├── FormError         an answer that cannot be held to its form; also a SettingError
     │   └── WorkerError       a worker that cannot be reached, or whose connection was lost
     ├── TemplateError         a chat template that is missing or does not render
     ├── VocabularyError       a tokenizer that llama.cpp would read differently
@@ -145,6 +147,27 @@ class EngineError(Llama4EdgeError):
 
 class AllocationError(EngineError):
     """llama.cpp could not allocate the memory that it needs on a device."""
+
+
+class BusyError(EngineError):
+    """Too much else is being made; the same may be asked again later."""
+
+
+class FormError(EngineError, SettingError):
+    """An answer that cannot be held any further to the form that was asked for.
+
+    Args:
+        field: the setting that the form came in.
+        reason: why it cannot.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(
+            f"the answer cannot be held to {field} any further",
+            found=reason,
+            hint="Simplify it, its regular expressions above all.",
+        )
+        self.field = field
 
 
 class ContextFullError(EngineError):

@@ -150,7 +150,7 @@ class Model:
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
         self._pictures = Pictures(self.info, projector)
         self._prompts = Prompts(self.vocabulary, self.info.chat_template, self._pictures.digest)
-        self._structures = Structures(self.vocabulary, self.info.eog_ids)
+        self.structures = Structures(self.vocabulary, self.info.eog_ids)
         if n_ctx == "max" or (
             plan is None and placement is None and has_gpus(devices, wish.workers)
         ):
@@ -268,12 +268,8 @@ class Model:
         return replace(prompt, features=self._pictures.of_prompt(prompt.pictures, names))
 
     def structure_of(self, form: Form) -> Structure:
-        """A form, ready for answers.
-
-        Raises:
-            SettingError: it is invalid, cannot be enforced, is met by nothing, or is too large.
-        """
-        return self._structures.of(form)
+        """A form, ready for answers; see ``Structures.of``."""
+        return self.structures.of(form)
 
     def text_prompt(self, prompt: str | Iterable[int] | Prompt, *, special: bool = False) -> Prompt:
         """What `generate` goes on with; see there."""

@@ -67,6 +67,15 @@ class Automaton:
             groups |= edge
         return groups
 
+    @cached_property
+    def later(self) -> int:
+        """The groups with which a text goes on."""
+        groups = 0
+        for edges in self.edges[1:]:
+            for edge, _ in edges:
+                groups |= edge
+        return groups
+
     def goes_on(self, other: Automaton) -> int:
         """The groups with which a whole text of this becomes the beginning of one of the other."""
         groups = 0

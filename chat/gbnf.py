@@ -12,6 +12,7 @@ from string import hexdigits
 
 from ..errors import SettingError
 from ..untrusted import shown
+from .making import go_on
 
 MAX_REPEATS = 100_000
 """How often a part may be repeated, where there is a limit."""
@@ -118,7 +119,7 @@ def read_grammar(text: str, where: str, tokens: Tokens) -> dict[str, Part]:
                 )
     if "root" not in rules:
         raise SettingError(f"{where} has no rule 'root', with which a text begins")
-    ending = _ending(rules)
+    ending = closure(rules, ends)
     if "root" not in ending:
         raise SettingError(f"{where}: no text that follows it ever ends")
     needed: dict[str, Part] = {}
@@ -129,6 +130,20 @@ def read_grammar(text: str, where: str, tokens: Tokens) -> dict[str, Part]:
             needed[name] = _without_endless(rules[name], ending)
             pending += _used(needed[name])
     return needed
+
+
+def closure(rules: Mapping[str, Part], holds: Callable[[Part, Collection[str]], bool]) -> set[str]:
+    """The rules of which something holds that may depend on the rules of which it does."""
+    found: set[str] = set()
+    names, size = list(rules), -1
+    while size != len(found):
+        size = len(found)
+        names.reverse()  # those that others need come behind them in most grammars
+        for name in names:
+            go_on()
+            if name not in found and holds(rules[name], found):
+                found.add(name)
+    return found
 
 
 def _used(part: Part) -> Iterator[str]:
@@ -148,17 +163,7 @@ def inner_parts(part: Part) -> tuple[Part, ...]:
     return (part.part,) if isinstance(part, Repeat) else ()
 
 
-def _ending(rules: Mapping[str, Part]) -> set[str]:
-    """The rules of which some text ends."""
-    ending: set[str] = set()
-    while True:
-        more = {name for name, part in rules.items() if ends(part, ending)}
-        if more == ending:
-            return ending
-        ending = more
-
-
-def ends(part: Part, ending: set[str]) -> bool:
+def ends(part: Part, ending: Collection[str]) -> bool:
     """Whether some text of a part ends, where those of these rules do."""
     if isinstance(part, Rule):
         return part.name in ending
@@ -171,7 +176,7 @@ def ends(part: Part, ending: set[str]) -> bool:
     return all(ends(inner, ending) for inner in inner_parts(part))
 
 
-def _without_endless(part: Part, ending: set[str]) -> Part:
+def _without_endless(part: Part, ending: Collection[str]) -> Part:
     """A part that ends, without alternatives that do not."""
     if isinstance(part, Choice):
         options = [option for option in part.options if ends(option, ending)]

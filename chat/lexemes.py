@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from .automaton import Alphabet, Automaton, TooLargeError, automaton
-from .gbnf import Chars, Choice, Lexeme, Part, Repeat, Rule, Sequence, Token, inner_parts
+from .gbnf import Chars, Choice, Lexeme, Part, Repeat, Rule, Sequence, Token, closure, inner_parts
+from .making import go_on
 
 
 def lark_grammar(rules: Mapping[str, Part], end_ids: Collection[int]) -> str:
@@ -32,7 +33,7 @@ class _Cut:
     def __init__(self, rules: Mapping[str, Part]) -> None:
         self._rules = rules
         self.regular = _regular(rules)
-        self._nullable = _nullable(rules)
+        self._nullable = closure(rules, is_nullable)
         self._alphabet = Alphabet(rules.values())
         self._broken: set[Part] = set()
         self._broken_rules: set[str] = set()
@@ -65,14 +66,24 @@ class _Cut:
 
     def _clashes(self, follows: _Follow) -> Iterator[Lexeme]:
         """Lexemes that go on where another ends that is followed by the same."""
-        automata = {lexeme: self._automaton(lexeme) for lexeme in follows.lexemes}
+        automata = {
+            lexeme: made
+            for lexeme in follows.lexemes
+            if (made := self._automaton(lexeme)) is not None
+        }
+        firsts: dict[int, int] = {}  # the characters that sets of lexemes begin with
         for ended, first in automata.items():
-            following = 0
-            for lexeme in follows.after(ended):
-                if (after := automata[lexeme]) is not None:
-                    following |= after.first
+            go_on()
+            after = follows.after(ended)
+            if after not in firsts:
+                firsts[after] = 0
+                for lexeme in follows.in_set(after):
+                    if lexeme in automata:
+                        firsts[after] |= automata[lexeme].first
+            following = firsts[after]
             for longer, second in automata.items():
-                if first is None or second is None or not first.first & second.first:
+                # The first two are cheap, and few pairs are left.
+                if not (first.first & second.first and second.later & following):
                     continue
                 pair = ended, longer
                 if pair not in self._going_on:
@@ -154,28 +165,15 @@ class _Cut:
 
 def _regular(rules: Mapping[str, Part]) -> set[str]:
     """The rules without recursion and without tokens."""
-    regular: set[str] = set()
 
-    def is_regular(part: Part) -> bool:
+    def is_regular(part: Part, regular: Collection[str]) -> bool:
         if isinstance(part, Rule):
             return part.name in regular
-        return not isinstance(part, Token) and all(map(is_regular, inner_parts(part)))
+        return not isinstance(part, Token) and all(
+            is_regular(p, regular) for p in inner_parts(part)
+        )
 
-    while True:
-        more = {name for name, part in rules.items() if is_regular(part)}
-        if more == regular:
-            return regular
-        regular |= more
-
-
-def _nullable(rules: Mapping[str, Part]) -> set[str]:
-    """The rules that the empty text follows."""
-    found: set[str] = set()
-    while True:
-        more = {name for name, part in rules.items() if is_nullable(part, found)}
-        if more == found:
-            return found
-        found = more
+    return closure(rules, is_regular)
 
 
 def is_nullable(part: Part, rules: Collection[str]) -> bool:
@@ -204,35 +202,36 @@ class _Follow:
 
     def __init__(self, bodies: Mapping[str, Part]) -> None:
         self._bodies = bodies
-        self._nullable = self._nullable_rules()
+        self._nullable = closure(bodies, is_nullable)
         self.lexemes: dict[Lexeme, int] = {}
         for body in bodies.values():
             for leaf in _leaves(body):
                 if isinstance(leaf, Lexeme):
                     self.lexemes.setdefault(leaf, len(self.lexemes))
         self._first = dict.fromkeys(bodies, 0)
-        while (found := {name: self._begin(body) for name, body in bodies.items()}) != self._first:
-            self._first = found
+        names, changed = list(bodies), True
+        while changed:
+            changed = False
+            names.reverse()  # those that others need come behind them in most grammars
+            for name in names:
+                go_on()
+                before, self._first[name] = self._first[name], self._begin(bodies[name])
+                changed |= before != self._first[name]
         self._after_rules = dict.fromkeys(bodies, 0)
         self._after = dict.fromkeys(self.lexemes, 0)
-        before: object = None
-        while before != (state := (dict(self._after_rules), dict(self._after))):
-            before = state
+        state: object = None
+        while state != (state := (dict(self._after_rules), dict(self._after))):
             for name, body in bodies.items():
+                go_on()
                 self._walk(body, self._after_rules[name])
 
-    def after(self, lexeme: Lexeme) -> Iterable[Lexeme]:
-        """The lexemes that may come directly after one."""
-        known = self._after[lexeme]
-        return [other for other, place in self.lexemes.items() if known >> place & 1]
+    def after(self, lexeme: Lexeme) -> int:
+        """The set of lexemes that may come directly after one."""
+        return self._after[lexeme]
 
-    def _nullable_rules(self) -> set[str]:
-        found: set[str] = set()
-        while True:
-            more = {name for name, body in self._bodies.items() if is_nullable(body, found)}
-            if more == found:
-                return found
-            found = more
+    def in_set(self, places: int) -> Iterable[Lexeme]:
+        """The lexemes of a set."""
+        return [lexeme for lexeme, place in self.lexemes.items() if places >> place & 1]
 
     def _begin(self, node: Part) -> int:
         """The lexemes that a node may begin with."""

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from ..untrusted import brief, shown
 from .least import least_values
+from .making import go_on
 from .schema_document import Copy, Document, escaped, find_anchors, subschemas
 from .schema_words import (
     EXACT,
@@ -65,6 +66,7 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
         document.root = {} if document.root else {"enum": []}
     reachable = _reachable(document)
     for pointer, node in reachable.items():
+        go_on()
         _check(document, pointer, node)
     _check_cycles(document, reachable)
     least = least_values(document.root, lambda ref: document.at(document.target(ref, "")))
@@ -76,6 +78,7 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
         problem = "the smallest value that meets the schema is too large"
         raise document.refused("", problem, f"{int(least):,} values", f"at most {MAX_LEAST:,}")
     for pointer, node in reachable.items():
+        go_on()
         translate(document, pointer, node)
     document.root.pop("x-guidance", None)  # llguidance's options, which are ours to set
     root: dict[str, Any] = document.root

@@ -5,6 +5,7 @@ Promises that whatever comes in, what goes out is an answer or an error object o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -56,6 +57,8 @@ def create_app(
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         keeper.start()
+        if (loaded := keeper.loaded) is not None:
+            await asyncio.to_thread(loaded.model.structures.prepare)
         yield
         await conversations.settle(server)
 

@@ -16,7 +16,9 @@ from starlette.responses import JSONResponse
 
 from ..errors import (
     AllocationError,
+    BusyError,
     ContextFullError,
+    FormError,
     ImageError,
     Llama4EdgeError,
     SettingError,
@@ -120,6 +122,10 @@ def api_error(error: Exception, prompt_field: str | None = None) -> ApiError:
         return ApiError(error.status_code, _sentence(error), headers=dict(error.headers or {}))
     if isinstance(error, ContextFullError):
         return ApiError(400, str(error), prompt_field, CONTEXT_FULL)
+    if isinstance(error, BusyError):
+        return ApiError(503, str(error), code="busy", headers={"Retry-After": "5"})
+    if isinstance(error, FormError):
+        return ApiError(400, str(error), error.field, "invalid_value")
     if isinstance(error, SettingError):
         return ApiError(400, str(error), None, "invalid_value")
     if isinstance(error, TemplateError | ImageError | VocabularyError):

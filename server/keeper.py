@@ -211,6 +211,8 @@ class ModelKeeper:
         def load() -> Model:
             model = source(self.cancelled)
             try:
+                # It holds up everybody where there are many tokens: not in the middle of answers.
+                model.structures.prepare()
                 self._opened(model)
             except BaseException:
                 model.close()

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from llama4_edge import Model
+from llama4_edge.chat import making, structure
 from llama4_edge.errors import ModelFileError, SettingError
 from llama4_edge.server import chat
 from llama4_edge.server.app import create_app
@@ -47,6 +48,37 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(tmp_path: Path) ->
         assert "closed" in error["message"]
         refused = client.post(CHAT, json=HI)
         assert refused.status_code == 503
+
+
+GROWING = {
+    **HI, "regex": "[ab]*a[ab]{60}c", "temperature": 1.9, "top_k": 0, "top_p": 1, "seed": 1,
+}  # fmt: skip
+
+
+def test_a_form_that_grows_beyond_measure_while_answering_is_told_by_its_field(
+    tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(structure, "_MOST_STATES", 100)
+    answer = tiny.post(CHAT, json=GROWING)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "regex")
+    assert "cannot be held to regex any further" in error["message"]
+    streamed = tiny.post(CHAT, json={**GROWING, "stream": True})
+    assert streamed.status_code == 200  # it had begun
+    events = [line for line in streamed.text.splitlines() if line]
+    assert json.loads(events[-1].removeprefix("data: ")) == {"error": error}
+    assert not caplog.records
+
+
+def test_a_form_for_which_there_is_no_room_is_asked_for_again_later(
+    tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "MOST_WAITING", 0)
+    for fields in ({"regex": "a+"}, {"regex": "a+", "stream": True}):
+        answer = tiny.post(CHAT, json={**HI, **fields})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.json()["error"]["code"] == "busy"
 
 
 def test_an_answer_that_fails_has_no_traceback(
