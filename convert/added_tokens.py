@@ -1,7 +1,8 @@
 """Tokens that are matched in a text before it is cut into words, and how they are matched.
 
 Promises what transformers makes of tokenizer.json, tokenizer_config.json and, in older checkpoints,
-special_tokens_map.json: which tokens there are, which of them are special, and their flags.
+special_tokens_map.json and added_tokens.json: which tokens there are, which of them are special,
+and their flags.
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ class AddedToken:
     flags: Flags
 
 
-def added_tokens(tokenizer: Record, settings: Record, ids: Mapping[str, int]) -> list[AddedToken]:
+def added_tokens(
+    tokenizer: Record, settings: Record, older: Record, ids: Mapping[str, int]
+) -> list[AddedToken]:
     """All tokens that are added to those of the BPE model.
 
     Args:
         tokenizer: tokenizer.json.
         settings: tokenizer_config.json; its ``added_tokens_decoder`` wins over tokenizer.json.
+        older: added_tokens.json, which has ids by texts; it says what neither of the others does,
+            and nothing where there is an ``added_tokens_decoder``.
         ids: the tokens of the BPE model.
 
     Raises:
@@ -73,6 +78,15 @@ def added_tokens(tokenizer: Record, settings: Record, ids: Mapping[str, int]) ->
             text = entry.text("content")
             known = tokens[text].number if text in tokens else ids.get(text, int(key))
             _add(tokens, entry, known)
+    else:
+        special = set(named_tokens(settings))
+        for text in older:
+            if text and text not in tokens:
+                number = ids.get(text, older.integer(text))
+                is_special = text in special
+                flags = Flags(normalized=not is_special)
+                _check_text(older, text)
+                tokens[text] = AddedToken(number, text, is_special, flags)
     for text in named_tokens(settings):
         if text in ids and text not in tokens:
             tokens[text] = AddedToken(ids[text], text, True, Flags())
@@ -83,10 +97,7 @@ def _add(tokens: dict[str, AddedToken], entry: Record, number: int) -> None:
     text = entry.text("content")
     flags = Flags(**{name: entry.boolean(name, default=False) for name in FLAGS})
     special = entry.boolean("special", default=False)
-    if "\0" in text:
-        raise VocabularyError(
-            f"{entry.name} is a token that a GGUF cannot hold", found="a NUL character in its text"
-        )
+    _check_text(entry, text)
     if text in tokens and tokens[text].number != number:
         raise VocabularyError(
             f"{entry.name} gives a token a second id",
@@ -94,6 +105,13 @@ def _add(tokens: dict[str, AddedToken], entry: Record, number: int) -> None:
         )
     if text:  # tokenizers ignores the others
         tokens[text] = AddedToken(number, text, special, flags)
+
+
+def _check_text(place: Record, text: str) -> None:
+    if "\0" in text:
+        raise VocabularyError(
+            f"{place.name} is a token that a GGUF cannot hold", found="a NUL character in its text"
+        )
 
 
 def named_tokens(settings: Record) -> Iterator[str]:

@@ -56,6 +56,7 @@ SMALL_FILES = {
     "generation_config.json": 1 << 20,
     "tokenizer_config.json": 16 << 20,
     "special_tokens_map.json": 16 << 20,
+    "added_tokens.json": 16 << 20,
     "tokenizer.json": 256 << 20,
     "chat_template.json": 16 << 20,
     "chat_template.jinja": 2 << 20,

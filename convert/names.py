@@ -218,33 +218,34 @@ def expert_layouts(names: Iterable[str], config: ModelConfig) -> dict[int, Layer
     """
     routed = {layer for layer in range(config.hparams.n_layer) if config.hparams.has_experts(layer)}
     parts: dict[int, set[str]] = {}
-    for match in filter(None, map(_EXPERT_NAME.fullmatch, names)):
+    for match in filter(None, map(_EXPERT_NAME.match, names)):
         if (layer := int(match["layer"])) in routed:
-            kind = "one by one, " if match["expert"] else ""
-            parts.setdefault(layer, set()).add(kind + match["matrix"])
+            number = "E." if match["expert"] else ""
+            parts.setdefault(layer, set()).add(number + match["matrix"])
     found = {layer: _layout_of(stored) for layer, stored in sorted(parts.items())}
     default = next(iter(found.values()), LayerExperts())
     return {layer: found.get(layer, default) for layer in sorted(routed)}
 
 
+# As far as a name says the layout: what follows says which part of a matrix is stored.
 _EXPERT_NAME = re.compile(
-    r"model\.layers\.(?P<layer>\d{1,4})\.feed_forward\.experts\.(?:(?P<expert>\d{1,4})\.)?"
-    r"(?P<matrix>gate_up_proj|down_proj|(?:gate|up|down)_proj\.weight)"
+    r"model\.layers\.(?P<layer>\d{1,4})\.feed_forward\.experts\.(?P<expert>\d{1,4}\.)?"
+    r"(?P<matrix>gate_up_proj|(?:gate|up|down)_proj\.weight|down_proj)"
 )
 
 
 def _layout_of(stored: Set[str]) -> LayerExperts:
-    """The layout of a layer with these matrices, as `expert_layouts` calls them."""
+    """The layout of a layer with these matrices; ``E.`` is before those of one expert."""
     gate_up = down = ExpertLayout.FUSED
     if "gate_up_proj" not in stored:
         if {"gate_proj.weight", "up_proj.weight"} <= stored:
             gate_up = ExpertLayout.STACKED
-        elif stored & {"one by one, gate_proj.weight", "one by one, up_proj.weight"}:
+        elif stored & {"E.gate_proj.weight", "E.up_proj.weight"}:
             gate_up = ExpertLayout.SEPARATE
     if "down_proj" not in stored:
         if "down_proj.weight" in stored:
             down = ExpertLayout.STACKED
-        elif "one by one, down_proj.weight" in stored:
+        elif "E.down_proj.weight" in stored:
             down = ExpertLayout.SEPARATE
     return LayerExperts(gate_up, down)
 

@@ -279,6 +279,7 @@ def map_tensor(
             f"{stored.name} in {stored.file.name} has another shape than config.json says",
             found=list(stored.shape),
             expected=f"{list(shape)} ({', '.join(rule.shape)})",
+            hint=_resized(stored, rule, shape),
         )
     if stored.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
@@ -287,3 +288,13 @@ def map_tensor(
             expected=", ".join(FLOAT_DTYPES),
         )
     return MappedTensor(stored, targets, rule.experts, rule.expert)
+
+
+def _resized(stored: StoredTensor, rule: Rule, shape: tuple[int, ...]) -> str | None:
+    """What to do about an embedding that has more or fewer rows than config.json says."""
+    if rule.shape[0] != "vocab" or stored.shape[1:] != shape[1:]:
+        return None
+    return (
+        f"If the embedding was resized, vocab_size in config.json must be {stored.shape[0]}: save "
+        "the model with its config, model.save_pretrained(DIRECTORY)."
+    )

@@ -84,7 +84,8 @@ def read_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> Vocabulary:
     model = _byte_level_bpe(tokenizer)
     _check_pre_tokenizer(tokenizer)
     vocab = _checked_vocab(model, config.hparams.n_vocab)
-    added = added_tokens(tokenizer, settings, vocab)
+    older = _read_settings(directory / "added_tokens.json")
+    added = added_tokens(tokenizer, settings, older, vocab)
     tokens, types = _tokens(vocab, added, config.hparams.n_vocab)
     ids = {token: number for number, token in enumerate(tokens)}
     before, after = _around_text(tokenizer, len(tokens))
@@ -245,7 +246,9 @@ def _claim(texts: dict[int, str], number: object, text: str, size: int) -> None:
             f"tokenizer.json has a token out of range: {shown(text)}",
             found=f"id {shown(number)}",
             expected=f"0 to {size - 1}, the rows of the embedding",
-            hint="tokenizer.json and config.json must be of the same model.",
+            hint="tokenizer.json and config.json must be of the same model. Where tokens were "
+            "added, the embedding must be resized before it is saved: "
+            "model.resize_token_embeddings(len(tokenizer)).",
         )
     if number in texts:
         raise VocabularyError(
