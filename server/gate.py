@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..untrusted import brief
 from .errors import ApiError, api_error, error_response
 from .state import Served, Server
+from .unread import UnreadBody
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +54,32 @@ class Gate:
         headers = Headers(scope=scope)
         origin = self._allowed_origin(headers)
 
+        body = UnreadBody(receive, headers)
+
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                self._add_headers(MutableHeaders(scope=message), origin)
+                written = MutableHeaders(scope=message)
+                self._add_headers(written, origin)
+                body.will_close(written)
             elif not message.get("more_body", False):
                 # Before its last bytes: whoever has them finds it counted.
                 self._tell(record)
+                if body.is_to_be_discarded:
+                    await send({**message, "more_body": True})
+                    await body.discard(lambda: self._server.ending)
+                    message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
-            await self._let_through(scope, receive, answer, headers, origin)
+            await self._let_through(scope, body.receive, answer, headers, origin)
         except ClientDisconnect:
             record.vanished = True
         except Exception as error:
             _log_failure(error, scope)
             if not record.status:
                 await error_response(_noted(api_error(error), record), scope["path"])(
-                    scope, receive, answer
+                    scope, body.receive, answer
                 )
         finally:
             self._tell(record)
