@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .quant.recipes import RECIPES, Recipe
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
+    from .runtime.adapters import Adapter, ControlVector
     from .runtime.doctor import Diagnosis, Finding, doctor
     from .runtime.files.damage import Damage
     from .runtime.files.difference import NumberDifference
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from .vision.images import ImageTiles, image_tiles
 
 _MODULES = {
+    "Adapter": "runtime.adapters",
     "AllocationError": "errors",
     "BusyError": "errors",
     "AnswerEnded": "chat.events",
@@ -97,6 +99,7 @@ _MODULES = {
     "CheckpointError": "errors",
     "Completion": "chat.answer",
     "ContextFullError": "errors",
+    "ControlVector": "runtime.adapters",
     "Conversation": "chat.conversation",
     "Damage": "runtime.files.damage",
     "DamagedTensorError": "errors",
@@ -165,6 +168,7 @@ _MODULES = {
 
 __all__ = [
     "RECIPES",
+    "Adapter",
     "AllocationError",
     "AnswerEnded",
     "AsyncModel",
@@ -176,6 +180,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ContextFullError",
+    "ControlVector",
     "Conversation",
     "Damage",
     "DamagedTensorError",

@@ -25,6 +25,7 @@ from .chat.vocabulary import Vocabulary
 from .errors import EngineError, SettingError
 from .model import Model
 from .ranges import check_flag
+from .runtime.adapters import WantedAdapters
 from .runtime.constraint import Constraint
 from .runtime.engine import Engine
 from .runtime.logprobs import TokenLogprobs
@@ -204,19 +205,25 @@ class AsyncModel:
         """End the answers that are being made and free the model; twice is harmless."""
         await asyncio.to_thread(self.model.close)
 
-    async def logits(self, tokens: Iterable[int]) -> npt.NDArray[np.float32]:
+    async def logits(
+        self, tokens: Iterable[int], *, adapters: WantedAdapters = None
+    ) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
-        return await asyncio.to_thread(self.model.logits, tokens)
+        return await asyncio.to_thread(self.model.logits, tokens, adapters=adapters)
 
     async def score(
-        self, prompt: str | Iterable[int] | Prompt, *, top: int = 0
+        self,
+        prompt: str | Iterable[int] | Prompt,
+        *,
+        top: int = 0,
+        adapters: WantedAdapters = None,
     ) -> list[TokenLogprobs]:
         """How likely the model finds each token of a text but the first; see ``Model.score``.
 
         Cancelling the task ends it.
         """
         engine, event = self.model.engine, asyncio.Event()
-        scoring = engine.scoring(self.model.scored_tokens(prompt, top), top)
+        scoring = engine.scoring(self.model.scored_tokens(prompt, top), top, adapters)
         scoring.notify = _teller(asyncio.get_running_loop(), event)
         try:
             engine.scheduler.submit(scoring)

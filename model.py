@@ -35,7 +35,16 @@ from .opening import (
     wished_placement,
 )
 from .ranges import as_path, check_callback, check_flag, check_whole
+from .runtime.adapters import (
+    Adapter,
+    AdapterInput,
+    ControlVectorInput,
+    WantedAdapters,
+    as_adapters,
+    as_control_vectors,
+)
 from .runtime.bindings.amx import use_extra_bufts
+from .runtime.checked_adapters import CheckedAdapters
 from .runtime.features import names_in
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.files.session_file import SessionFile
@@ -82,6 +91,10 @@ class Model:
             that is truncated meanwhile then ends no process.
         n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, cache_ram, workers:
             see ``EngineSettings``.
+        adapters: LoRA adapters, as GGUFs that `llama4 convert-lora` makes: files, pairs of a file
+            and a scale, or `Adapter`. A request can have others of them, and other scales.
+        control_vectors: files of directions that are added after layers, given in the same way.
+        control_vector_layers: the first and the last of these layers; None is all.
         projector: the GGUF of the vision tower, which llama.cpp calls mmproj. None is the only one
             beside the model (``mmproj-*.gguf``), which is loaded when the first picture comes.
         on_load_progress: called with the fraction loaded; returning False cancels.
@@ -91,7 +104,8 @@ class Model:
     plan's fallback is tried. ``Model.plan`` is the plan that was used, None where there was none.
 
     Raises:
-        ModelFileError: the file is not a whole Llama 4 GGUF.
+        ModelFileError: the file is not a whole Llama 4 GGUF; or one of an adapter or a control
+            vector is damaged, or of another model.
         VocabularyError: its tokenizer cannot be read exactly.
         SettingError: a setting is outside its range, or names a device or tensor that is not there;
             ``n_ctx`` is more than the model was trained for.
@@ -119,6 +133,9 @@ class Model:
         mmap: bool = True,
         cache_ram: int | None = None,
         workers: Sequence[str] = (),
+        adapters: Iterable[AdapterInput] = (),
+        control_vectors: Iterable[ControlVectorInput] = (),
+        control_vector_layers: tuple[int, int] | None = None,
         projector: str | os.PathLike[str] | None = None,
         on_load_progress: Callable[[float], object] | None = None,
     ) -> None:
@@ -139,12 +156,16 @@ class Model:
             load_mode=mode_of(load_mode, mmap),
             cache_ram=cache_ram,
             workers=names_of("workers", workers),
+            adapters=as_adapters(adapters),
+            control_vectors=as_control_vectors(control_vectors),
+            control_vector_layers=control_vector_layers,
         )
         if plan is not None:
             check_plan(
                 plan, wish, n_ctx=n_ctx, placement=placement, devices=devices, kv_type=kv_type
             )
         check_settings_of_model(wish, self.info.hparams, os.fspath(path))
+        CheckedAdapters.of(wish, self.info)
         check_overrides(wish.placement.overrides, [tensor.name for tensor in self.info.tensors])
         # Before the weights, because it is quick and can fail.
         self.vocabulary = Vocabulary(self.info.gguf.metadata)
@@ -191,6 +212,18 @@ class Model:
         self._prompts.close()
 
     @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are loaded, with the scales that hold where a request does not say.
+
+        Assigning what a request's ``adapters`` may be changes these scales for later requests.
+        """
+        return self.engine.adapters.current
+
+    @adapters.setter
+    def adapters(self, wanted: WantedAdapters) -> None:
+        self.engine.adapters.scales = self.engine.adapters.of(wanted)
+
+    @property
     def template(self) -> ChatTemplate:
         """The model's chat template; TemplateError if it has none."""
         return self._prompts.template
@@ -227,12 +260,20 @@ class Model:
         tiles = SEEN.tiles(picture, allow_download=allow_download)
         return self._pictures.features(tiles, on_progress=on_progress)
 
-    def logits(self, tokens: Iterable[int] | Prompt) -> npt.NDArray[np.float32]:
+    def logits(
+        self, tokens: Iterable[int] | Prompt, *, adapters: WantedAdapters = None
+    ) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; see ``Engine.logits``."""
         prompt = self.with_features(self.text_prompt(tokens))
-        return self.engine.logits(prompt.positions, prompt.features)
+        return self.engine.logits(prompt.positions, prompt.features, adapters)
 
-    def score(self, prompt: str | Iterable[int] | Prompt, *, top: int = 0) -> list[TokenLogprobs]:
+    def score(
+        self,
+        prompt: str | Iterable[int] | Prompt,
+        *,
+        top: int = 0,
+        adapters: WantedAdapters = None,
+    ) -> list[TokenLogprobs]:
         """How likely the model finds each token of a text but the first, after those before it.
 
             >>> sum(one.logprob for one in model.score("Paris is in France"))
@@ -240,13 +281,14 @@ class Model:
         Args:
             prompt: text, tokenized as by `generate`; or token ids, or a `Prompt` without pictures.
             top: how many of the likeliest tokens to give beside each.
+            adapters: see `generate`.
 
         Raises:
             ContextFullError: it does not fit into the context.
             EngineError: it is empty, or has pictures; llama.cpp failed, or the model was closed.
             SettingError: ``top`` is not a number of tokens.
         """
-        return self.engine.score(self.scored_tokens(prompt, top), top)
+        return self.engine.score(self.scored_tokens(prompt, top), top, adapters)
 
     def scored_tokens(self, prompt: str | Iterable[int] | Prompt, top: int) -> list[int]:
         """The tokens that `score` is about; raises for arguments as that."""
@@ -372,6 +414,10 @@ class Model:
             drafts: whether what the text has said before is drafted and decoded in one batch, where
                 that was measured to be faster: when an answer copies or changes a text, and no
                 other answer is made at the time. Each token is chosen as it would be without.
+            adapters: which of the model's adapters it has, and how much of each, as in
+                ``[("poems.gguf", 0.5)]``: by their files, their names without ``.gguf``, or their
+                places from 0; those that are not named have no part in it, and ``[]`` is the bare
+                model. None is what the model was opened with.
 
         Raises:
             ContextFullError: the prompt alone does not fit into the context.

@@ -64,7 +64,7 @@ def check_plan(plan: object, wish: EngineSettings, **choices: object) -> None:
     usual = EngineSettings()
     names = (
         "n_parallel", "n_ubatch", "n_expert_used", "flash_attention", "load_mode", "cache_ram",
-        "workers",
+        "workers", "adapters", "control_vectors", "control_vector_layers",
     )  # fmt: skip
     asked = [name for name, value in choices.items() if value is not None]
     asked += [name for name in names if getattr(wish, name) != getattr(usual, name)]
@@ -118,6 +118,9 @@ def planned(
         placement=placement,
         devices=None if placement else wish.placement.devices,
         workers=wish.workers,
+        adapters=wish.adapters,
+        control_vectors=wish.control_vectors,
+        control_vector_layers=wish.control_vector_layers,
     )
     logger.info("planned: %s", chosen)
     if kv_type is None and chosen.settings.kv_type != wish.kv_type:

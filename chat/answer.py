@@ -139,6 +139,7 @@ class Answer:
             drafts=settings.drafts,
             constraint=constraint,
             logprobs=settings.n_logprobs,
+            adapters=settings.adapters,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
         # knows of it does not keep it.)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 
 from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
+from ..runtime.adapters import WantedAdapters, as_scales
 from ..runtime.sampling import MAX_SEED, Sampling
 from .call_grammar import calls_form
 from .call_parser import CallParser
@@ -66,6 +67,7 @@ class AnswerOptions(TypedDict, total=False):
     when_full: WhenFull
     allow_download: bool
     drafts: bool
+    adapters: WantedAdapters
     logprobs: bool
     top_logprobs: int
     response_format: ResponseFormat | None
@@ -89,6 +91,7 @@ class AnswerSettings:
         when_full: what happens at the end of the context; see ``Model.chat``.
         allow_download: whether a message may have a picture on the web.
         drafts: whether tokens are drafted; see ``Model.generate``.
+        adapters: which of the model's, and how much of each; None is what the model has.
         logprobs: whether the logarithm of each token's probability is kept.
         top_logprobs: of how many of the likeliest tokens it is kept, beside each.
         response_format, grammar, regex: the form of the answer; see ``Model.generate``.
@@ -107,6 +110,7 @@ class AnswerSettings:
     when_full: WhenFull = "stop"
     allow_download: bool = False
     drafts: bool = False
+    adapters: tuple[tuple[str | int, float], ...] | None = None
     logprobs: bool = False
     top_logprobs: int = 0
     response_format: ResponseFormat | None = None
@@ -124,6 +128,7 @@ class AnswerSettings:
         check_flag("special", self.special)
         check_flag("allow_download", self.allow_download)
         check_flag("drafts", self.drafts)
+        object.__setattr__(self, "adapters", as_scales(self.adapters))
         check_flag("logprobs", self.logprobs)
         check_whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         if self.top_logprobs and not self.logprobs:

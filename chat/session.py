@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextFullError, EngineError, SessionError
+from ..runtime.adapters import Scales
+from ..runtime.checked_adapters import digest_of
 from ..runtime.files.session_file import OnProgress, SessionFile
 from ..runtime.files.session_writer import SessionWriter
-from ..runtime.fingerprint import Fingerprint
+from ..runtime.fingerprint import Fingerprint, UsedAdapter
 from ..vision.layout import tile_count, tile_grid
 from ..vision.projector import row_names
 from ..vision.seen import SEEN
@@ -27,6 +29,7 @@ from .pictures import files_in
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
     from ..runtime.features import SeenPicture
+    from ..runtime.files.adapter_file import AdapterInfo
     from ..runtime.files.model_file import ModelInfo
     from ..runtime.state import SequenceState
     from .prompt import Messages
@@ -102,7 +105,7 @@ class SessionSummary:
     def as_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON; those of the fingerprint and the messages among them."""
         record = {**vars(self), "kind": "session", "checkpoints": list(self.checkpoints)}
-        record["fingerprint"] = self.fingerprint and vars(self.fingerprint).copy()
+        record["fingerprint"] = self.fingerprint and asdict(self.fingerprint)
         record["conversation"] = as_record(self.conversation)
         return record
 
@@ -122,9 +125,49 @@ class Sessions:
         self._engine, self._info, self._projector_digest = engine, info, projector_digest
 
     @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """What the states of this model are told by."""
-        return Fingerprint.of(self._info, self._engine.settings)
+    def _fingerprint(self) -> Fingerprint:
+        """What the states of this model are told by, but for adapters."""
+        fingerprint = Fingerprint.of(self._info, self._engine.settings)
+        checked, layers = self._engine.checked_adapters, self._engine.settings.control_vector_layers
+        if checked is None or checked.direction is None:
+            return fingerprint
+        return replace(fingerprint, control_vector=checked.direction_digest(layers))
+
+    @cached_property
+    def _adapters(self) -> list[UsedAdapter]:
+        """The adapters that are loaded.
+
+        Raises:
+            SessionError: a file cannot be read any more.
+        """
+        checked = self._engine.checked_adapters
+        infos = () if checked is None else checked.adapters
+        return [UsedAdapter(_digest(info), 1.0, info.path.name) for info in infos]
+
+    def fingerprint(self, scales: Scales | None = None) -> Fingerprint:
+        """What the states of this model are told by.
+
+        Args:
+            scales: of its adapters; None is what holds now.
+
+        Raises:
+            SessionError: a file of it cannot be read any more.
+        """
+        pairs = zip(self._adapters, scales or self._engine.adapters.scales, strict=True)
+        used = [replace(adapter, scale=scale) for adapter, scale in pairs if scale]
+        used.sort(key=lambda one: (one.digest, one.scale))
+        return replace(self._fingerprint, adapters=tuple(used))
+
+    def _scales_of(self, fingerprint: Fingerprint) -> Scales | None:
+        """The scales of the adapters here with which a state was read; None where one is absent."""
+        left = list(fingerprint.adapters)
+        scales = []
+        for adapter in self._adapters:
+            used = next((one for one in left if one.digest == adapter.digest), None)
+            scales.append(0.0 if used is None else used.scale)
+            if used is not None:
+                left.remove(used)
+        return None if left else tuple(scales)
 
     def save(
         self,
@@ -141,7 +184,8 @@ class Sessions:
         begun = time.monotonic()
         text = as_json(as_record(conversation), indent=None)
         pictures = [] if state is None else self._held(state, _seen(conversation))
-        writer.write(text, self.fingerprint, state, on_progress, pictures)
+        fingerprint = self.fingerprint(None if state is None else state.adapters)
+        writer.write(text, fingerprint, state, on_progress, pictures)
         held = () if state is None else state.tokens
         nbytes = 0 if state is None else state.nbytes
         return Session(conversation, held, nbytes, time.monotonic() - begun)
@@ -164,24 +208,37 @@ class Sessions:
         """
         wanted = self._engine.last_prompt if tokens is None else tokens
         with SessionWriter(path) as writer:
-            state = self._engine.state_of(wanted)
+            state = self._engine.state_of(wanted, self._engine.last_adapters)
+            state = state or self._engine.state_of(wanted)
             if state is not None and tokens is not None and not is_mostly(state, tokens):
                 state = None
             return self.save(writer, conversation, state, on_progress)
 
-    def load(self, file: SessionFile, on_progress: OnProgress | None = None) -> Session:
+    def load(
+        self,
+        file: SessionFile,
+        on_progress: OnProgress | None = None,
+        *,
+        any_scales: bool = False,
+    ) -> Session:
         """Take in the state of a session, so that what begins like it goes on from there.
 
+        Args:
+            any_scales: whether it may have been read with other scales of the adapters than those
+                that hold now, for requests that have these.
+
         Raises:
-            SessionError: the state is damaged, of another model or of other settings, has more
-                tokens than the context holds, or llama.cpp refuses it.
+            SessionError: the state is damaged, of another model, of other adapters or of other
+                settings, has more tokens than the context holds, or llama.cpp refuses it.
         """
         begun = time.monotonic()
         conversation = conversation_in(file)
         if file.fault is not None:
             raise file.fault
         assert file.head is not None
-        file.head.fingerprint.check(self.fingerprint, str(file.path))
+        scales = self._scales_of(file.head.fingerprint)
+        wanted = scales if any_scales else None
+        file.head.fingerprint.check(self.fingerprint(wanted), str(file.path))
         n_ctx = self._engine.settings.n_ctx
         if file.head.n_tokens > n_ctx:
             raise SessionError(
@@ -193,6 +250,7 @@ class Sessions:
         state = file.read_state(on_progress)
         if state is None:
             return Session(conversation, seconds=time.monotonic() - begun)
+        state = replace(state, adapters=scales or ())
         try:
             self._engine.keep_state(state)
         except (EngineError, ContextFullError) as error:
@@ -218,6 +276,15 @@ class Sessions:
             for one in dict.fromkeys(pictures)
             if names.issuperset(row_names(one.digest, projector, tile_count(tile_grid(*one.size))))
         ]
+
+
+def _digest(adapter: AdapterInfo) -> str:
+    try:
+        return digest_of(adapter)
+    except OSError as error:
+        raise SessionError(
+            f"{adapter.path} cannot be read any more", found=error.strerror or str(error)
+        ) from None
 
 
 def _seen(conversation: Conversation) -> Iterator[SeenPicture]:

@@ -6,6 +6,8 @@ import re
 
 # The settings of the library, by the flag of the command line.
 FLAG_OF = {
+    "control_vector_layers": "--control-vector-layer-range",
+    "control_vectors": "--control-vector",
     "cache_ram": "-cram",
     "cpu_moe": "-cmoe",
     "dry_allowed_length": "--dry-allowed-length",
@@ -57,6 +59,7 @@ FLAG_OF = {
 }
 # These are words of English too: settings where a value follows, as in ``force=True``.
 _FLAG_OF_ASSIGNED = {
+    "adapters": "--lora",
     "check": "--check",
     "devices": "-dev",
     "directory": "--dir",

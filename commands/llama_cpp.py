@@ -73,7 +73,9 @@ _CORES = "Threads are not pinned here; taskset -c CORES llama4 … pins them."
 _MAPPED = "-lm MODE says how a model is loaded: auto, none, mmap, mlock, mmap+mlock or dio."
 _EXPERTS = "llama4.expert_used_count=int:{}"
 _GRAMMAR = "`llama4 run` answers in the form of a JSON Schema, a grammar or a regular expression."
-_ADAPTER = "Adapters are not applied here: merge them into the checkpoint before converting it."
+_ADAPTER = "An adapter with its scale is --lora FILE=SCALE; 0 loads it and adds nothing."
+_VECTOR = "A control vector with its scale is --control-vector FILE=SCALE."
+_NO_ADAPTER = "run, chat, serve and plan take adapters."
 _LOG = "llama.cpp's log is on stderr with -v, and silent without."
 _FIT = "`llama4 plan MODEL` fits the model to the memory, and run, chat and bench follow it."
 _HUB = "Fetch the file first: llama4 pull ORG/NAME [QUANTIZATION]."
@@ -166,8 +168,9 @@ _TABLE = (
     (("-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--prio", "--poll", "-Cb",
       "--cpu-mask-batch", "-Crb", "--cpu-range-batch", "--cpu-strict-batch", "--prio-batch",
       "--poll-batch", "--numa"), Foreign(_CORES)),
-    (("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"),
-     Foreign(_ADAPTER)),
+    (("--lora-scaled", "--lora-init-without-apply"), Foreign(_ADAPTER)),
+    (("--control-vector-scaled",), Foreign(_VECTOR)),
+    (("--lora", "--control-vector", "--control-vector-layer-range"), Foreign(_NO_ADAPTER)),
     (("-mmu", "--mmproj-url"), Foreign("-mm FILE names the vision tower's file.")),
     (("--mmproj-auto", "--no-mmproj", "--no-mmproj-auto"), Foreign(_PROJECTOR, ("",))),
     (("-md", "--model-draft", "--draft", "--draft-n", "--draft-max", "--draft-min", "-ngld",
@@ -250,8 +253,9 @@ def normalized(
             yield from (name, value)  # click splits only long options at "="
         else:
             yield word
-            if not assigned and rest:
-                yield rest.pop(0)
+            for _ in range(option.nargs - bool(assigned)):
+                if rest:
+                    yield rest.pop(0)
 
 
 def _switches(value: str) -> str | None:

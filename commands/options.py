@@ -323,6 +323,25 @@ class CacheOptions:
 
 
 @dataclass(frozen=True)
+class AdapterOptions:
+    """What changes a model's weights while it answers."""
+
+    adapters: tuple[tuple[str, float], ...] = option(
+        "--lora", kind=values.scaled_file, metavar="FILE[=SCALE]", multiple=True,
+        help="Add a LoRA adapter, a GGUF of `llama4 convert-lora`, times SCALE; may be given again."
+        "  [default: =1]",
+    )  # fmt: skip
+    control_vectors: tuple[tuple[str, float], ...] = option(
+        "--control-vector", kind=values.scaled_file, metavar="FILE[=SCALE]", multiple=True,
+        help="Add a control vector to the outputs of layers, times SCALE; may be given again.",
+    )  # fmt: skip
+    control_vector_layers: tuple[int, int] | None = option(
+        "--control-vector-layer-range", kind=values.whole_number(1), metavar="FIRST LAST", nargs=2,
+        help="The layers after which control vectors are added, counted from 0.  [default: all]",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How much a loaded model holds, and what computes."""
 
@@ -349,6 +368,7 @@ class EngineOptions:
     cache_ram: int | None = cache_ram_option()
 
     cache: CacheOptions = group(CacheOptions)
+    adapters: AdapterOptions = group(AdapterOptions)
 
     @staticmethod
     def defaults() -> Mapping[str, object]:
@@ -364,7 +384,7 @@ class EngineOptions:
         Raises:
             click.UsageError: several load modes.
         """
-        return {**with_load_mode(given(self)), **self.cache.settings()}
+        return {**with_load_mode(given(self)), **self.cache.settings(), **given(self.adapters)}
 
 
 @dataclass(frozen=True)

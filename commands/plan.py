@@ -26,6 +26,7 @@ from .declare import (
 from .flags import with_flags
 from .model_name import check_name
 from .options import (
+    AdapterOptions,
     CacheOptions,
     PlacementOptions,
     cache_ram_option,
@@ -111,6 +112,7 @@ class PlanOptions:
     model: str | None = argument(required=False)
     counted: _Counted = group(_Counted)
     cache: CacheOptions = group(CacheOptions)
+    adapters: AdapterOptions = group(AdapterOptions)
     machine: _Machine = group(_Machine)
     placement: PlacementOptions = group(PlacementOptions)
     load_mode: tuple[LoadMode, ...] = load_mode_option()
@@ -216,6 +218,7 @@ def _settings(options: PlanOptions) -> dict[str, Any]:
     return {
         **given(options.counted),
         **options.cache.settings(),
+        **given(options.adapters),
         **given(options.machine),
         **options.placement.settings(),
         **with_load_mode({"load_mode": options.load_mode}),

@@ -22,6 +22,7 @@ LARGEST = 2**31 - 1
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})")
 _TOKENS = re.compile(r"(\d+)\s*([KM]?)", re.IGNORECASE)
 
 
@@ -87,6 +88,17 @@ def tokens(word: str) -> int | Literal["max"]:
     if count > LARGEST:
         raise click.BadParameter(f"{word!r} is more than llama.cpp can count")
     return count
+
+
+def scaled_file(word: str) -> tuple[str, float]:
+    """``FILE``, or ``FILE=SCALE`` as in ``poems.gguf=0.5``."""
+    name, assigned, scale = word.rpartition("=")
+    is_name = "." in scale and not _NUMBER.fullmatch(scale)
+    if not assigned or is_name or "/" in scale:
+        name, scale = word, "1"
+    if not name or not _NUMBER.fullmatch(scale):
+        raise click.BadParameter(f"{word!r} is not a file, or FILE=SCALE such as poems.gguf=0.5")
+    return name, float(scale)
 
 
 def layers(word: str) -> int:

@@ -55,6 +55,7 @@ def _bytes(memory: DeviceMemory) -> dict[str, int]:
         "weights_bytes": memory.weights,
         "kv_bytes": memory.kv,
         "compute_bytes": memory.compute,
+        "adapters_bytes": memory.adapters,
     }
 
 

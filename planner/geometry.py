@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ..architecture import ATTENTION_CHUNK, Hyperparameters
 from ..errors import RecipeError
 from ..quant.recipes import DEFAULT_RECIPE
 from ..quant.roles import role_of
+from ..runtime.checked_adapters import CheckedAdapters
 from ..runtime.files.gguf_file import MAGIC
 from ..runtime.files.model_file import check_model_file
 from ..runtime.settings import EngineSettings, tensor_type
@@ -50,7 +51,8 @@ class Geometry:
     ``source`` is what was asked for, ``path`` a file whose header llama.cpp can read. ``weights``
     are those of the text model; ``vision`` is what no such file holds, None where there is nothing,
     or where a GGUF does not say. ``files`` are those with the weights, where they
-    are here.
+    are here. ``checked`` are the adapters, ``adapters`` their bytes for each tensor that they
+    change.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Geometry:
     note: str | None = None
     vision: VisionWeights | None = None
     files: tuple[Path, ...] = ()
+    checked: CheckedAdapters | None = None
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +109,20 @@ class Geometry:
         if count is None:
             return self
         return replace(self, hparams=replace(self.hparams, n_expert_used=count))
+
+    def with_adapters(self, settings: EngineSettings) -> Geometry:
+        """The same with the adapters that settings name.
+
+        Raises:
+            ModelFileError: one is damaged, or of another model.
+        """
+        if not (settings.adapters or settings.control_vectors):
+            return self
+        info = check_model_file(self.path, needs_tokenizer=False, whole=False)
+        checked = CheckedAdapters.of(settings, info)
+        if checked is None:
+            return self
+        return replace(self, checked=checked, adapters=checked.sizes)
 
 
 def kv_cells(full: bool, settings: EngineSettings) -> int:

@@ -117,7 +117,7 @@ def device_loads(
 def layer_sizes(
     geometry: Geometry, settings: EngineSettings, moved: Collection[str] = ()
 ) -> list[int]:
-    """Bytes of each layer on GPUs with its cache, and last of the output layer.
+    """Bytes of each layer on GPUs with its cache and adapters, and last of the output layer.
 
     Args:
         moved: names of tensors in main memory, which are not counted.
@@ -126,10 +126,11 @@ def layer_sizes(
     for weight in geometry.weights:
         if weight.name in moved:
             continue
+        nbytes = weight.nbytes + geometry.adapters.get(weight.name, 0)
         if weight.layer is not None:
-            sizes[weight.layer] += weight.nbytes
+            sizes[weight.layer] += nbytes
         elif weight.role != "embedding" or geometry.tied:
-            sizes[-1] += weight.nbytes
+            sizes[-1] += nbytes
     if settings.placement.offload_kqv:
         for layer in range(geometry.hparams.n_layer):
             sizes[layer] += geometry.kv_bytes(layer, settings)

@@ -27,7 +27,7 @@ from .machine import MachineDevice
 from .measured import MeasuredShare, measured_share
 from .pictures import Images
 
-FORMAT = 4
+FORMAT = 5
 """The version of a plan's JSON."""
 
 _READER = Reader(SettingError, limit=2**24, hint="Make the plan again.")
@@ -85,6 +85,7 @@ class DevicePlan:
             "weights_bytes": self.memory.weights,
             "kv_bytes": self.memory.kv,
             "compute_bytes": self.memory.compute,
+            "adapters_bytes": self.memory.adapters,
             "output_bytes": self.output_bytes,
             "used_bytes": self.used_bytes,
             "taken_bytes": self.taken_bytes,
@@ -126,6 +127,7 @@ class DevicePlan:
                 record.integer("weights_bytes"),
                 record.integer("kv_bytes"),
                 record.integer("compute_bytes"),
+                record.integer("adapters_bytes"),
             ),
             output_bytes=record.integer("output_bytes"),
             taken_bytes=record.integer("taken_bytes"),
@@ -385,7 +387,10 @@ def _settings(record: Record) -> EngineSettings:
     """The settings, whose entries lie among the plan's own."""
     try:
         placement = Placement(**_values(Placement, record.record("placement")))
-        return EngineSettings(**_values(EngineSettings, record) | {"placement": placement})
+        values = _values(EngineSettings, record) | {"placement": placement}
+        for name in ("adapters", "control_vectors"):
+            values[name] = [(one.text("path"), one.number("scale")) for one in record.records(name)]
+        return EngineSettings(**values)
     except SettingError as error:
         if error.problem.startswith(record.name):
             raise

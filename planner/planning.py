@@ -7,13 +7,19 @@ weights, and downloads nothing but headers.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import ModelFileError, SettingError
 from ..ranges import as_path, as_tuple, check_text, wrong_type
+from ..runtime.adapters import (
+    AdapterInput,
+    ControlVectorInput,
+    as_adapters,
+    as_control_vectors,
+)
 from ..runtime.bindings.amx import use_extra_bufts
 from ..runtime.placement import CPU, Placement, check_overrides
 from ..runtime.settings import (
@@ -61,6 +67,9 @@ def plan(
     placement: Placement | None = None,
     devices: Sequence[str] | None = None,
     workers: Sequence[str] = (),
+    adapters: Iterable[AdapterInput] = (),
+    control_vectors: Iterable[ControlVectorInput] = (),
+    control_vector_layers: tuple[int, int] | None = None,
 ) -> Plan:
     """Plan where a model goes, before it is loaded or even downloaded.
 
@@ -92,6 +101,8 @@ def plan(
         placement: where layers and tensors go; None is the best that is found.
         devices: GPUs of this machine and of the workers to use, by llama.cpp's names; None is all.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`.
+        adapters, control_vectors, control_vector_layers: as `Model` takes them. They are loaded for
+            each count, and counted as if all adapters were in use.
 
     Raises:
         SettingError: a setting outside its range, or an unknown GPU.
@@ -119,6 +130,9 @@ def plan(
         # Where a GPU has pinned memory for the weights, llama.cpp repacks none.
         use_extra_bufts=not (named or vram) and use_extra_bufts(),
         workers=as_tuple("workers", workers, "HOST:PORT"),
+        adapters=as_adapters(adapters),
+        control_vectors=as_control_vectors(control_vectors),
+        control_vector_layers=control_vector_layers,
         placement=Placement(
             devices=None if devices is None else as_tuple("devices", devices, "names")
         ),
@@ -127,7 +141,7 @@ def plan(
         kv_type = base.kv_type
     with open_geometry(model, recipe) as as_stated, connect(base.workers) as connected:
         check_settings_of_model(base, as_stated.hparams, as_stated.name)
-        geometry = as_stated.with_experts_used(n_expert_used)
+        geometry = as_stated.with_experts_used(n_expert_used).with_adapters(base)
         if placement is not None:
             check_overrides(placement.overrides, [weight.name for weight in geometry.weights])
             devices = placement.devices
@@ -172,7 +186,7 @@ def fallback(plan: Plan) -> Plan | None:
     machine = Machine(tuple(map(_with_less, plan.gpus)), plan.host.device)
     base = replace(settings, placement=Placement(devices=settings.placement.devices))
     with open_geometry(plan.path, plan.recipe) as geometry, connect(base.workers) as connected:
-        geometry = geometry.with_experts_used(settings.n_expert_used)
+        geometry = geometry.with_experts_used(settings.n_expert_used).with_adapters(settings)
         search = Search(geometry, machine, base, connected)
         result = _plan(search, settings.n_ctx, settings.kv_type, None)
     return replace(result, images=plan.images).with_notes(

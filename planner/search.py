@@ -85,7 +85,7 @@ class Search:
                 names = tuple(gpu.name for gpu in self.machine.gpus)
                 native = replace(settings, placement=replace(settings.placement, devices=names))
             self._reports[settings] = self._workers.run(
-                lambda: measure(self.geometry.path, native, self._gpus)
+                lambda: measure(self.geometry.path, native, self._gpus, self.geometry.checked)
             )
         return self._reports[settings]
 

@@ -1,8 +1,9 @@
 """What was read is not read again: which sequence a request gets, and what it goes on from.
 
-A request goes on from the longest beginning of its prompt that is held, by a sequence of the
-context or by a state in main memory. A sequence leaves its state there when its place is taken by
-something that would lose what it holds, and only if it would take longer to read that again.
+A request goes on from the longest beginning of its prompt that is held with the adapters that it
+has, by a sequence of the context or by a state in main memory. A sequence leaves its state there
+when its place is taken by something that would lose what it holds, and only if it would take longer
+to read that again.
 
 Promises that states and checkpoints take no more memory than they may, those that were used least
 lately leaving first. Used in the thread that calls llama.cpp alone.
@@ -15,10 +16,11 @@ import math
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
+from .adapters import Scales
 from .sequence import CachedSequence, reusable_prefix, rewound
 from .state import Bytes, Checkpoint, SequenceState
 
@@ -43,16 +45,26 @@ class _Kept:
     data: Bytes
     highest: int
     checkpoints: list[Checkpoint]
+    adapters: Scales
 
     @property
     def ends(self) -> list[int]:
         return [checkpoint.n_tokens for checkpoint in self.checkpoints]
 
-    def reusable(self, tokens: Sequence[int]) -> int:
+    def reusable(self, tokens: Sequence[int], adapters: Scales) -> int:
+        if adapters != self.adapters:
+            return 0
         return reusable_prefix(self.tokens, tokens, self.highest, self.ends)
 
     def state(self) -> SequenceState:
-        return SequenceState(self.tokens, self.data, tuple(self.checkpoints))
+        return SequenceState(self.tokens, self.data, tuple(self.checkpoints), self.adapters)
+
+
+class Held(NamedTuple):
+    """Tokens that need not be read again, by whoever has these adapters."""
+
+    tokens: tuple[int, ...]
+    adapters: Scales
 
 
 class Cache:
@@ -80,19 +92,20 @@ class Cache:
         return sum(kept.data.nbytes for kept in self._kept) + sum(checkpoints.values())
 
     def take(
-        self, prompt: Sequence[int], free: Sequence[CachedSequence]
+        self, prompt: Sequence[int], free: Sequence[CachedSequence], adapters: Scales
     ) -> tuple[CachedSequence, int]:
         """Give one of the free sequences away, holding as much of the prompt as is held anywhere.
 
         Args:
             prompt: its last token is always decoded.
+            adapters: with which it is read.
 
         Returns:
             The sequence, and how many tokens it holds.
         """
         for sequence in self._sequences:
             sequence.settle()
-        held = {sequence: sequence.reusable(prompt) for sequence in self._sequences}
+        held = {sequence: sequence.reusable(prompt, adapters) for sequence in self._sequences}
 
         used = {sequence.number for sequence in self._sequences} - {one.number for one in free}
 
@@ -109,7 +122,7 @@ class Cache:
 
         place = max(free, key=preference)
         beside = max(self._sequences, key=held.__getitem__)
-        kept = self._best_kept(prompt, held[beside])
+        kept = self._best_kept(prompt, adapters, held[beside])
         is_loss = self._is_loss(place, held[place])
         if kept is not None:
             self._kept.remove(kept)  # it needs no room while it moves
@@ -120,7 +133,7 @@ class Cache:
         elif held[beside] >= held[place] + _WORTH_COPYING:
             self._copy(place, beside, held[beside])
         self._asked[place] = len(prompt)
-        return place, place.keep(place.reusable(prompt))
+        return place, place.keep_of(prompt, adapters)
 
     def release(self, sequence: CachedSequence) -> None:
         """It was used just now."""
@@ -134,25 +147,33 @@ class Cache:
         self._asked[sequence] = len(state.tokens)
         self._make_room(0)  # its checkpoints count
 
-    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
-        """A copy of what is held that begins with most of these tokens."""
+    def state_of(
+        self, tokens: Sequence[int], adapters: Scales | None = None
+    ) -> SequenceState | None:
+        """A copy of what is held that begins with most of these tokens; see ``Engine.state_of``."""
         wanted = [*tokens, *tokens[-1:]]  # the last of a prompt does not count
         for sequence in self._sequences:
             sequence.settle()
-        best = max(self._owners, key=lambda owner: owner.reusable(wanted))
-        return best.state() if best.reusable(wanted) else None
 
-    def held(self) -> list[tuple[int, ...]]:
+        def length(owner: CachedSequence | _Kept) -> int:
+            return owner.reusable(wanted, owner.adapters if adapters is None else adapters)
+
+        best = max(self._owners, key=length)
+        return best.state() if length(best) else None
+
+    def held(self) -> list[Held]:
         """What is held, those that were used least lately first; no beginning of another of it."""
         for sequence in self._sequences:
             sequence.settle()
-        every = [tuple(owner.tokens) for owner in self._owners]
+        every = [Held(tuple(owner.tokens), owner.adapters) for owner in self._owners]
         return [
-            tokens
-            for number, tokens in enumerate(every)
-            if len(tokens) >= WORTH_KEEPING
+            one
+            for number, one in enumerate(every)
+            if len(one.tokens) >= WORTH_KEEPING
             and not any(
-                other[: len(tokens)] == tokens and (len(other), at) > (len(tokens), number)
+                other.adapters == one.adapters
+                and other.tokens[: len(one.tokens)] == one.tokens
+                and (len(other.tokens), at) > (len(one.tokens), number)
                 for at, other in enumerate(every)
             )
         ]
@@ -201,7 +222,8 @@ class Cache:
             return False  # the last prompt is asked again, or is gone on with
         wanted = [*sequence.tokens, -1]
         others = (one for one in self._owners if one is not sequence)
-        lost = n_tokens - max([n_held, *(one.reusable(wanted) for one in others)])
+        adapters = sequence.adapters
+        lost = n_tokens - max([n_held, *(one.reusable(wanted, adapters) for one in others)])
         if lost < WORTH_KEEPING or lost * _LEAST_SHARE < n_tokens:
             return False
         nbytes = sequence.nbytes()
@@ -223,12 +245,12 @@ class Cache:
 
     # --- moving in and out
 
-    def _best_kept(self, prompt: Sequence[int], n_held: int) -> _Kept | None:
+    def _best_kept(self, prompt: Sequence[int], adapters: Scales, n_held: int) -> _Kept | None:
         """The state with the longest beginning, if the sequences hold much less of it."""
-        best = max(self._kept, key=lambda kept: kept.reusable(prompt), default=None)
+        best = max(self._kept, key=lambda kept: kept.reusable(prompt, adapters), default=None)
         if best is None:
             return None
-        gain = best.reusable(prompt) - n_held
+        gain = best.reusable(prompt, adapters) - n_held
         # It is only read, and not written.
         is_quicker = self._is_quicker(best.data.nbytes // 2, gain)
         return best if gain >= WORTH_KEEPING and is_quicker else None
@@ -237,7 +259,9 @@ class Cache:
         """Keep what a sequence holds, and nothing that it makes superfluous."""
         tokens = sequence.tokens
         self._kept = [
-            one for one in self._kept if sequence.reusable([*one.tokens, -1]) < len(one.tokens)
+            one
+            for one in self._kept
+            if sequence.reusable([*one.tokens, -1], one.adapters) < len(one.tokens)
         ]
         nbytes = sequence.nbytes()
         if not self._make_room(nbytes):
@@ -248,8 +272,10 @@ class Cache:
             logger.warning("%d tokens that were read are not kept: %s", len(tokens), error)
             return
         if state is not None:
-            kept = _Kept(state.tokens, state.data, state.highest, list(state.checkpoints))
-            self._kept.append(kept)
+            checkpoints = list(state.checkpoints)
+            self._kept.append(
+                _Kept(state.tokens, state.data, state.highest, checkpoints, state.adapters)
+            )
 
     def _move_in(self, place: CachedSequence, kept: _Kept, prompt: Sequence[int]) -> None:
         """Have a sequence hold a state, which stays if the prompt leaves it before its end."""
@@ -258,7 +284,7 @@ class Cache:
         except EngineError as error:
             logger.warning("%s: it is read again", error)
             return
-        lost = len(kept.tokens) - kept.reusable(prompt)
+        lost = len(kept.tokens) - kept.reusable(prompt, kept.adapters)
         if lost >= WORTH_KEEPING and self._make_room(kept.data.nbytes):
             self._kept.append(kept)
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,10 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..ranges import check_whole, wrong_type
 from ..system.memory import host_memory
+from .adapters import LoadedAdapters, Scales
 from .bindings.memory import MemoryReport
-from .cache import Cache
+from .cache import Cache, Held
+from .checked_adapters import CheckedAdapters
 from .checks import Checks, context_full, no_tokens
 from .constraint import Constraint
 from .encoder import Encoder
@@ -45,11 +47,19 @@ from .state import SequenceState
 
 _T = TypeVar("_T")
 
+# Settings with which no model need be looked at.
+_ALWAYS_POSSIBLE: dict[str, Any] = {
+    "n_expert_used": None, "kv_type": "f16",
+    "adapters": (), "control_vectors": (), "control_vector_layers": None,
+}  # fmt: skip
+
 
 class Engine:
     """A loaded model with its context. Close it, or use it in a ``with`` statement.
 
-    ``last_prompt`` is the one that was asked for last, () where none was.
+    ``last_prompt`` is the one that was asked for last, () where none was, and ``last_adapters`` are
+    the scales that it was asked for with. ``adapters`` are those
+    of the settings, and what holds of them where a request does not say.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
@@ -59,6 +69,7 @@ class Engine:
     Raises:
         SettingError: the settings are not possible for this model.
         EngineError: llama.cpp cannot load the model or make the context; its own words are given.
+        ModelFileError: an adapter or a control vector is damaged, or of another model.
     """
 
     def __init__(
@@ -71,12 +82,18 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or EngineSettings()
-        if self.settings != replace(self.settings, n_expert_used=None, kv_type="f16"):
+        self.checked_adapters: CheckedAdapters | None = None
+        if self.settings != replace(self.settings, **_ALWAYS_POSSIBLE):
             # What llama.cpp would end the process for depends on the model.
-            hparams = check_model_file(self.path, needs_tokenizer=False).hparams
-            check_settings_of_model(self.settings, hparams, os.fspath(path))
+            info = check_model_file(self.path, needs_tokenizer=False)
+            check_settings_of_model(self.settings, info.hparams, os.fspath(path))
+            self.checked_adapters = CheckedAdapters.of(self.settings, info)
         self.last_prompt: tuple[int, ...] = ()
-        self._handles = Handles(self.path, self.settings, on_progress, end_ids)
+        self.last_adapters: Scales = ()
+        self.adapters = LoadedAdapters(self.settings.adapters)
+        self._handles = Handles(
+            self.path, self.settings, on_progress, end_ids, self.checked_adapters
+        )
         self._set_up()
         self.n_vocab = self._handles.n_vocab
         # A forgotten engine is freed soon: whoever forgets it may be in the middle of anything.
@@ -167,22 +184,27 @@ class Engine:
         ignores_ends: bool = False,
         constraint: Constraint | None = None,
         logprobs: int | None = None,
+        adapters: object = None,
     ) -> Request:
         """What ``scheduler.submit`` takes, to go on with a prompt; see `Request` for arguments.
+
+        Args:
+            adapters: which of those that are loaded, as ``adapters.of`` takes them.
 
         Raises:
             ContextFullError: the prompt does not fit.
             EngineError: it has no tokens, one is not the id of a token, or the engine was closed.
             SettingError: ``logit_bias`` has a token that the model does not; ``logprobs`` is not a
-                number of tokens; ``constraint`` is not a `Constraint`.
+                number of tokens; ``constraint`` is not a `Constraint`; an adapter is not loaded.
         """
         self._check()
         check_whole("logprobs", logprobs, 0, self.n_vocab, or_none=True)
         if not (constraint is None or isinstance(constraint, Constraint)):
             raise wrong_type("constraint", constraint, "a Constraint or None")
+        scales = self.adapters.of(adapters)
         checked = self._checks.prompt(prompt, features)
         self._checks.biases(sampling)
-        self.last_prompt = tuple(checked)
+        self.last_prompt, self.last_adapters = tuple(checked), scales
         return Request(
             checked,
             sampling,
@@ -196,6 +218,7 @@ class Engine:
             ignores_ends=ignores_ends,
             constraint=constraint,
             n_logprobs=logprobs,
+            adapters=scales,
         )
 
     def resume(self, request: Request, prompt: Sequence[int] | None) -> None:
@@ -259,7 +282,7 @@ class Engine:
         prompt = self._checks.prompt(tokens)
 
         def work() -> int:
-            kept = self._sequence.keep(self._sequence.reusable(prompt))
+            kept = self._sequence.keep_of(prompt, self.adapters.scales)
             self._sequence.extend(prompt[kept:])
             return kept
 
@@ -295,7 +318,10 @@ class Engine:
         return self._call(lambda: np.array(self._sequence.last_logits()))
 
     def logits(
-        self, tokens: Sequence[int], features: Features | None = None
+        self,
+        tokens: Sequence[int],
+        features: Features | None = None,
+        adapters: object = None,
     ) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 of [n_tokens, n_vocab]; the array is the caller's.
 
@@ -306,15 +332,17 @@ class Engine:
             ContextFullError: they do not fit.
             EngineError: one is not the id of a token, llama.cpp failed, or this thread asked for
                 something else meanwhile.
+            SettingError: an adapter is not loaded.
         """
         self._check()
+        scales = self.adapters.of(adapters)
         prompt = self._checks.tokens(tokens, features)
         self._checks.room(prompt)
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
         if not prompt:
             return result
         edges = _edges(len(prompt), min(self.settings.n_outputs, self._handles.n_batch))
-        with self._lent_sequence() as request:
+        with self._lent_sequence(scales) as request:
 
             def rows(begin: int, end: int) -> bool:
                 """Whether those from ``begin`` on are there; not where they have to come anew."""
@@ -339,7 +367,9 @@ class Engine:
                 raise request.error
         return result
 
-    def score(self, tokens: Sequence[int], n_top: int = 0) -> list[TokenLogprobs]:
+    def score(
+        self, tokens: Sequence[int], n_top: int = 0, adapters: object = None
+    ) -> list[TokenLogprobs]:
         """What the model gave each token but the first, after those before it.
 
         They are decoded among the tokens of other requests, ``n_outputs`` at a time, of whose
@@ -352,9 +382,9 @@ class Engine:
             ContextFullError: all but the last token do not fit.
             EngineError: there are none, one is not the id of a token, llama.cpp failed, or this
                 thread asked for something else meanwhile.
-            SettingError: ``n_top`` is not a number of tokens.
+            SettingError: ``n_top`` is not a number of tokens; an adapter is not loaded.
         """
-        scoring = self.scoring(tokens, n_top)
+        scoring = self.scoring(tokens, n_top, adapters)
         try:
             self.scheduler.submit(scoring)
             self.scheduler.wait(scoring, lambda: scoring.ended)
@@ -362,7 +392,7 @@ class Engine:
             self.scheduler.cancel(scoring)
         return scoring.result()
 
-    def scoring(self, tokens: Sequence[int], n_top: int = 0) -> Scoring:
+    def scoring(self, tokens: Sequence[int], n_top: int = 0, adapters: object = None) -> Scoring:
         """The same for ``scheduler.submit``; raises for arguments as `score`."""
         self._check()
         check_whole("n_top", n_top, 0, self.n_vocab)
@@ -370,26 +400,29 @@ class Engine:
         if not checked:
             raise no_tokens()
         self._checks.room(checked[:-1])
-        return Scoring(checked, n_top, self.scheduler.n_outputs)
+        return Scoring(checked, n_top, self.scheduler.n_outputs, self.adapters.of(adapters))
 
-    def state_of(self, tokens: Sequence[int]) -> SequenceState | None:
+    def state_of(
+        self, tokens: Sequence[int], adapters: Scales | None = None
+    ) -> SequenceState | None:
         """A copy of what is held that has most of these tokens at its beginning, to go on from.
 
         It may have other tokens after those. None where nothing is held that begins so.
 
         Args:
             tokens: token ids, or the negative numbers of pictures' rows.
+            adapters: the scales with which they were read; None is any.
         """
         self._check()
         wanted = list(tokens)
 
         def work() -> SequenceState | None:
-            return self.cache.state_of(wanted)
+            return self.cache.state_of(wanted, adapters)
 
         return self._handles.thread.call(work)
 
-    def held(self) -> list[tuple[int, ...]]:
-        """The tokens of each state that `state_of` has, those that were used least lately first."""
+    def held(self) -> list[Held]:
+        """What each state has that `state_of` gives, those that were used least lately first."""
         self._check()
         return self._handles.thread.call(self.cache.held)
 
@@ -405,7 +438,7 @@ class Engine:
         """
         self._check()
         self._checks.room(state.tokens)
-        with self._lent_sequence() as request:
+        with self._lent_sequence(state.adapters) as request:
 
             def work() -> None:
                 if request.sequence is not None:
@@ -434,9 +467,9 @@ class Engine:
         self._handles.thread.check()
 
     @contextmanager
-    def _lent_sequence(self) -> Iterator[Request]:
+    def _lent_sequence(self, adapters: Scales) -> Iterator[Request]:
         """A request that has a sequence, for use in the engine's thread."""
-        request = Request()
+        request = Request(adapters=adapters)
         try:
             self.scheduler.submit(request)
             self.scheduler.wait(request, lambda: request.sequence is not None or request.ended)

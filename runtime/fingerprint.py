@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from ..architecture import Hyperparameters
@@ -26,6 +26,30 @@ from .settings import EngineSettings, FlashAttention, KVType
 
 _SAMPLES, _SAMPLE_BYTES = 4, 64  # of each tensor; a finetune changes nearly all of its numbers
 _ROTATED_HEADS = 64  # llama-kv-cache.cpp rotates heads that are a multiple of this
+
+
+@dataclass(frozen=True)
+class UsedAdapter:
+    """An adapter with which a state was read.
+
+    Args:
+        digest: see `digest_of`.
+        scale: never 0.0.
+        name: of its file then, which does not count.
+    """
+
+    digest: str
+    scale: float
+    name: str = field(default="", compare=False)
+
+    @classmethod
+    def of_record(cls, record: Record) -> UsedAdapter:
+        """The one in a file.
+
+        Raises:
+            SessionError: an entry is missing, or is of another type.
+        """
+        return cls(record.text("digest"), record.number("scale"), record.text("name"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,8 @@ class Fingerprint:
         n_expert_used: routed experts that a token visited.
         llama_cpp: the release of llama-cpp-python.
         byte_order: of the machine, "little" or "big".
+        adapters: those that the tokens were read with.
+        control_vector: a digest of what was added after layers, "" for nothing.
     """
 
     model: str
@@ -57,10 +83,12 @@ class Fingerprint:
     n_expert_used: int
     llama_cpp: str
     byte_order: str
+    adapters: tuple[UsedAdapter, ...] = ()
+    control_vector: str = ""
 
     @classmethod
     def of(cls, info: ModelInfo, settings: EngineSettings) -> Fingerprint:
-        """That of the states of a model with these settings.
+        """That of the states of a model with these settings, without its adapters.
 
         Raises:
             SessionError: its file cannot be read any more.
@@ -90,8 +118,14 @@ class Fingerprint:
         values: dict[str, Any] = {
             item.name: record.integer(item.name) if item.type == "int" else record.text(item.name)
             for item in fields(cls)
+            if item.default is MISSING
         }
-        return cls(**values)
+        used = record.records("adapters", default=[])
+        # Sessions of earlier releases have neither.
+        vector = record.text("control_vector") if "control_vector" in record else ""
+        return cls(
+            **values, adapters=tuple(map(UsedAdapter.of_record, used)), control_vector=vector
+        )
 
     @property
     def model_text(self) -> str:
@@ -119,6 +153,18 @@ class Fingerprint:
                 expected=f"{current.model_text} with the same weights",
                 hint="Open it with the model that it was made with.",
             )
+        if self.adapters != current.adapters:
+            found, expected = (_adapters_text(one.adapters) for one in (self, current))
+            hint = "Open the model with the adapters that the session was made with."
+            yield _differs(name, "it was read with other adapters", found, expected, hint)
+        if self.control_vector != current.control_vector:
+            found, expected = (
+                "another control vector" if one.control_vector else "no control vector"
+                for one in (self, current)
+            )
+            expected = expected.replace("another", "this")
+            hint = "Open the model with the control vectors that the session was made with."
+            yield _differs(name, "it was read with another control vector", found, expected, hint)
         kept, keep = (f"K {one.type_k} and V {one.type_v}" for one in (self, current))
         if kept != keep:
             kinds = brief(self.type_k), brief(self.type_v)
@@ -150,6 +196,10 @@ class Fingerprint:
             found, expected = (f"{brief(one.byte_order)} endian" for one in (self, current))
             hint = "Open it on such a machine."
             yield _differs(name, "another kind of machine saved it", found, expected, hint)
+
+
+def _adapters_text(adapters: Sequence[UsedAdapter]) -> str:
+    return ", ".join(f"{brief(one.name)}={one.scale:g}" for one in adapters) or "none"
 
 
 _ROTATED = {

@@ -20,12 +20,15 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError, WorkerError
+from .adapters import Scales
+from .bindings.adapters import NativeAdapters
 from .bindings.batch import Batch
 from .bindings.library import captured_log, llama, refused
-from .bindings.memory import MemoryReport, report_of
+from .bindings.memory import MemoryReport, layers_in, report_of
 from .bindings.parameters import context_params, model_params, progress_callback
 from .bindings.sampler import DrySamplers, Sampler
 from .bindings.steps import Steps
+from .checked_adapters import CheckedAdapters
 from .main_memory import check_loaded
 from .sampling import Sampling
 from .settings import EngineSettings
@@ -51,10 +54,11 @@ class Handles:
     it is freed. ``n_parallel`` is how many sequences the context has, ``n_chunked_cells`` how many
     cells each of them has in the chunked layers, ``n_decoded`` counts the batches: the
     logits are those of the last one. ``is_copying`` is whether cells of a sequence will be
-    copied to another one before the next batch.
+    copied to another one before the next batch. ``adapters`` are None where there are none.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
+        checked: the adapters of the settings.
         on_progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
         end_ids: tokens that end an answer, beside those that llama.cpp takes for ends.
 
@@ -69,12 +73,15 @@ class Handles:
         settings: EngineSettings,
         on_progress: Callable[[float], object] | None = None,
         end_ids: Iterable[int] = (),
+        checked: CheckedAdapters | None = None,
     ) -> None:
         self.path = path
         self.llama = llama()
         self.model: Any = None
         self.context: Any = None
         self._batch: Batch | None = None
+        self.adapters: NativeAdapters | None = None
+        self.no_scales: Scales = (0.0,) * len(settings.adapters)
         self.beside: list[Closeable] = []
         self._samplers: list[Sampler] = []
         self._dry: DrySamplers | None = None
@@ -86,7 +93,7 @@ class Handles:
         self.thread = self.workers.thread
         self.thread.on_end = self._free
         try:
-            self._load(settings, on_progress)
+            self._load(settings, on_progress, checked)
             self.make_context(settings)
         except BaseException:
             self.close()
@@ -106,6 +113,7 @@ class Handles:
 
         Raises:
             EngineError: llama.cpp cannot; there is none then.
+            AllocationError: with the adapters, it takes more memory than a device has.
         """
         params = context_params(settings)
         self.n_parallel = settings.n_parallel
@@ -115,6 +123,9 @@ class Handles:
             self.context = self.llama.llama_init_from_model(self.model, params)
             if self.context:
                 self._complete()
+                if self.adapters is not None:
+                    scales = tuple(adapter.scale for adapter in settings.adapters)
+                    self.adapters.attach(self.context, settings.control_vector_layers, scales)
 
         with captured_log() as log:
             self.thread.call(make)
@@ -127,7 +138,18 @@ class Handles:
 
     def memory_report(self) -> MemoryReport:
         """What llama.cpp has on each device; a file that is mapped counts as weights."""
-        return self.thread.call(lambda: report_of(self.context, self.params.devices))
+        return self.thread.call(
+            lambda: report_of(self.context, self.params.devices, adapters=self.adapters)
+        )
+
+    def use_adapters(self, scales: Scales) -> None:
+        """Have the next batches computed with so much of each adapter; called in the thread.
+
+        Raises:
+            EngineError: llama.cpp cannot, as where memory is short.
+        """
+        if self.adapters is not None:
+            self.adapters.use(scales)
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer; called in the thread."""
@@ -173,7 +195,10 @@ class Handles:
     # --- how they are made and freed
 
     def _load(
-        self, settings: EngineSettings, on_progress: Callable[[float], object] | None
+        self,
+        settings: EngineSettings,
+        on_progress: Callable[[float], object] | None,
+        checked: CheckedAdapters | None,
     ) -> None:
         cancelled = False
 
@@ -204,6 +229,13 @@ class Handles:
         if not self.model:
             raise refused(f"{self.path}: llama.cpp cannot load the model", log)
         check_loaded(self.path, log)
+        if checked is not None:
+
+            def load_adapters() -> None:
+                name = os.fspath(self.path)
+                self.adapters = NativeAdapters(self.model, checked, layers_in(log), name)
+
+            self.thread.call(load_adapters)
 
     def _complete(self) -> None:
         """What goes with a context."""
@@ -236,8 +268,11 @@ class Handles:
             self._dry.close()
         while self.beside:
             self.beside.pop().close()
-        # The context uses the model, so it goes first.
+        # The context uses adapters and the model, and adapters use the model.
         self._free_context()
+        adapters, self.adapters = self.adapters, None
+        if adapters is not None:
+            adapters.close()
         model, self.model = self.model, None
         if model:
             self.llama.llama_model_free(model)

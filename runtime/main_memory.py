@@ -78,7 +78,7 @@ def settings_that_fit(
             weights too, which are not mapped, or locked; or more would be locked than may be.
     """
     memory = memory or host_memory()
-    context = need.kv + need.compute
+    context = need.kv + need.compute + need.adapters
     if context > memory.free:
         found, free = told_apart(context, memory.free)
         what, hint = f"a context of {settings.n_ctx:,} tokens does", "Lower n_ctx"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ..architecture import ATTENTION_CHUNK
+from .adapters import Scales
 from .bindings.sampler import Sampler
 from .bindings.steps import Choice
 from .bindings.thread import News
@@ -48,6 +49,7 @@ class Request:
         constraint: what may be chosen; of this request alone.
         n_logprobs: how many of the likeliest tokens ``logprobs`` have for each that was chosen;
             None keeps none of it.
+        adapters: how much of each loaded adapter the model has for it.
 
     ``text`` are the tokens of the prompt and those that were chosen. ``sequence`` is where it is
     decoded, None before that and after its end. ``ended`` is whether it has ended; then ``outcome``
@@ -72,7 +74,9 @@ class Request:
         ignores_ends: bool = False,
         constraint: Constraint | None = None,
         n_logprobs: int | None = None,
+        adapters: Scales = (),
     ) -> None:
+        self.adapters = adapters
         self.text = list(prompt)
         self.n_prompt = len(self.text)
         self.features = features

@@ -1,8 +1,9 @@
 """Requests in, tokens out: the sequences of a context, shared among all who ask.
 
 Each turn decodes one batch: a token of every sequence that answers, and as much of the prompts that
-are being read as fits into a ubatch, each getting a fair share. Requests begin in the order in
-which they came, as soon as a sequence is free.
+are being read as fits into a ubatch, each getting a fair share. Requests with other adapters have
+batches of their own, by turns. Requests begin in the order in which they came, as soon as a
+sequence is free.
 
 Promises that a long prompt delays nobody by more than one ubatch; that no request waits for one
 that nobody will end; that a request which ends, however that is, leaves its sequence to the next;
@@ -27,6 +28,7 @@ from .handles import Handles
 from .request import RUN_AHEAD, Request
 from .scoring import Scores, Scoring
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
+from .turns import Turns
 
 BURST_SECONDS = 0.02
 """How long tokens are chosen before they are handed on: a person sees no delay. Waking a thread of
@@ -66,6 +68,7 @@ class Scheduler:
         self.n_outputs = min(n_outputs, self._n_read)
         self._max_draft = self.n_outputs - 1
         self._costs = Costs()
+        self._turns = Turns()
         self._chooser = Chooser(handles, n_ctx, self._costs)
         self._arrived: deque[Request] = deque()
         self._changed = False
@@ -186,6 +189,8 @@ class Scheduler:
             self._look_around()
         is_busy = self._make_features()
         batch = self._next_batch()
+        if batch and not self._use_adapters(batch):
+            return True
         if batch and not is_busy and self._answer_on(batch):
             return True
         # llama.cpp takes tokens or embeddings, not both in one call.
@@ -274,7 +279,7 @@ class Scheduler:
         if isinstance(request, Scoring):
             self._scores.begin(request)
         try:
-            request.sequence, count = self.cache.take(request.reusable, free)
+            request.sequence, count = self.cache.take(request.reusable, free, request.adapters)
         except EngineError as error:
             self._end(request, error)
             return
@@ -300,8 +305,13 @@ class Scheduler:
         """The pieces of the next batch, in the order of their sequences."""
         wanted = [
             (request, request.missing())
-            for request in self._running
-            if request.decodes and not request.is_paused and self._can_go_on(request)
+            for request in self._with_same_adapters(
+                [
+                    request
+                    for request in self._running
+                    if request.decodes and not request.is_paused and self._can_go_on(request)
+                ]
+            )
         ]
         if n_scorings := sum(isinstance(request, Scoring) for request, _ in wanted):
             rows = max((self.n_outputs - len(wanted) + n_scorings) // n_scorings, 1)
@@ -322,6 +332,25 @@ class Scheduler:
         return [
             (request, request.piece(shares.get(request.held.number, 1))) for request, _ in wanted
         ]
+
+    def _with_same_adapters(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Those of them whose turn it is."""
+        native = self._handles.adapters
+        if native is None or not requests:
+            return requests
+        wanting = (request.adapters for request in requests)
+        chosen = self._turns.choose(wanting, native.scales, native.switch_seconds)
+        return [request for request in requests if request.adapters == chosen]
+
+    def _use_adapters(self, batch: Sequence[tuple[Request, Piece]]) -> bool:
+        """Have the batch computed with its adapters; where that fails, its requests end."""
+        try:
+            self._handles.use_adapters(batch[0][0].adapters)
+        except EngineError as error:
+            for request, _ in batch:
+                self._end(request, error)
+            return False
+        return True
 
     def _can_go_on(self, request: Request) -> bool:
         """Whether the features are there that its next piece may need."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..errors import EngineError
+from .adapters import Scales
 from .logprobs import TokenLogprobs
 from .request import Request
 from .sequence import Piece, common_prefix
@@ -25,10 +26,13 @@ class Scoring(Request):
         tokens: checked ids, at least one; all but the last fit into a sequence.
         n_top: how many of the likeliest tokens to keep beside each.
         n_outputs: how many are decoded at a time, at most.
+        adapters: how much of each loaded adapter the model has for it.
     """
 
-    def __init__(self, tokens: Sequence[int], n_top: int, n_outputs: int) -> None:
-        super().__init__(tokens[:-1], paced=False)
+    def __init__(
+        self, tokens: Sequence[int], n_top: int, n_outputs: int, adapters: Scales = ()
+    ) -> None:
+        super().__init__(tokens[:-1], paced=False, adapters=adapters)
         self._tokens, self._n_top, self._n_outputs = tokens, n_top, n_outputs
         self.ended = self.is_complete
 
@@ -68,7 +72,7 @@ class Scoring(Request):
 
     def begin_like(self, other: Scoring) -> None:
         """Take over what was found of a text that begins like this one, if that is more."""
-        if other._n_top == self._n_top:
+        if other._n_top == self._n_top and other.adapters == self.adapters:
             # The score of a token takes those before it and itself.
             count = min(common_prefix(other._tokens, self._tokens), len(self.text)) - 1
             if count > len(self.logprobs):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
+from .adapters import Scales
 from .bindings.candidates import Mask
 from .bindings.library import captured_log, refused
 from .bindings.sampler import Sampler
@@ -94,7 +95,8 @@ class CachedSequence:
     ``highest`` is the highest position at which llama.cpp was asked to decode since the cells of
     its chunk are there without a gap, -1 for none: every position of this chunk can be gone on
     from. ``checkpoints`` have the cells of earlier chunks, in the order of their ends. ``unsure``
-    is whether only llama.cpp knows which tokens it holds.
+    is whether only llama.cpp knows which tokens it holds. ``adapters`` are the scales with which
+    they were read, and those that follow are.
 
     Args:
         number: llama.cpp's, from 0.
@@ -106,6 +108,7 @@ class CachedSequence:
         self.highest = -1
         self.checkpoints: list[Checkpoint] = []
         self.unsure = False
+        self.adapters = handles.no_scales
         self._handles = handles
         self._sure = 0  # tokens that are held for certain while it is unsure
         # The batch that the logits after the last token are of, and its token there.
@@ -119,9 +122,25 @@ class CachedSequence:
         usable = () if self._handles.is_copying else self.checkpoints
         return [checkpoint.n_tokens for checkpoint in usable]
 
-    def reusable(self, tokens: Sequence[int]) -> int:
-        """How many of the first tokens need not be decoded again; see `reusable_prefix`."""
+    def reusable(self, tokens: Sequence[int], adapters: Scales) -> int:
+        """How many of the first tokens need not be decoded again; see `reusable_prefix`.
+
+        Args:
+            adapters: with which they would be: what others have read is of no use.
+        """
+        if adapters != self.adapters:
+            return 0
         return reusable_prefix(self.tokens, tokens, self.highest, self.ends)
+
+    def keep_of(self, tokens: Sequence[int], adapters: Scales) -> int:
+        """Drop all that these tokens do not begin with, and go on with these adapters.
+
+        Returns:
+            How many are held then.
+        """
+        count = self.keep(self.reusable(tokens, adapters))
+        self.adapters = adapters
+        return count
 
     def settle(self) -> None:
         """Be sure again, after a call that failed or was interrupted."""
@@ -183,6 +202,7 @@ class CachedSequence:
         self._handles.is_copying = True
         llama.llama_memory_seq_cp(memory, source.number, self.number, -1, -1)
         self.tokens = list(source.tokens)
+        self.adapters = source.adapters
         self.highest = source.highest
         self.checkpoints = list(source.checkpoints)
 
@@ -279,7 +299,8 @@ class CachedSequence:
         """What it holds, copied; None where that is nothing, or is not there yet."""
         if self.unsure or not self.tokens or self._handles.is_copying:
             return None
-        return SequenceState(tuple(self.tokens), self._read(_WHOLE), tuple(self.checkpoints))
+        checkpoints = tuple(self.checkpoints)
+        return SequenceState(tuple(self.tokens), self._read(_WHOLE), checkpoints, self.adapters)
 
     def take_checkpoint(self) -> None:
         """Copy what the chunked layers hold, which is to be gone on from later."""
@@ -303,6 +324,7 @@ class CachedSequence:
             self._clear()
             raise
         self.tokens = list(state.tokens)
+        self.adapters = state.adapters
         self.checkpoints = list(state.checkpoints)
         self.highest = state.highest
 
@@ -350,9 +372,11 @@ class CachedSequence:
 
     def damaged(self) -> EngineError:
         """The error where logits are NaN, or the largest is infinite."""
+        hint = "The file's weights are damaged: convert the model again."
+        if any(self.adapters):
+            hint = "An adapter's scale may be far too large, or its file be damaged."
         return EngineError(
-            f"{self._handles.path}: the model's logits are NaN or infinite",
-            hint="The file's weights are damaged: convert the model again.",
+            f"{self._handles.path}: the model's logits are NaN or infinite", hint=hint
         )
 
     def sample(self, sampler: Sampler, mask: Mask | None = None) -> int:
@@ -421,6 +445,7 @@ def take_steps(
         Where decoding failed there are only those before, none perhaps, and the sequences are
         unsure. None where this cannot be done.
     """
+    handles.use_adapters(pieces[0].sequence.adapters)
     batch = handles.batch
     batch.clear()
     for sequence, tokens, outputs, _, _ in pieces:
@@ -445,7 +470,7 @@ def take_steps(
 def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     """Decode at most n_batch tokens that fit, of sequences in the order of their numbers.
 
-    All pieces have rows, or none has.
+    All pieces have rows, or none has; all are of sequences with the same adapters.
 
     Returns:
         Whether that was done; it was aborted otherwise, and the sequences are unsure.
@@ -453,6 +478,7 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
     Raises:
         EngineError: llama.cpp failed; what it did before that is held, without logits.
     """
+    handles.use_adapters(pieces[0].sequence.adapters)
     batch = handles.batch
     batch.clear()
     rows = []

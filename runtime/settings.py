@@ -23,6 +23,7 @@ from ..ranges import (
 )
 from ..system.cores import MAX_THREADS
 from ..untrusted import shown
+from .adapters import Adapter, ControlVector, as_adapters, as_control_vectors, as_layers
 from .placement import Placement
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -88,6 +89,11 @@ class EngineSettings:
             left beside the model if that is less.
         workers: ``"HOST:PORT"`` of other machines that run `llama4 worker`; their devices come
             before those of this machine.
+        adapters: LoRA adapters that are loaded beside the model, with the scales that hold where a
+            request does not say: files, pairs of a file and a scale, or `Adapter`.
+        control_vectors: what is added to the outputs of layers, given in the same way.
+        control_vector_layers: the first and the last layer after which they are added, layer 0
+            being the model's first, which they never are; None is all.
 
     Raises:
         SettingError: something is outside its range, or does not go together.
@@ -108,6 +114,9 @@ class EngineSettings:
     flash_attention: FlashAttention = "auto"
     cache_ram: int | None = None
     workers: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    control_vectors: tuple[ControlVector, ...] = ()
+    control_vector_layers: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -131,6 +140,14 @@ class EngineSettings:
                 hint="Turn flash attention on, or keep the values in f16 or bf16.",
             )
         object.__setattr__(self, "workers", _endpoints(self.workers))
+        object.__setattr__(self, "adapters", as_adapters(self.adapters))
+        object.__setattr__(self, "control_vectors", as_control_vectors(self.control_vectors))
+        layers = as_layers(self.control_vector_layers)
+        object.__setattr__(self, "control_vector_layers", layers)
+        if layers is not None and not self.control_vectors:
+            raise SettingError(
+                "control_vector_layers is given without control_vectors", found=value_text(layers)
+            )
 
     @property
     def type_k(self) -> KVType:
@@ -181,8 +198,8 @@ def check_settings_of_model(settings: EngineSettings, hparams: Hyperparameters, 
         model: its name or file, for errors.
 
     Raises:
-        SettingError: it has not so many experts, or its heads are no whole number of blocks of the
-            KV cache's types. llama.cpp would end the process, or give up.
+        SettingError: it has not so many experts or layers, or its heads are no whole number of
+            blocks of the KV cache's types. llama.cpp would end the process, or give up.
     """
     used = settings.n_expert_used
     if used is not None and used > hparams.n_expert:
@@ -190,6 +207,13 @@ def check_settings_of_model(settings: EngineSettings, hparams: Hyperparameters, 
             f"{model}: n_expert_used is more than the model has",
             found=used,
             expected=f"1 to {hparams.n_expert}",
+        )
+    layers = settings.control_vector_layers
+    if layers is not None and layers[1] >= hparams.n_layer:
+        raise SettingError(
+            f"{model}: control_vector_layers goes beyond the model's layers",
+            found=f"{layers[0]} to {layers[1]}",
+            expected=f"1 to {hparams.n_layer - 1}",
         )
     for what, kind in (("keys", settings.type_k), ("values", settings.type_v)):
         if not kv_type_fits(kind, hparams):

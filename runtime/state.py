@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError
+from .adapters import Scales
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -80,6 +81,7 @@ class SequenceState:
         data: llama.cpp's bytes: the full layers of all tokens, and the chunked layers of the chunk
             that the last one is in. A uint8 array, contiguous; it is not copied.
         checkpoints: the chunked layers of earlier chunks, in the order of their ends.
+        adapters: how much of each loaded adapter the model had when it read the tokens.
 
     ``highest`` is a position in the chunk that the chunked layers have without a gap: that of the
     last token, or the one behind it. At a chunk's end its cells may be missing, and the next chunk
@@ -92,6 +94,7 @@ class SequenceState:
     tokens: tuple[int, ...]
     data: Bytes
     checkpoints: tuple[Checkpoint, ...] = ()
+    adapters: Scales = ()
     highest: int = field(init=False)
 
     def __post_init__(self) -> None:

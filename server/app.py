@@ -19,6 +19,7 @@ from starlette.routing import Route
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
 from . import (
+    adapters,
     anthropic,
     chat,
     completions,
@@ -70,6 +71,7 @@ def create_app(
             *responses.routes,
             *anthropic.routes,
             *utilities.routes,
+            *adapters.routes,
             *openapi.routes,
             *reference_page.routes,
             *conversations.routes,

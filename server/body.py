@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -52,6 +52,9 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+    list_field: ClassVar[str | None] = None
+    """The field that a body is which is a list."""
+
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: type[BaseModel], handler: GetCoreSchemaHandler
@@ -94,6 +97,8 @@ def parsed(data: bytes, schema: type[T]) -> T:
         value = Reader(_BodyError, len(data)).parse(data, "the body")
     except _BodyError as error:
         raise ApiError(400, str(error), code="invalid_json") from None
+    if isinstance(value, list) and schema.list_field is not None:
+        value = {schema.list_field: value}
     if not isinstance(value, Mapping):
         found = shown(value)
         raise ApiError(400, f"the body is not an object, found {found}", code="invalid_json")

@@ -100,7 +100,8 @@ async def _task(call: Call[CompletionRequest], prompt: TextOrTokens) -> _Task:
         return _Task(read)
     if body.logprobs is None:
         return _Task(read, text)
-    scores = await call.model.score(read, top=body.logprobs)
+    adapters = body.options().get("adapters")
+    scores = await call.model.score(read, top=body.logprobs, adapters=adapters)
     vocabulary = call.model.model.vocabulary
     is_added = isinstance(prompt, str) and vocabulary.add_bos
     shown: list[TokenLogprobs | int] = [read.positions[0], *scores]

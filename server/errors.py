@@ -146,9 +146,14 @@ def request_error(
     failure = api_error(error, prompt_field)
     if isinstance(error, SettingError):
         place = re.match(r"[\w.]*", error.problem)
-        if place and place[0].partition(".")[0] in fields:
-            failure.param = place[0]
+        name = "" if place is None else _FIELDS.get(place[0], place[0])
+        if name.partition(".")[0] in fields:
+            failure.param = name
     return failure
+
+
+# Fields that have other names than the library's settings.
+_FIELDS = {"adapters": "lora"}
 
 
 def _sentence(error: HTTPException) -> str:

@@ -17,11 +17,37 @@ from typing import Literal
 from ..async_model import AsyncModel
 from ..chat.vocabulary import Vocabulary
 from ..model import Model
+from ..runtime.adapters import Scales, WantedAdapters
+from ..untrusted import brief
 from .errors import ApiError
 
 Phase = Literal["loading", "ready", "unloaded", "failed"]
 
 _RETRY_AFTER = "5"
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What is told of an adapter, as its file has it."""
+
+    path: str
+    task_name: str
+    prompt_prefix: str
+
+    @classmethod
+    def of(cls, model: Model) -> tuple[AdapterFacts, ...]:
+        """Those of a model's adapters."""
+        checked = model.engine.checked_adapters
+        return tuple(
+            cls(
+                str(adapter.path),
+                *(
+                    brief(adapter.gguf.metadata.get(f"adapter.lora.{key}", ""), 1000)
+                    for key in ("task_name", "prompt_prefix")
+                ),
+            )
+            for adapter in (() if checked is None else checked.adapters)
+        )
 
 
 @dataclass(frozen=True)
@@ -35,6 +61,7 @@ class ModelFacts:
         has_pictures: whether it has a projector.
         chat_template: its Jinja text; None if it has none.
         bos, eos: the tokens with which a text begins and ends; "" if there is none.
+        adapters: those that a request can have, in the order of their numbers.
     """
 
     name: str
@@ -51,6 +78,7 @@ class ModelFacts:
     chat_template: str | None
     bos: str
     eos: str
+    adapters: tuple[AdapterFacts, ...] = ()
 
     @classmethod
     def of(cls, model: Model) -> ModelFacts:
@@ -71,6 +99,7 @@ class ModelFacts:
             chat_template=info.chat_template,
             bos=_token_text(model.vocabulary, model.vocabulary.bos_id),
             eos=_token_text(model.vocabulary, model.vocabulary.eos_id),
+            adapters=AdapterFacts.of(model),
         )
 
 
@@ -109,6 +138,7 @@ class ModelKeeper:
         self._idle: asyncio.TimerHandle | None = None
         self._users = 0
         self.facts: ModelFacts | None = None
+        self._scales: Scales | None = None  # of the adapters, where they were changed
         self.failure: Exception | None = None
         self.failed: Callable[[], object] = lambda: None  # called when it cannot be loaded first
         self.cancelled: Callable[[], bool] = lambda: False  # whether it need not be loaded any more
@@ -123,6 +153,25 @@ class ModelKeeper:
         if self._changing is not None:
             return "loading"
         return "failed" if self.failure is not None else "unloaded"
+
+    @property
+    def scales(self) -> Scales:
+        """Of the adapters, for requests that do not say."""
+        if self._model is not None:
+            return self._model.model.engine.adapters.scales
+        return self._scales or ()
+
+    def set_scales(self, wanted: WantedAdapters) -> None:
+        """Change them for later requests, as a request's ``adapters`` say.
+
+        Raises:
+            ApiError: the model is not loaded.
+            SettingError: there is no such adapter.
+        """
+        if self._model is None:
+            raise ApiError(503, "The model is not loaded.", code="loading")
+        self._model.model.adapters = wanted
+        self._scales = self.scales
 
     @property
     def loaded(self) -> AsyncModel | None:
@@ -221,6 +270,8 @@ class ModelKeeper:
 
         try:
             model = await asyncio.to_thread(load)
+            if self._scales is not None:
+                model.engine.adapters.scales = self._scales
             self.facts = self.facts or ModelFacts.of(model)
             self._model = AsyncModel(model)
         except Exception as error:

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from .._version import __version__
 from .body import Schema
 from .endpoint import Endpoint
-from .schema import anthropic, conversations, models, responses, utilities
+from .schema import anthropic, conversations, models, openai, responses, utilities
 
 _SCHEMAS = "#/components/schemas/{model}"
 _ROOM = __name__.rpartition(".")[0].replace(".", "__") + "__schema__"
@@ -35,6 +35,8 @@ _ANSWERS: Mapping[str, Any] = {
     "GET /props": utilities.Properties,
     "GET /tokenizer_info": utilities.TokenizerFacts,
     "GET /slots": list[utilities.Slot],
+    "GET /lora-adapters": list[utilities.ServedAdapter],
+    "POST /lora-adapters": utilities.Done,
     "GET /conversations": conversations.ConversationList,
     "POST /conversations": conversations.KeptConversation,
     "GET /conversations/{name}": conversations.ReadConversation,
@@ -44,7 +46,8 @@ _ANSWERS: Mapping[str, Any] = {
     "POST /conversations/{name}/resume": conversations.ResumedConversation,
 }
 # What routes read that do not ask the model.
-_BODIES: Mapping[str, type[Schema]] = {
+_BODIES: Mapping[str, Any] = {
+    "POST /lora-adapters": list[openai.AdapterScale],
     "POST /conversations": conversations.NewConversation,
     "PUT /conversations/{name}": conversations.ChangedConversation,
     "PATCH /conversations/{name}": conversations.NewName,

@@ -300,7 +300,7 @@ class SessionFolder:
                 n_covered = self._covered.get(name, 0)
                 if _n_held(model, tokens) - n_covered < least(n_covered):
                     return False
-                state = model.engine.state_of(tokens)
+                state = model.engine.state_of(tokens, model.engine.adapters.scales)
                 if state is None or not is_mostly(state, tokens):
                     return False
                 with self._writer(name) as writer:
@@ -418,8 +418,10 @@ def _is_name(name: str) -> bool:
 
 
 def _n_held(model: Model, tokens: Sequence[int]) -> int:
-    """How many of these tokens a model has read."""
-    return max((common_beginning(one, tokens) for one in model.engine.held()), default=0)
+    """How many of these tokens a model has read, with the adapters that it has now."""
+    engine = model.engine
+    held = (one.tokens for one in engine.held() if one.adapters == engine.adapters.scales)
+    return max((common_beginning(one, tokens) for one in held), default=0)
 
 
 def _version(conversation: Conversation) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..chat.conversation import Conversation
 from ..errors import EngineError, OutputError, SessionError
 from ..model import Model
+from ..runtime.files.session_file import SessionFile
 from ..runtime.files.session_writer import SessionWriter
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ class Slots:
         """Keep all that is held, in place of what was kept before."""
         written: set[Path] = set()
         try:
-            for number, tokens in enumerate(model.engine.held()):
+            for number, held in enumerate(model.engine.held()):
                 path = self._directory / f"slot-{number:04}.l4s"
-                state = model.engine.state_of(tokens)
+                state = model.engine.state_of(held.tokens, held.adapters)
                 if state is not None:
                     with SessionWriter(path) as writer:
                         model.sessions.save(writer, Conversation(model=model.info.name), state)
@@ -70,7 +71,8 @@ class Slots:
 def _taken_up(model: Model, path: Path) -> int:
     """How many tokens of a file the model need not read again."""
     try:
-        return len(model.load_session(path).tokens)
+        with SessionFile(path) as file:
+            return len(model.sessions.load(file, any_scales=True).tokens)
     except SessionError as error:
         logger.warning("%s. It is read anew.", str(error).rstrip("."))
         return 0

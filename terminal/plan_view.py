@@ -38,7 +38,7 @@ _BAR = 40
 # Settings that `Model` is given by their names, beside a placement.
 _ARGUMENTS = (
     "n_ctx", "n_ubatch", "n_parallel", "load_mode", "kv_type", "n_expert_used", "flash_attention",
-    "cache_ram", "workers",
+    "cache_ram", "workers", "control_vector_layers",
 )  # fmt: skip
 _ROLES = {
     "expert": "experts",
@@ -115,7 +115,7 @@ def _bar(device: DevicePlan) -> Text:
     experts = device.load.bytes_of("expert")
     sizes = (
         experts,
-        device.memory.weights - experts,
+        device.memory.weights - experts + device.memory.adapters,
         device.memory.kv,
         device.memory.compute + device.output_bytes,
         device.device.kept_free_bytes,
@@ -166,6 +166,7 @@ def _rows() -> Iterator[tuple[str, Callable[[DevicePlan], int]]]:
     for role, title in _ROLES.items():
         yield title, partial(_of_role, role)
     yield "repacking", lambda device: device.repacking_bytes
+    yield "adapters", lambda device: device.memory.adapters
     yield "KV cache, full layers", lambda device: device.load.kv_full_bytes
     yield "KV cache, chunked layers", lambda device: device.load.kv_chunked_bytes
     yield "compute buffers", lambda device: device.memory.compute
@@ -292,6 +293,7 @@ def _next(plan: Plan, placing: Sequence[str]) -> Iterator[str]:
         return
     if here:
         flags = [f"-c {settings.n_ctx}", *placing, *_asked_flags(settings)]
+        flags += _adapter_flags(settings)
         if settings.n_expert_used is not None:
             flags.append(f"--experts {settings.n_expert_used}")
         if settings.workers:
@@ -315,6 +317,11 @@ def llama_cpp_flags(plan: Plan) -> Iterator[str]:
         yield f"--rpc {','.join(settings.workers)}"
     yield from _placement_flags(plan)
     yield from _asked_flags(settings)
+    for adapter in settings.adapters:
+        yield f"--lora-scaled {quote(f'{adapter.path}:{adapter.scale:g}')}"
+    for vector in settings.control_vectors:
+        yield f"--control-vector-scaled {quote(f'{vector.path}:{vector.scale:g}')}"
+    yield from _vector_layers(settings)
     if settings.n_expert_used is not None:
         yield f"--override-kv llama4.expert_used_count=int:{settings.n_expert_used}"
 
@@ -347,9 +354,25 @@ def _asked_flags(settings: EngineSettings) -> Iterator[str]:
         yield f"-fa {settings.flash_attention}"
 
 
+def _adapter_flags(settings: EngineSettings) -> Iterator[str]:
+    for adapter in settings.adapters:
+        yield f"--lora {quote(f'{adapter.path}={adapter.scale:g}')}"
+    for vector in settings.control_vectors:
+        yield f"--control-vector {quote(f'{vector.path}={vector.scale:g}')}"
+    yield from _vector_layers(settings)
+
+
+def _vector_layers(settings: EngineSettings) -> Iterator[str]:
+    if (layers := settings.control_vector_layers) is not None:
+        yield f"--control-vector-layer-range {layers[0]} {layers[1]}"
+
+
 def _arguments(plan: Plan) -> Iterator[str]:
     """What `Model` takes to be planned so; the placement it finds by itself."""
     yield repr(plan.path)
+    for name in ("adapters", "control_vectors"):
+        if listed := getattr(plan.settings, name):
+            yield f"{name}={[(one.path, one.scale) for one in listed]!r}"
     usual = type(plan.settings)()
     for field in fields(usual):
         value = getattr(plan.settings, field.name)
@@ -385,6 +408,7 @@ def check_view(plan: Plan, rows: Sequence[Compared]) -> RenderableType:
             ("weights", row.planned.weights, row.allocated.weights),
             ("KV cache", row.planned.kv, row.allocated.kv),
             ("compute", row.planned.compute, row.allocated.compute),
+            ("adapters", row.planned.adapters, row.allocated.adapters),
             ("all", row.planned.total, row.allocated.total),
         )
         for number, (what, planned, allocated) in enumerate(kinds):

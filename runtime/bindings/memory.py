@@ -10,14 +10,18 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import EngineError
+from ..checked_adapters import CheckedAdapters
+from ..files.model_file import check_model_file
 from ..placement import CPU
 from ..settings import EngineSettings
+from .adapters import NativeAdapters
 from .devices import NativeDevice
 from .library import CapturedLog, captured_log, llama, native_function, refused
 from .parameters import (
@@ -32,17 +36,19 @@ from .thread import native_thread
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device: ``weights``, the KV cache, and the buffers that a decode computes in."""
+    """Bytes on one device: ``weights``, the KV cache, the buffers that a decode computes in, and
+    ``adapters``, control vectors among them."""
 
     device: str
     weights: int
     kv: int
     compute: int
+    adapters: int = 0
 
     @property
     def total(self) -> int:
-        """All three."""
-        return self.weights + self.kv + self.compute
+        """All of them."""
+        return self.weights + self.kv + self.compute + self.adapters
 
 
 @dataclass(frozen=True)
@@ -63,23 +69,28 @@ def measure(
     path: str | os.PathLike[str],
     settings: EngineSettings,
     workers: Sequence[NativeDevice] = (),
+    checked: CheckedAdapters | None = None,
 ) -> MemoryReport:
     """What llama.cpp would allocate for a model, counted in a tenth of a second for Scout.
 
     Args:
-        path: a GGUF whose header is sound, or one that is nothing but a header and holes.
+        path: a GGUF whose header is sound, or one that is nothing but a header and holes. Adapters
+            of the settings are loaded onto the devices.
         workers: devices that are none of this machine's, as ``model_params`` takes them.
+        checked: the adapters of the settings, where they were read already.
 
     Raises:
         SettingError: the settings name a device that is not here.
+        ModelFileError: an adapter is damaged, or of another model.
         EngineError: llama.cpp refuses the model.
     """
     params = model_params(settings, workers, no_alloc=True)
+    checked = checked or _checked(path, settings)
 
     # An interrupt that arrives while llama.cpp calls Python back, as it does for each line of its
     # log, would be lost in the main thread.
     with native_thread() as thread:
-        return thread.call(lambda: _report(path, settings, params, _counted_twice))
+        return thread.call(lambda: _report(path, settings, params, _counted_twice, checked))
 
 
 def measure_loaded(
@@ -101,6 +112,7 @@ def measure_loaded(
         SettingError: the settings name a device that is not here.
         EngineError: llama.cpp refuses the model, or an allocation failed.
     """
+    checked = _checked(path, settings)
     params = model_params(settings, workers)
     params.native.load_mode = LOAD_MODE_NONE
 
@@ -110,7 +122,9 @@ def measure_loaded(
 
     with native_thread() as thread:
         params.native.progress_callback = callback = progress_callback(thread, progress)
-        report = thread.call(lambda: _report(path, settings, params, lambda _context, _log: {}))
+        report = thread.call(
+            lambda: _report(path, settings, params, lambda _context, _log: {}, checked)
+        )
         del callback  # kept until here: llama.cpp knows only its address
         return report
 
@@ -120,16 +134,38 @@ def _report(
     settings: EngineSettings,
     params: ModelParams,
     surplus: Callable[[Any, CapturedLog], Mapping[str, int]],
+    checked: CheckedAdapters | None,
 ) -> MemoryReport:
+    name = os.fspath(path)
     with captured_log() as log, _loaded(path, params, log) as model:
-        context = llama().llama_init_from_model(model, context_params(settings))
-        if not context:
-            problem = f"llama.cpp refuses a context of {settings.n_ctx} tokens"
-            raise refused(f"{os.fspath(path)}: {problem}", log)
+        adapters, context = None, None
+        if checked is not None:
+            adapters = NativeAdapters(model, checked, layers_in(log), name)
         try:
-            return report_of(context, params.devices, surplus(context, log))
+            context = llama().llama_init_from_model(model, context_params(settings))
+            if not context:
+                problem = f"llama.cpp refuses a context of {settings.n_ctx} tokens"
+                raise refused(f"{name}: {problem}", log)
+            if adapters is not None:
+                scales = tuple(adapter.scale for adapter in settings.adapters)
+                adapters.attach(context, settings.control_vector_layers, scales)
+            return report_of(context, params.devices, surplus(context, log), adapters)
         finally:
-            llama().llama_free(context)
+            if context:
+                llama().llama_free(context)
+            if adapters is not None:
+                adapters.close()
+
+
+def _checked(path: str | os.PathLike[str], settings: EngineSettings) -> CheckedAdapters | None:
+    if not (settings.adapters or settings.control_vectors):
+        return None
+    return CheckedAdapters.of(settings, check_model_file(path, needs_tokenizer=False, whole=False))
+
+
+def layers_in(log: CapturedLog) -> dict[int, str]:
+    """The device of each layer, by llama.cpp's name, as the log of loading a model has them."""
+    return {int(layer): device for layer, device in _LAYER_PLACED.findall(log.text)}
 
 
 _LAYER_PLACED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\S+), is_swa")
@@ -148,9 +184,8 @@ def _counted_twice(context: Any, log: CapturedLog) -> dict[str, int]:
     copies = max(map(int, _COPIES.findall(log.text)), default=1)
     if copies == 1:
         return {}
-    layers = [(int(layer), device) for layer, device in _LAYER_PLACED.findall(log.text)]
     # The last one is the output layer, which has no norm of its own.
-    in_order = dict.fromkeys(device for _, device in sorted(layers)[:-1])
+    in_order = dict.fromkeys(device for _, device in sorted(layers_in(log).items())[:-1])
     width = llama().llama_model_n_embd(llama().llama_get_model(context))
     size = copies * llama().llama_n_ubatch(context) * width * _FLOAT
     return dict.fromkeys(list(in_order)[1:], size)
@@ -171,30 +206,40 @@ def _loaded(path: str | os.PathLike[str], params: ModelParams, log: CapturedLog)
 
 
 def report_of(
-    context: Any, devices: Sequence[NativeDevice] = (), surplus: Mapping[str, int] | None = None
+    context: Any,
+    devices: Sequence[NativeDevice] = (),
+    surplus: Mapping[str, int] | None = None,
+    adapters: NativeAdapters | None = None,
 ) -> MemoryReport:
     """What a ``llama_context`` and its model hold, loaded or not.
 
     Args:
         devices: those that have names of their own here; others go by llama.cpp's.
         surplus: bytes to leave out of the compute buffers, by llama.cpp's name of the device.
+        adapters: those that were loaded, of which llama.cpp does not tell.
 
     Raises:
         EngineError: the library does not say (see ``build_command``).
     """
     names = {device.handle: device.name for device in devices}
-    tally: dict[str, list[int]] = {CPU: [0, 0, 0]} | {name: [0, 0, 0] for name in names.values()}
+    tally = {name: [0, 0, 0, 0] for name in (CPU, *names.values())}
+    sizes = Counter[str]() if adapters is None else adapters.sizes.copy()
     for node in _nodes(_breakdown(context).root):
-        sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0])
+        sums = tally.setdefault(_device_of(node.buffer_type, names), [0, 0, 0, 0])
+        sums[_ADAPTERS] += sizes.pop(_memory_of(node.buffer_type), 0)
         for place, count in enumerate((node.model, node.context, node.compute)):
             sums[place] += count
+    # Where weights are repacked, adapters lie in memory of which the model has none.
+    tally[CPU][_ADAPTERS] += sizes.total()
+    ours = {_name_of(handle): name for handle, name in names.items()}
     for native, count in (surplus or {}).items():
-        name = next((names[handle] for handle in names if _name_of(handle) == native), native)
-        tally[name][_COMPUTE] -= count
+        tally[ours.get(native, native)][_COMPUTE] -= count
+    for native, count in ({} if adapters is None else adapters.vector_sizes).items():
+        tally[ours.get(native, native)][_ADAPTERS] += count
     return MemoryReport(tuple(DeviceMemory(name, *sums) for name, sums in tally.items()))
 
 
-_COMPUTE = 2  # place of the compute buffers in a tally
+_COMPUTE, _ADAPTERS = 2, 3  # places in a tally
 
 # llama_get_memory_breakdown is the one function of llama.cpp that counts these bytes, for a model
 # without allocations too. It returns a std::map (src/llama-ext.h): a red-black tree, laid out as
@@ -263,6 +308,11 @@ def _device_of(buffer_type: int, names: Mapping[int, str]) -> str:
         return CPU
     # The CPU's repacked weights are of no host type; their device is called CPU too.
     return names.get(device) or _name_of(device)
+
+
+def _memory_of(buffer_type: int) -> str:
+    name = native_function("ggml_backend_buft_name", ctypes.c_char_p, ctypes.c_void_p)(buffer_type)
+    return str(name.decode("utf-8", "replace"))
 
 
 def _name_of(device: int) -> str:

@@ -49,7 +49,8 @@ from ..fingerprint import Fingerprint
 from ..state import Checkpoint, SequenceState
 from .foreign import SESSION_MAGIC
 
-VERSION = 1
+VERSION, VERSION_BEFORE = 2, 1
+"""Of what was read with adapters, which releases that know none must not take up; of all else."""
 
 MAX_TEXT = 1 << 27
 """The longest text that is read, in bytes."""
@@ -180,12 +181,12 @@ class SessionFile:
             if zlib.crc32(CHECKED.pack(self.version, log_begin)) != checksum:
                 raise _damaged(self.path, "its beginning")
             self._read_log(log_begin, frames.at)
-            if self.version != VERSION:
+            if self.version not in (VERSION, VERSION_BEFORE):
                 newer = self.version > VERSION
                 raise SessionError(
                     f"{self.path}: the session is of {'a newer' if newer else 'an older'} version",
                     found=str(self.version),
-                    expected=str(VERSION),
+                    expected=f"{VERSION_BEFORE} or {VERSION}",
                     hint="Open it with the release that saved it.",
                 )
             self.head = _head(frames.content(b"HEAD", "its head", _MAX_HEAD), self.path)
@@ -215,7 +216,7 @@ class SessionFile:
         # A crash leaves something at the end; what is whole after it means that bytes were changed.
         if self.torn and frames.has_whole_after(b"TURN"):
             self.fault = _damaged(self.path, f"what was said after change {len(turns)}")
-        self.is_appendable = self.fault is None and self.version == VERSION
+        self.is_appendable = self.fault is None and self.version in (VERSION, VERSION_BEFORE)
 
 
 class _Frames:

@@ -39,6 +39,7 @@ from .session_file import (
     PREAMBLE,
     TAG_AND_LENGTH,
     VERSION,
+    VERSION_BEFORE,
     OnProgress,
     SessionFile,
     not_a_session,
@@ -246,8 +247,10 @@ def _write(
             _write_frame(file, b"CHKP", _pieces(checkpoint.data), count)
     end = file.tell()
     file.seek(0)
+    has_adapters = fingerprint.adapters or fingerprint.control_vector
+    version = VERSION if has_adapters else VERSION_BEFORE
     _write_bytes(
-        file, PREAMBLE.pack(SESSION_MAGIC, VERSION, zlib.crc32(CHECKED.pack(VERSION, end)), end)
+        file, PREAMBLE.pack(SESSION_MAGIC, version, zlib.crc32(CHECKED.pack(version, end)), end)
     )
     file.seek(end)
     return end

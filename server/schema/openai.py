@@ -111,6 +111,13 @@ class SamplingFields(Schema):
         return settings
 
 
+class AdapterScale(Schema):
+    """How much of an adapter of the server is added."""
+
+    id: Annotated[int, Field(ge=0, lt=2**31)] = Field(description="As GET /lora-adapters has it.")
+    scale: float
+
+
 class StreamOptions(Schema):
     """What else is in a stream."""
 
@@ -151,6 +158,9 @@ class AnswerFields(SamplingFields):
     response_format: ResponseFormat | None = None
     grammar: str | None = Field(None, description="GBNF, as llama.cpp has it.")
     regex: str | None = Field(None, description="What the whole answer matches.")
+    lora: Annotated[list[AdapterScale], Field(max_length=64)] | None = Field(
+        None, description="Of the server's adapters; those that are not listed have no part in it."
+    )
     user: str | None = Field(None, description=_NO_EFFECT)
     cache_prompt: bool | None = Field(None, description=_NO_EFFECT)
 
@@ -182,6 +192,8 @@ class AnswerFields(SamplingFields):
             options["response_format"] = self.response_format.model_dump(
                 exclude_unset=True, by_alias=True
             )
+        if self.lora:  # an empty list is as none, for llama.cpp's server too
+            options["adapters"] = [(one.id, one.scale) for one in self.lora]
         for name in ("grammar", "regex"):
             if (value := getattr(self, name)) is not None:
                 options[name] = value

@@ -85,6 +85,22 @@ class Slot(Schema):
     is_processing: bool
 
 
+class ServedAdapter(Schema):
+    """An adapter that a request can have."""
+
+    id: int
+    path: str
+    scale: float = Field(description="Of a request that does not say.")
+    task_name: str = Field(description="As its file has it.")
+    prompt_prefix: str = Field(description="As its file has it.")
+
+
+class Done(Schema):
+    """That something was done."""
+
+    success: Literal[True] = True
+
+
 class Modalities(Schema):
     """What a message may have beside text."""
 

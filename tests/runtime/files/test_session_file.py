@@ -171,7 +171,7 @@ def test_a_truncated_session_says_by_how_much_and_its_text_opens(path: Path) -> 
     assert Conversation.load(path) == TALK
 
 
-@pytest.mark.parametrize(("version", "age"), [(0, "an older"), (2, "a newer"), (2**32 - 1, "a n")])
+@pytest.mark.parametrize(("version", "age"), [(0, "an older"), (3, "a newer"), (2**32 - 1, "a n")])
 def test_another_version_is_refused_and_its_text_opens(path: Path, version: int, age: str) -> None:
     append(path, TURN)
     path.write_bytes(with_version(path.read_bytes(), version))

@@ -439,7 +439,9 @@ def test_after_a_restart_it_goes_on_where_it_was(
             wait_for_answers(shown, 1)
             assert shown.messages() == before
             # Taken up from the file: nothing was asked yet.
-            shown.until(lambda: max(map(len, model.engine.held()), default=0) > 64)
+            shown.until(
+                lambda: max((len(one.tokens) for one in model.engine.held()), default=0) > 64
+            )
             assert int(shown.find("#context-text").inner_text().split()[0]) >= tokens
             shown.write("And of Italy?")
             wait_for_answers(shown, 2)
