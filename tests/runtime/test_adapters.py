@@ -15,6 +15,7 @@ import pytest
 from llama4_edge.errors import AllocationError, EngineError, ModelFileError, SettingError
 from llama4_edge.runtime.adapters import Adapter, LoadedAdapters, as_adapters, as_scales
 from llama4_edge.runtime.bindings import adapters as native
+from llama4_edge.runtime.bindings.candidates import native_library
 from llama4_edge.runtime.bindings.library import captured_log
 from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.request import Request
@@ -289,7 +290,7 @@ def test_memory_that_is_short_is_an_error_and_ends_nothing(
 
 
 def test_what_cpp_throws_is_caught() -> None:
-    library = native.native_library()
+    library = native_library()
     assert library is not None
     throws = ctypes.cast(ctypes.CDLL("libstdc++.so.6")._ZSt17__throw_bad_allocv, ctypes.c_void_p)
     text = ctypes.create_string_buffer(64)
