@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TensorDifference,
         diff,
     )
+    from .conversion import convert_lora
     from .convert.report import Fallback, Report
     from .errors import (
         AllocationError,
@@ -153,6 +154,7 @@ _MODULES = {
     "VocabularyError": "errors",
     "WorkerError": "errors",
     "bench": "measure.speed",
+    "convert_lora": "conversion",
     "diff": "comparison",
     "doctor": "runtime.doctor",
     "image_tiles": "vision.images",
@@ -235,6 +237,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "convert_lora",
     "diff",
     "doctor",
     "image_tiles",

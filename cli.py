@@ -25,6 +25,7 @@ from .terminal.console import abandon_stdout, complain, fill_closed_streams, spe
 # Each command is a function of the module of its name in commands/; in the order of a model's life.
 COMMANDS = {
     "convert": "Convert a checkpoint to a GGUF file, in one pass.",
+    "convert-lora": "Convert a LoRA adapter to a GGUF file.",
     "pull": "Fetch a GGUF from the Hugging Face Hub.",
     "inspect": "Show what a GGUF, a checkpoint or a session holds.",
     "plan": "Show what fits where, before anything is loaded or downloaded.",
@@ -62,8 +63,9 @@ class _Commands(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f".commands.{cmd_name}", __package__)
-        command: click.Command = vars(module)[cmd_name]
+        name = cmd_name.replace("-", "_")
+        module = import_module(f".commands.{name}", __package__)
+        command: click.Command = vars(module)[name]
         return command
 
     def resolve_command(

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a GGUF that opens: `llama4_edge.convert`.
+"""A checkpoint, or an adapter, becomes a GGUF that opens: `convert` and `convert_lora`.
 
 Joins the room that writes a GGUF and those that read it: the planned headers are opened by the very
 code that opens the written file, before a byte of it is written. Promises that importing it loads
@@ -26,6 +26,7 @@ from .errors import (
 from .ranges import as_path, as_tuple, check_callback, check_flag, check_text
 
 if TYPE_CHECKING:
+    from .convert.lora.base import Base
     from .convert.output import Part
     from .convert.report import Report
     from .progress import Progress
@@ -137,6 +138,111 @@ def convert(
         progress=progress,
         check_headers=_check_headers,
     )
+
+
+def convert_lora(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    outtype: str | None = None,
+    revision: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Convert the LoRA adapter `source`, as PEFT saves one, to the GGUF file `output`.
+
+    The file is what `Model` takes in ``adapters``, and llama.cpp's own tools as ``--lora``.
+    Adapted may be attention, router, shared expert, dense feed-forward networks, embedding, output,
+    and the routed experts: fused ones (PEFT's ``target_parameters``) or linear ones. What llama.cpp
+    could not apply is refused by name. The adapter is held against the shapes of its base, of which
+    no weight is needed.
+
+    Args:
+        source: directory with adapter_config.json and adapter_model.safetensors; or the name of a
+            repository on the Hugging Face Hub, ``org/name``.
+        output: file to write, or a directory to write it into; by default
+            ``<source's name>-<outtype>.gguf`` in the current directory.
+        base: the model that the adapter was trained on: a directory with a config.json, a GGUF,
+            ``org/name`` on the hub, or one of ``scout``, ``scout-base`` and ``maverick``; by
+            default what adapter_config.json names.
+        outtype: what its matrices are stored as, ``f32``, ``f16`` or ``bf16``; None is ``f32``,
+            which keeps them as they are.
+        revision: of the adapter's repository: a branch, a tag or a commit; by default its main
+            branch.
+        force: replace an existing `output`.
+        dry_run: check and plan everything, write nothing.
+        progress: called after each matrix with the bytes written so far.
+
+    Returns:
+        What was written, by role; ``recipe`` is the type.
+
+    Raises:
+        CheckpointError: the adapter is damaged, is of another model than its base, or its base
+            cannot be had.
+        HubError: a repository cannot be had.
+        UnsupportedError: llama.cpp cannot apply it, or its base is not a Llama 4.
+        DamagedTensorError: a number is NaN, infinite, or too large for `outtype`.
+        ModelFileError: `base` is a GGUF, and no Llama 4.
+        SettingError: no such `outtype`.
+        OutputError: the target exists, its disk is too small, or writing failed.
+    """
+    check_text("revision", revision, or_none=True)
+    check_callback("progress", progress)
+    check_flag("force", force)
+    check_flag("dry_run", dry_run)
+    source = as_path("source", source)
+    target = None if output is None else as_path("output", output)
+    model = None if base is None else as_path("base", base)
+    from .convert.lora.file import run
+
+    return run(
+        source,
+        target,
+        base=model,
+        outtype=outtype,
+        revision=revision,
+        force=force,
+        dry_run=dry_run,
+        progress=progress,
+        find_base=_find_base,
+        check_header=_check_adapter,
+    )
+
+
+def _find_base(name: str) -> Base:
+    """The shapes of a model: of a GGUF here, of whatever else in the converter."""
+    from .convert.lora.base import Base, read_base
+    from .system.files import is_file
+
+    path = Path(name)
+    if path.suffix != ".gguf" or not is_file(path):
+        return read_base(name)
+    from .runtime.files.model_file import check_model_file
+
+    info = check_model_file(path, needs_tokenizer=False, whole=False)
+    tied = all(tensor.name != "output.weight" for tensor in info.tensors)
+    return Base(name, info.hparams, tied)
+
+
+def _check_adapter(adapter: Path, part: Part) -> None:
+    """Open the file that this part will be, as it is opened to be used.
+
+    Raises:
+        UnsupportedError: llama.cpp could not apply it.
+    """
+    from .runtime.files.adapter_file import check_adapter_file
+
+    with _planned_file([part]) as path:
+        try:
+            check_adapter_file(path, whole=False)
+        except ModelFileError as error:
+            raise UnsupportedError(
+                f"{adapter} would become a file that llama.cpp cannot apply",
+                found=error.problem.removeprefix(f"{path} "),
+                expected=error.expected,
+            ) from None
 
 
 def _is_misnamed(source: Path) -> bool:

@@ -227,7 +227,7 @@ def command(
     """Make a command of a function of its options; its docstring is the help."""
 
     def decorate(run: Callable[[T], int | None]) -> OptionsCommand:
-        return OptionsCommand(run.__name__, options, run, recipes=recipes)
+        return OptionsCommand(run.__name__.replace("_", "-"), options, run, recipes=recipes)
 
     return decorate
 

@@ -60,6 +60,7 @@ FLAG_OF = {
 # These are words of English too: settings where a value follows, as in ``force=True``.
 _FLAG_OF_ASSIGNED = {
     "adapters": "--lora",
+    "base": "--base",
     "check": "--check",
     "devices": "-dev",
     "directory": "--dir",
@@ -68,6 +69,7 @@ _FLAG_OF_ASSIGNED = {
     "gpus": "--gpu",
     "layers": "--layers",
     "mirostat": "--mirostat",
+    "outtype": "--outtype",
     "overrides": "-ot",
     "projector": "--mmproj",
     "ram": "--ram",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from ..architecture import Hyperparameters
 from .config import ModelConfig
 
 # Axis sizes by name, as the tables below use them; see `sizes_of`.
@@ -283,7 +284,11 @@ def targets_for(config: ModelConfig) -> list[Target]:
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """The axes of the tables."""
-    hparams = config.hparams
+    return axis_sizes(config.hparams)
+
+
+def axis_sizes(hparams: Hyperparameters) -> Sizes:
+    """The axes of the tables, of a model that is known by its hyperparameters alone."""
     return {
         "vocab": hparams.n_vocab,
         "embd": hparams.n_embd,

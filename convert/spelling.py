@@ -81,7 +81,7 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
         if not _ADAPTER_PARTS.isdisjoint(parts):
             raise _unmerged(name)
         spelling.wrappers.update(WRAPPERS.keys() & parts)
-        ours = _canonical([part for part in parts if part not in WRAPPERS])
+        ours = table_name(name)
         held = spelling.vision if ours.startswith(VISION_PREFIXES) else spelling.text
         if ours in held:
             raise CheckpointError(
@@ -98,6 +98,11 @@ def spell(stored: Mapping[str, StoredTensor]) -> Spelling:
     if not is_llama4:
         raise _unknown(list(stored))
     return spelling
+
+
+def table_name(name: str) -> str:
+    """The name that the tables have for what is stored as `name`, or `name` without wrappers."""
+    return _canonical([part for part in name.split(".") if part not in WRAPPERS])
 
 
 def _canonical(parts: list[str]) -> str:

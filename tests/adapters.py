@@ -67,6 +67,8 @@ def peer_logits(
     assert all(loaded)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
+    # In f16 the cache would round keys and values.
+    params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
     params.n_threads = params.n_threads_batch = 2
     context = llama_cpp.llama_init_from_model(native, params)
     assert context is not None
