@@ -69,6 +69,7 @@ def peer_logits(
     params.n_ctx = params.n_batch = params.n_ubatch = max(256, len(tokens))
     # In f16 the cache would round keys and values.
     params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_threads = params.n_threads_batch = 2
     context = llama_cpp.llama_init_from_model(native, params)
     assert context is not None

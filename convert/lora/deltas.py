@@ -11,20 +11,21 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from ...errors import CheckpointError, UnsupportedError
 from ...untrusted import brief
 from ..names import (
     DENSE_RULES,
-    EXPERT_RULES,
+    DOWN_RULES,
+    GATE_UP_RULES,
     LAYER_RULES,
     MODEL_RULES,
     OUTPUT_RULE,
     ROUTER_RULE,
-    SEPARATE_EXPERT_RULES,
     SHARED_EXPERT_RULES,
+    ExpertLayout,
     Rule,
     Target,
     rule_targets,
@@ -37,12 +38,16 @@ from .settings import AdapterSettings
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
-_ROUTED = (ROUTER_RULE, *EXPERT_RULES, *SEPARATE_EXPERT_RULES, *SHARED_EXPERT_RULES)
+_FUSED_RULES, _SEPARATE_RULES = (
+    (*GATE_UP_RULES[layout], *DOWN_RULES[layout])
+    for layout in (ExpertLayout.FUSED, ExpertLayout.SEPARATE)
+)
+_ROUTED = (ROUTER_RULE, *_FUSED_RULES, *_SEPARATE_RULES, *SHARED_EXPERT_RULES)
 _RULES = {
     rule.name: rule for rule in (*MODEL_RULES, OUTPUT_RULE, *LAYER_RULES, *_ROUTED, *DENSE_RULES)
 }
 _EMBEDDING_RULE = MODEL_RULES[0]
-_EXPERTS = EXPERT_RULES[0].name.removesuffix(".gate_up_proj")
+_EXPERTS = _FUSED_RULES[0].name.removesuffix(".gate_up_proj")
 _OF_MODEL = "Take the adapter's own base: base says which model its shapes are held against."
 
 # A stored name: the adapted module, which half, and the adapter's name where it was not taken off.
@@ -241,7 +246,8 @@ def _delta(adapter: Adapter, pair: Pair, name: str, base: Base) -> Delta:
     _check_shape(adapter, pair, (inner, out), base)
     by_name = adapter.settings.targets(f"{_key(pair)}.weight")
     pair, rank = _scaled(adapter, pair, f"{_key(pair)}.weight" if by_name else _key(pair), 1)
-    targets = rule_targets(rule, layer, base.sizes)
+    # One expert's share is of a tensor for all of them.
+    targets = rule_targets(replace(rule, expert=expert), layer, base.sizes)
     return Delta(f"{name}.weight", rule, layer, pair, rank, targets, expert)
 
 
@@ -249,7 +255,7 @@ def _fused(adapter: Adapter, pair: Pair, name: str, base: Base) -> Delta:
     """The parameter of fused experts that a pair adds to, as the shapes say."""
     experts = base.sizes["expert"]
     fits = []
-    for rule in EXPERT_RULES:
+    for rule in _FUSED_RULES:
         _, inner, out = (base.sizes[axis] for axis in rule.shape)
         for swapped in (False, True):
             sides = (out, inner) if swapped else (inner, out)
