@@ -83,7 +83,7 @@ def train(checkpoint: Path, directory: Path, tokens: list[int], **settings: Any)
             # Without pictures, lora_B of the vision tower stays what it begins with: zero.
             if "lora_" in name and ("vision_model" not in name or "lora_A" in name):
                 parameter.data.normal_(0, 0.08)
-        adapted.save_pretrained(directory)
+        adapted.save_pretrained(str(directory))
     adapted.eval()
     logits = predictions(adapted, tokens)
     with adapted.disable_adapter():
