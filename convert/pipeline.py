@@ -211,7 +211,7 @@ class _Stages:
         buffer = self._targets.take(share.nbytes)
         tasks = [
             self._encoders.submit(_encode, slab, share, numbers, buffer, begin, end, self._seconds)
-            for begin, end in _cuts(share)
+            for begin, end in _cuts(share, slab.lines_per_item)
         ]
         return _Encoding(share, buffer, tasks)
 
@@ -349,11 +349,11 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
         done += count
 
 
-def _cuts(share: Share) -> Iterator[tuple[int, int]]:
-    """Ranges of a share's lines, each the work of one task."""
-    step = max(1, BLOCK_NUMBERS // share.output.shape[-1])
-    if step > _LINE_NUMBERS:
-        step -= step % _LINE_NUMBERS
+def _cuts(share: Share, lines_per_item: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a share's lines, each the work of one task and of whole items."""
+    step = BLOCK_NUMBERS // share.output.shape[-1]
+    step -= step % (_LINE_NUMBERS if step > _LINE_NUMBERS else lines_per_item)
+    step = max(lines_per_item, step)
     for begin in range(share.first, share.last, step):
         yield begin, min(begin + step, share.last)
 
@@ -370,7 +370,8 @@ def _encode(
     """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
     started = time.thread_time()
     block, decoder = numbers.block, numbers.decoder
-    rows = block[:, begin:end].T if slab.transposed else block[begin:end]
+    per = slab.lines_per_item
+    rows = block[:, begin // per : end // per].T if slab.transposed else block[begin:end]
     size = share.output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:

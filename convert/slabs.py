@@ -74,6 +74,11 @@ class Slab:
     beside_bytes: int = 0
 
     @property
+    def lines_per_item(self) -> int:
+        """Lines that a column holds of a transposed slab; see `Form.lines_per_item`."""
+        return 1 if self.weight is None else self.weight.form.lines_per_item
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of its rows."""
         return self.rows * self.columns * DTYPE_BYTES[self.stored.dtype]
@@ -114,17 +119,19 @@ def _expert_slabs(
 ) -> Iterator[Slab]:
     count, length, total = stored.shape if weight is None else weight.shape
     inputs = length if weight is None else weight.form.items(weight)
+    per = 1 if weight is None else weight.form.lines_per_item
     size = DTYPE_BYTES[stored.dtype]
-    width = min(total, max(1, SLAB_BYTES // _line_bytes(length, inputs, stored)))
+    width = SLAB_BYTES // _line_bytes(length, inputs, stored)
+    width = min(total, max(per, width - width % per))
     for expert in range(count):
         for column in range(0, total, width):
             columns = min(width, total - column)
             yield Slab(
                 stored=stored,
-                source=stored.offset + (expert * inputs * total + column) * size,
+                source=stored.offset + (expert * inputs * total + column) // per * size,
                 rows=inputs,
-                columns=columns,
-                stride=total,
+                columns=columns // per,
+                stride=total // per,
                 transposed=True,
                 shares=_expert_shares(outputs, expert, column, columns, total // len(outputs)),
                 weight=weight,

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import is_listed
-from .forms import CODES, Form, Weight, find_weight
+from .forms import CODES, Form, Weight, find_in_any
 from .names import (
     OUTPUT_RULE,
     ExpertLayouts,
@@ -200,7 +200,7 @@ def _map_all(config: ModelConfig, spelling: Spelling, layouts: ExpertLayouts) ->
 
 def _is_stored(name: str, forms: Sequence[Form], stored: Mapping[str, StoredTensor]) -> bool:
     """Whether there is a tensor of this name, or one with its codes."""
-    return name in stored or any(name + form.suffixes[CODES] in stored for form in forms)
+    return name in stored or any(form.part_name(name, CODES) in stored for form in forms)
 
 
 def _weights(
@@ -212,11 +212,9 @@ def _weights(
     """The weights that are stored in one of the forms, by their names in the tables."""
     weights = {}
     for name, (rule, _) in rules.items():
-        for form in forms:
-            weight = find_weight(form, name, shape_of(rule, sizes), stored)
-            if weight is not None:
-                weights[name] = weight
-                break
+        weight = find_in_any(forms, name, shape_of(rule, sizes), stored)
+        if weight is not None:
+            weights[name] = weight
     return weights
 
 

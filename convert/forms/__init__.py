@@ -39,7 +39,7 @@ from typing import Any
 
 from ...errors import UnsupportedError
 from ...untrusted import shown
-from . import compressed_tensors
+from . import bitsandbytes, compressed_tensors, fp8, modelopt
 from .form import (
     CODES,
     VIEWS,
@@ -49,6 +49,7 @@ from .form import (
     ReadPart,
     Region,
     Weight,
+    find_in_any,
     find_weight,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "ReadPart",
     "Region",
     "Weight",
+    "find_in_any",
     "find_weight",
     "forms_of",
     "quantization_error",
@@ -69,6 +71,10 @@ __all__ = [
 # quant_method to a function from the settings to the forms they name, and what does not fit.
 METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[list[Form], list[str]]]] = {
     "compressed-tensors": compressed_tensors.parse,
+    "modelopt": modelopt.parse,
+    "bitsandbytes": bitsandbytes.parse,
+    "fbgemm_fp8": fp8.parse_fbgemm,
+    "fp8": fp8.parse_fine_grained,
 }
 
 _SHOWN = 12  # settings that an error lists

@@ -10,29 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...untrusted import brief, shown
+from . import fp4, fp8
 from .form import Form
-from .fp8 import SETTINGS, ChannelFP8
 
 # A group's weights to its form, and what of them does not fit it.
 GroupParser = Callable[[Mapping[str, Any]], tuple[Form | None, list[str]]]
 
 
-def _float_quantized(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
-    faults = mismatches(weights, SETTINGS)
-    return (None, faults) if faults else (ChannelFP8(), [])
-
-
-def mismatches(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """The settings of a group's weights that are not as `expected`; an absent one is null."""
-    return [
-        f"weights.{field} {shown(weights.get(field))}"
-        for field, value in expected.items()
-        if weights.get(field) != value
-    ]
-
-
 FORMATS: dict[str, GroupParser] = {
-    "float-quantized": _float_quantized,
+    "float-quantized": fp8.float_quantized,
+    "naive-quantized": fp8.float_quantized,
+    "nvfp4-pack-quantized": fp4.nvfp4,
+    "mxfp4-pack-quantized": fp4.mxfp4,
+    "mxfp8-quantized": fp4.mxfp8,
 }
 
 # Formats whose meaning is known, and that cannot be converted; see `_faults`.

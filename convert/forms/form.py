@@ -11,7 +11,7 @@ Knows no file, no type of ggml's but where a form's numbers are already one's bl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Protocol
@@ -146,6 +146,9 @@ class Form(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parts that a weight may be without, as far as names go."""
 
+    fused: ClassVar[bool | None] = None
+    """Whether it is one of fused weights alone (True) or of linear layers alone (False)."""
+
     @property
     @abstractmethod
     def label(self) -> str:
@@ -172,13 +175,22 @@ class Form(ABC):
             DamagedTensorError: a scale that cannot be one; see `damaged`.
         """
 
+    @property
+    def lines_per_item(self) -> int:
+        """Lines whose codes are in one item; of a fused weight, and a divisor of its lines."""
+        return 1
+
+    def part_name(self, weight: str, part: str) -> str:
+        """What a part is called of the weight that is called `weight`."""
+        return weight + self.suffixes[part]
+
     def kept_as(self, weight: Weight) -> TensorType | None:
         """The type of ggml's whose blocks hold the numbers as they are, if there is one."""
         return None
 
     def items(self, weight: Weight) -> int:
         """Stored items of a line's codes."""
-        codes = weight.codes.parameters
+        codes = weight.codes.parameters * self.lines_per_item
         return codes // (weight.lines * (weight.shape[0] if weight.fused else 1))
 
 
@@ -196,25 +208,46 @@ def find_weight(
     Raises:
         CheckpointError: parts are missing, or of another dtype or shape.
     """
-    codes = stored.get(name + form.suffixes[CODES])
+    codes = stored.get(form.part_name(name, CODES))
     if codes is None or codes.dtype not in form.dtypes[CODES]:
         return None
-    found = {
-        part: stored[name + suffix]
-        for part, suffix in form.suffixes.items()
-        if name + suffix in stored
-    }
-    base = codes.name.removesuffix(form.suffixes[CODES])
-    for part, suffix in form.suffixes.items():
-        if part not in found and part not in form.optional:
-            raise CheckpointError(
-                f"tensor {base + suffix} is missing",
-                found=f"{codes.name} stored as {codes.dtype}",
-                hint="The shards and config.json must be of the same model, and all of it.",
-            )
+    if form.fused is not None and form.fused != (len(shape) == 3):
+        return None
+    names = {part: form.part_name(name, part) for part in form.suffixes}
+    found = {part: stored[called] for part, called in names.items() if called in stored}
     weight = Weight(form, shape, found)
+    for part in form.suffixes:
+        if part not in found and part not in form.optional:
+            raise missing(weight, part)
     form.check(weight)
     return weight
+
+
+def find_in_any(
+    forms: Sequence[Form], name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor]
+) -> Weight | None:
+    """The same in the first of `forms` that fits; raises what the first one raises if none does."""
+    first_error = None
+    for form in forms:
+        try:
+            weight = find_weight(form, name, shape, stored)
+        except CheckpointError as error:
+            first_error = first_error or error
+            continue
+        if weight is not None:
+            return weight
+    if first_error is not None:
+        raise first_error
+    return None
+
+
+def missing(weight: Weight, part: str) -> CheckpointError:
+    """The error that a part is not stored."""
+    return CheckpointError(
+        f"tensor {weight.form.part_name(weight.name, part)} is missing",
+        found=f"{weight.codes.name} stored as {weight.codes.dtype}",
+        hint="The shards and config.json must be of the same model, and all of it.",
+    )
 
 
 def expect(weight: Weight, part: str, *shapes: tuple[int, ...]) -> None:
@@ -260,3 +293,19 @@ def floats_of(items: Block, dtype: str) -> Floats:
     if dtype == "BF16":
         return (items.astype(np.uint32) << 16).view(np.float32)
     return items.astype(np.float32)
+
+
+# What compressed-tensors takes where a group's weights do not say.
+_DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
+
+
+def mismatches(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The settings of a group's weights that are not as `expected`.
+
+    One that is absent has compressed-tensors' default, which is null for most.
+    """
+    return [
+        f"weights.{field} {shown(weights.get(field))}"
+        for field, value in expected.items()
+        if weights.get(field, _DEFAULTS.get(field)) != value
+    ]

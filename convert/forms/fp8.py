@@ -1,12 +1,15 @@
-"""compressed-tensors' ``float-quantized``: a code of FP8 for each number, a scale for each line.
+"""FP8: an E4M3 code for each number, and scales in floats.
 
-It is what meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8 has: ``X.weight`` [out, in] of E4M3
-codes, and beside it ``X.weight_scale`` [out, 1]; a number is its code's value times its line's
-scale. Each expert's three matrices are tensors of their own there.
+A number is its code's value times a scale, which is one for each output channel, for the whole
+matrix or for each block of 128 by 128. compressed-tensors calls it ``float-quantized`` (Meta's
+Maverick in FP8 has a scale for each channel, and each expert's matrices apart), transformers
+``fbgemm_fp8`` and ``fp8``, where the scale of a block is named an inverse. ModelOpt has fused
+experts, too, with a scale for all or for each.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,53 +17,146 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...quant.encode import Floats
-from .form import CODES, Block, Decoder, Form, ReadPart, Region, Weight, expect, scales_of
+from ...quant.encode import Bytes, Floats
+from ...untrusted import shown
+from .codes import look_up, scale_groups
+from .form import (
+    CODES,
+    Block,
+    Decoder,
+    Form,
+    ReadPart,
+    Region,
+    Weight,
+    expect,
+    mismatches,
+    scales_of,
+)
 
-# What config.json must say of a group's weights; a field that is absent is null there.
-SETTINGS: dict[str, Any] = {
-    "num_bits": 8,
-    "type": "float",
-    "strategy": "channel",
-    "symmetric": True,
-    "dynamic": False,
-    "group_size": None,
-    "block_structure": None,
-    "actorder": None,
-}
+_MAX_BLOCK = 1 << 16
+_BLOCK = re.compile(r"[0-9]{1,6}x[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
-class ChannelFP8(Form):
-    """E4M3 with a scale for each line."""
+class _FP8(Form):
+    """E4M3 codes in the shape of the numbers."""
 
-    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         CODES: ("F8_E4M3",),
-        "scales": ("BF16", "F32"),
+        "scales": ("BF16", "F16", "F32"),
     }
+    label = "F8_E4M3"
 
-    @property
-    def label(self) -> str:
-        """The codes' dtype."""
-        return "F8_E4M3"
+    def check(self, weight: Weight) -> None:
+        """Scales of a shape that the form has."""
+        expect(weight, CODES, weight.shape)
+        expect(weight, "scales", *self.scale_shapes(weight))
+
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """The shapes that the scales may have."""
+        raise NotImplementedError
+
+    def decoder(self, weight: Weight, region: Region, read: ReadPart) -> Decoder:
+        """Read the scales of the region's lines: one for all, for its expert, or for each."""
+        part = weight.parts["scales"]
+        lines, experts = weight.lines, weight.shape[0] if weight.fused else 1
+        if part.parameters == experts * lines:
+            first, count = region.expert * lines + region.first, region.count
+        else:
+            first, count = region.expert if part.parameters > 1 else 0, 1
+        scales = scales_of(part, read(part, first, count), first)
+        return _Lines(np.broadcast_to(scales, region.count))
+
+
+class ChannelFP8(_FP8):
+    """A scale for each line."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
+    title = "FP8 (F8_E4M3) with a scale for each row"
+
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """One for each line."""
+        return [(weight.shape[0], 1, weight.lines) if weight.fused else (weight.lines, 1)]
+
+
+class TensorFP8(_FP8):
+    """A scale for the whole of a linear layer."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
+    title = "FP8 (F8_E4M3) with a scale for each matrix"
+    fused = False
+
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """One."""
+        return [(), (1,)]
+
+
+class LinearFP8(_FP8):
+    """ModelOpt's FP8 of a linear layer."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
+    title = "FP8 (F8_E4M3) of ModelOpt"
+    fused = False
+
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """One for all, or for each row."""
+        return [(), (1,), (weight.lines,), (weight.lines, 1)]
+
+
+class FusedFP8(_FP8):
+    """ModelOpt's FP8 of fused experts: [expert, in, out]."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_weight_scale"}
+    title = LinearFP8.title
+    fused = True
+
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """One for all, for each expert, or for each output of each."""
+        experts, lines = weight.shape[0], weight.lines
+        each = [(experts,), (experts, 1), (experts, 1, 1)]
+        return [(), (1,), *each, (experts, lines), (experts, 1, lines)]
+
+
+@dataclass(frozen=True)
+class BlockFP8(_FP8):
+    """A scale for each block of `rows` by `columns`, of a linear layer."""
+
+    rows: int
+    columns: int
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
+    fused = False
 
     @property
     def title(self) -> str:
-        """One setting, the only one."""
-        return "FP8 (F8_E4M3) with a scale for each row"
+        """With the size of a block."""
+        return f"FP8 (F8_E4M3) with a scale for each {self.rows} x {self.columns}"
 
-    def check(self, weight: Weight) -> None:
-        """A scale for each line."""
-        expect(weight, CODES, weight.shape)
-        fused = (weight.shape[0], 1, weight.lines)
-        expect(weight, "scales", fused if weight.fused else (weight.lines, 1))
+    def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
+        """The last blocks of a row and of a column may be cut short."""
+        return [(-(-weight.lines // self.rows), -(-weight.length // self.columns))]
 
     def decoder(self, weight: Weight, region: Region, read: ReadPart) -> Decoder:
-        """Read the region's scales."""
+        """Read the scales of the blocks that the region's lines are in."""
         part = weight.parts["scales"]
-        first = region.expert * weight.lines + region.first
-        return _Lines(scales_of(part, read(part, first, region.count), first))
+        across = part.shape[1]
+        first, last = region.first // self.rows, -(-region.last // self.rows)
+        items = read(part, first * across, (last - first) * across)
+        blocks = scales_of(part, items, first * across).reshape(last - first, across)
+        lines = np.arange(region.first, region.last) // self.rows - first
+        return _Blocks(blocks, lines, self.columns)
+
+
+class InverseTensorFP8(TensorFP8):
+    """transformers' ``fp8`` without blocks."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale_inv"}
+
+
+class InverseBlockFP8(BlockFP8):
+    """transformers' ``fp8``, which multiplies by what it names the scale's inverse."""
+
+    suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale_inv"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +164,74 @@ class _Lines(Decoder):
     scales: Floats
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        floats = values_of(codes)
+        numbers = values_of(codes)
         with np.errstate(over="ignore"):
-            floats *= self.scales[begin:end, np.newaxis]
-        return floats
+            numbers *= self.scales[begin:end, np.newaxis]
+        return numbers
 
 
-def values_of(codes: npt.NDArray[np.uint8]) -> Floats:
+@dataclass(frozen=True)
+class _Blocks(Decoder):
+    scales: Floats
+    lines: npt.NDArray[np.intp]
+    columns: int
+
+    def decode(self, codes: Block, begin: int, end: int) -> Floats:
+        return scale_groups(values_of(codes), self.scales[self.lines[begin:end]], self.columns)
+
+
+def float_quantized(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
+    """The form of a group of compressed-tensors' ``float-quantized`` weights, and what fits none.
+
+    A field that is absent is null.
+    """
+    strategy, block = weights.get("strategy"), weights.get("block_structure")
+    expected = {
+        "num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "group_size": None,
+        "actorder": None, "block_structure": None,
+    }  # fmt: skip
+    sizes = block_sizes(block)
+    if strategy == "block" and sizes is not None:
+        del expected["block_structure"]
+    elif strategy not in ("channel", "tensor"):
+        expected["strategy"] = "channel"
+    faults = mismatches(weights, expected)
+    if faults:
+        return None, faults
+    if sizes is not None:
+        return BlockFP8(*sizes), []
+    return (ChannelFP8() if strategy == "channel" else TensorFP8()), []
+
+
+def block_sizes(value: object) -> tuple[int, int] | None:
+    """The rows and columns of a block that settings give, if they do, as a list or ``128x128``."""
+    if isinstance(value, str) and _BLOCK.fullmatch(value):
+        value = [int(size) for size in value.split("x")]
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    rows, columns = value
+    if not all(type(size) is int and 0 < size <= _MAX_BLOCK for size in value):
+        return None
+    return rows, columns
+
+
+def parse_fbgemm(settings: Mapping[str, Any]) -> tuple[list[Form], list[str]]:
+    """The form of transformers' ``fbgemm_fp8``, which has no setting that concerns weights."""
+    return [ChannelFP8()], []
+
+
+def parse_fine_grained(settings: Mapping[str, Any]) -> tuple[list[Form], list[str]]:
+    """The form of transformers' ``fp8``, and what of the settings cannot be converted."""
+    block = settings.get("weight_block_size")
+    if block is None:
+        return [InverseTensorFP8()], []
+    sizes = block_sizes(block)
+    if sizes is None:
+        return [], [f"weight_block_size {shown(block)}"]
+    return [InverseBlockFP8(*sizes)], []
+
+
+def values_of(codes: Bytes) -> Floats:
     """What E4M3 codes stand for; a new array of their shape.
 
     Raises:
@@ -82,8 +239,7 @@ def values_of(codes: npt.NDArray[np.uint8]) -> Floats:
     """
     if int((codes & 0x7F).max(initial=0)) == 0x7F:
         raise ValueError("NaN")
-    # Every code is a valid index; "clip" only spares numpy the check.
-    return np.take(VALUES, codes, mode="clip")
+    return look_up(codes, VALUES)
 
 
 def _values() -> Floats:

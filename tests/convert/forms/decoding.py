@@ -34,7 +34,7 @@ class Stored:
         """Found by its parts' names, as in a checkpoint; parts are held against its shape."""
         stored = {}
         for part, tensor in self.parts.items():
-            called = name + self.form.suffixes[part]
+            called = self.form.part_name(name, part)
             raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
             dtype = DTYPES[tensor.dtype]
             shape = tuple(tensor.shape)
@@ -72,15 +72,17 @@ def decoded(
     )
     blocks = stored.data[weight.parts[CODES].name]
     lines = blocks.reshape(shape[0], items, -1) if weight.fused else blocks.reshape(-1, items)
+    per = form.lines_per_item
     pieces = []
     for region in regions(weight, step):
         decoder = form.decoder(weight, region, stored.read)
         codes = lines[region.expert].T if weight.fused else lines
-        codes = codes[region.first : region.last]
-        middle = region.count // 2
+        middle = region.count // 2 // per * per
         for begin, end in ((0, middle), (middle, region.count)):
             if begin < end:
-                numbers = decoder.decode(codes[begin:end], begin, end)
+                numbers = decoder.decode(
+                    codes[(region.first + begin) // per : (region.first + end) // per], begin, end
+                )
                 assert numbers.dtype == np.float32
                 assert numbers.shape == (end - begin, weight.length)
                 pieces.append(numbers)

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from llama4_edge.convert.forms import fp8, quantization_error
-from llama4_edge.convert.forms.fp8 import ChannelFP8
-from llama4_edge.errors import DamagedTensorError
+from llama4_edge.convert.forms import Form, forms_of, fp8, quantization_error
+from llama4_edge.convert.forms.fp8 import (
+    BlockFP8,
+    ChannelFP8,
+    FusedFP8,
+    InverseBlockFP8,
+    InverseTensorFP8,
+    LinearFP8,
+    TensorFP8,
+)
+from llama4_edge.errors import CheckpointError, DamagedTensorError
 from llama4_edge.quant.encode import f32_to_bf16
+from tests.writers import writer
 
 from .decoding import decoded
 
@@ -118,9 +127,11 @@ def test_the_published_settings_are_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"quant_method": "fbgemm_fp8"}, "quant_method 'fbgemm_fp8'"),
-        ({"quant_method": "modelopt", "format": None}, "quant_method 'modelopt'"),
-        ({"format": "nvfp4-pack-quantized"}, "format 'nvfp4-pack-quantized'"),
+        ({"quant_method": "quark"}, "quant_method 'quark'"),
+        ({"quant_method": "modelopt", "format": None}, "quant_algo None"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size a list of 1"),
+        ({"format": "marlin-24"}, "format 'marlin-24'"),
+        ({"format": "nvfp4-pack-quantized"}, "group_0: weights.num_bits 8"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
         ({"transform_config": {"config_groups": {"u": {}}}}, "a transform_config"),
         ({"config_groups": {}}, "config_groups an object of 0 entries"),
@@ -141,7 +152,7 @@ def test_another_quantization_is_refused_by_what_differs(
     [
         ("num_bits", 4),
         ("type", "int"),
-        ("strategy", "tensor"),
+        ("strategy", "token"),
         ("strategy", "block"),
         ("symmetric", False),
         ("dynamic", True),
@@ -166,3 +177,98 @@ def test_a_group_with_a_format_of_its_own_is_refused() -> None:
 
 def test_settings_that_are_no_object_are_refused() -> None:
     assert "no settings" in str(quantization_error(["float-quantized"]))
+
+
+def with_weights(**weights: object) -> dict[str, Any]:
+    settings = deepcopy(PUBLISHED)
+    settings["config_groups"]["group_0"]["weights"].update(weights)
+    return settings
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], list[Form]]] = {
+    "channel": (PUBLISHED, [ChannelFP8()]),
+    "naive": ({**PUBLISHED, "format": "naive-quantized"}, [ChannelFP8()]),
+    "tensor": (with_weights(strategy="tensor"), [TensorFP8()]),
+    "block": (with_weights(strategy="block", block_structure=[64, 128]), [BlockFP8(64, 128)]),
+    "fbgemm": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200}, [ChannelFP8()]),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": None}, [InverseTensorFP8()]),
+    "fp8 blocks": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        [InverseBlockFP8(128, 128)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_settings_name_a_form(kind: str) -> None:
+    settings, forms = SETTINGS[kind]
+    assert list(forms_of(settings)) == forms
+
+
+def test_groups_with_different_settings_are_different_forms() -> None:
+    settings = deepcopy(PUBLISHED)
+    settings["format"] = "mixed-precision"
+    groups = settings["config_groups"]
+    groups["group_0"]["format"] = "float-quantized"
+    groups["group_1"] = {
+        "format": "nvfp4-pack-quantized",
+        "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+    }
+    groups["group_2"] = deepcopy(groups["group_0"])
+    assert [form.label for form in forms_of(settings)] == ["F8_E4M3", "NVFP4"]
+
+
+STRATEGIES: dict[str, tuple[Form, tuple[int, ...], dict[str, Any]]] = {
+    "channel": (ChannelFP8(), (70, 1), {}),
+    "tensor": (TensorFP8(), (1,), {}),
+    "block": (BlockFP8(32, 48), (3, 3), {"block_structure": [32, 48]}),
+}
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_are_those_of_compressed_tensors(strategy: str, dtype: torch.dtype) -> None:
+    """Without rounding where it multiplies in float32, else with its own."""
+    form, shape, settings = STRATEGIES[strategy]
+    base = writer("compressed_tensors.compressors.naive_quantized.base")
+    quantization = writer("compressed_tensors.quantization")
+    args = quantization.QuantizationArgs(num_bits=8, type="float", strategy=strategy, **settings)
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=args)
+    generator = torch.Generator().manual_seed(6)
+    scales = (1e-4 * (1 + torch.rand(shape, generator=generator))).to(dtype)
+    weight = 0.02 * torch.randn(70, 100, generator=generator)
+    compressed = base.FloatQuantizationCompressor.compress(
+        {"weight": weight.to(dtype), "weight_scale": scales}, scheme
+    )
+    theirs = base.FloatQuantizationCompressor.decompress(compressed, scheme)["weight"]
+    assert compressed["weight"].dtype == torch.float8_e4m3fn
+    parts = {"codes": compressed["weight"], "scales": scales}
+    for step in (7, 70):
+        ours = torch.from_numpy(decoded(form, (70, 100), parts, step))
+        assert torch.equal(ours.to(dtype), theirs)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (16,), (16, 1)])
+def test_a_linear_layer_of_modelopt_has_a_scale_for_all_or_for_each_row(
+    shape: tuple[int, ...],
+) -> None:
+    codes, scales = fp8_codes(_finite_codes(16)), 1e-3 * (1 + torch.rand(shape))
+    ours = decoded(LinearFP8(), (16, 254), {"codes": codes, "scales": scales}, 7)
+    assert np.array_equal(ours, (codes.float() * scales.reshape(-1, 1)).numpy())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1, 1), (3, 24), (3, 1, 24)])
+def test_fused_experts_of_modelopt_have_a_scale_for_all_or_for_each(shape: tuple[int, ...]) -> None:
+    codes = fp8_codes(_finite_codes(3 * 24).reshape(3, 24, 254).transpose(0, 2, 1).copy())
+    scales = 1e-3 * (1 + torch.rand(shape))
+    each = scales.reshape(*shape[:1], 1, -1) if len(shape) > 1 else scales.reshape(-1, 1, 1)
+    ours = decoded(FusedFP8(), (3, 254, 24), {"codes": codes, "scales": scales}, 7)
+    assert np.array_equal(ours, (codes.float() * each).transpose(1, 2).numpy())
+
+
+@pytest.mark.parametrize("shape", [(2,), (70, 2), (3, 2), (1, 70)])
+def test_scales_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    parts = {"codes": fp8_codes(np.zeros((70, 100), np.uint8)), "scales": torch.ones(shape)}
+    for form, _, _ in STRATEGIES.values():
+        with pytest.raises(CheckpointError, match=r"weight_scale .*cannot be the scales of"):
+            decoded(form, (70, 100), parts)
