@@ -7,13 +7,14 @@ which placement is better.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from ..runtime.bindings.memory import MemoryReport, measure
 from ..runtime.placement import CPU, Placement
 from ..runtime.settings import EngineSettings, KVTypes, kv_type_fits
 from ..runtime.workers.remote import Workers
-from ..runtime.workers.simulated_gpus import simulated_gpus
+from ..runtime.workers.simulated_gpus import simulated_gpus, storing
 from .geometry import Geometry
 from .layout import DeviceLoad, device_loads, distribute, layer_sizes, split_for
 from .machine import Machine, MachineDevice
@@ -85,7 +86,13 @@ class Search:
                 names = tuple(gpu.name for gpu in self.machine.gpus)
                 native = replace(settings, placement=replace(settings.placement, devices=names))
             self._reports[settings] = self._workers.run(
-                lambda: measure(self.geometry.path, native, self._gpus, self.geometry.checked)
+                lambda: measure(
+                    self.geometry.path,
+                    native,
+                    self._gpus,
+                    self.geometry.checked,
+                    storing if self.machine.described else nullcontext,
+                )
             )
         return self._reports[settings]
 

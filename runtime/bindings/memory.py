@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def measure(
     settings: EngineSettings,
     workers: Sequence[NativeDevice] = (),
     checked: CheckedAdapters | None = None,
+    storing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> MemoryReport:
     """What llama.cpp would allocate for a model, counted in a tenth of a second for Scout.
 
@@ -78,6 +79,7 @@ def measure(
             of the settings are loaded onto the devices.
         workers: devices that are none of this machine's, as ``model_params`` takes them.
         checked: the adapters of the settings, where they were read already.
+        storing: entered while adapters are loaded.
 
     Raises:
         SettingError: the settings name a device that is not here.
@@ -90,7 +92,9 @@ def measure(
     # An interrupt that arrives while llama.cpp calls Python back, as it does for each line of its
     # log, would be lost in the main thread.
     with native_thread() as thread:
-        return thread.call(lambda: _report(path, settings, params, _counted_twice, checked))
+        return thread.call(
+            lambda: _report(path, settings, params, _counted_twice, checked, storing)
+        )
 
 
 def measure_loaded(
@@ -135,12 +139,14 @@ def _report(
     params: ModelParams,
     surplus: Callable[[Any, CapturedLog], Mapping[str, int]],
     checked: CheckedAdapters | None,
+    storing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> MemoryReport:
     name = os.fspath(path)
     with captured_log() as log, _loaded(path, params, log) as model:
         adapters, context = None, None
         if checked is not None:
-            adapters = NativeAdapters(model, checked, layers_in(log), name)
+            with storing():
+                adapters = NativeAdapters(model, checked, layers_in(log), name)
         try:
             context = llama().llama_init_from_model(model, context_params(settings))
             if not context:

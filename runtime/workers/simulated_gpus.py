@@ -2,9 +2,9 @@
 
 Promises devices on which llama.cpp places, counts and schedules as on a GPU of this machine,
 including the weights that it copies there from main memory. They belong to a process on the
-loopback interface, which ends with this one, and appear in no list of devices. Nothing is stored
-or computed on them: they are for ``memory.measure`` alone. Knows nothing of how much memory a GPU
-has.
+loopback interface, which ends with this one, and appear in no list of devices. Nothing but adapters
+is stored on them, and nothing computed: they are for ``memory.measure`` alone. Knows nothing of how
+much memory a GPU has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import functools
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ _F16 = 1  # enum ggml_type (ggml.h)
 _F16_BYTES = 2
 # What CUDA aligns tensors to (ggml-cuda.cu), and what is laid aside after one (fattn-common.cuh).
 _ALIGNED_TO = 128
+_STORED_TO = 32  # the CPU's (TENSOR_ALIGNMENT in ggml-impl.h)
 # Attention of fewer tokens than these reads a quantized cache as it is; of more it has a copy of
 # it in f16 (ggml_cuda_get_best_fattn_kernel).
 _COPIED_FROM = 3
@@ -169,7 +171,24 @@ def _alloc_size(_buffer_type: int, pointer: Any) -> int:
 
 
 def _alignment(_buffer_type: int) -> int:
-    return _ALIGNED_TO
+    return _STORED_TO if getattr(_here, "stores", False) else _ALIGNED_TO
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Have tensors that this thread puts there in this block lie where the process has room.
+
+    What it allocates begins where its own memory does, which ggml would move on to a multiple of
+    the GPU's alignment, and miss the rest at the end.
+    """
+    _here.stores = True
+    try:
+        yield
+    finally:
+        _here.stores = False
+
+
+_here = threading.local()
 
 
 # Kept here, because the devices keep only their addresses.
