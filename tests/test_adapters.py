@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(files: Path) -> Iterator[Model]:
-    adapters = [files / "poems.gguf", (files / "law.gguf", 0.5)]
+    adapters: list[Any] = [files / "poems.gguf", (files / "law.gguf", 0.5)]
     with Model(files / "model.gguf", adapters=adapters, n_parallel=3, **OPENED) as loaded:
         yield loaded
 
@@ -88,11 +88,11 @@ def test_scales_are_assigned(model: Model) -> None:
     before = model.adapters
     try:
         expected = model.chat("Hello", adapters=["law"], **GREEDY).text
-        model.adapters = ["law"]  # type: ignore[assignment]
+        model.adapters = ["law"]
         assert [one.scale for one in model.adapters] == [0.0, 1.0]
         assert model.chat("Hello", **GREEDY).text == expected
         with pytest.raises(SettingError, match="adapters names one that is not loaded"):
-            model.adapters = ["other"]  # type: ignore[assignment]
+            model.adapters = ["other"]
     finally:
         model.adapters = before
 

@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(files: Path) -> Model:
-    adapters = [files / "poems.gguf", (files / "law.gguf", 0.0)]
+    adapters: list[Any] = [files / "poems.gguf", (files / "law.gguf", 0.0)]
     return Model(files / "model.gguf", n_ctx=256, n_threads=1, n_parallel=2, adapters=adapters)
 
 
