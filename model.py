@@ -77,8 +77,8 @@ class Model:
 
     Args:
         path: the GGUF.
-        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch`` and
-            ``n_threads``.
+        plan: of `llama4_edge.plan`, for this file. It decides everything but ``n_batch``,
+            ``n_outputs`` and ``n_threads``.
         n_ctx: tokens the context holds, prompt and answer together; None is 32768, or what the
             model was trained for if that is less; "max" is the longest context that fits.
         n_parallel: requests that are answered at the same time, each in a context of ``n_ctx``
@@ -89,8 +89,8 @@ class Model:
             None is f16, or what the planner finds better.
         mmap: False copies weights instead of mapping the file, as ``load_mode="none"`` does: a file
             that is truncated meanwhile then ends no process.
-        n_batch, n_ubatch, n_threads, n_expert_used, flash_attention, load_mode, cache_ram, workers:
-            see ``EngineSettings``.
+        n_batch, n_ubatch, n_outputs, n_threads, n_expert_used, flash_attention, load_mode,
+        cache_ram, workers: see ``EngineSettings``.
         adapters: LoRA adapters, as GGUFs that `llama4 convert-lora` makes: files, pairs of a file
             and a scale, or `Adapter`. A request can have others of them, and other scales.
         control_vectors: files of directions that are added after layers, given in the same way.
@@ -123,6 +123,7 @@ class Model:
         n_parallel: int = EngineSettings.n_parallel,
         n_batch: int = EngineSettings.n_batch,
         n_ubatch: int = EngineSettings.n_ubatch,
+        n_outputs: int = EngineSettings.n_outputs,
         n_threads: int | None = None,
         placement: Placement | None = None,
         devices: Sequence[str] | None = None,
@@ -147,6 +148,7 @@ class Model:
             n_parallel=n_parallel,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
+            n_outputs=n_outputs,
             n_threads=n_threads,
             use_extra_bufts=use_extra_bufts(),
             placement=wished_placement(placement, devices),

@@ -148,7 +148,10 @@ def open_engine(
             need = host_need(info.path, settings)
         else:
             settings = replace(
-                plan.settings, n_batch=settings.n_batch, n_threads=settings.n_threads
+                plan.settings,
+                n_batch=settings.n_batch,
+                n_outputs=settings.n_outputs,
+                n_threads=settings.n_threads,
             )
             need = plan.host.memory
         fitted = settings_that_fit(info.path, settings, need)

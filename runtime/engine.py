@@ -13,8 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -38,10 +36,11 @@ from .logprobs import TokenLogprobs
 from .main_memory import usual_cache
 from .placement import CPU
 from .request import Request
+from .rows import TakeRows, each_rows, pieces_of
 from .sampling import Sampling
 from .scheduler import Scheduler
 from .scoring import Scoring
-from .sequence import CachedSequence, Piece, decode, with_rows
+from .sequence import CachedSequence
 from .settings import EngineSettings, check_settings_of_model
 from .state import SequenceState
 
@@ -339,33 +338,54 @@ class Engine:
         prompt = self._checks.tokens(tokens, features)
         self._checks.room(prompt)
         result = np.empty((len(prompt), self.n_vocab), dtype=np.float32)
+
+        def keep(begin: int, rows: npt.NDArray[np.float32]) -> None:
+            result[begin : begin + len(rows)] = rows
+
+        self._each_rows(prompt, len(prompt), features, scales, keep)
+        return result
+
+    def each_logits(
+        self,
+        tokens: Sequence[int],
+        n_last: int,
+        take: TakeRows,
+    ) -> None:
+        """The same after each of the last ``n_last`` tokens, without a copy of all of them.
+
+        Args:
+            take: called with the place of a token, from 0, and the logits after it and those that
+                follow it, a view of [n, n_vocab] which is valid for the call. It is called in the
+                engine's thread, and again for the same ones where they had to be decoded anew.
+
+        Raises:
+            As `logits`; SettingError: ``n_last`` is not a number of these tokens.
+        """
+        self._check()
+        prompt = self._checks.tokens(tokens)
+        self._checks.room(prompt)
+        check_whole("n_last", n_last, 0, len(prompt))
+        self._each_rows(prompt, n_last, None, self.adapters.of(None), take)
+
+    def _each_rows(
+        self,
+        prompt: Sequence[int],
+        n_last: int,
+        features: Features | None,
+        scales: Scales,
+        take: TakeRows,
+    ) -> None:
+        """Decode a prompt, and hand the logits after its last tokens on as they come."""
         if not prompt:
-            return result
-        edges = _edges(len(prompt), min(self.settings.n_outputs, self._handles.n_batch))
+            return
+        handles = self._handles
+        n_outputs = min(self.settings.n_outputs, handles.n_batch)
+        pieces = pieces_of(len(prompt), n_last, n_outputs, handles.n_batch)
         with self._lent_sequence(scales) as request:
-
-            def rows(begin: int, end: int) -> bool:
-                """Whether those from ``begin`` on are there; not where they have to come anew."""
-                self._handles.thread.rearm()
-                if (sequence := request.sequence) is None:
-                    return True
-                sequence.settle()
-                sequence.keep(begin)
-                piece = with_rows(Piece(sequence, prompt[begin:end], end - begin), features)
-                if not decode(self._handles, [piece]):
-                    return False  # an abort that was meant for an earlier batch hit this one
-                result[begin:end] = sequence.output_rows(end - begin)
-                return True
-
-            pieces = list(pairwise(edges))
             for begin, end in pieces:
                 if features is not None and (names := names_in(prompt[begin:end])):
                     self._make(features, names)
-            while not all(self._handles.thread.call(partial(rows, *piece)) for piece in pieces):
-                pass
-            if request.error is not None:
-                raise request.error
-        return result
+            each_rows(handles, request, prompt, pieces, n_last, features, take)
 
     def score(
         self, tokens: Sequence[int], n_top: int = 0, adapters: object = None
@@ -501,11 +521,3 @@ class Engine:
         if held == self.settings.n_ctx:
             raise context_full(held + 1, self.settings.n_ctx)
         self._sequence.extend(token)
-
-
-def _edges(count: int, size: int) -> list[int]:
-    """Where the pieces of a prompt begin and end that are decoded with all of their logits."""
-    # A short piece comes first: where fewer than 64 tokens are decoded, ggml's attention
-    # on the CPU sums in f16 (ops.cpp, ggml_compute_forward_flash_attn_ext), which costs
-    # accuracy where many keys are attended to, and the first piece has few.
-    return [0, *range(count % size or size, count + 1, size)]

@@ -74,6 +74,11 @@ def calls(
     with llama4_edge.Model(tiny_path, n_ctx=64) as model:
         yield {
             "bench": Call(measured, {"path": tiny_path, "grid": grid}),
+            "compare": Call(llama4_edge.compare, {"reference": out, "text": "x"}),
+            "Question": Call(
+                llama4_edge.Question, {"text": "x", "choices": ("x", "y"), "answer": 0}
+            ),
+            "read_questions": Call(llama4_edge.read_questions, {"path": out}),
             "convert": Call(
                 llama4_edge.convert,
                 {"source": scout_checkpoint, "output": out, "dry_run": True},
@@ -132,7 +137,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "convert", "diff", "doctor", "image_tiles", "with_documents", "with_images", "inspect",
+    "bench", "compare", "Question", "read_questions", "convert", "diff", "doctor", "image_tiles",
+    "with_documents", "with_images", "inspect",
     "plan", "pull", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "Conversation.tool",

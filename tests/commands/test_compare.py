@@ -1,0 +1,92 @@
+"""`llama4 compare`: its table, its JSON, its picture."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llama4_edge.cli import main
+from tests.command_line import the_error
+
+TEXT = "What is said twice is heard once, and what is said once is not. " * 10
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def compare(*words: object, stdin: str | None = None) -> Result:
+    arguments = ["compare", *(str(word) for word in words), "-t", "1"]
+    return CliRunner().invoke(main, arguments, input=stdin, catch_exceptions=False)
+
+
+def test_the_table_has_a_line_a_model(scout_bf16: Path, scout_int4: Path, text: Path) -> None:
+    done = compare(scout_bf16, scout_int4, "--text", text, "-c", 64)
+    assert done.exit_code == 0, done.output
+    title, _, header, reference, candidate = done.stdout.splitlines()
+    assert "chunks of 64 tokens" in title
+    assert header.split()[:5] == ["model", "size", "perplexity", "KL", "mean"]
+    assert reference.startswith(scout_bf16.name)
+    assert candidate.startswith(scout_int4.name) and candidate.count("±") == 4
+
+
+def test_json_has_the_figures_by_name(scout_bf16: Path, scout_int4: Path) -> None:
+    done = compare(scout_bf16, scout_int4, "-f", "-", "-c", 64, "--json", stdin=TEXT)
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    (candidate,) = record["candidates"]
+    assert candidate["model"] == str(scout_int4)
+    assert set(candidate["kl"]) == {
+        "mean", "mean_error", "mean_interval", "median", "p99", "max"
+    }  # fmt: skip
+    low, high = candidate["kl"]["mean_interval"]
+    assert low < candidate["kl"]["mean"] < high
+    assert 0 < candidate["same_top"] <= 1
+    assert candidate["perplexity"] > 1 and record["reference"]["perplexity"] > 1
+
+
+def test_a_picture_is_drawn(scout_bf16: Path, scout_int4: Path, text: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "kl.png"
+    done = compare(scout_bf16, scout_int4, "-f", text, "-c", 64, "--plot", plot)
+    assert done.exit_code == 0, done.output
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_compare_is_one_line(scout_bf16: Path) -> None:
+    assert "nothing to compare" in the_error(compare(scout_bf16))
+
+
+def test_what_is_no_text_is_one_line(scout_bf16: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xff\xfe\xfa")
+    assert "UTF-8" in the_error(compare(scout_bf16, "-f", path))
+    assert "does not exist" in the_error(compare(scout_bf16, "-f", tmp_path / "none"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    scout_bf16: Path, text: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved" / "reference"
+    saved.parent.mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "llama4_edge", "compare", str(scout_bf16), "-f", str(text)),
+            *("-c", "64", "-t", "1", "--save", str(saved)),
+        ],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {saved} cannot be written, found File too large")
+    assert not list(saved.parent.iterdir())

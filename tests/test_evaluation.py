@@ -1,0 +1,142 @@
+"""`llama4_edge.compare`: on a text and on questions, saved and not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama4_edge import CompareProgress, Comparison, Question, compare, read_questions
+from llama4_edge.errors import DamagedTensorError, ModelFileError, SettingError
+from tests.gguf_maker import TinyModel
+from tests.tiny_model import with_chat_tokens
+
+TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 12
+
+
+def compared(*paths: Path, **settings: object) -> Comparison:
+    settings = {"text": TEXT, "n_ctx": 64, "n_threads": 1, **settings}
+    return compare(paths[0], paths[1:], **settings)  # type: ignore[arg-type]
+
+
+def test_a_model_is_no_distance_from_itself_and_another_is(
+    scout_bf16: Path, scout_int4: Path
+) -> None:
+    found = compared(scout_bf16, scout_bf16, scout_int4)
+    same, int4 = (one.statistics for one in found.candidates)
+    assert same is not None and int4 is not None
+    assert abs(same.kl_mean.value) < 1e-5 and same.same_top.value == 1
+    assert same.perplexity_ratio.value == pytest.approx(1, abs=1e-5)
+    assert 1e-4 < int4.kl_mean.value < int4.kl_p99 <= int4.kl_max
+    assert int4.kl_median < int4.kl_p99
+    assert found.n_tokens == found.n_chunks * 31
+    assert found.reference.perplexity == found.candidates[0].perplexity
+    assert found.candidates[1].bytes == scout_int4.stat().st_size
+
+
+def test_the_predictions_are_those_that_logits_give(scout_bf16: Path, scout_int4: Path) -> None:
+    from llama4_edge import Model
+
+    found = compared(scout_bf16, scout_int4, n_chunks=1)
+    logits = []
+    for path in (scout_bf16, scout_int4):
+        with Model(path, n_ctx=64, n_threads=1) as model:
+            tokens = model.tokenize(TEXT, add_bos=True)[:64]
+            logits.append(model.logits(tokens)[32:63].astype(np.float64))
+    p, q = (rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True) for rows in logits)
+    nll = -q[np.arange(31), tokens[33:]]
+    statistics = found.candidates[0].statistics
+    assert statistics is not None
+    # Steps of 16 nats / 65,535; and other batches than those of `logits`.
+    assert statistics.kl_mean.value == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=0.02)
+    assert statistics.perplexity.value == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+def test_saved_predictions_give_the_same(
+    scout_bf16: Path, scout_int4: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "scout.reference"
+    direct = compared(scout_bf16, scout_int4, save=saved)
+    again = compare(saved, [scout_int4], n_threads=1)
+    assert again.candidates == direct.candidates
+    assert again.reference.perplexity == direct.reference.perplexity
+    with pytest.raises(SettingError, match="saved predictions"):
+        compared(saved, scout_int4)
+
+
+def test_progress_counts_each_model(scout_bf16: Path, scout_int4: Path) -> None:
+    steps: list[CompareProgress] = []
+    found = compared(scout_bf16, scout_int4, progress=steps.append)
+    count = found.n_chunks
+    assert [(one.model, one.done, one.total) for one in steps] == [
+        (os.fspath(path), number, count)
+        for path in (scout_bf16, scout_int4)
+        for number in range(1, count + 1)
+    ]
+
+
+def test_questions_are_answered_by_likelihood(scout_bf16: Path, scout_int4: Path) -> None:
+    questions = [Question(f"What is {n}?", ("this", "that", "neither"), n % 3) for n in range(6)]
+    found = compared(scout_bf16, scout_int4, text=None, questions=questions)
+    right = found.reference.accuracy
+    assert right is not None and right.same == 1
+    assert right.value == sum(map(int.__eq__, right.chosen, (n % 3 for n in range(6)))) / 6
+    assert right.interval[0] < right.value < right.interval[1]
+    other = found.candidates[0].accuracy
+    assert other is not None
+    assert other.same == sum(map(int.__eq__, right.chosen, other.chosen)) / 6
+    assert found.reference.perplexity is None and found.n_tokens == 0
+
+
+def test_what_cannot_be_compared_is_refused(scout_bf16: Path, tiny_path: Path) -> None:
+    with pytest.raises(SettingError, match="nothing to compare"):
+        compare(scout_bf16)
+    with pytest.raises(SettingError, match=r"too short.*found .* tokens.*at least 1024"):
+        compare(scout_bf16, text="a short text")
+    with pytest.raises(SettingError, match="another vocabulary"):
+        compared(scout_bf16, tiny_path)
+    with pytest.raises(ModelFileError, match="does not exist"):
+        compared(scout_bf16.with_name("none.gguf"))
+
+
+def test_a_model_that_computes_nan_is_named(tmp_path: Path) -> None:
+    broken: TinyModel = with_chat_tokens()
+    broken.tensors["output_norm.weight"] = np.full_like(
+        broken.tensors["output_norm.weight"], np.nan
+    )
+    with pytest.raises(DamagedTensorError, match=r"broken.gguf cannot be compared.*NaN"):
+        compared(broken.write(tmp_path / "broken.gguf"))
+
+
+def test_a_file_of_questions_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(
+        '{"question": "1 + 1?", "choices": ["1", "2"], "answer": 1}\n\n'
+        '{"question": "Best?", "choices": ["a", "b", "c"], "answer": "C", "source": "here"}\n'
+    )
+    assert read_questions(path) == [
+        Question("1 + 1?", ("1", "2"), 1),
+        Question("Best?", ("a", "b", "c"), 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("", "has no questions"),
+        ("nonsense", "line 1 is not JSON"),
+        ("[]", "an object|a JSON object"),
+        ('{"choices": ["a", "b"], "answer": 0}', "no question"),
+        ('{"question": "x", "choices": ["a"], "answer": 0}', "2 to 26"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": 2}', "invalid answer"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": "C"}', "invalid answer"),
+        ('{"question": "x", "choices": "ab", "answer": 0}', "a list"),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line)
+    with pytest.raises(SettingError, match=reason):
+        read_questions(path)
