@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..untrusted import Reader, brief, shown
-from .directories import CONFIG_NAME, find_checkpoint, is_listed, no_weights
+from .directories import CONFIG_NAME, find_checkpoint, is_listed, is_of_meta, no_weights, of_meta
 from .shard_header import StoredTensor, read_shard
 from .shards import LocalShards, Shards
 
@@ -33,6 +33,10 @@ _NUMBERED = re.compile(
     r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,5})[-_]of[-_](?P<total>\d{1,5})\.safetensors"
 )
 _ADAPTER = re.compile(r"adapter_model.*\.safetensors")
+_INDEX_HINT = (
+    f"If the shards were written again, {INDEX_NAME} is of those before: move it away, and they "
+    "are read by their names."
+)
 
 
 @dataclass(frozen=True)
@@ -96,15 +100,16 @@ def read_tensors(path: Path, shards: Shards) -> dict[str, StoredTensor]:
             )
         _check_present(path, sorted(set(weight_map.values())), shards, f"{path / INDEX_NAME} names")
         return _read_indexed(path, weight_map, shards)
-    chosen = [SINGLE_NAME] if SINGLE_NAME in names else _without_index(path, names)
+    chosen = [SINGLE_NAME] if SINGLE_NAME in names else _without_index(path, names, shards)
     _check_present(path, chosen, shards, f"{path} has")
     return _read_all(path, chosen, shards)
 
 
-def _without_index(path: Path, names: Sequence[str]) -> list[str]:
+def _without_index(path: Path, names: Sequence[str], shards: Shards) -> list[str]:
     """The shards that make up a checkpoint whose index is missing.
 
-    A whole set of numbered files, or the only file there is.
+    A whole set of numbered files; or all files, where none has a number of a total and no tensor is
+    in two of them.
     """
     weights = [name for name in names if not _ADAPTER.fullmatch(name)]
     sets: dict[tuple[str, int], dict[int, str]] = {}
@@ -117,10 +122,12 @@ def _without_index(path: Path, names: Sequence[str]) -> list[str]:
     if len(own) == 1:
         (((_, total), numbered),) = own.items()
         return _whole_set(path, total, numbered)
-    if not sets and len(weights) == 1:
-        return weights
     if not weights:
         raise no_weights(path)
+    if not sets and (len(weights) == 1 or _are_disjoint(path, weights, shards)):
+        return weights
+    if all(map(is_of_meta, weights)):
+        raise of_meta(path, weights[0])
     examples = [next(iter(numbered.values())) for numbered in own.values()] or weights
     raise CheckpointError(
         f"{path} has several sets of weights and no index",
@@ -128,6 +135,18 @@ def _without_index(path: Path, names: Sequence[str]) -> list[str]:
         expected=f"{INDEX_NAME}, or one set",
         hint="Download the index from the same repository, or move the others away.",
     )
+
+
+def _are_disjoint(path: Path, names: Sequence[str], shards: Shards) -> bool:
+    """Whether no tensor is in two of these files."""
+    _check_present(path, names, shards, f"{path} has")
+    seen: set[str] = set()
+    for name in names:
+        stored = {tensor.name for tensor in read_shard(path / name, shards)}
+        if seen & stored:
+            return False
+        seen |= stored
+    return True
 
 
 def _whole_set(path: Path, total: int, numbered: Mapping[int, str]) -> list[str]:
@@ -218,12 +237,13 @@ def _read_indexed(
                 f"{tensor.file} holds {tensor.name}",
                 found=f"{'no entry' if listed is None else listed} in the index",
                 expected=f"{tensor.file.name} in the index",
+                hint=_INDEX_HINT,
             )
     lost = sorted(weight_map.keys() - tensors.keys())
     if lost:
         raise CheckpointError(
             f"{path / weight_map[lost[0]]} lacks {brief(lost[0])}",
             found=f"{len(lost)} tensors in the index that no shard holds",
-            hint="Download that shard again.",
+            hint=f"Download that shard again. {_INDEX_HINT}",
         )
     return tensors

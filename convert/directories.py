@@ -82,6 +82,21 @@ def no_weights(path: Path) -> CheckpointError:
     )
 
 
+def is_of_meta(name: str) -> bool:
+    """Whether a file of this name is a part of weights in Meta's own layout."""
+    return re.fullmatch(r"consolidated\.\d+\.(pth|safetensors)", name) is not None
+
+
+def of_meta(path: Path, name: str) -> CheckpointError:
+    """The error that a directory holds weights in Meta's own layout, one in the file `name`."""
+    return CheckpointError(
+        f"{path} is in Meta's own layout",
+        found=f"Meta's consolidated.*{Path(name).suffix}",
+        expected="safetensors with config.json",
+        hint=f"Use the same model in Hugging Face's layout: {published_name(str(path.resolve()))}",
+    )
+
+
 def _absent(path: Path, error: OSError | ValueError) -> CheckpointError:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return CheckpointError(
@@ -192,14 +207,9 @@ def _known_form(path: Path, names: Sequence[str]) -> CheckpointError | None:
     """The error for a directory that holds weights in another form than a checkpoint's."""
     if _ADAPTER_CONFIG in names:
         return _adapter(path)
-    if any(re.fullmatch(r"consolidated\.\d+\.pth", name) for name in names):
-        return CheckpointError(
-            f"{path} is in Meta's own layout",
-            found="Meta's consolidated.*.pth",
-            expected="safetensors with config.json",
-            hint="Use the same model in Hugging Face's layout: "
-            f"{published_name(str(path.resolve()))}",
-        )
+    meta = next(filter(is_of_meta, names), None)
+    if meta is not None:
+        return of_meta(path, meta)
     if _ending(names, ".gguf"):
         first = path / _ending(names, ".gguf")[0]
         return CheckpointError(

@@ -41,7 +41,7 @@ from .checkpoint import (
     read_tensors,
 )
 from .config import parse_config
-from .directories import published_name
+from .directories import is_of_meta, published_name
 from .shards import DiskNeed
 from .vision_metadata import PROCESSOR_FILES
 
@@ -170,10 +170,11 @@ def _has_weights(remote: Repository) -> bool:
 def _no_checkpoint(remote: Repository) -> CheckpointError:
     """Why a repository without config.json or weights cannot be converted, and what to use."""
     names = [name.rsplit("/", 1)[-1] for name in remote.files]
-    if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names):
+    meta = next(filter(is_of_meta, names), None)
+    if meta is not None:
         return HubError(
             f"{remote.id} is in Meta's own layout",
-            found="consolidated.*.pth",
+            found=f"consolidated.*{Path(meta).suffix}",
             expected="safetensors with config.json",
             hint=f"Use the same model in Hugging Face's layout: {published_name(remote.id)}",
         )

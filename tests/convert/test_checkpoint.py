@@ -71,13 +71,15 @@ def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_metas_own_layout_is_refused_with_the_repository_to_use(
-    tmp_path: Path, directory: str, repository: str
+    tmp_path: Path, directory: str, repository: str, suffix: str
 ) -> None:
     (tmp_path / directory).mkdir(parents=True)
-    (tmp_path / directory / "consolidated.00.pth").touch()
+    (tmp_path / directory / f"consolidated.00.{suffix}").touch()
     assert_refused(
-        tmp_path / directory, match=rf"found Meta's consolidated.*: meta-llama/{repository}$"
+        tmp_path / directory,
+        match=rf"found Meta's consolidated\.\*\.{suffix}.*: meta-llama/{repository}$",
     )
 
 

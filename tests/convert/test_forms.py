@@ -17,7 +17,18 @@ from llama4_edge.errors import CheckpointError, UnsupportedError
 from tests.fixtures import MakeCheckpoint
 
 from .conftest import SMALL_WITH_TOWER, shards_of
-from .saved import ONE_FILE, TEXT, TIED, Forms, MakeForms, Renaming, Stored, read_all
+from .saved import (
+    ONE_FILE,
+    TEXT,
+    TIED,
+    Forms,
+    MakeForms,
+    Renaming,
+    Stored,
+    Tensors,
+    read_all,
+    write_all,
+)
 
 HEAD = "language_model.lm_head.weight"
 EMBEDDING = "language_model.model.embed_tokens.weight"
@@ -189,6 +200,48 @@ def test_numbered_shards_need_no_index(forms: MakeForms) -> None:
     shutil.copy(shards_of(made.other)[0], made.other / "consolidated.safetensors")
     shutil.copy(shards_of(made.other)[0], made.other / "adapter_model.safetensors")
     assert made.notes_of_the_same_file() == ()
+
+
+def dealt(tensors: Tensors, names: list[str]) -> dict[str, Tensors]:
+    """The tensors in files of these names: in turn, and each file's in reverse."""
+    items = list(tensors.items())
+    return {name: dict(items[start :: len(names)][::-1]) for start, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["experts.safetensors", "attention.safetensors", "z.safetensors"],
+        ["model-00003.safetensors", "model-00001.safetensors", "model-00002.safetensors"],
+        ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"],
+        ["ft-model-00001-of-00002.safetensors", "ft-model-00002-of-00002.safetensors"],
+    ],
+)
+@pytest.mark.parametrize("indexed", [True, False])
+def test_tensors_may_lie_in_any_shard_in_any_order(
+    forms: MakeForms, names: list[str], indexed: bool
+) -> None:
+    made = forms(ONE_FILE)
+    shards_of(made.other)[0].unlink()
+    parts = dealt(made.tensors, names)
+    for name, tensors in parts.items():
+        write_all(made.other / name, tensors)
+    if indexed:
+        weight_map = {tensor: name for name, tensors in parts.items() for tensor in tensors}
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        (made.other / INDEX_NAME).write_text(json.dumps(index))
+    assert made.notes_of_the_same_file() == ()
+
+
+def test_parts_of_meta_s_layout_are_told(forms: MakeForms) -> None:
+    made = forms(ONE_FILE)
+    shard = shards_of(made.other)[0]
+    for number in range(2):
+        shutil.copy(shard, made.other / f"consolidated.{number:02d}.safetensors")
+    shard.unlink()
+    said = r"is in Meta's own layout, found Meta's consolidated\.\*\.safetensors.*meta-llama/"
+    with pytest.raises(CheckpointError, match=said):
+        convert(made.other, dry_run=True)
 
 
 @pytest.mark.parametrize(
