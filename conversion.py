@@ -23,7 +23,15 @@ from .errors import (
     UnsupportedError,
     VocabularyError,
 )
-from .ranges import as_path, as_tuple, check_callback, check_flag, check_text
+from .ranges import (
+    as_path,
+    as_tuple,
+    check_callback,
+    check_flag,
+    check_text,
+    is_number,
+    outside,
+)
 
 if TYPE_CHECKING:
     from .convert.lora.base import Base
@@ -32,12 +40,16 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 
+_MAX_SCALE = 1e6
+
+
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
     recipe: str | None = None,
     types: Sequence[tuple[str, str]] = (),
+    merge_lora: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]] = (),
     split_size: int | None = None,
     text: bool = True,
     vision: bool = True,
@@ -67,6 +79,10 @@ def convert(
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
+        merge_lora: LoRA adapters, as `convert_lora` takes them, that are merged into the model,
+            each a path or a pair of a path and a scale: their products are added to the weights in
+            float32, in this order, before anything is encoded. What one has for the vision tower
+            goes into the projector.
         split_size: bytes of tensors that one file may hold; more go into further parts,
             ``NAME-00001-of-00003.gguf`` and so on. The projector stays in one.
         text: whether the text model is written. Without it, `output` is the projector.
@@ -109,8 +125,15 @@ def convert(
         check_flag(name, flag)
     source = as_path("source", source)
     target = None if output is None else as_path("output", output)
+    merged = [_scaled(it) for it in as_tuple("merge_lora", merge_lora, "paths, or (path, scale)")]
     if _is_misnamed(Path(source)):
-        unused = {"recipe": recipe, "types": types, "split_size": split_size, "revision": revision}
+        unused = {
+            "recipe": recipe,
+            "types": types,
+            "merge_lora": merge_lora,
+            "split_size": split_size,
+            "revision": revision,
+        }
         given = [name for name, value in (unused | {"vision_type": vision_type}).items() if value]
         if given:
             raise SettingError(
@@ -137,7 +160,16 @@ def convert(
         threads=threads,
         progress=progress,
         check_headers=_check_headers,
+        merge_lora=merged,
     )
+
+
+def _scaled(value: object) -> tuple[str, float]:
+    """An adapter to be merged: a path, or a pair of a path and a scale."""
+    path, scale = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
+    if not is_number(scale) or not 0 < abs(float(scale)) < _MAX_SCALE:
+        raise outside("an adapter's scale", scale, "a finite number other than 0")
+    return as_path("merge_lora", path), float(scale)
 
 
 def convert_lora(

@@ -26,6 +26,10 @@ class ConvertOptions:
     )  # fmt: skip
     recipe: str | None = recipe_option("Which type each tensor gets; see below.")
     types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
+    merge_lora: tuple[tuple[str, float], ...] = option(
+        "--merge-lora", kind=values.scaled_file, metavar="ADAPTER[=SCALE]", multiple=True,
+        help="Merge a LoRA adapter, as convert-lora takes it, before encoding; may be given again.",
+    )  # fmt: skip
     threads: int | None = option(
         "-t",
         "--threads",

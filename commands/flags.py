@@ -25,6 +25,7 @@ FLAG_OF = {
     "load_mode": "-lm",
     "logit_bias": "-l",
     "max_tokens": "-n",
+    "merge_lora": "--merge-lora",
     "min_p": "--min-p",
     "mirostat_eta": "--mirostat-lr",
     "mirostat_tau": "--mirostat-ent",

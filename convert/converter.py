@@ -30,6 +30,8 @@ from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .directories import is_listed
 from .job import Job, Request, prepare
+from .lora.base import base_in
+from .lora.merge import merge_into, open_adapters
 from .output import Part, PartialOutput, finish_interrupted
 from .pipeline import StageSeconds, run_pipeline
 from .presets import PRESETS
@@ -57,10 +59,12 @@ def run(
     threads: int | None,
     progress: Callable[[Progress], None] | None,
     check_headers: Callable[[Path, Sequence[Part], Sequence[Part]], None],
+    merge_lora: Sequence[tuple[str, float]] = (),
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes.
 
     Args:
+        merge_lora: adapters with the scale of each, in the order in which they are added.
         check_headers: is given the checkpoint's path and the planned parts of the text model and of
             the projector, and raises an error where either could not be opened.
     """
@@ -68,9 +72,11 @@ def run(
     check_whole("split_size", split_size, 1, or_none=True)
     check_whole("threads", threads, 1, or_none=True)
     request = _request(text, vision, recipe, types, split_size, vision_type)
+    adapters = open_adapters(merge_lora)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
         job = prepare(checkpoint, request, output)
+        job = merge_into(job, adapters, base_in(checkpoint, job.outputs))
         check_headers(checkpoint.path, job.text, job.projector)
         return execute(
             job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started

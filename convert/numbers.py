@@ -79,6 +79,23 @@ def encode_decoded(rows: Floats, tensor_type: TensorType, place: Bytes) -> float
     return encode_stored(rows if exact else f32_to_bf16(rows), tensor_type, place)
 
 
+def widened(rows: Block) -> Floats:
+    """`rows` as stored, as float32 of its own memory; exact but for F64, which is rounded.
+
+    Raises:
+        ValueError: a number is too large for float32.
+    """
+    rows = _contiguous(rows)
+    if rows.dtype == np.float64:
+        return _to_f32(rows).astype(np.float32, copy=False)
+    floats = np.empty(rows.shape, np.float32)
+    if rows.dtype == np.uint16:
+        bf16_to_f32(rows, floats)
+    else:
+        floats[:] = rows
+    return floats
+
+
 def _to_f32(rows: Block) -> Block:
     with np.errstate(over="ignore"):
         floats = rows.astype(np.float32)

@@ -27,7 +27,7 @@ from ..quant.encode import Bytes
 from ..system.page_cache import forget_cached
 from ..system.threads import end
 from .forms import VIEWS, Block, Decoder
-from .numbers import encode_decoded, encode_stored
+from .numbers import encode_decoded, encode_stored, widened
 from .shard_header import DTYPE_BYTES, StoredTensor
 from .shards import Shards
 from .slabs import Share, Slab
@@ -375,7 +375,11 @@ def _encode(
     size = share.output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:
-        if decoder is None:
+        if share.output.merge is not None:
+            floats = widened(rows) if decoder is None else decoder.decode(rows, begin, end)
+            share.output.merge.add(floats, share.row + begin - share.first)
+            transposing = encode_stored(floats, share.output.type, place)
+        elif decoder is None:
             transposing = encode_stored(rows, share.output.type, place)
         else:
             floats = decoder.decode(rows, begin, end)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from ..quant.encode import Floats
 from ..quant.types import TensorType
 from .forms import Region, Weight
 from .shard_header import DTYPE_BYTES, StoredTensor
@@ -19,15 +21,26 @@ SLAB_BYTES = 160 << 20
 ROW_SLAB_BYTES = 64 << 20
 
 
+class RowChange(Protocol):
+    """What becomes of a tensor's numbers before they are encoded."""
+
+    def add(self, rows: Floats, first: int) -> None:
+        """Add to rows [n, length], the first of which is row `first` through all experts."""
+
+
 @dataclass(frozen=True)
 class Output:
-    """A GGUF tensor to be filled: its data begins at byte `offset` of part number `part`."""
+    """A GGUF tensor to be filled: its data begins at byte `offset` of part number `part`.
+
+    Where there is a `merge`, that changes its rows before they are encoded.
+    """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     part: int
     offset: int
+    merge: RowChange | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -46,6 +59,11 @@ class Share:
     target: int
     first: int
     last: int
+
+    @property
+    def row(self) -> int:
+        """Which row of the output, through all experts, line `first` becomes."""
+        return (self.target - self.output.offset) // self.output.row_bytes
 
     @property
     def nbytes(self) -> int:

@@ -60,6 +60,11 @@ class MappedTensor:
         return (self.stored,) if self.weight is None else tuple(self.weight.parts.values())
 
     @property
+    def name(self) -> str:
+        """Its stored name, without what a form adds."""
+        return self.stored.name if self.weight is None else self.weight.name
+
+    @property
     def nbytes(self) -> int:
         """Bytes that it takes in the checkpoint."""
         return sum(part.nbytes for part in self.parts)

@@ -5,7 +5,7 @@ Promises that an adapter whose base cannot be had is refused with what to give. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ...architecture import Hyperparameters
 from ...errors import CheckpointError, HubError, UnsupportedError, did_you_mean
 from ...hub.names import parse_hub_name
 from ...system.files import is_directory, is_file
-from ..checkpoint import read_json_object
+from ..checkpoint import Checkpoint, read_json_object
 from ..config import parse_config
 from ..directories import CONFIG_NAME, find_checkpoint
 from ..names import Sizes, axis_sizes
@@ -66,6 +66,17 @@ def read_base(name: str) -> Base:
             hint=did_you_mean(name, PRESETS),
         )
     return _of_config(name, _fetched_config(named.repository, named.revision))
+
+
+def base_in(checkpoint: Checkpoint, outputs: Container[str]) -> Base:
+    """A checkpoint that is converted, as a base.
+
+    Args:
+        outputs: the names of its tensors in a GGUF, which say whether the output is one.
+    """
+    config = parse_config(checkpoint.config)
+    tied = config.tied and "output.weight" not in outputs
+    return Base(str(checkpoint.path), config.hparams, tied)
 
 
 def base_of(adapter: Adapter, find: Callable[[str], Base]) -> Base:

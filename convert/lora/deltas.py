@@ -200,11 +200,12 @@ def _check_kind(adapter: Adapter, stored: StoredTensor) -> None:
 def _replace(replaced: dict[str, StoredTensor], adapter: Adapter, stored: StoredTensor) -> None:
     """Note a whole tensor, by the name in the tables of what it stands in for."""
     name = table_name(_SAVED.sub(".", stored.name))
-    if name.endswith(".bias"):
+    in_tower = name.startswith(VISION_PREFIXES)
+    if name.endswith(".bias") and not in_tower:
         raise _error(adapter, stored, "a bias, of which a Llama 4's layers have none")
     if name in replaced:
         raise _error(adapter, stored, f"{replaced[name].name} stands in for the same tensor")
-    if not name.startswith(VISION_PREFIXES) and _template(name)[0] not in _RULES:
+    if not in_tower and _template(name)[0] not in _RULES:
         raise _error(adapter, stored, "no tensor of a Llama 4")
     replaced[name] = stored
 

@@ -16,7 +16,7 @@ import numpy as np
 from ...quant.encode import Floats
 from ..names import Target
 from ..shard_header import StoredTensor
-from .deltas import Delta
+from .deltas import Delta, Pair
 
 Read = Callable[[StoredTensor], Floats]
 
@@ -52,8 +52,11 @@ class Factors:
         if delta.expert is not None:
             return self._of_experts(read, alpha)
         a, b = _sides(delta, read)
-        b = np.ascontiguousarray(np.split(b, self.shares, axis=-2)[self.share])
-        return a, _scaled(b, delta, self.rank, alpha)
+        return a, _scaled(self._own(b), delta, self.rank, alpha)
+
+    def _own(self, b: Floats) -> Floats:
+        """The rows of the outputs' matrix that are this tensor's."""
+        return np.ascontiguousarray(np.split(b, self.shares, axis=-2)[self.share])
 
     def _of_experts(self, read: Read, alpha: float) -> tuple[Floats, Floats]:
         """Those of experts with a pair each, one behind the other."""
@@ -82,6 +85,18 @@ def factors_of(deltas: Mapping[str, Delta]) -> list[Factors]:
         )
         for target, those in found.items()
     ]
+
+
+def sides_of(factors: Factors, pair: Pair, read: Read) -> tuple[Floats, Floats]:
+    """The matrices of one of its pairs without any scale: inputs [rank, in], outputs [out, rank].
+
+    The tensor's rows are their product; where all experts have one, they are in front.
+    """
+    delta = next(delta for delta in factors.deltas if delta.pair is pair)
+    a, b = _sides(delta, read)
+    if pair.embedding:
+        return np.ascontiguousarray(b.T), a
+    return a, factors._own(b)
 
 
 def common_alpha(factors: Sequence[Factors]) -> float:

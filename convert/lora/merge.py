@@ -1,0 +1,327 @@
+"""Adapters that are merged into a model while it is converted: rows plus products, in float32.
+
+Promises what PEFT's ``merge_and_unload`` computes on a model in float32: each product times its
+scale, then added, one adapter after the other, before anything is encoded. What an adapter changes
+is found by the GGUF's tensors, so that it does not matter how the checkpoint stores them. Memory
+holds the matrices of a few tensors at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import CheckpointError, UnsupportedError
+from ...quant.encode import Floats
+from ...untrusted import brief
+from ..job import Job, all_slabs, identity_of
+from ..shard_header import StoredTensor
+from ..shards import DiskNeed, LocalShards, Shards
+from ..spelling import VISION_PREFIXES, table_name
+from ..text_model import FLOAT_DTYPES, MappedTensor
+from .adapter import Adapter, open_adapter, read
+from .base import Base
+from .deltas import Deltas, Pair, read_deltas, vision_pair
+from .factors import Factors, factors_of, sides_of
+
+# Tensors whose matrices are held: gate and up of two adapters, while those before are encoded.
+_HELD = 6
+_READ_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An opened adapter that is to be merged, times `scale`."""
+
+    adapter: Adapter
+    scale: float
+
+    @property
+    def digest(self) -> str:
+        """Changes when the adapter, or how much of it is merged, does."""
+        digest = hashlib.sha256()
+        for path in (self.adapter.path / "adapter_config.json", self.adapter.weights):
+            with path.open("rb") as file:
+                while data := file.read(_READ_BYTES):
+                    digest.update(data)
+        return f"{digest.hexdigest()[:32]} times {self.scale!r}"
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One product that is added to rows of a tensor: of all its experts, or of the `expert`."""
+
+    factors: Factors | None
+    pair: Pair
+    scale: float
+    expert: int | None = None
+
+
+class _Held:
+    """The matrices of the last few products; several threads ask for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sides: OrderedDict[int, tuple[Floats, Floats]] = OrderedDict()
+
+    def of(self, product: _Product) -> tuple[Floats, Floats]:
+        """Inputs [rank, in] and outputs [out, rank], with experts in front where it has them."""
+        with self._lock:
+            key = id(product)
+            if key not in self._sides:
+                self._sides[key] = _sides(product)
+                while len(self._sides) > _HELD:
+                    self._sides.popitem(last=False)
+            self._sides.move_to_end(key)
+            return self._sides[key]
+
+
+def _sides(product: _Product) -> tuple[Floats, Floats]:
+    if product.factors is None:
+        return read(product.pair.a), read(product.pair.b)
+    return sides_of(product.factors, product.pair, read)
+
+
+class Merge:
+    """What is added to one tensor of a GGUF."""
+
+    def __init__(self, products: Sequence[_Product], held: _Held, rows_of_expert: int) -> None:
+        self._products = products
+        self._held = held
+        self._rows = rows_of_expert
+
+    def add(self, rows: Floats, first: int) -> None:
+        """Add to rows [n, length], the first of which is row `first` through all experts.
+
+        Raises:
+            DamagedTensorError: an adapter's tensor holds NaN.
+        """
+        at = 0
+        while at < len(rows):
+            expert, row = divmod(first + at, self._rows)
+            count = min(len(rows) - at, self._rows - row)
+            for product in self._products:
+                if product.expert in (None, expert):
+                    inner, outer = self._held.of(product)
+                    fused = outer.ndim == 3
+                    up, down = (outer[expert], inner[expert]) if fused else (outer, inner)
+                    delta = up[row : row + count] @ down
+                    delta *= np.float32(product.scale)
+                    rows[at : at + count] += delta
+            at += count
+
+
+class MergedShards:
+    """A checkpoint's shards, and the files of adapters that lie here."""
+
+    def __init__(self, shards: Shards, here: Iterable[Path]) -> None:
+        self._shards = shards
+        self._here = frozenset(here)
+        self._local = LocalShards()
+
+    def _of(self, path: Path) -> Shards:
+        return self._local if path in self._here else self._shards
+
+    def names(self, directory: Path) -> list[str]:
+        """The checkpoint's."""
+        return self._shards.names(directory)
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file of either."""
+        return self._of(path).size(path)
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Bytes of a file of either."""
+        return self._of(path).read(path, offset, length)
+
+    def identity(self, path: Path) -> str:
+        """Of a file of either."""
+        return self._of(path).identity(path)
+
+    def expect(self, paths: list[Path]) -> None:
+        """The checkpoint's shards among them will be acquired."""
+        self._shards.expect([path for path in paths if path not in self._here])
+
+    def acquire(self, path: Path) -> None:
+        """Return once all of the file lies at `path`."""
+        self._of(path).acquire(path)
+
+    def release(self, path: Path) -> None:
+        """The file is not needed any more."""
+        self._of(path).release(path)
+
+    def disk_need(self, paths: Iterable[Path]) -> DiskNeed | None:
+        """What the checkpoint's shards among them take."""
+        return self._shards.disk_need([path for path in paths if path not in self._here])
+
+    def close(self) -> None:
+        """Nothing is needed any more."""
+        self._shards.close()
+
+
+def open_adapters(wanted: Sequence[tuple[str | os.PathLike[str], float]]) -> list[Wanted]:
+    """Open what is to be merged, in that order.
+
+    Raises:
+        CheckpointError: as `open_adapter`; or one is named twice.
+    """
+    opened = [Wanted(open_adapter(source), scale) for source, scale in wanted]
+    paths = [one.adapter.path.resolve() for one in opened]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise CheckpointError(f"{path} is to be merged twice", hint="Give it once, with a sum.")
+    return opened
+
+
+def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
+    """The same conversion, of the model with the adapters merged into it.
+
+    Args:
+        job: what is planned of the model.
+        wanted: the adapters, in the order in which they are added; with none, the job is returned.
+        base: the shapes of its text model.
+
+    Raises:
+        CheckpointError: an adapter is of another model, or two replace the same tensor.
+        UnsupportedError: one is more than a plain LoRA.
+    """
+    if not wanted:
+        return job
+    plan = _Plan(job)
+    notes = [_add(plan, one, base) for one in wanted]
+    held = _Held()
+    merges = {name: Merge(those, held, plan.rows[name]) for name, those in plan.products.items()}
+    outputs = {name: replace(place, merge=merges.get(name)) for name, place in job.outputs.items()}
+    tensors = tuple(
+        tensor if other is None else replace(tensor, stored=other, weight=None)
+        for tensor in job.tensors
+        for other in (plan.replaced.get(tensor.name),)
+    )
+    shards = MergedShards(job.shards, [one.adapter.weights for one in wanted])
+    return replace(
+        job,
+        shards=shards,
+        tensors=tensors,
+        outputs=outputs,
+        slabs=all_slabs(tensors, outputs),
+        identity={
+            **identity_of(shards, tensors, job.parts),
+            **{f"merged adapter {place}": one.digest for place, one in enumerate(wanted, 1)},
+        },
+        notes=(*job.notes, *notes),
+    )
+
+
+class _Plan:
+    """What adapters do to the tensors of a job, which are known by their names in the tables.
+
+    `products` and `rows` (of one expert) are by the GGUF tensor; `replaced` has the adapters'
+    tensors by the stored name of what they stand in for.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.text: dict[str, MappedTensor] = {}
+        self.vision: dict[str, MappedTensor] = {}
+        for tensor in job.tensors:
+            of_tower = all(target.name.startswith(("v.", "mm.")) for target in tensor.targets)
+            (self.vision if of_tower else self.text)[table_name(tensor.name)] = tensor
+        self.outputs = job.outputs
+        self.products: defaultdict[str, list[_Product]] = defaultdict(list)
+        self.rows: dict[str, int] = {}
+        self.replaced: dict[str, StoredTensor] = {}
+
+    def add(self, name: str, rows: int, *products: _Product) -> None:
+        """Note what is added to the GGUF tensor `name`, of so many rows for each expert."""
+        self.rows[name] = rows
+        self.products[name] += products
+
+
+def _add(plan: _Plan, one: Wanted, base: Base) -> str:
+    """Hold one adapter against the job's tensors; what is to be said about it."""
+    deltas = read_deltas(one.adapter, base)
+    count = 0
+    for factors in factors_of(deltas.deltas):
+        name = factors.target.name
+        if name in plan.outputs:
+            products = (
+                _Product(factors, it.pair, it.pair.scale * one.scale, it.expert)
+                for it in factors.deltas
+            )
+            plan.add(name, factors.target.shape[-2], *products)
+            count += 1
+    if plan.vision:
+        for name, pair in deltas.vision.items():
+            target, product = _tower_product(one, plan.vision, name, pair)
+            plan.add(target, pair.b.shape[0], product)
+            count += 1
+    found = _replacements(one, deltas, plan)
+    plan.replaced |= found
+    return _note(one, count, len(found), deltas, text=bool(plan.text), vision=bool(plan.vision))
+
+
+def _tower_product(
+    one: Wanted, towers: Mapping[str, MappedTensor], name: str, pair: Pair
+) -> tuple[str, _Product]:
+    """What a pair adds to a matrix of the tower, and which tensor that becomes."""
+    tensor = towers.get(name)
+    shape = (pair.b.shape[0], pair.a.shape[1])
+    if tensor is None or tensor.stored.shape != shape:
+        raise CheckpointError(
+            f"{one.adapter.path} is an adapter of another vision tower: {brief(pair.module)}",
+            found=list(shape),
+            expected="no such tensor" if tensor is None else list(tensor.stored.shape),
+        )
+    pair = vision_pair(one.adapter, pair)
+    return tensor.targets[0].name, _Product(None, pair, pair.scale * one.scale)
+
+
+def _replacements(one: Wanted, deltas: Deltas, plan: _Plan) -> dict[str, StoredTensor]:
+    """An adapter's whole tensors, by the stored name of what each stands in for."""
+    found = {}
+    for name, stored in deltas.replaced.items():
+        of_tower = name.startswith(VISION_PREFIXES)
+        tensors = plan.vision if of_tower else plan.text
+        if not tensors:
+            continue
+        tensor = tensors.get(name)
+        shape = None if tensor is None else _numbers_shape(tensor)
+        if tensor is None or stored.shape != shape or stored.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{one.adapter.path} cannot replace a tensor of the model: {brief(stored.name)}",
+                found=list(stored.shape),
+                expected="no such tensor" if shape is None else list(shape),
+                hint="Take the adapter's own base. Of a resized vocabulary, that is the base with "
+                "its tokens: merge with PEFT and convert the result.",
+            )
+        if tensor.name in plan.replaced:
+            raise UnsupportedError(
+                f"{one.adapter.path} replaces {brief(name)}, as an adapter before it does"
+            )
+        found[tensor.name] = stored
+    return found
+
+
+def _numbers_shape(tensor: MappedTensor) -> tuple[int, ...]:
+    return tensor.stored.shape if tensor.weight is None else tensor.weight.shape
+
+
+def _note(
+    one: Wanted, count: int, replaced: int, deltas: Deltas, *, text: bool, vision: bool
+) -> str:
+    """What was merged of an adapter, and what was not."""
+    times = "" if one.scale == 1 else f" times {one.scale:g}"
+    parts = [f"merged {one.adapter.path}{times}: added to {count} tensors"]
+    if replaced:
+        parts.append(f"replaced {replaced}")
+    if deltas.vision and not vision:
+        parts.append(f"left {len(deltas.vision)} pairs of the vision tower out, as it is")
+    if deltas.deltas and not text:
+        parts.append(f"left {len(deltas.deltas)} pairs of the text model out, as it is")
+    return ", ".join(parts)
