@@ -141,7 +141,7 @@ class _Operation:
         if (fields := self._body) is not None:
             body = {"application/json": {"schema": schema("in", "validation")}}
             operation["requestBody"] = {"required": True, "content": body}
-            if "stream" in fields.model_fields:
+            if "stream" in getattr(fields, "model_fields", ()):
                 content["text/event-stream"] = {"schema": _EVENT}
         if parameters := list(self._parameters()):
             operation["parameters"] = parameters
