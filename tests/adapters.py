@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from tests.gguf_maker import EMBD, F32, LAYERS, STR, TinyModel, Value, tiny_model
 
@@ -89,3 +92,30 @@ def peer_logits(
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(native)
     return logits
+
+
+def write_peft(
+    directory: Path, tensors: Mapping[str, npt.NDArray[Any]], **settings: object
+) -> Path:
+    """An adapter's directory as PEFT saves one, with these settings beside the usual ones."""
+    directory.mkdir(exist_ok=True)
+    save_file(dict(tensors), directory / "adapter_model.safetensors")
+    usual = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "fan_in_fan_out": False,
+        "use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
+        "modules_to_save": None, "target_parameters": None, "peft_version": "0.21.0",
+        "base_model_name_or_path": None, "init_lora_weights": True,
+    }  # fmt: skip
+    (directory / "adapter_config.json").write_text(json.dumps({**usual, **settings}))
+    return directory
+
+
+def halves(
+    module: str, inner: int, out: int, *, rank: int = 2, seed: int = 0
+) -> dict[str, npt.NDArray[np.float32]]:
+    """lora_A and lora_B of one linear layer, by PEFT's names."""
+    random = np.random.default_rng(seed)
+    return {
+        f"base_model.model.{module}.lora_{letter}.weight": random.normal(0, 0.1, shape).astype("f4")
+        for letter, shape in (("A", (rank, inner)), ("B", (out, rank)))
+    }

@@ -153,6 +153,7 @@ def read_deltas(adapter: Adapter, base: Base) -> Deltas:
                 raise _error(adapter, stored, f"{found[letter].name} is the same half of a pair")
             found[letter] = stored
         elif ".base_layer." in name or ".original_module." in name:
+            _check_repeated(adapter, stored, base)
             unused.append(name)
         else:
             _replace(replaced, adapter, stored)
@@ -195,6 +196,16 @@ def _check_kind(adapter: Adapter, stored: StoredTensor) -> None:
             found=stored.dtype,
             expected=", ".join(FLOAT_DTYPES),
         )
+
+
+def _check_repeated(adapter: Adapter, stored: StoredTensor, base: Base) -> None:
+    """Whether a tensor of the model that is stored beside the adapter can be the base's."""
+    rule = _RULES.get(_template(table_name(_SAVED.sub(".", stored.name)))[0])
+    shape = None if rule is None else tuple(base.sizes[axis] for axis in rule.shape)
+    if shape is not None and stored.shape != shape:
+        # A vocabulary that was resized: the tensor is stored because the base has another.
+        found, expected = str(list(stored.shape)), str(list(shape))
+        raise _other_model(adapter, stored, found, expected, base)
 
 
 def _replace(replaced: dict[str, StoredTensor], adapter: Adapter, stored: StoredTensor) -> None:
@@ -323,7 +334,8 @@ def _rule(adapter: Adapter, pair: Pair, name: str, base: Base) -> tuple[Rule, in
         raise _error(adapter, pair.a, "no matrix of a Llama 4")
     if layer >= hparams.n_layer or (expert or 0) >= hparams.n_expert:
         has = f"{hparams.n_layer} layers and {hparams.n_expert} experts"
-        raise _other_model(adapter, pair.a, f"layer {layer}, expert {expert or 0}", has, base)
+        found = f"layer {layer}" + ("" if expert is None else f", expert {expert}")
+        raise _other_model(adapter, pair.a, found, has, base)
     other = DENSE_RULES if hparams.has_experts(layer) else _ROUTED
     if rule in other:
         kind = "experts" if hparams.has_experts(layer) else "a dense feed-forward network"
