@@ -381,9 +381,13 @@ def _encode(
             transposing = encode_stored(floats, share.output.type, place)
         elif decoder is None:
             transposing = encode_stored(rows, share.output.type, place)
+        elif decoder.holds(share.output.type):
+            transposing = 0.0
+            decoder.repack(rows, begin, end, share.output.type, place)
         else:
             floats = decoder.decode(rows, begin, end)
-            transposing = encode_decoded(floats, share.output.type, place)
+            encode = encode_stored if decoder.exact else encode_decoded
+            transposing = encode(floats, share.output.type, place)
     except ValueError as error:
         raise _damaged(slab.stored, error) from None
     seconds.add("transposing", share.output.name, transposing)

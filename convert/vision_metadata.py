@@ -25,13 +25,13 @@ PROJECTOR_TYPE = str(gguf.VisionProjectorType.LLAMA4)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where transformers keeps an image processor's settings; what the later one says wins."""
 
-# ``general.file_type`` by the type of the matrices.
-_FILE_TYPES = {
+FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+"""``general.file_type`` by the type of the matrices."""
 _HINT = "Download it from the same repository again, or correct it."
 _READER = Reader(CheckpointError, limit=1 << 20, hint=_HINT)
 _DEFAULT_SCALE = (0.5, 0.5, 0.5)  # transformers' Llama4ImageProcessor
@@ -57,7 +57,7 @@ def write_vision_metadata(
     """
     writer.add_type(gguf.GGUFType.MMPROJ)
     origin.set_gguf_meta_model(writer)
-    writer.add_file_type(_FILE_TYPES[matrices])
+    writer.add_file_type(FILE_TYPES[matrices])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(PROJECTOR_TYPE)

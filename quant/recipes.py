@@ -110,7 +110,7 @@ def assign_types(
     counters = _Counters()
     assigned: dict[str, Assignment] = {}
     for spec in sorted(tensors, key=llama_cpp_order):
-        if not _typed_by_recipe(spec):
+        if not is_typed(spec):
             assigned[spec.name] = Assignment(spec, F32)
             continue
         override = next((item for item in compiled if item[0].search(spec.name)), None)
@@ -159,8 +159,11 @@ def _layer(name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
-def _typed_by_recipe(spec: TensorSpec) -> bool:
-    """What llama.cpp never quantizes: vectors, norms, the router."""
+def is_typed(spec: TensorSpec) -> bool:
+    """Whether recipes choose the type of a tensor: not of vectors, norms and the router.
+
+    llama.cpp never quantizes those.
+    """
     return (
         len(_trimmed(spec.shape)) >= 2
         and spec.name.endswith("weight")

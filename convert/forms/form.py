@@ -111,6 +111,9 @@ class ReadPart(Protocol):
 class Decoder(ABC):
     """The lines of one region, whose scales are read and checked."""
 
+    exact: ClassVar[bool] = False
+    """Whether the numbers are encoded as they are; otherwise they are rounded to bf16 first."""
+
     @abstractmethod
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
         """The numbers of lines `begin` to `end` of the region.
@@ -126,6 +129,10 @@ class Decoder(ABC):
         Raises:
             ValueError: a code is NaN.
         """
+
+    def holds(self, tensor_type: TensorType) -> bool:
+        """Whether the lines become blocks of this type by `repack`, without being decoded."""
+        return False
 
     def repack(
         self, codes: Block, begin: int, end: int, tensor_type: TensorType, place: Bytes
