@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from .evaluation import Accuracy, CompareProgress, Comparison, ModelResult, compare
+    from .gguf_conversion import merge, split
     from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
     from .measure.divergence import Estimate, Statistics
@@ -170,10 +171,12 @@ _MODULES = {
     "doctor": "runtime.doctor",
     "image_tiles": "vision.images",
     "inspect": "inspection",
+    "merge": "gguf_conversion",
     "plan": "planner.planning",
     "pull": "hub.pull",
     "read_questions": "measure.questions",
     "run_tools": "tool_loop",
+    "split": "gguf_conversion",
     "with_documents": "chat.documents",
     "with_images": "chat.pictures",
     "with_video": "chat.pictures",
@@ -262,10 +265,12 @@ __all__ = [
     "doctor",
     "image_tiles",
     "inspect",
+    "merge",
     "plan",
     "pull",
     "read_questions",
     "run_tools",
+    "split",
     "with_documents",
     "with_images",
     "with_video",

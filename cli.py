@@ -24,9 +24,11 @@ from .terminal.console import abandon_stdout, complain, fill_closed_streams, spe
 
 # Each command is a function of the module of its name in commands/; in the order of a model's life.
 COMMANDS = {
-    "convert": "Convert a checkpoint to a GGUF file, in one pass.",
+    "convert": "Convert a checkpoint, or a GGUF, to a GGUF file, in one pass.",
     "convert-lora": "Convert a LoRA adapter to a GGUF file.",
     "pull": "Fetch a GGUF from the Hugging Face Hub.",
+    "split": "Divide a GGUF into parts.",
+    "merge": "Put the parts of a GGUF together into one file.",
     "inspect": "Show what a GGUF, a checkpoint or a session holds.",
     "plan": "Show what fits where, before anything is loaded or downloaded.",
     "run": "Answer one prompt, on stdout.",
@@ -45,6 +47,9 @@ _OTHER_WORDS = {
     "fetch": "pull",
     "perplexity": "compare",
     "quantize": "convert",
+    "requantize": "convert",
+    "gguf-split": "split",
+    "diff": "inspect",
     "show": "inspect",
     "fit": "plan",
     "ask": "run",

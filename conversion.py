@@ -8,7 +8,6 @@ none of them. Knows no format itself.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from .errors import (
     UnsupportedError,
     VocabularyError,
 )
+from .gguf_conversion import convert_gguf, is_gguf
 from .ranges import (
     as_path,
     as_tuple,
@@ -56,15 +56,17 @@ def convert(
     vision_type: str | None = None,
     revision: str | None = None,
     keep_source: bool = False,
+    requantize: bool = False,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Convert the checkpoint `source` to the GGUF file `output`.
+    """Convert the checkpoint, or the GGUF, `source` to the GGUF file `output`.
 
     A checkpoint with a vision tower becomes two files: the text model, and beside it the tower with
-    its projector, which llama.cpp's tools take as ``--mmproj``.
+    its projector, which llama.cpp's tools take as ``--mmproj``. A GGUF keeps its metadata, and
+    becomes what llama-quantize would make of it; from bf16, what the checkpoint would become.
 
     Everything is checked, from the headers alone, before anything is written. The files get their
     names only when all are whole. A conversion that was interrupted goes on when it is called again
@@ -73,8 +75,10 @@ def convert(
     Args:
         source: directory with config.json, tokenizer.json and the safetensors; or the name of a
             repository on the Hugging Face Hub, ``org/name``, whose shards are fetched one after the
-            other. What a directory of that name would be is taken for one. Or a projector file that
-            llama.cpp's converter misnamed, which is written again with the right names.
+            other. What a directory of that name would be is taken for one. Or a GGUF, of which any
+            part will do: a text model, or a projector. A projector that llama.cpp's converter
+            misnamed is written again with the right names and, without `vision_type`, the same
+            bytes.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
@@ -92,6 +96,7 @@ def convert(
             ``f32``; None is ``f16``.
         revision: of the repository: a branch, a tag or a commit; by default its main branch.
         keep_source: leave the fetched shards in huggingface_hub's cache.
+        requantize: encode tensors of a GGUF that were rounded to fewer bits than Q8_0's already.
         force: replace an existing `output`, and what an interrupted conversion of another kind
             left.
         dry_run: check and plan everything, write nothing; too small a disk is a note then.
@@ -103,11 +108,13 @@ def convert(
 
     Raises:
         CheckpointError: the checkpoint is not whole.
+        ModelFileError: the GGUF is not whole, or not a Llama 4's.
         HubError: the repository cannot be had.
         UnsupportedError: it is whole, and llama.cpp could not run it.
         DamagedTensorError: a weight is infinite or NaN, or the checkpoint changes meanwhile.
         VocabularyError: llama.cpp would read the tokenizer differently.
-        RecipeError: no such recipe or type, or an override that fits no tensor.
+        RecipeError: no such recipe or type, an override that fits no tensor, or tensors of few bits
+            without `requantize`.
         SettingError: `split_size` or `threads` is less than 1, or `text` and `vision` exclude each
             other or a setting beside them.
         OutputError: the target exists, its disk is too small, or writing failed.
@@ -118,6 +125,7 @@ def convert(
         "text": text,
         "vision": vision,
         "keep_source": keep_source,
+        "requantize": requantize,
         "force": force,
         "dry_run": dry_run,
     }
@@ -126,29 +134,44 @@ def convert(
     source = as_path("source", source)
     target = None if output is None else as_path("output", output)
     merged = [_scaled(it) for it in as_tuple("merge_lora", merge_lora, "paths, or (path, scale)")]
-    if _is_misnamed(Path(source)):
-        unused = {
-            "recipe": recipe,
-            "types": types,
-            "merge_lora": merge_lora,
-            "split_size": split_size,
-            "revision": revision,
-        }
-        given = [name for name, value in (unused | {"vision_type": vision_type}).items() if value]
-        if given:
+    overrides = as_tuple("types", types, "(regex, type) pairs")
+    if is_gguf(source):
+        if merged:
             raise SettingError(
-                f"{given[0]} is of no effect",
-                found=f"{os.fspath(source)}, which is a GGUF already",
-                hint="Leave it out: its tensors get other names, and stay as they are.",
+                "merge_lora needs a checkpoint",
+                found=f"{os.fspath(source)}, a GGUF",
+                hint="Convert the checkpoint, or load the adapter beside the GGUF.",
             )
-        return _mended(Path(source), target, force=force, dry_run=dry_run)
+        return convert_gguf(
+            Path(source),
+            target,
+            recipe=recipe,
+            types=overrides,
+            split_size=split_size,
+            text=text,
+            vision=vision,
+            vision_type=vision_type,
+            revision=revision,
+            requantize=requantize,
+            force=force,
+            dry_run=dry_run,
+            threads=threads,
+            progress=progress,
+            planned_file=_planned_file,
+        )
+    if requantize:
+        raise SettingError(
+            "requantize is of no effect",
+            found=f"{os.fspath(source)}, which is not a GGUF",
+            hint="Leave it out: a checkpoint is converted whatever its weights are stored as.",
+        )
     from .convert.converter import run
 
     return run(
         source,
         target,
         recipe=recipe,
-        types=as_tuple("types", types, "(regex, type) pairs"),
+        types=overrides,
         split_size=split_size,
         text=text,
         vision=vision,
@@ -275,56 +298,6 @@ def _check_adapter(adapter: Path, part: Part) -> None:
                 found=error.problem.removeprefix(f"{path} "),
                 expected=error.expected,
             ) from None
-
-
-def _is_misnamed(source: Path) -> bool:
-    """Whether it is a projector file whose tensors llama.cpp's converter gave wrong names."""
-    if source.suffix != ".gguf" or not source.is_file():
-        return False
-    from .runtime.files.mending import is_misnamed
-
-    return is_misnamed(source)
-
-
-def _mended(
-    source: Path, output: str | os.PathLike[str] | None, *, force: bool, dry_run: bool
-) -> Report:
-    """Write a projector again with the names that llama.cpp's loader reads."""
-    from .convert.report import Report
-    from .quant import summarize
-    from .runtime.files.gguf_file import read_gguf
-    from .runtime.files.mending import mend_projector
-
-    name = f"{source.stem}-mended.gguf"
-    target = Path(name) if output is None else Path(output)
-    target = target / name if target.is_dir() else target
-    started = time.monotonic()
-    gguf = read_gguf(source) if dry_run else mend_projector(source, target, force=force)
-    seconds = 0.0 if dry_run else time.monotonic() - started
-    summary = summarize(
-        str(target),
-        "gguf",
-        {},
-        ((it.name, it.shape[::-1], it.type, it.nbytes) for it in gguf.tensors),
-    )
-    return Report(
-        source=str(source),
-        output=str(target),
-        recipe="mended",
-        dry_run=dry_run,
-        bytes=gguf.size,
-        source_bytes=summary.bytes,
-        parameters=summary.parameters,
-        seconds=seconds,
-        roles=summary.roles,
-        stage_seconds={},
-        outputs=(str(target),),
-        resumed_at=0.0,
-        projector=str(target),
-        fallbacks=(),
-        left_out=(),
-        notes=("ln2 for attn_post_norm, as llama.cpp reads it; the old file can be removed",),
-    )
 
 
 def _check_headers(checkpoint: Path, text: Sequence[Part], projector: Sequence[Part]) -> None:

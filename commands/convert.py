@@ -51,6 +51,10 @@ class ConvertOptions:
         "--vision-type", kind=str, metavar="TYPE",
         help="What the projector's matrices are stored as: f16, bf16, q8_0 or f32.",
     )  # fmt: skip
+    requantize: bool = flag(
+        "--requantize",
+        help="Encode tensors of a GGUF that were rounded to fewer bits than Q8_0's already.",
+    )
     split_size: int | None = option(
         "--split-size", kind=values.file_size, metavar="N(M|G)",
         help="Write parts with at most this many bytes of tensors; llama.cpp loads them together.",
@@ -72,7 +76,7 @@ class ConvertOptions:
 
 @command(ConvertOptions, recipes=True)
 def convert(options: ConvertOptions) -> None:
-    """Convert a checkpoint to a GGUF file, in one pass.
+    """Convert a checkpoint, or a GGUF, to a GGUF file, in one pass.
 
     SOURCE is a directory with config.json, tokenizer.json and safetensors, as published; or a
     repository on the Hugging Face Hub. Of a repository one shard is fetched while another is
@@ -80,6 +84,9 @@ def convert(options: ConvertOptions) -> None:
 
     A vision tower becomes a file of its own beside the model, mmproj-SOURCE-TYPE.gguf: what
     llama.cpp's tools take as --mmproj.
+
+    A GGUF in bf16, f16, f32 or q8_0, split or not, becomes one of another recipe with its metadata:
+    llama-quantize's bytes, and from bf16 those of the checkpoint. A projector takes --vision-type.
 
     Everything is checked before anything is written, and files get their names when all are whole.
     An interrupted conversion resumes when the same command is given again.
@@ -89,6 +96,7 @@ def convert(options: ConvertOptions) -> None:
     llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
     llama4 convert SOURCE --vision-only --vision-type q8_0
+    llama4 convert scout-bf16-00001-of-00005.gguf --recipe int4
     """
     from ..conversion import convert as run_conversion
     from ..terminal.tables import report_view

@@ -42,6 +42,7 @@ FLAG_OF = {
     "n_ubatch": "-ub",
     "offload_kqv": "-nkvo",
     "presence_penalty": "--presence-penalty",
+    "requantize": "--requantize",
     "repeat_last_n": "--repeat-last-n",
     "repeat_penalty": "--repeat-penalty",
     "response_format": "-j",

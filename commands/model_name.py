@@ -42,6 +42,8 @@ _TAKEN = {
     "bench": _Taken(),
     "serve": _Taken(),
     "inspect": _Taken(directories=True, unfinished=True),
+    "split": _Taken(),
+    "merge": _Taken(),
     "plan": _Taken(repositories=True, presets=True, directories=True),
     "convert": _Taken(CheckpointError, repositories=True, directories=True),
 }

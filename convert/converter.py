@@ -71,7 +71,7 @@ def run(
     started = time.monotonic()
     check_whole("split_size", split_size, 1, or_none=True)
     check_whole("threads", threads, 1, or_none=True)
-    request = _request(text, vision, recipe, types, split_size, vision_type)
+    request = request_of(text, vision, recipe, types, split_size, vision_type)
     adapters = open_adapters(merge_lora)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
@@ -124,7 +124,7 @@ def execute(
     return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
 
 
-def _request(
+def request_of(
     text: bool,
     vision: bool,
     recipe: str | None,
@@ -132,7 +132,12 @@ def _request(
     split_size: int | None,
     vision_type: str | None,
 ) -> Request:
-    """The settings, checked; what is of no effect was given by mistake."""
+    """The settings, checked; what is of no effect was given by mistake.
+
+    Raises:
+        SettingError: `text` and `vision` exclude each other, or a setting beside them.
+        RecipeError: no such recipe or type.
+    """
     if not text and not vision:
         raise SettingError("nothing is to be converted", found="text=False and vision=False")
     given = {"recipe": recipe, "types": types or None, "split_size": split_size}

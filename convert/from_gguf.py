@@ -173,9 +173,9 @@ def plan_copy(
         groups = _even_groups(assignments, parts)
     elif split_size is not None and len(groups) == 1:
         raise SettingError(
-            f"split_size leaves one part: all of {source.path} fits into it",
+            f"all of {source.path} fits into one part",
             found=f"{sum(map(padded_bytes, assignments)):,} bytes of tensors",
-            expected=f"more than {split_size:,}",
+            hint="Give a smaller size, or how many parts there are to be.",
         )
     target = target_file(output, f"{source.stem}.gguf")
     files, outputs = place_groups(

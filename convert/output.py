@@ -143,10 +143,11 @@ def padded_bytes(assigned: Assignment) -> int:
 
 
 def _add_split(writer: GGUFWriter, number: int, count: int, tensors: int) -> None:
+    # In llama-gguf-split's order.
     keys = gguf.Keys.Split
     writer.add_uint16(keys.LLM_KV_SPLIT_NO, number)
-    writer.add_uint16(keys.LLM_KV_SPLIT_COUNT, count)
     writer.add_int32(keys.LLM_KV_SPLIT_TENSORS_COUNT, tensors)
+    writer.add_uint16(keys.LLM_KV_SPLIT_COUNT, count)
 
 
 def _part_name(target: Path, number: int, count: int) -> Path:

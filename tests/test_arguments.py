@@ -70,6 +70,7 @@ def calls(
 
     opened.__signature__ = inspect.signature(llama4_edge.Model)  # type: ignore[attr-defined]
     measured.__signature__ = inspect.signature(llama4_edge.bench)  # type: ignore[attr-defined]
+    part = llama4_edge.split(tiny_path, out.with_name("parts"), parts=2).output
     grid = llama4_edge.BenchGrid((4,), (), repetitions=1)
     with llama4_edge.Model(tiny_path, n_ctx=64) as model:
         yield {
@@ -96,8 +97,13 @@ def calls(
                 {"text": "x", "pictures": np.zeros((3, 3, 3), dtype=np.uint8)},
             ),
             "inspect": Call(llama4_edge.inspect, {"path": tiny_path}),
+            "merge": Call(llama4_edge.merge, {"source": part, "output": out, "dry_run": True}),
             "plan": Call(llama4_edge.plan, {"model": tiny_path}),
             "pull": Call(llama4_edge.pull, {"repository": "org/name"}),
+            "split": Call(
+                llama4_edge.split,
+                {"source": tiny_path, "output": out, "parts": 2, "dry_run": True},
+            ),
             "BenchGrid": Call(llama4_edge.BenchGrid, {}),
             "BenchTest": Call(llama4_edge.BenchTest, {"n_prompt": 1, "n_gen": 1}),
             "Conversation": Call(llama4_edge.Conversation, {}),
@@ -139,7 +145,7 @@ def calls(
 NAMES = (
     "bench", "compare", "Question", "read_questions", "convert", "diff", "doctor", "image_tiles",
     "with_documents", "with_images", "inspect",
-    "plan", "pull", "BenchGrid",
+    "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "Conversation.tool",
     "ToolCall", "run_tools", "EngineSettings", "Message", "Model",

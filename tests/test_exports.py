@@ -49,7 +49,9 @@ def test_type_checkers_see_each_name_in_the_module_of_the_table() -> None:
     assert imports == llama4_edge._MODULES
 
 
-@pytest.mark.parametrize("name", ["bench", "convert", "diff", "doctor", "inspect", "plan", "pull"])
+@pytest.mark.parametrize(
+    "name", ["bench", "convert", "diff", "doctor", "inspect", "merge", "plan", "pull", "split"]
+)
 def test_the_values_that_functions_return_are_exported(name: str) -> None:
     returned = getattr(llama4_edge, name).__annotations__["return"]
     values = set(re.findall(r"\w+", returned)) - {"Iterator"}
