@@ -27,7 +27,7 @@ COMMANDS = {
     "convert": "Convert a checkpoint, or a GGUF, to a GGUF file, in one pass.",
     "convert-lora": "Convert a LoRA adapter to a GGUF file.",
     "pull": "Fetch a GGUF from the Hugging Face Hub.",
-    "split": "Divide a GGUF into parts.",
+    "split": "Divide a GGUF into parts, as llama-gguf-split does.",
     "merge": "Put the parts of a GGUF together into one file.",
     "inspect": "Show what a GGUF, a checkpoint or a session holds.",
     "plan": "Show what fits where, before anything is loaded or downloaded.",
