@@ -35,7 +35,10 @@ def test_the_bare_command_shows_its_help(llama4: Command) -> None:
     commands = result.stdout.split("Commands:\n")[1].split("\n")
     assert [line.split()[0] for line in commands if line] == [
         "convert",
+        "convert-lora",
         "pull",
+        "split",
+        "merge",
         "inspect",
         "plan",
         "run",
