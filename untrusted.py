@@ -125,7 +125,7 @@ class Reader:
         except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
             raise self.error(f"{name} is not JSON", found=str(error), hint=self.hint) from None
         # Only an escape can make one, as UTF-8 has been decoded.
-        if not self.surrogates and "\\ud" in decoded.lower():
+        if not self.surrogates and ("\\ud" in decoded or "\\uD" in decoded):
             for string in _strings(value):
                 _check_surrogates(self, name, string)
         return value

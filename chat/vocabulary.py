@@ -39,6 +39,10 @@ FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 """How added tokens may be matched, as in tokenizers; `convert` says which ones are."""
 
 _MOST_CHARACTERS = 400_000  # TIKTOKEN_MAX_ENCODE_CHARS
+_SHORT = 8_000  # characters that are tokenized at once, and those up to the end of a word
+
+# Before a space that begins a word, behind a letter or digit; and at the beginning of a line.
+_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z0-9]) (?=[A-Za-z])|(?<=\n)(?=[A-Za-z])")
 _LONGEST_RUN = 25_000  # MAX_NO_WHITESPACES_CHARS, of white space or of anything else
 _RUN = re.compile(r"\s+|\S+")
 _CHANGE = re.compile(r"\s\S|\S\s")
@@ -111,18 +115,27 @@ class Vocabulary:
             VocabularyError: ``add_bos`` is asked of a tokenizer that has no such token.
             SettingError: the text is not a string.
         """
+        ids: list[int] = []
+        for part in self.encoded(text, special=special, add_bos=add_bos):
+            ids += part
+            if limit is not None and len(ids) > limit:
+                break
+        return ids
+
+    def encoded(
+        self, text: str, *, special: bool = False, add_bos: bool = False
+    ) -> Iterator[list[int]]:
+        """The same token ids, a few thousand at a time, which other threads can come between."""
         if not isinstance(text, str):
             raise SettingError("a text is not a string", found=value_text(text))
-        ids = [self._bos()] if add_bos else []
+        if add_bos:
+            yield [self._bos()]
         for piece in self._pieces(_valid(text), special):
             if isinstance(piece, int):
-                ids.append(piece)
+                yield [piece]
             else:
                 for part in _parts(piece):
-                    ids.extend(self._tokenizer.encode(part, add_special_tokens=False).ids)
-                    if limit is not None and len(ids) > limit:
-                        return ids
-        return ids
+                    yield self._tokenizer.encode(part, add_special_tokens=False).ids
 
     def least_tokens(self, characters: int) -> int:
         """How many tokens a text of that length takes at least."""
@@ -377,9 +390,18 @@ def _parts(text: str) -> Iterator[str]:
         begin = 0
         for run in _RUN.finditer(part) if _has_long_run(part) else ():
             for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
-                yield part[begin:cut]
+                yield from _short_parts(part[begin:cut])
                 begin = cut
-        yield part[begin:]
+        yield from _short_parts(part[begin:])
+
+
+def _short_parts(text: str) -> Iterator[str]:
+    """The text, cut where its words are cut anyway: a tokenizer lets no other thread go on."""
+    begin = 0
+    while cut := _BETWEEN_WORDS.search(text, begin + _SHORT):
+        yield text[begin : cut.start()]
+        begin = cut.start()
+    yield text[begin:]
 
 
 def _has_long_run(text: str) -> bool:

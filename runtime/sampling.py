@@ -148,6 +148,8 @@ _FROM_ZERO = ("temperature", "top_n_sigma", "dynatemp_range", "dynatemp_exponent
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:
     """The biases as pairs; minus infinity forbids a token."""
+    if isinstance(value, _Biases):
+        return value
     expected = "a mapping of token ids to numbers"
     pairs = value.items() if isinstance(value, Mapping) else value
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
@@ -161,7 +163,13 @@ def _biases(value: object) -> tuple[tuple[int, float], ...]:
         if not is_number(bias) or not (bias == -math.inf or abs(bias) <= 1000):
             raise outside("logit_bias", bias, "a number from -1000 to 1000, or -inf")
         biases[token] = float(bias)
-    return tuple(biases.items())
+    return _Biases(biases.items())
+
+
+class _Biases(tuple[tuple[int, float], ...]):
+    """Those that were checked: there may be as many as tokens, and settings are often replaced."""
+
+    __slots__ = ()
 
 
 def _breakers(value: object) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .writing import encoded, streamed_answer, whole_answer
 async def _messages(call: Call[wire.MessagesRequest]) -> Response:
     body = call.body
     try:
-        stream = await _begun(call, asked(body))
+        stream = await _begun(call, await call.prepared(lambda: asked(body)))
     except ContextFullError as error:
         raise _too_long(error) from error
     writer = MessageWriter(call.server.model_name, body.max_tokens)
@@ -55,7 +55,7 @@ def _too_long(error: ContextFullError) -> ApiError:
 
 
 async def _count(call: Call[wire.CountRequest]) -> Response:
-    question = asked(call.body)
+    question = await call.prepared(lambda: asked(call.body))
     options: Any = await with_checked_tools(question.options)
     try:
         prompt = await call.model.chat_prompt(question.messages, **options)

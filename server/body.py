@@ -6,6 +6,7 @@ Promises that what is not as it should be is one `ApiError` that names the field
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import Llama4EdgeError, did_you_mean
+from ..errors import Llama4EdgeError
 from ..units import bytes_text
 from ..untrusted import Reader, shown
 from .errors import ApiError
+from .faults import Path, field_error, unfolded, written
+from .sizes import Counter, Limits
 from .state import record_of, server_of
 
 if TYPE_CHECKING:
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 """Levels of lists and objects in a body."""
 
-_SLOWEST = 1 << 14  # bytes a second
-_IN_LOOP = 1 << 16  # bytes that are parsed without another thread
-_MOST_FAULTS = 1000  # of which the clearest is told
+IN_LOOP = 1 << 16
+"""Bytes of a body that is read without another thread."""
 
-_QUOTES = "'"
+_SLOWEST = 1 << 14  # bytes a second
+
 
 T = TypeVar("T", bound="Schema")
 
@@ -68,8 +71,11 @@ class _BodyError(Llama4EdgeError):
     """A body that is not JSON."""
 
 
-async def read_body(request: Request, schema: type[T]) -> T:
+async def read_body(request: Request, schema: type[T], prompt_field: str | None = None) -> T:
     """The body of a request.
+
+    Args:
+        prompt_field: where it has the text or the tokens that the model is shown.
 
     Raises:
         ApiError: it is no JSON, too large, too slow, too deep, or not as the schema says.
@@ -81,20 +87,22 @@ async def read_body(request: Request, schema: type[T]) -> T:
             f"The body does not come as JSON, found Content-Type {shown(kind)}, expected "
             "application/json. With curl: -H 'Content-Type: application/json'.",
         )
-    data = await _bytes_of(request)
-    if len(data) <= _IN_LOOP:
-        return parsed(data, schema)
-    return await asyncio.to_thread(parsed, data, schema)
+    facts = server_of(request).facts
+    limits = Limits() if facts is None else Limits(facts.n_ctx, facts.n_vocab)
+    data = await _bytes_of(request, Counter(limits, prompt_field))
+    if len(data) <= IN_LOOP:
+        return parsed(data, schema, limits)
+    return await asyncio.to_thread(parsed, data, schema, limits)
 
 
-def parsed(data: bytes, schema: type[T]) -> T:
+def parsed(data: bytes, schema: type[T], limits: Limits | None = None) -> T:
     """What a body says.
 
     Raises:
         ApiError: as `read_body`.
     """
     try:
-        value = Reader(_BodyError, len(data)).parse(data, "the body")
+        value = Reader(_BodyError, len(data)).parse(data, "the body", pairs=_entries)
     except _BodyError as error:
         raise ApiError(400, str(error), code="invalid_json") from None
     if isinstance(value, list) and schema.list_field is not None:
@@ -102,14 +110,30 @@ def parsed(data: bytes, schema: type[T]) -> T:
     if not isinstance(value, Mapping):
         found = shown(value)
         raise ApiError(400, f"the body is not an object, found {found}", code="invalid_json")
-    _check_depth(value)
+    _check_levels(value)
+    if limits is not None:
+        limits.check(value)
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _field_error(error, value, schema) from None
+        raise field_error(error, value, schema) from None
 
 
-async def _bytes_of(request: Request) -> bytes:
+class _Ambiguous(dict[str, Any]):
+    """An object that has something twice; which of them is meant is not for us to choose."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = collections.Counter(name for name, _ in pairs)
+        self.name = counts.most_common(1)[0][0]
+
+
+def _entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    return entries if len(entries) == len(pairs) else _Ambiguous(pairs)
+
+
+async def _bytes_of(request: Request, counter: Counter) -> bytes:
     """All bytes of a body.
 
     Raises:
@@ -139,6 +163,7 @@ async def _bytes_of(request: Request) -> bytes:
         if size > settings.max_body:
             raise _too_large(size, settings.max_body)
         server.take_body(record, len(piece))
+        counter.add(piece)
         if not message.get("more_body", False):
             return b"".join(pieces)
 
@@ -152,14 +177,19 @@ def _too_large(size: int, limit: int) -> ApiError:
     )
 
 
-def _check_depth(value: object) -> None:
-    """Refuse a value that is nested too deeply."""
-    level: list[Any] = [value]
+def _check_levels(value: Mapping[str, Any]) -> None:
+    """Refuse a value that is nested too deeply, or has something twice."""
+    level: list[tuple[Any, Path]] = [(value, ())]
     for _ in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for item in level:
-            children = item.values() if isinstance(item, Mapping) else item
-            inner += [child for child in children if isinstance(child, dict | list)]
+        inner: list[tuple[Any, Path]] = []
+        for item, path in level:
+            if isinstance(item, _Ambiguous):
+                name = written([*unfolded(path), item.name])
+                raise ApiError(
+                    400, f"{name} is there twice, expected once.", name, "duplicate_parameter"
+                )
+            pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
+            inner += [(child, (path, at)) for at, child in pairs if isinstance(child, dict | list)]
         if not inner:
             return
         level = inner
@@ -168,65 +198,3 @@ def _check_depth(value: object) -> None:
         f"the body is nested too deeply, expected at most {MAX_DEPTH} levels",
         code="invalid_json",
     )
-
-
-def _field_error(error: ValidationError, body: Mapping[str, Any], schema: type[Schema]) -> ApiError:
-    """The error about the field that is most clearly at fault."""
-    if (count := error.error_count()) > _MOST_FAULTS:
-        text = f"the body has {count:,} faults: entries that are not known here, or of another type"
-        return ApiError(400, text, code="invalid_value")
-    found = error.errors(include_url=False, include_context=True)
-    fault = max(found, key=lambda one: (len(_path(one["loc"], body)), one["type"] != "missing"))
-    path = _path(fault["loc"], body)
-    name = _written(path) or "the body"
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        known = schema.model_fields if len(path) == 1 else ()
-        hint = did_you_mean(str(path[-1]), known)
-        text = f"{name} is not a field that is known here."
-        return ApiError(400, f"{text} {hint}" if hint else text, name, "unknown_parameter")
-    if kind == "missing":
-        name = _written([*path, *fault["loc"][-1:]])
-        return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
-    if kind == "none_required":
-        about = schema.model_fields[str(path[-1])].description if len(path) == 1 else None
-        text = f"{name} is not supported here. {about or ''}".rstrip()
-        return ApiError(400, text, name, "unsupported_parameter")
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        context = fault["ctx"]
-        name = f"{name}.{str(context['discriminator']).strip(_QUOTES)}"
-        if kind == "union_tag_not_found":
-            return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
-        text = f"{name}: found {shown(context['tag'])}, expected {context['expected_tags']}."
-        return ApiError(400, text, name, "invalid_value")
-    problem = fault["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        word = problem.partition(" ")[0]
-        if not path:  # about several fields, the first of which is named first
-            param = word if word in schema.model_fields else None
-            return ApiError(400, f"{problem}.", param, "invalid_value")
-        return ApiError(400, f"{name}: {problem}.", name, "invalid_value")
-    text = f"{name}: {problem}, found {shown(fault['input'])}."
-    return ApiError(400, text, name, "invalid_type" if kind.endswith("_type") else "invalid_value")
-
-
-def _path(location: tuple[int | str, ...], body: object) -> list[int | str]:
-    """Where a fault is in the body; pydantic also names the alternatives of a union."""
-    path: list[int | str] = []
-    value: Any = body
-    for step in location:
-        is_entry = isinstance(value, Mapping) and step in value
-        if is_entry or (isinstance(value, list) and step in range(len(value))):
-            value = value[step]
-        else:
-            continue
-        path.append(step)
-    return path
-
-
-def _written(path: list[int | str]) -> str:
-    """A path as programs write it: ``messages[0].content``."""
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -19,6 +19,7 @@ from .errors import ApiError
 from .events import events_of, merged, runs
 from .logprobs import chat_logprobs
 from .messages import messages_of
+from .pieces import json_answer
 from .schema.answers import ChatAnswer
 from .schema.openai import ChatRequest
 from .stream import DONE, EventStream
@@ -26,14 +27,8 @@ from .usage import timings_of, usage_of
 
 
 async def _chat(call: Call[ChatRequest]) -> Response:
-    body = call.body
-    messages, n = messages_of(body.messages), body.n or 1
-    options: Any = {
-        "sampling": body.sampling(call.server.settings.sampling),
-        "max_tokens": body.most_tokens,
-        "tools": await asyncio.to_thread(tools_of, body.tool_definitions) if body.tools else (),
-        **body.options(),
-    }
+    body, n = call.body, call.body.n or 1
+    messages, options = await question_of(call)
     if body.stream:
         streams = await call.model.chat(messages, stream=True, n=n, **options)
         head = Head.new("chatcmpl", "chat.completion.chunk", call.server.model_name)
@@ -46,13 +41,33 @@ async def _chat(call: Call[ChatRequest]) -> Response:
     completions = await call.model.chat(messages, n=n, **options)
     for number, completion in enumerate(completions):
         call.record.note(completion, is_first=number == 0)
-    return JSONResponse(
-        {
+
+    def answer() -> dict[str, Any]:
+        return {
             **head.fields,
             "choices": [_choice(call, *one) for one in enumerate(completions)],
             "usage": usage_of(call.record),
             "timings": timings_of(completions),
         }
+
+    # With log probabilities it may be long.
+    return await json_answer(answer) if body.logprobs else JSONResponse(answer())
+
+
+async def question_of(call: Call[ChatRequest]) -> tuple[list[dict[str, Any]], Any]:
+    """The messages of a request, and the keywords of ``Model.chat``."""
+    body = call.body
+
+    def options() -> dict[str, Any]:
+        return {
+            "sampling": body.sampling(call.server.settings.sampling),
+            "max_tokens": body.most_tokens,
+            "tools": tools_of(body.tool_definitions) if body.tools else (),
+            **body.options(),
+        }
+
+    return await call.prepared(
+        lambda: (messages_of(body.messages), options()), is_slow=bool(body.tools)
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..async_model import AsyncModel, AsyncStream
 from ..chat.answer import Completion
@@ -23,6 +23,7 @@ from .endpoint import Call, Endpoint
 from .errors import ApiError
 from .events import events_of, merged, runs
 from .logprobs import TextLogprobs
+from .pieces import json_answer
 from .schema.answers import CompletionAnswer
 from .schema.openai import CompletionRequest, TextOrTokens
 from .stream import DONE, EventStream
@@ -48,12 +49,7 @@ class _Task:
 
 async def _complete(call: Call[CompletionRequest]) -> Response:
     body = call.body
-    options: Any = {
-        "sampling": body.sampling(call.server.settings.sampling),
-        "max_tokens": body.most_tokens,
-        "n": body.n_made,
-        **body.options(),
-    }
+    options: Any = await call.prepared(lambda: _options(call))
     n_parallel = call.model.model.engine.settings.n_parallel
     tasks = await _all([_task(call, prompt) for prompt in body.prompts], n_parallel)
     head = Head.new("cmpl", "text_completion", call.server.model_name)
@@ -69,12 +65,25 @@ async def _complete(call: Call[CompletionRequest]) -> Response:
     for completions in answers:
         for number, completion in enumerate(completions):
             call.record.note(completion, is_first=number == 0)
-    # With log probabilities it may be long.
-    choices = await asyncio.to_thread(_choices, call, tasks, answers)
-    timings = timings_of([completion for completions in answers for completion in completions])
-    return JSONResponse(
-        {**head.fields, "choices": choices, "usage": usage_of(call.record), "timings": timings}
-    )
+
+    def answer() -> dict[str, Any]:
+        made = [completion for completions in answers for completion in completions]
+        choices = _choices(call, tasks, answers)
+        usage = usage_of(call.record)
+        return {**head.fields, "choices": choices, "usage": usage, "timings": timings_of(made)}
+
+    return await json_answer(answer)  # with log probabilities it may be long
+
+
+def _options(call: Call[CompletionRequest]) -> dict[str, Any]:
+    """The keywords of ``Model.generate``."""
+    body = call.body
+    return {
+        "sampling": body.sampling(call.server.settings.sampling),
+        "max_tokens": body.most_tokens,
+        "n": body.n_made,
+        **body.options(),
+    }
 
 
 async def _streams(model: AsyncModel, prompt: Prompt, options: Any) -> list[AsyncStream]:
@@ -216,9 +225,10 @@ class _Writer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The whole stream."""
-        echoes = [self._echo(number) for number in range(len(self._streams))]
-        if any(echoes):
-            yield b"".join(echoes)
+        for number in range(len(self._streams)):
+            # With log probabilities it is as long as the prompt.
+            if echo := await asyncio.to_thread(self._echo, number):
+                yield echo
         async for events in events_of(self._streams):
             self._call.record.note_first()
             yield b"".join(

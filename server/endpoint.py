@@ -20,11 +20,12 @@ from starlette.types import Receive, Scope, Send
 from ..async_model import AsyncModel
 from ..errors import EngineError
 from ..vision.finding import no_projector
-from .body import Schema, read_body
+from .body import IN_LOOP, Schema, read_body
 from .errors import ApiError, request_error
 from .state import Served, Server, record_of, server_of
 
 T = TypeVar("T", bound=Schema)
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Call(Generic[T]):
     model: AsyncModel
     server: Server
     record: Served
+
+    async def prepared(self, work: Callable[[], _R], *, is_slow: bool = False) -> _R:
+        """What is made of the body; in another thread where that may hold up others.
+
+        Args:
+            is_slow: whether it may even for a small body.
+        """
+        if self.record.body_bytes <= IN_LOOP and not is_slow:
+            return work()
+        return await asyncio.to_thread(work)
 
 
 def _one(_: object) -> int:
@@ -79,7 +90,7 @@ class Endpoint(Generic[T]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or end when its client hangs up."""
         request = Request(scope, receive)
-        body = await read_body(request, self.schema)
+        body = await read_body(request, self.schema, self._prompt_field)
         work = asyncio.ensure_future(self._answer(request, body, send))
         gone = asyncio.ensure_future(_hung_up(receive))
         server = server_of(request)

@@ -25,7 +25,7 @@ _MOST_LISTED = 100
 
 async def _create(call: Call[wire.ResponsesRequest]) -> Response:
     body, store = call.body, call.server.responses
-    question = _question(body, store)
+    question = await call.prepared(lambda: _question(body, store))
     sampling = body.sampling(call.server.settings.sampling)
     options: Any = {"sampling": sampling, **await with_checked_tools(question.options)}
     stream = await call.model.chat(question.messages, stream=True, **options)
@@ -47,7 +47,7 @@ async def _create(call: Call[wire.ResponsesRequest]) -> Response:
 
 
 async def _count(call: Call[wire.PromptFields]) -> Response:
-    question = _question(call.body, call.server.responses)
+    question = await call.prepared(lambda: _question(call.body, call.server.responses))
     options: Any = await with_checked_tools(question.options)
     prompt = await call.model.chat_prompt(question.messages, **options)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})

@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from functools import cache
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .._version import __version__
-from .chat import tools_of
+from ..chat.vocabulary import Vocabulary
+from .chat import question_of
+from .chunks import compact
 from .endpoint import Call, Endpoint, no_answers
 from .errors import ApiError
-from .messages import messages_of
 from .metrics import CONTENT_TYPE, Metrics
+from .pieces import PiecesAnswer, json_answer
 from .schema import utilities as wire
 from .schema.openai import ChatRequest
 from .state import server_of
 
 
 async def _tokenize(call: Call[wire.TokenizeRequest]) -> Response:
-    body, model = call.body, call.model.model
-    tokens = await asyncio.to_thread(
-        model.tokenize, body.text, special=body.parse_special, add_bos=body.adds_bos
-    )
-    if not body.with_pieces:
-        return JSONResponse({"tokens": tokens})
-    pieces = [model.vocabulary.token_bytes(token, special=True) for token in tokens]
-    written = [
-        {"id": token, "piece": _piece(data)} for token, data in zip(tokens, pieces, strict=True)
-    ]
-    return JSONResponse({"tokens": written})
+    body, vocabulary = call.body, call.model.model.vocabulary
+    parts = vocabulary.encoded(body.text, special=body.parse_special, add_bos=body.adds_bos)
+    write = _pieces_of(vocabulary) if body.with_pieces else str
+    return PiecesAnswer(_token_list(parts, write))
 
 
-def _piece(data: bytes) -> str | list[int]:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return list(data)
+def _token_list(parts: Iterator[list[int]], write: Callable[[int], str]) -> Iterator[str]:
+    """Tokens as JSON, so many at a time as come together."""
+    beginning = '{"tokens":['
+    for tokens in parts:
+        if tokens:
+            yield beginning + ",".join(map(write, tokens))
+            beginning = ","
+    yield "]}" if beginning == "," else f"{beginning}]}}"
+
+
+def _pieces_of(vocabulary: Vocabulary) -> Callable[[int], str]:
+    """Writes a token with its text, or its bytes where these are no text."""
+
+    @cache
+    def written(token: int) -> str:
+        data = vocabulary.token_bytes(token, special=True)
+        try:
+            piece: str | list[int] = data.decode()
+        except UnicodeDecodeError:
+            piece = list(data)
+        return compact({"id": token, "piece": piece})
+
+    return written
 
 
 async def _detokenize(call: Call[wire.DetokenizeRequest]) -> Response:
     model, tokens = call.model.model, call.body.tokens
-    text = await asyncio.to_thread(model.detokenize, tokens, special=True)
-    return JSONResponse({"content": text, "prompt": text})
+
+    def answer() -> dict[str, str]:
+        text = model.detokenize(tokens, special=True)
+        return {"content": text, "prompt": text}
+
+    return await json_answer(answer)
 
 
 async def _apply_template(call: Call[ChatRequest]) -> Response:
-    body, model = call.body, call.model.model
-    options: Any = {
-        "tools": await asyncio.to_thread(tools_of, body.tool_definitions) if body.tools else (),
-        **body.options(),
-    }
-    prompt = await call.model.chat_prompt(messages_of(body.messages), **options)
-    text = await asyncio.to_thread(model.detokenize, prompt.token_ids, special=True)
-    return JSONResponse({"prompt": text})
+    model = call.model.model
+    messages, options = await question_of(call)
+    prompt = await call.model.chat_prompt(messages, **options)
+    return await json_answer(lambda: {"prompt": model.detokenize(prompt.token_ids, special=True)})
 
 
 async def _properties(request: Request) -> Response:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import patch
 
 import pytest
 
+from llama4_edge.chat import vocabulary as vocabulary_module
 from llama4_edge.chat.vocabulary import Vocabulary, any_of
 from llama4_edge.errors import SettingError, VocabularyError
 from tests.gguf_maker import byte_letters
@@ -224,3 +226,23 @@ def test_a_merge_into_nothing_is_refused(merge: str) -> None:
     # tokenizers panics where the merged token would be longer than all others.
     with pytest.raises(VocabularyError, match="makes a token that is not a normal one"):
         Vocabulary(metadata(merges=("t h", "th e", merge)))
+
+
+def test_a_long_text_is_cut_where_its_words_are_cut_anyway(vocabulary: Vocabulary) -> None:
+    """So that a tokenizer, which lets no other thread go on, has little to do at a time."""
+
+    def words(text: str) -> list[str]:
+        pre_tokenizer = vocabulary._tokenizer.pre_tokenizer
+        assert pre_tokenizer is not None
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
+
+    rng = random.Random(5)
+    letters = ["a", "Z", "7", " ", "  ", "\n", "\r\n", ".", "/", "'s", "\u00e9", "\u4e2d", "\u0301"]
+    for _ in range(200):
+        text = "".join(rng.choices(letters, k=300))
+        with patch.object(vocabulary_module, "_SHORT", 5):
+            parts = list(vocabulary_module._short_parts(text))
+        assert "".join(parts) == text
+        assert [word for part in parts for word in words(part)] == words(text)
+    prose = "These are words of a text.\n" * 4000
+    assert max(map(len, vocabulary_module._short_parts(prose))) < 8100

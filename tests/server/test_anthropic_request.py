@@ -243,7 +243,7 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
     ("fields", "param", "words"),
     [
         ({"max_tokens": None}, "max_tokens", "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        ({"max_tokens": -1}, "max_tokens", "found -1, expected at least 0"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [user("")]}, "messages", "say nothing"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'user'"),

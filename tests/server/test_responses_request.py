@@ -230,7 +230,7 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
         ({"background": True}, "background", "False"),
         ({"conversation": "conv_1"}, "conversation", "Give previous_response_id"),
         ({"prompt": {"id": "p"}}, "prompt", "not stored here"),
-        ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "found 0, expected at least 1"),
         ({"metadata": {"a": 1}}, "metadata.a", "string"),
         ({"messages": [message("user", "hi")]}, "messages", "not supported here. Give input."),
         ({"max_tokens": 5}, "max_tokens", "Give max_output_tokens."),
