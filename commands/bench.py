@@ -30,6 +30,7 @@ from .declare import (
 )
 from .model_name import check_name
 from .options import (
+    AdapterOptions,
     DeviceOptions,
     LayerOptions,
     experts_option,
@@ -167,6 +168,7 @@ class BenchOptions:
     synthetic: SyntheticOptions = group(SyntheticOptions)
     n_expert_used: int | None = experts_option()
     load_mode: tuple[LoadMode, ...] = load_mode_option()
+    adapters: AdapterOptions = group(AdapterOptions)
     no_warmup: bool = flag("--no-warmup", help="Measure the first run of each test too.")
     as_json: bool = json_flag()
     verbose: bool = verbose_flag()
@@ -230,6 +232,7 @@ def _grid(options: BenchOptions) -> BenchGrid:
             n_expert_used=options.n_expert_used,
             **with_load_mode({"load_mode": options.load_mode}),
             **given_workers(options.where),
+            **given(options.adapters),
         )
         return BenchGrid(base=base, warmup=not options.no_warmup, **_given_grid(options.grid))
 

@@ -393,6 +393,9 @@ def _as_planned(
         n_expert_used=grid.base.n_expert_used,
         workers=workers,
         devices=placement.devices,
+        adapters=grid.base.adapters,
+        control_vectors=grid.base.control_vectors,
+        control_vector_layers=grid.base.control_vector_layers,
     )
     if on_plan is not None:
         on_plan(planned)

@@ -54,7 +54,10 @@ class BenchEngine(Engine):
             EngineError: llama.cpp cannot make the context; the engine is closed then.
         """
         self._check()
-        for name in ("placement", "workers", "use_extra_bufts", "load_mode", "n_expert_used"):
+        for name in (
+            "placement", "workers", "use_extra_bufts", "load_mode", "n_expert_used", "adapters",
+            "control_vectors",
+        ):  # fmt: skip
             if getattr(settings, name) != getattr(self.settings, name):
                 raise SettingError(f"{name} cannot change while the model is loaded")
         try:
@@ -78,7 +81,7 @@ class BenchEngine(Engine):
             raise ContextFullError(
                 "the tokens do not fit into the context", found=len(checked), expected=left
             )
-        self._call(lambda: self._sequence.extend(checked))
+        self._call(lambda: self._extend(checked))
 
     def decode_each(self, tokens: Sequence[int]) -> None:
         """Decode tokens one after the other, each when all devices have finished the one before.

@@ -520,4 +520,10 @@ class Engine:
         held = len(self._sequence.tokens)
         if held == self.settings.n_ctx:
             raise context_full(held + 1, self.settings.n_ctx)
-        self._sequence.extend(token)
+        self._extend(token)
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        """Decode tokens that fit after those in the cache, the first ones with what holds now."""
+        if not self._sequence.tokens:
+            self._sequence.adapters = self.adapters.scales
+        self._sequence.extend(tokens)

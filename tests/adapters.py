@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.gguf_maker import EMBD, F32, LAYERS, STR, TinyModel, Value, tiny_model
 
 RANK = 2
@@ -50,6 +51,31 @@ def tiny_control_vector(*, seed: int = 2) -> TinyModel:
         for layer in range(1, LAYERS)
     }
     return TinyModel(keys, directions)
+
+
+def adapter_of(model: Path) -> TinyModel:
+    """An adapter of rank 2 for the attention of a model's file."""
+    made, random = tiny_adapter([]), np.random.default_rng(3)
+    for tensor in read_gguf(model).tensors:
+        if ".attn_q." in tensor.name:
+            inner, out = tensor.shape
+            for suffix, shape in (("lora_a", (RANK, inner)), ("lora_b", (out, RANK))):
+                numbers = random.normal(0, 0.01, shape).astype(np.float32)
+                made.tensors[f"{tensor.name}.{suffix}"] = numbers
+    return made
+
+
+def control_vector_of(model: Path) -> TinyModel:
+    """A small direction for each layer of a model's file but the first."""
+    made, random = tiny_control_vector(), np.random.default_rng(4)
+    shapes = {tensor.name: tensor.shape for tensor in read_gguf(model).tensors}
+    (width,) = shapes["output_norm.weight"]
+    n_layer = sum(name.endswith(".attn_norm.weight") for name in shapes)
+    made.tensors = {
+        f"direction.{layer}": random.normal(0, 0.01, width).astype(np.float32)
+        for layer in range(1, n_layer)
+    }
+    return made
 
 
 def peer_logits(

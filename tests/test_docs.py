@@ -34,6 +34,7 @@ from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.adapters import adapter_of, control_vector_of
 from tests.server.running import running_server
 from tests.sessions import write
 
@@ -175,6 +176,9 @@ def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path) -> Path:
     for name in ("demo/out/picture.png", "photo.jpg"):
         picture.save(shelf / name)
     (shelf / "book.md").write_text("Ana lives by the sea.", encoding="utf-8")
+    for name in ("poems.gguf", "law.gguf"):
+        adapter_of(demo_gguf).write(shelf / name)
+    control_vector_of(demo_gguf).write(shelf / "calm.gguf")
     write(shelf / "book.l4s", talk=Conversation().user("Hello").assistant("Hi."))
     return shelf
 
@@ -329,6 +333,8 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 )
 def test_the_python_of_a_page_runs(page: str, shelf: Path, request: pytest.FixtureRequest) -> None:
     code = "\n".join(block.text for block in blocks(page) if block.language == "python")
+    if "convert(" not in code:
+        request.getfixturevalue("full_shelf")
     if _SERVERS.search(code):
         code = _SERVERS.sub(request.getfixturevalue("server"), code)
     with contextlib.redirect_stdout(io.StringIO()):
