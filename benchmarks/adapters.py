@@ -114,7 +114,7 @@ def _change_seconds(engine: Engine) -> float:
 
 def _random_tokens(engine: Engine, seed: int) -> list[int]:
     random = np.random.default_rng(seed)
-    return random.integers(0, min(engine.n_vocab, _PLAIN), _PROMPT).tolist()
+    return [int(token) for token in random.integers(0, min(engine.n_vocab, _PLAIN), _PROMPT)]
 
 
 def _write_adapter(path: Path, info: ModelInfo, targets: str, rank: int) -> int:
