@@ -46,7 +46,12 @@ PAGES = sorted(
     if str(path.relative_to(ROOT)) not in GENERATED
 )
 SCOUT = "Llama-4-Scout-17B-16E-Instruct"
-MODELS = ("scout.gguf", "scout-int4.gguf", "demo/out/llama-4-tiny-int4.gguf")
+MODELS = (
+    "scout.gguf", "scout-bf16.gguf", "scout-int4.gguf", "scout-q4_0.gguf",
+    "demo/out/llama-4-tiny-int4.gguf",
+)  # fmt: skip
+# As long as two chunks of `compare`.
+TEXT = "Ana lives by the sea, and Ben in the old lighthouse on the hill. " * 60
 CHECKPOINTS = (SCOUT, f"meta-llama/{SCOUT}", "demo/Llama-4-Tiny")
 ADDRESSES = ("192.168.0.7:50052", "192.168.0.8:50052", "127.0.0.1:50052")
 
@@ -151,6 +156,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in CHECKPOINTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / "demo" / "Llama-4-Tiny")
+    (tmp_path / "wiki.test.raw").write_text(TEXT, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
     logger = logging.getLogger("llama4_edge")
@@ -165,9 +171,18 @@ def demo_projector(make_projector: Callable[..., Path]) -> Path:
     return make_projector(ROOT / "demo" / "Llama-4-Tiny")
 
 
+@pytest.fixture(scope="session")
+def demo_reference(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the model in the box predicted of the text of the pages."""
+    path = tmp_path_factory.mktemp("reference") / "scout.reference"
+    llama4_edge.compare(demo_gguf, text=TEXT, save=path, n_threads=1)
+    return path
+
+
 @pytest.fixture
-def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path) -> Path:
-    """The same with the GGUFs of the pages, a picture, a document and a session."""
+def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path, demo_reference: Path) -> Path:
+    """The same with the GGUFs of the pages, a picture, a document, a session and predictions."""
+    shutil.copy(demo_reference, shelf / "scout.reference")
     for name in MODELS:
         (shelf / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(demo_gguf, shelf / name)  # a conversion writes through links
