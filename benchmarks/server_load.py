@@ -41,6 +41,7 @@ from PIL import Image
 
 from benchmarks.peer import OUT, ROOT
 from benchmarks.server import HOST, free_port, is_healthy, text
+from benchmarks.server_bodies import SCHEMA, TOOL, WRONG
 from demo.training.lessons.picture import COLOURS, SHAPES, Picture
 from demo.training.lessons.skills import NAMES, THINGS, TRAITS
 from llama4_edge.system.cores import decoding_threads
@@ -53,42 +54,6 @@ _MIB = 2**20
 
 Act: TypeAlias = Callable[[random.Random], Awaitable[None]]
 Body: TypeAlias = dict[str, Any]
-
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "light",
-        "description": "Switches a light.",
-        "parameters": {
-            "type": "object",
-            "properties": {"room": {"enum": ["kitchen", "garage"]}, "on": {"type": "boolean"}},
-            "required": ["room", "on"],
-            "additionalProperties": False,
-        },
-    },
-}
-_SCHEMA = {
-    "type": "object",
-    "properties": {"count": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["count"],
-    "additionalProperties": False,
-}
-
-# What is wrong with a request, and the status that it gets: a path, a body and a status.
-_WRONG: tuple[tuple[str, bytes, int], ...] = (
-    ("/v1/chat/completions", b"{", 400),
-    ("/v1/chat/completions", b"[]", 400),
-    ("/v1/chat/completions", b"\xff\xfe", 400),
-    ("/v1/chat/completions", b"{}", 400),
-    ("/v1/chat/completions", b'{"messages": []}', 400),
-    ("/v1/chat/completions", b'{"messages": [{"role": "king", "content": "x"}]}', 400),
-    ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "x"}], "n": 0}', 400),
-    ("/v1/completions", b'{"prompt": [-1]}', 400),
-    ("/v1/completions", b'{"prompt": "x", "temperature": "hot"}', 400),
-    ("/v1/messages", b'{"messages": [], "max_tokens": 1}', 400),
-    ("/v1/responses", b'{"input": 7}', 400),
-    ("/v1/nothing", b"{}", 404),
-)
 
 
 class UnexpectedError(Exception):
@@ -238,7 +203,7 @@ class Traffic:
 
     async def _tool(self, rng: random.Random) -> None:
         body = {
-            "messages": [_user("Light in the kitchen, please.")], "tools": [_TOOL],
+            "messages": [_user("Light in the kitchen, please.")], "tools": [TOOL],
             "tool_choice": "required", "max_tokens": 100, "seed": rng.randrange(9**9),
         }  # fmt: skip
         answer = await self._post("/v1/chat/completions", body)
@@ -250,7 +215,7 @@ class Traffic:
             raise UnexpectedError(f"arguments {arguments}")
 
     async def _schema(self, rng: random.Random) -> None:
-        form = {"type": "json_schema", "json_schema": {"name": "count", "schema": _SCHEMA}}
+        form = {"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA}}
         body = {
             "messages": [_user("How many?")], "response_format": form, "max_tokens": 100,
             "seed": rng.randrange(9**9),
@@ -319,7 +284,7 @@ class Traffic:
         writer.close()
 
     async def _wrong(self, rng: random.Random) -> None:
-        path, body, status = rng.choice(_WRONG)
+        path, body, status = rng.choice(WRONG)
         headers = {"Content-Type": "application/json"}
         answer = await self._client.post(path, content=body, headers=headers)
         _check(answer, status)

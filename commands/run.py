@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ..chat.options import WhenFull
     from ..chat.vocabulary import Vocabulary
     from ..model import Model
+    from ..runtime.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -102,29 +103,14 @@ def run(options: RunOptions) -> None:
     from ..chat.conversation import Conversation
     from .chat_loop import opening
 
-    for name, given_too in (
-        ("--system", options.system),
-        ("--session", options.session),
-        ("--when-full", options.when_full),
-        (options.shown.given, options.shown.given),
-    ):
-        if options.raw and given_too is not None:
-            raise usage_error(f"--raw has no place for {name}")
-    if options.document not in (None, "-"):
-        raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
+    _check(options)
     is_picture = "-" in options.shown.images
-    if is_picture and ("-" in options.files or "-" in (options.prompt, options.document)):
-        raise usage_error("--image - takes standard input, which cannot be something else too")
-    if options.logprobs is not None and not options.as_json:
-        raise usage_error("--logprobs goes with --json, which shows them")
     text = read_prompt(options.prompt, document=options.document is not None, is_taken=is_picture)
     if not text.strip():
         raise usage_error("the prompt is empty: give PROMPT, or pipe one in")
     sampling = options.sampling.sampling()
     when_full = options.when_full or Conversation.when_full
-    answering = {**given(options.answer), **options.form.settings(), "sampling": sampling}
-    if options.logprobs is not None:
-        answering |= {"logprobs": True, "top_logprobs": options.logprobs}
+    answering = _answering(options, sampling)
     first = opening(options.system)
     documents = read_files(options.files)
     pictures = options.shown.parts()
@@ -174,14 +160,50 @@ def run(options: RunOptions) -> None:
             print_json(answer_record(stream.completion, model.vocabulary))
         if session is not None:
             session.keep(talk.assistant(stream.completion))
-    if options.verbose:
-        note(timings_text(stream.completion))
+    _note_end(options, stream.completion)
     if stream.dropped_messages:
         note(dropped_text(talk.messages, stream.dropped_messages))
-    if cut_off(stream.completion, options.answer.max_tokens):
-        note("The answer ends here because the context is full; a larger -c holds more.")
     if not is_picture and unread_pipe(options.prompt, document=options.document is not None):
         note("Standard input was not read: a - after the prompt adds it.")
+
+
+def _check(options: RunOptions) -> None:
+    """Refuse what does not go together, before anything is read.
+
+    Raises:
+        click.UsageError: some of it does not.
+    """
+    for name, given_too in (
+        ("--system", options.system),
+        ("--session", options.session),
+        ("--when-full", options.when_full),
+        (options.shown.given, options.shown.given),
+    ):
+        if options.raw and given_too is not None:
+            raise usage_error(f"--raw has no place for {name}")
+    if options.document not in (None, "-"):
+        raise usage_error(f"{options.document!r} is one word too many: quote the prompt")
+    is_picture = "-" in options.shown.images
+    if is_picture and ("-" in options.files or "-" in (options.prompt, options.document)):
+        raise usage_error("--image - takes standard input, which cannot be something else too")
+    if options.logprobs is not None and not options.as_json:
+        raise usage_error("--logprobs goes with --json, which shows them")
+
+
+def _answering(options: RunOptions, sampling: Sampling) -> dict[str, Any]:
+    """The keywords of ``Model.generate`` that flags ask for."""
+    answering = {**given(options.answer), **options.form.settings(), "sampling": sampling}
+    if options.logprobs is not None:
+        answering |= {"logprobs": True, "top_logprobs": options.logprobs}
+    return answering
+
+
+def _note_end(options: RunOptions, completion: Completion) -> None:
+    """Say what an answer took, and whether it was cut off."""
+    if options.verbose:
+        note(timings_text(completion))
+    if cut_off(completion, options.answer.max_tokens):
+        note("The answer ends here because the context is full; a larger -c holds more.")
 
 
 def answer_record(completion: Completion, vocabulary: Vocabulary) -> dict[str, object]:

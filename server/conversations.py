@@ -7,6 +7,8 @@ written aside. Knows no files; see `SessionFolder`.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -32,7 +34,11 @@ from .session_folder import (
 )
 from .state import Server, server_of
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 async def _list(request: Request) -> JSONResponse:
@@ -51,7 +57,7 @@ async def _create(request: Request) -> JSONResponse:
     async with server.models.using() as model:
         name = model.model.info.name
         conversation = Conversation(messages, name, server.settings.sampling)
-        kept = await _done(lambda: folder.create(model.model, conversation))
+        kept = await _done(folder, lambda: folder.create(model.model, conversation))
         return JSONResponse(await _summary(server, folder, kept))
 
 
@@ -59,7 +65,7 @@ async def _read(request: Request) -> JSONResponse:
     """What was said in one."""
     server, folder = _kept_by(request)
     name = request.path_params["name"]
-    kept = await _done(lambda: folder.read(name))
+    kept = await _done(folder, lambda: folder.read(name))
     messages = [_as_written(message) for message in kept.conversation.messages]
     summary = await _summary(server, folder, kept)
     return JSONResponse({**summary, "model": kept.conversation.model, "messages": messages})
@@ -71,7 +77,7 @@ async def _change(request: Request) -> JSONResponse:
     name = request.path_params["name"]
     body = await read_body(request, ChangedConversation)
     messages = _messages(body.messages)
-    kept = await _done(lambda: folder.change(name, body.version, messages))
+    kept = await _done(folder, lambda: folder.change(name, body.version, messages))
     aside = asyncio.create_task(_keep_state(server, folder, name))
     server.asides.add(aside)
     aside.add_done_callback(server.asides.discard)
@@ -83,14 +89,14 @@ async def _rename(request: Request) -> JSONResponse:
     _, folder = _kept_by(request)
     name = request.path_params["name"]
     body = await read_body(request, NewName)
-    return JSONResponse({"name": await _done(lambda: folder.rename(name, body.name))})
+    return JSONResponse({"name": await _done(folder, lambda: folder.rename(name, body.name))})
 
 
 async def _remove(request: Request) -> JSONResponse:
     """Remove one."""
     _, folder = _kept_by(request)
     name = request.path_params["name"]
-    await _done(lambda: folder.remove(name))
+    await _done(folder, lambda: folder.remove(name))
     return JSONResponse({"name": name, "deleted": True})
 
 
@@ -100,7 +106,7 @@ async def _resume(request: Request) -> JSONResponse:
     name = request.path_params["name"]
     await read_body(request, Nothing)
     async with server.models.using() as model:
-        resumed = await _done(lambda: folder.resume(model.model, name))
+        resumed = await _done(folder, lambda: folder.resume(model.model, name))
     return JSONResponse(asdict(resumed))
 
 
@@ -123,11 +129,11 @@ def _kept_by(request: Request) -> tuple[Server, SessionFolder]:
     return server, server.sessions
 
 
-async def _done(work: Callable[[], T]) -> T:
+async def _done(folder: SessionFolder, work: Callable[[], T]) -> T:
     """What is done in another thread, because disks and templates may be slow.
 
     Raises:
-        ApiError: it fails.
+        ApiError: it fails, and where the server keeps its files is for its log alone.
     """
     try:
         return await asyncio.to_thread(work)
@@ -136,7 +142,10 @@ async def _done(work: Callable[[], T]) -> T:
     except ChangedSessionError as error:
         raise ApiError(409, str(error), code="conversation_changed") from error
     except SessionError as error:
-        raise ApiError(500, str(error), code="conversation_not_kept") from error
+        logger.error("%s", error)
+        is_full = getattr(error.__cause__, "errno", None) in _FULL
+        message = folder.without_path(str(error))
+        raise ApiError(507 if is_full else 500, message, code="conversation_not_kept") from error
 
 
 def _messages(messages: list[MessageField]) -> tuple[Message, ...]:

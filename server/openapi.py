@@ -7,6 +7,7 @@ with what it reads and writes, from the schemas themselves.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ from .endpoint import Endpoint
 from .schema import anthropic, conversations, models, openai, responses, utilities
 
 _SCHEMAS = "#/components/schemas/{model}"
-_ROOM = __name__.rpartition(".")[0].replace(".", "__") + "__schema__"
+# How pydantic tells names apart that stand in several modules.
+_MODULE = re.compile(rf"{__name__.rpartition('.')[0].replace('.', '__')}__schema__(\w+?)__")
+_PLAIN = {"openai", "answers", "models"}
 
 # What the routes answer that do not ask the model, and what else they are asked.
 _ANSWERS: Mapping[str, Any] = {
@@ -96,10 +99,13 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
         },
         "security": [{}, {"bearer": []}, {"key": []}],
     }
-    # Names that several protocols have are told apart by the module that they stand in.
-    text = json.dumps(whole).replace(_ROOM, "")
-    named: dict[str, Any] = json.loads(text)
+    named: dict[str, Any] = json.loads(_MODULE.sub(_protocol_of, json.dumps(whole)))
     return named
+
+
+def _protocol_of(module: re.Match[str]) -> str:
+    """What a name begins with that several protocols have; those of OpenAI's first have nothing."""
+    return "" if module[1] in _PLAIN else module[1].capitalize()
 
 
 class _Operation:

@@ -126,6 +126,13 @@ class SessionFolder:
 
     # --- what is there
 
+    def without_path(self, text: str) -> str:
+        """What an error says of a conversation's file, without where that is."""
+        for path in (self.path.resolve(), self.path.absolute(), self.path):
+            if path != Path():
+                text = text.replace(f"{path}{os.sep}", "").replace(str(path), "the folder")
+        return text
+
     def entries(self) -> list[Entry]:
         """All conversations, that which was changed last first."""
         entries = []
@@ -270,8 +277,10 @@ class SessionFolder:
             except EngineError:
                 raise
             except Llama4EdgeError as error:
+                logger.warning("what was read of %s cannot be taken up: %s", shown(name), error)
                 self._covered[name] = 0
-                return Resumed(0, f"{error} What was said is here, and is read anew.")
+                problem = self.without_path(str(error))
+                return Resumed(0, f"{problem} What was said is here, and is read anew.")
             self._covered[name] = min(n_kept, n_held)
             return Resumed(n_held)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import httpx
@@ -16,6 +17,7 @@ import pytest
 
 from llama4_edge import Conversation, Model, SessionError
 from llama4_edge.chat.session import SessionSummary
+from llama4_edge.runtime.files import session_writer
 from llama4_edge.runtime.files.session_file import SessionFile
 from llama4_edge.runtime.files.session_writer import SessionWriter
 from llama4_edge.server.keeper import ModelKeeper
@@ -417,3 +419,41 @@ def test_a_state_of_another_model_leaves_the_text(
         assert resumed.tokens == 0
         assert resumed.note is not None
         assert resumed.note.endswith("What was said is here, and is read anew.")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EROFS, 500)]
+)
+def test_what_cannot_be_written_is_told_without_where_the_server_keeps_it(
+    kept: httpx.Client,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    status: int,
+) -> None:
+    name = create(kept, "a", "b")["name"]
+    version = kept.get(f"/conversations/{name}").json()["version"]
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(folder / "x"))
+
+    monkeypatch.setattr(session_writer, "_write", refuse)
+    monkeypatch.setattr(SessionWriter, "_begin", refuse)
+    created = kept.post("/conversations", json={"messages": said("new")})
+    assert created.status_code == status
+    assert os.strerror(number) in created.json()["error"]["message"]
+    assert str(folder) not in created.text
+    assert str(folder) in caplog.text  # for whoever runs the server
+    assert kept.get(f"/conversations/{name}").json()["version"] == version
+
+
+def test_a_damaged_file_is_told_without_where_it_is(kept: httpx.Client, folder: Path) -> None:
+    name = create(kept, "a", "b")["name"]
+    (folder / f"{name}.l4s").write_bytes(b"LLAMA4 session " + bytes(100))
+    for answer in (
+        kept.get(f"/conversations/{name}"),
+        kept.post(f"/conversations/{name}/resume", json={}),
+    ):
+        assert answer.status_code >= 400
+        assert str(folder) not in answer.text

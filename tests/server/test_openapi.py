@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, NoReturn
 
+import httpx
 import jsonschema
 import pytest
 import schemathesis
@@ -72,6 +75,14 @@ def test_some_requests_get_what_the_document_says(
     case: schemathesis.Case[Any], tiny_server: RunningServer
 ) -> None:
     check(case, tiny_server)
+
+
+def test_schemas_have_names_for_readers_and_each_is_there(tiny: httpx.Client) -> None:
+    text = tiny.get("/openapi.json").text
+    names = set(json.loads(text)["components"]["schemas"])
+    assert {"ErrorAnswer", "AnthropicErrorAnswer", "Usage", "ResponsesUsage"} <= names
+    assert all(name.isalnum() for name in names)
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', text)) <= names
 
 
 @pytest.mark.heavy
