@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from .types import F32, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
+from .types import F32, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.uint16]
@@ -142,6 +142,42 @@ def _encode_bf16(instruction_set: str, rows: Halves, tensor_type: TensorType, ou
     return seconds.value
 
 
+def repack(
+    codes: Bytes,
+    scales: Halves,
+    minima: Halves | None,
+    group: int,
+    tensor_type: TensorType,
+    out: Bytes,
+    *,
+    offset: int = 0,
+) -> None:
+    """Put integers with scales into blocks that hold the same numbers.
+
+    Args:
+        codes: [rows, bytes], contiguous. For Q4_0 and Q4_1 two numbers a byte, the first in the low
+            bits; for Q8_0 a byte each.
+        scales: f16 as raw words, [rows, groups].
+        minima: what a code of 0 stands for, the same way, for Q4_1; else None.
+        group: numbers of a row that share a scale: whole blocks, or all.
+        tensor_type: Q4_0, Q4_1 or Q8_0.
+        out: [rows * row_bytes], contiguous.
+        offset: what a code of 8 bits stores 0 as: 0 or 128. One of 4 bits stores it as 8 in Q4_0.
+    """
+    rows = len(codes)
+    length = codes.shape[1] * (1 if tensor_type is Q8_0 else 2)
+    assert codes.flags.c_contiguous and scales.flags.c_contiguous and out.flags.c_contiguous
+    assert out.nbytes == rows * tensor_type.row_bytes(length)
+    assert scales.shape == (rows, -(-length // group)) and (group % 32 == 0 or group >= length)
+    assert (minima is not None) == (tensor_type is Q4_1)
+    assert minima is None or (minima.flags.c_contiguous and minima.shape == scales.shape)
+    status = _native().llama4_edge_repack(
+        tensor_type.name.encode(), codes.ctypes.data, rows, length, group, scales.ctypes.data,
+        None if minima is None else minima.ctypes.data, offset, out.ctypes.data,
+    )  # fmt: skip
+    assert status == _GOOD, f"{tensor_type.name} holds no such numbers"
+
+
 def bf16_to_f32(halves: Halves, out: Floats) -> None:
     """Widen `halves`, bf16 as raw 16-bit words, into `out` of the same size; exact."""
     assert halves.size == out.size and halves.flags.c_contiguous and out.flags.c_contiguous
@@ -187,6 +223,10 @@ def _native() -> ctypes.CDLL:
         text, text, pointer, size, size, size, size, pointer, pointer,
     ]  # fmt: skip
     library.llama4_edge_encode.restype = ctypes.c_int
+    library.llama4_edge_repack.argtypes = [
+        text, pointer, size, size, size, pointer, pointer, ctypes.c_uint8, pointer,
+    ]  # fmt: skip
+    library.llama4_edge_repack.restype = ctypes.c_int
     return library
 
 

@@ -75,7 +75,7 @@ TYPES: dict[str, TensorType] = {
 
 F32, F16, BF16 = TYPES["F32"], TYPES["F16"], TYPES["BF16"]
 Q8_0, Q6_K, Q5_K = TYPES["Q8_0"], TYPES["Q6_K"], TYPES["Q5_K"]
-Q4_K, Q4_0 = TYPES["Q4_K"], TYPES["Q4_0"]
+Q4_K, Q4_1, Q4_0 = TYPES["Q4_K"], TYPES["Q4_1"], TYPES["Q4_0"]
 
 
 def type_named(name: str) -> TensorType:

@@ -23,8 +23,9 @@ slab, whose lines are decoded on all cores, rounded to bf16 and encoded.
    [lines, items of a line] in, float32 [lines, numbers] out, exact. Where codes are packed, they
    are so along a line in either orientation; an item is what the part's dtype says (`VIEWS`). Of a
    fused weight `codes` is a transposed view.
-5. where a type of ggml's holds the very numbers: `kept_as`, and the decoder's `repack`; recipe
-   ``keep`` asks for them.
+5. where a type of ggml's holds the very numbers: `kept_as`, and the decoder's `repack` and
+   `rounded`; recipe ``keep`` asks for them, and is the default if `default_recipe` says so. Where
+   none does, ``keep`` takes `encoded_as`.
 
 Then enter it: a format of compressed-tensors' in `compressed_tensors.FORMATS`, another
 ``quant_method`` in `METHODS`, with a function from the settings to forms and a list of what does
@@ -48,9 +49,11 @@ from .form import (
     Form,
     ReadPart,
     Region,
+    Rounded,
     Weight,
     find_in_any,
     find_weight,
+    part_reader,
 )
 
 __all__ = [
@@ -61,10 +64,12 @@ __all__ = [
     "Form",
     "ReadPart",
     "Region",
+    "Rounded",
     "Weight",
     "find_in_any",
     "find_weight",
     "forms_of",
+    "part_reader",
     "quantization_error",
 ]
 

@@ -10,16 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...untrusted import brief, shown
-from . import fp4, fp8
+from . import fp4, fp8, packed
 from .form import Form
 
 # A group's weights to its form, and what of them does not fit it.
 GroupParser = Callable[[Mapping[str, Any]], tuple[Form | None, list[str]]]
 
 
+def _naive(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
+    """The two formats of 8 bits, before they had names of their own."""
+    parse_group = fp8.float_quantized if weights.get("type") == "float" else packed.int_quantized
+    return parse_group(weights)
+
+
 FORMATS: dict[str, GroupParser] = {
     "float-quantized": fp8.float_quantized,
-    "naive-quantized": fp8.float_quantized,
+    "int-quantized": packed.int_quantized,
+    "naive-quantized": _naive,
+    "pack-quantized": packed.pack_quantized,
     "nvfp4-pack-quantized": fp4.nvfp4,
     "mxfp4-pack-quantized": fp4.mxfp4,
     "mxfp8-quantized": fp4.mxfp8,

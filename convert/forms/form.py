@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from ...errors import CheckpointError, DamagedTensorError
 from ...quant.encode import Bytes, Floats
-from ...quant.types import TensorType
+from ...quant.types import BF16, TensorType
 from ...untrusted import shown
-from ..shard_header import StoredTensor
+from ..shard_header import DTYPE_BYTES, StoredTensor
+from ..shards import Shards
 
 Block = npt.NDArray[Any]
 
@@ -108,6 +109,17 @@ class ReadPart(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Of `groups` groups of numbers that were kept, how many are not to the bit what was stored."""
+
+    count: int
+    groups: int
+
+    def __add__(self, other: Rounded) -> Rounded:
+        return Rounded(self.count + other.count, self.groups + other.groups)
+
+
 class Decoder(ABC):
     """The lines of one region, whose scales are read and checked."""
 
@@ -137,7 +149,15 @@ class Decoder(ABC):
     def repack(
         self, codes: Block, begin: int, end: int, tensor_type: TensorType, place: Bytes
     ) -> None:
-        """The same lines as blocks of the type that `Form.kept_as` gave, into `place`."""
+        """The same lines as blocks of the type that `Form.kept_as` gave, into `place`.
+
+        Raises:
+            ValueError: a number is too large for the type.
+        """
+        raise NotImplementedError
+
+    def rounded(self) -> Rounded:
+        """What of the region `repack` cannot keep to the bit."""
         raise NotImplementedError
 
 
@@ -152,6 +172,9 @@ class Form(ABC):
 
     optional: ClassVar[frozenset[str]] = frozenset()
     """Parts that a weight may be without, as far as names go."""
+
+    kept_by_default: ClassVar[bool] = False
+    """Whether a checkpoint with such weights is converted with ``keep`` where nobody says."""
 
     fused: ClassVar[bool | None] = None
     """Whether it is one of fused weights alone (True) or of linear layers alone (False)."""
@@ -192,8 +215,24 @@ class Form(ABC):
         return weight + self.suffixes[part]
 
     def kept_as(self, weight: Weight) -> TensorType | None:
-        """The type of ggml's whose blocks hold the numbers as they are, if there is one."""
+        """The type of ggml's whose blocks hold the numbers as they are, if there is one.
+
+        Asked before a scale is read. What single groups have to be rounded for all that is counted
+        when they are met; see `Decoder.rounded`.
+        """
         return None
+
+    def in_order(self, weight: Weight, read: ReadPart) -> bool:
+        """Whether small parts, which alone are read, agree with what `kept_as` says.
+
+        Raises:
+            DamagedTensorError: one holds what it cannot.
+        """
+        return True
+
+    def encoded_as(self, weight: Weight) -> TensorType:
+        """The type that recipe ``keep`` takes where none holds the numbers as they are."""
+        return BF16
 
     def items(self, weight: Weight) -> int:
         """Stored items of a line's codes."""
@@ -300,6 +339,24 @@ def floats_of(items: Block, dtype: str) -> Floats:
     if dtype == "BF16":
         return (items.astype(np.uint32) << 16).view(np.float32)
     return items.astype(np.float32)
+
+
+def part_reader(shards: Shards) -> ReadPart:
+    """Reads parts from wherever they lie; of a shard that is not at hand, their bytes alone."""
+
+    def read(part: StoredTensor, first: int, count: int) -> Block:
+        size = DTYPE_BYTES[part.dtype]
+        data = shards.read(part.file, part.offset + first * size, count * size)
+        if len(data) != count * size:
+            raise CheckpointError(
+                f"{part.file} cannot be read where {part.name} lies",
+                found=f"the file ends at byte {part.offset + first * size + len(data)}",
+                hint="Check the file, then run the same command again.",
+            )
+        items: Block = np.frombuffer(data, VIEWS[part.dtype])
+        return items
+
+    return read
 
 
 # What compressed-tensors takes where a group's weights do not say.

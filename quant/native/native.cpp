@@ -275,6 +275,8 @@ Result encode(const Encoders &encoders, const Type &type, Source source, size_t 
     return {GOOD, gathering.count()};
 }
 
+#include "repack.h"
+
 } // namespace
 
 extern "C" {
@@ -298,6 +300,17 @@ int llama4_edge_encode(const char *set_name, const char *type_name, const uint16
                 *gathering += result.gathering;
                 return result.status;
             }
+    return UNKNOWN;
+}
+
+// Packs integers to the blocks of Q4_0, Q4_1 or Q8_0. Codes of 8 bits are xored with `flipped`, which takes an
+// offset of 128 off. Returns a Status.
+int llama4_edge_repack(const char *type_name, const uint8_t *codes, size_t rows, size_t length, size_t group,
+                       const uint16_t *scales, const uint16_t *minima, uint8_t flipped, uint8_t *out) {
+    const Groups groups = {codes, rows, length, group, scales, minima};
+    if (strcmp(type_name, "Q4_0") == 0) return repack<2, true>(groups, 0, out), GOOD;
+    if (strcmp(type_name, "Q4_1") == 0) return repack<4, true>(groups, 0, out), GOOD;
+    if (strcmp(type_name, "Q8_0") == 0) return repack<2, false>(groups, flipped, out), GOOD;
     return UNKNOWN;
 }
 
