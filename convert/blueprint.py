@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ..architecture import MIN_LAYERS
-from ..errors import CheckpointError, OutputError, UnsupportedError, did_you_mean
+from ..errors import CheckpointError, OutputError, RecipeError, UnsupportedError, did_you_mean
 from ..hub.names import parse_hub_name
-from ..quant import DEFAULT_RECIPE, TensorType, recipe_named, role_of, type_overrides
+from ..quant import DEFAULT_RECIPE, KEEP, Recipe, TensorType, recipe_named, role_of, type_overrides
 from ..ranges import check_whole
 from ..system.files import is_file
 from ..units import bytes_text
 from .checkpoint import Checkpoint, open_checkpoint, read_json_object
 from .config import ModelConfig, parse_config
 from .directories import cached_repository, is_listed
+from .kept import settle_recipe
 from .layout import lay_out
 from .output import plan_parts
 from .presets import PRESETS, Preset
@@ -110,19 +111,23 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is known of a model: its checkpoint if there is one, its config in any case."""
+    """What is known of a model: its checkpoint if there is one, its config in any case.
+
+    `recipe` is the one that was asked for, or the one that suits the checkpoint's weights.
+    """
 
     name: str
     config: ModelConfig
     checkpoint: Checkpoint | None = None
     note: str | None = None
     vision: VisionWeights | None = None
+    recipe: Recipe | None = None
 
 
 def blueprint(
     model: str | os.PathLike[str],
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = None,
     types: Sequence[tuple[str, str]] = (),
     layers: int | None = None,
     synthetic: bool = False,
@@ -133,7 +138,8 @@ def blueprint(
         model: one of `PRESETS`; a config.json or a directory with a checkpoint; or the name of a
             repository on the Hugging Face Hub, of which the headers are fetched. A file or
             directory that is called like a preset is meant by ``"./scout"``, or by a path.
-        recipe: one of `llama4_edge.RECIPES`.
+        recipe: one of `llama4_edge.RECIPES`; None is what suits the checkpoint's weights, and int4
+            where there are none.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         layers: only the first so many layers; by default all.
         synthetic: the file will hold random weights; its metadata says so.
@@ -146,10 +152,11 @@ def blueprint(
         RecipeError: no such recipe or type, or an override that fits no tensor.
         SettingError: layers that are no whole number.
     """
-    chosen = recipe_named(recipe)
+    asked = None if recipe is None else recipe_named(recipe)
     overrides = type_overrides(types)
     preset = PRESETS.get(model) if isinstance(model, str) else None
-    source = _of_preset(preset) if preset else _find(os.fspath(model))
+    source = _of_preset(preset) if preset else _find(os.fspath(model), asked)
+    chosen = source.recipe or asked or recipe_named(DEFAULT_RECIPE)
     config = _first_layers(source, layers)
     vocabulary = read_vocabulary(source.checkpoint, config) if source.checkpoint else None
     origin = source.checkpoint or source.name
@@ -180,13 +187,19 @@ def _of_preset(preset: Preset) -> _Source:
     return _Source(preset.name, config, note=preset.note, vision=vision)
 
 
-def _find(model: str) -> _Source:
-    """The file, directory or repository that `model` names."""
+def _find(model: str, recipe: Recipe | None) -> _Source:
+    """The file, directory or repository that `model` names, and the recipe for its weights."""
     path = Path(model)
     if is_file(path) and path.suffix not in _WEIGHTS:
         described = read_json_object(path)
         config = parse_config(described)
         config.check_quantization()
+        if recipe is not None and recipe.name == KEEP and config.quantization is not None:
+            raise RecipeError(
+                f"{path} does not say which weights are stored in which form",
+                found=f"recipe {KEEP} and a quantization_config",
+                expected="the checkpoint's directory or repository, whose headers do",
+            )
         # A config.json says less of what it is than the directory it lies in.
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return _Source(name or model, config, vision=_described(described, config))
@@ -209,12 +222,12 @@ def _find(model: str) -> _Source:
         )
     try:
         # Held against its tensors.
-        contents = read_text_model(checkpoint)
+        contents, recipe = settle_recipe(read_text_model(checkpoint), recipe, checkpoint.shards)
     finally:
         checkpoint.shards.close()
     shapes = {name: tensor.shape for name, tensor in contents.vision.items()}
     vision = vision_weights(shapes, parse_vision(checkpoint.config), contents.config.hparams.n_embd)
-    return _Source(name, contents.config, checkpoint, vision=vision)
+    return _Source(name, contents.config, checkpoint, vision=vision, recipe=recipe)
 
 
 def _described(settings: Mapping[str, Any], config: ModelConfig) -> VisionWeights | None:

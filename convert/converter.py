@@ -16,7 +16,6 @@ from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_
 from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
-    DEFAULT_RECIPE,
     FileSummary,
     TensorSummary,
     recipe_named,
@@ -30,10 +29,11 @@ from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .directories import is_listed
 from .job import Job, Request, prepare
+from .kept import rounded_notes
 from .lora.base import base_in
 from .lora.merge import merge_into, open_adapters
 from .output import Part, PartialOutput, finish_interrupted
-from .pipeline import StageSeconds, run_pipeline
+from .pipeline import Tally, run_pipeline
 from .presets import PRESETS
 from .report import Fallback, Report
 from .slabs import Slab
@@ -117,7 +117,7 @@ def execute(
         force=force,
         sources=need,
     )
-    spent = StageSeconds()
+    spent = Tally()
     with PartialOutput(job.parts, job.identity, force=force) as partial:
         before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
         _check_unchanged(job)
@@ -153,7 +153,7 @@ def request_of(
     return Request(
         text=text,
         vision=vision,
-        recipe=recipe_named(DEFAULT_RECIPE if recipe is None else recipe),
+        recipe=None if recipe is None else recipe_named(recipe),
         overrides=type_overrides(types),
         split_size=split_size,
         matrices=vision_type_named(DEFAULT_VISION_TYPE if vision_type is None else vision_type),
@@ -244,7 +244,7 @@ def _write_tensors(
     job: Job,
     partial: PartialOutput,
     threads: int,
-    spent: StageSeconds,
+    spent: Tally,
     progress: Callable[[Progress], None] | None,
 ) -> float:
     """Convert what is not done yet; the share of the source that was."""
@@ -277,10 +277,12 @@ def _report(
     *,
     resumed_at: float = 0.0,
     seconds: float | None = None,
-    spent: StageSeconds | None = None,
+    spent: Tally | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """What was done, or where `seconds` is None what would be."""
+    counted = spent or Tally()
+    rounded = rounded_notes(counted.rounded, resumed=resumed_at > 0)
     tensors = [
         TensorSummary(
             name=assigned.tensor.name,
@@ -304,23 +306,23 @@ def _report(
         resumed_at=resumed_at,
         seconds=seconds or 0.0,
         roles=summarize_roles(tensors),
-        stage_seconds=_by_role(spent or StageSeconds()),
+        stage_seconds=_by_role(counted),
         fallbacks=tuple(
             Fallback(assigned.tensor.name, assigned.wanted.name, assigned.type.name)
             for assigned in job.assignments
             if assigned.wanted is not None
         ),
         left_out=job.left_out,
-        notes=(*job.notes, *notes),
+        notes=(*job.notes, *rounded, *notes),
         layout=job.layout,
     )
 
 
-def _by_role(spent: StageSeconds) -> dict[str, dict[str, float]]:
+def _by_role(spent: Tally) -> dict[str, dict[str, float]]:
     """Role to stage to seconds."""
     roles: dict[str, dict[str, float]] = {}
     for name, stages in spent.by_tensor().items():
-        totals = roles.setdefault(role_of(name), dict.fromkeys(StageSeconds.STAGES, 0.0))
+        totals = roles.setdefault(role_of(name), dict.fromkeys(Tally.STAGES, 0.0))
         for stage, value in stages.items():
             totals[stage] += value
     return roles

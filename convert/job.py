@@ -7,7 +7,6 @@ and byte; reads no weight and writes nothing.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import parse_config
 from .directories import cached_repository
+from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
 from .metadata import ROPE_FREQS, rope_factors
 from .output import Part, header_digest, plan_parts
@@ -36,11 +36,11 @@ from .vision_metadata import read_processor
 @dataclass(frozen=True)
 class Request:
     """What a conversion is to write: `recipe`, `overrides` and `split_size` are of the text model,
-    `matrices` is the projector's type."""
+    `matrices` is the projector's type. A `recipe` of None is the one that suits the checkpoint."""
 
     text: bool
     vision: bool
-    recipe: Recipe
+    recipe: Recipe | None
     overrides: Sequence[tuple[str, TensorType]]
     split_size: int | None
     matrices: TensorType
@@ -116,11 +116,14 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         OutputError: `output` cannot be the name of a file.
     """
     text, model, vocabulary = None, None, None
+    types = request.matrices.name.lower()
     if request.text:
         text = read_text_model(checkpoint)
+        text, recipe = settle_recipe(text, request.recipe, checkpoint.shards)
+        types = recipe.name
         vocabulary = read_vocabulary(checkpoint, text.config)
-        target = target_file(output, f"{_name(checkpoint)}-{request.recipe.name}.gguf")
-        model = _text_job(checkpoint, text, vocabulary, request, target)
+        target = target_file(output, f"{_name(checkpoint)}-{types}.gguf")
+        model = _text_job(checkpoint, text, vocabulary, recipe, request, target)
         stored, n_embd = text.vision, text.config.hparams.n_embd
     else:
         stored = spell(checkpoint.tensors).vision
@@ -129,7 +132,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
     projector, vision_notes = None, []
     if request.vision and _has_vision(checkpoint, stored):
         if model is not None:
-            stem = target.name.removesuffix(".gguf").removesuffix(f"-{request.recipe.name}")
+            stem = target.name.removesuffix(".gguf").removesuffix(f"-{types}")
             target = target.with_name(_projector_name(stem, request))
         first = len(model.parts) if model else 0
         projector = _vision_job(checkpoint, stored, n_embd, request, target, first)
@@ -147,7 +150,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         source=checkpoint.path,
         read=checkpoint.path,
         shards=checkpoint.shards,
-        recipe=request.recipe.name if text else request.matrices.name.lower(),
+        recipe=types,
         computed={} if factors is None else {ROPE_FREQS: factors.data.cast("B")},
         tensors=tensors,
         assignments=tuple(assigned for made in models for assigned in made.assignments),
@@ -157,9 +160,13 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         slabs=all_slabs(tensors, outputs),
         identity=identity_of(checkpoint.shards, tensors, parts),
         left_out=(*unused, *(text.left_out if text else ())),
-        notes=(*_text_notes(text, vocabulary), *vision_notes),
+        notes=(*_text_notes(text, vocabulary), *form_notes(tensors, _types(models)), *vision_notes),
         layout=text.layout if text else {},
     )
+
+
+def _types(models: Sequence[_Model]) -> dict[str, TensorType]:
+    return {one.tensor.name: one.type for model in models for one in model.assignments}
 
 
 def _has_vision(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> bool:
@@ -180,10 +187,11 @@ def _text_job(
     checkpoint: Checkpoint,
     text: TextModel,
     vocabulary: Vocabulary,
+    recipe: Recipe,
     request: Request,
     target: Path,
 ) -> _Model:
-    layout = lay_out(text.config, request.recipe, request.overrides, checkpoint, vocabulary)
+    layout = lay_out(text.config, recipe, request.overrides, checkpoint, vocabulary)
     parts, outputs = plan_parts(layout.writer, layout.assignments, target, request.split_size)
     return _Model(text.tensors, tuple(layout.assignments), tuple(parts), outputs)
 
@@ -217,6 +225,7 @@ def all_slabs(mapped: Sequence[MappedTensor], outputs: Mapping[str, Output]) -> 
             experts=tensor.experts,
             expert=tensor.expert,
             weight=tensor.weight,
+            kept=tensor.kept,
         )
     )
 
@@ -245,19 +254,13 @@ def _text_notes(text: TextModel | None, vocabulary: Vocabulary | None) -> list[s
     """What was decided without being asked for."""
     if text is None or vocabulary is None:
         return []
-    notes = [*text.notes, *vocabulary.notes, *_form_notes(text)]
+    notes = [*text.notes, *vocabulary.notes]
     if vocabulary.chat_template is None:
         notes.append("the checkpoint has no chat template: a base model, which `chat` will refuse")
     if vocabulary.further_ends:
         names = ", ".join(vocabulary.tokens[end] for end in vocabulary.further_ends)
         notes.append(f"an answer ends at {names} too, here but not in llama.cpp's own tools")
     return notes
-
-
-def _form_notes(text: TextModel) -> list[str]:
-    """Which matrices were decoded, by how they are stored."""
-    counts = Counter(tensor.weight.form.title for tensor in text.tensors if tensor.weight)
-    return [f"{count} matrices are decoded from {title}" for title, count in counts.items()]
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -26,9 +26,9 @@ from ..errors import CheckpointError, DamagedTensorError
 from ..quant.encode import Bytes
 from ..system.page_cache import forget_cached
 from ..system.threads import end
-from .forms import VIEWS, Block, Decoder
+from .forms import VIEWS, Block, Decoder, Rounded, part_reader
 from .numbers import encode_decoded, encode_stored, widened
-from .shard_header import DTYPE_BYTES, StoredTensor
+from .shard_header import StoredTensor
 from .shards import Shards
 from .slabs import Share, Slab
 
@@ -51,10 +51,11 @@ class Sink(Protocol):
         """
 
 
-class StageSeconds:
-    """Seconds spent in each stage, by role of the tensor; several threads add to it.
+class Tally:
+    """What is counted while a conversion runs, by GGUF tensor; several threads add to it.
 
-    Reading and writing are waited for; transposing and encoding are a core's time.
+    Seconds spent in each stage: reading and writing are waited for, transposing and encoding are a
+    core's time. `rounded` has the groups of numbers that were to be kept as they are.
     """
 
     STAGES = ("reading", "transposing", "encoding", "writing")
@@ -62,11 +63,17 @@ class StageSeconds:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.rounded: dict[str, Rounded] = {}
 
     def add(self, stage: str, name: str, seconds: float) -> None:
         """Add to `stage` for the GGUF tensor `name`."""
         with self._lock:
             self._seconds[name, stage] += seconds
+
+    def kept(self, name: str, rounded: Rounded) -> None:
+        """Count groups of the GGUF tensor `name`."""
+        with self._lock:
+            self.rounded[name] = self.rounded.get(name, Rounded(0, 0)) + rounded
 
     def by_tensor(self) -> dict[str, dict[str, float]]:
         """GGUF tensor name to stage to seconds."""
@@ -131,7 +138,7 @@ def run_pipeline(
     sink: Sink,
     *,
     threads: int,
-    seconds: StageSeconds,
+    seconds: Tally,
     on_slab: Callable[[Slab], None],
 ) -> None:
     """Convert every slab into `sink`.
@@ -191,7 +198,7 @@ class _Stages:
         files: _OpenShards,
         encoders: ThreadPoolExecutor,
         sink: Sink,
-        seconds: StageSeconds,
+        seconds: Tally,
     ) -> None:
         self._files = files
         self._encoders = encoders
@@ -204,6 +211,8 @@ class _Stages:
         buffer = self._sources.take(slab.block_bytes)
         started = time.perf_counter()
         numbers = _Numbers(self._files.read(slab, buffer), self._files.decoder(slab))
+        if numbers.decoder is not None and slab.kept is slab.shares[0].output.type:
+            self._seconds.kept(slab.shares[0].output.name, numbers.decoder.rounded())
         self._seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
         return _Started(buffer, [self._start(slab, share, numbers) for share in slab.shares])
 
@@ -256,6 +265,7 @@ class _OpenShards:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self._read_part = part_reader(shards)
         self._open: dict[Path, int] = {}
 
     def __enter__(self) -> _OpenShards:
@@ -300,19 +310,6 @@ class _OpenShards:
         if slab.weight is None or slab.region is None:
             return None
         return slab.weight.form.decoder(slab.weight, slab.region, self._read_part)
-
-    def _read_part(self, part: StoredTensor, first: int, count: int) -> Block:
-        """Items of a tensor that may lie in another shard, so only their bytes are asked for."""
-        size = DTYPE_BYTES[part.dtype]
-        data = self._shards.read(part.file, part.offset + first * size, count * size)
-        if len(data) != count * size:
-            raise CheckpointError(
-                f"{part.file} cannot be read where {part.name} lies",
-                found=f"the file ends at byte {part.offset + first * size + len(data)}",
-                hint="Check the file, then run the same command again.",
-            )
-        items: Block = np.frombuffer(data, VIEWS[part.dtype])
-        return items
 
 
 def _damaged(stored: StoredTensor, error: ValueError) -> DamagedTensorError:
@@ -365,7 +362,7 @@ def _encode(
     encoded: Bytes,
     begin: int,
     end: int,
-    seconds: StageSeconds,
+    seconds: Tally,
 ) -> None:
     """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
     started = time.thread_time()
@@ -375,14 +372,14 @@ def _encode(
     size = share.output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
     try:
+        transposing = 0.0
         if share.output.merge is not None:
             floats = widened(rows) if decoder is None else decoder.decode(rows, begin, end)
             share.output.merge.add(floats, share.row + begin - share.first)
             transposing = encode_stored(floats, share.output.type, place)
         elif decoder is None:
             transposing = encode_stored(rows, share.output.type, place)
-        elif decoder.holds(share.output.type):
-            transposing = 0.0
+        elif slab.kept is share.output.type or decoder.holds(share.output.type):
             decoder.repack(rows, begin, end, share.output.type, place)
         else:
             floats = decoder.decode(rows, begin, end)

@@ -7,7 +7,7 @@ and offsets; reads and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..quant.encode import Floats
@@ -77,7 +77,8 @@ class Slab:
 
     The first item lies at byte `source` of the shard, and a row begins `stride` items after the one
     before it. In a form, it is the codes of a `region` of a `weight`; `beside_bytes` are those of
-    its other parts, all of which count as the first slab's.
+    its other parts, all of which count as the first slab's. An output of the type `kept` takes the
+    codes as they are.
     """
 
     stored: StoredTensor
@@ -90,6 +91,7 @@ class Slab:
     weight: Weight | None = None
     region: Region | None = None
     beside_bytes: int = 0
+    kept: TensorType | None = None
 
     @property
     def lines_per_item(self) -> int:
@@ -114,17 +116,20 @@ def slabs_of(
     experts: bool,
     expert: int | None = None,
     weight: Weight | None = None,
+    kept: TensorType | None = None,
 ) -> Iterator[Slab]:
     """Cut a stored tensor into slabs, in the order of its bytes.
 
     With `experts` it is [expert, in, out] and each of `outputs` takes an even share of ``out``, as
     [expert, out, in]; otherwise it has one output, of its own shape or, where it is of one
-    `expert`, [expert, *its shape]. A tensor of codes is of a `weight`, whose shape counts.
+    `expert`, [expert, *its shape]. A tensor of codes is of a `weight`, whose shape counts; see
+    `Slab.kept`.
     """
     if experts:
-        yield from _expert_slabs(stored, outputs, weight)
+        slabs = _expert_slabs(stored, outputs, weight)
     else:
-        yield from _plain_slabs(stored, outputs[0], expert or 0, weight)
+        slabs = _plain_slabs(stored, outputs[0], expert or 0, weight)
+    yield from slabs if kept is None else (replace(slab, kept=kept) for slab in slabs)
 
 
 def _line_bytes(length: int, items: int, stored: StoredTensor) -> int:

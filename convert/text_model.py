@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
+from ..quant.types import TensorType
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import is_listed
@@ -45,7 +46,8 @@ _HINT = "The shards and config.json must be of the same model, and all of it."
 class MappedTensor:
     """A stored tensor and what becomes of it; see `Rule`.
 
-    Where it is stored in a form, `weight` says how, and `stored` is the part with the codes.
+    Where it is stored in a form, `weight` says how, and `stored` is the part with the codes; those
+    are put into blocks of the type `kept`, where there is one and the GGUF's is no other.
     """
 
     stored: StoredTensor
@@ -53,6 +55,7 @@ class MappedTensor:
     experts: bool
     expert: int | None = None
     weight: Weight | None = None
+    kept: TensorType | None = None
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK, Hyperparameters
 from ..errors import RecipeError
-from ..quant.recipes import DEFAULT_RECIPE
 from ..quant.roles import role_of
 from ..runtime.checked_adapters import CheckedAdapters
 from ..runtime.files.gguf_file import MAGIC
@@ -145,7 +144,7 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     Args:
         model: a GGUF; or what `convert.blueprint` takes: a preset, a config.json, a checkpoint
             directory, a repository on the hub.
-        recipe: what such a model would be converted with; None is `DEFAULT_RECIPE`.
+        recipe: what such a model would be converted with; None is what suits it.
 
     Raises:
         RecipeError: a recipe for a GGUF, whose types are given, or an unknown one.
@@ -163,7 +162,7 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     # Only here, because planning for a GGUF needs nothing of the converter.
     from ..convert.blueprint import blueprint
 
-    drawing = blueprint(model, recipe=DEFAULT_RECIPE if recipe is None else recipe)
+    drawing = blueprint(model, recipe=recipe)
     with temporary_path("llama4-plan-") as path:
         yield Geometry(
             name=drawing.name,

@@ -76,7 +76,7 @@ def plan(
     Args:
         model: a GGUF; a checkpoint directory, a config.json, ``"org/name"`` on the hub, of which
             headers are read; or one of ``scout``, ``scout-base``, ``maverick``, ``behemoth``.
-        recipe: what a model that is not a GGUF would be converted with; None is `DEFAULT_RECIPE`.
+        recipe: what a model that is not a GGUF would be converted with; None is what suits it.
         n_ctx: tokens of context. None is `DEFAULT_CONTEXT`, or what the model was trained for if
             that is less; ``"max"`` is the longest context for which no tensor leaves the GPUs that
             8192 tokens leave there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .recipes import (
     DEFAULT_RECIPE,
+    KEEP,
     RECIPES,
     Assignment,
     Recipe,
@@ -21,6 +22,7 @@ from .types import TensorType, type_named, type_overrides
 
 __all__ = [
     "DEFAULT_RECIPE",
+    "KEEP",
     "RECIPES",
     "ROLES",
     "Assignment",

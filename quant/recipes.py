@@ -10,8 +10,9 @@ Knows tensors by GGUF name and shape only; nothing here reads or writes a number
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import RecipeError, did_you_mean
 from ..ranges import value_text
@@ -267,6 +268,7 @@ def _experts_in(tensor_type: TensorType) -> Mix:
 
 
 DEFAULT_RECIPE = "int4"
+KEEP = "keep"
 
 # The file types are llama.cpp's LLAMA_FTYPE_MOSTLY_*; 14 (Q4_K_S) says "mostly Q4_K".
 RECIPES: dict[str, Recipe] = {
@@ -284,5 +286,34 @@ RECIPES: dict[str, Recipe] = {
         Recipe("q8_0", "as llama-quantize's Q8_0", 7, _same(Q8_0)),
         Recipe("q4_0", "as llama-quantize's Q4_0: fast to convert", 2, _q4_0_mix),
         Recipe("q4_k_m", "as llama-quantize's Q4_K_M", 15, _q4_k_m_mix),
+        Recipe(
+            KEEP,
+            "the checkpoint's own numbers: the default for w4a16 and its like",
+            32,
+            _same(BF16),
+        ),
     )
 }
+
+# llama.cpp's LLAMA_FTYPE_MOSTLY_* of a file in which most numbers are of a type.
+_FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q4_K": 14,
+    "BF16": 32,
+    "MXFP4": 38,
+}
+
+
+def keeping(types: Mapping[str, TensorType], parameters: Mapping[str, int]) -> Recipe:
+    """``keep`` for a checkpoint whose tensors are kept in `types`, by GGUF name."""
+    sizes: Counter[str] = Counter()
+    for name, tensor_type in types.items():
+        sizes[tensor_type.name] += parameters[name]
+    most = sizes.most_common(1)[0][0]
+    kept = RECIPES[KEEP]
+    file_type = _FILE_TYPES.get(most, kept.file_type)
+    return replace(kept, file_type=file_type, mix=lambda spec, model, counters: types[spec.name])

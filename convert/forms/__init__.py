@@ -24,7 +24,7 @@ slab, whose lines are decoded on all cores, rounded to bf16 and encoded.
    are so along a line in either orientation; an item is what the part's dtype says (`VIEWS`). Of a
    fused weight `codes` is a transposed view.
 5. where a type of ggml's holds the very numbers: `kept_as`, and the decoder's `repack` and
-   `rounded`; recipe ``keep`` asks for them, and is the default if `default_recipe` says so. Where
+   `rounded`; recipe ``keep`` asks for them, and is the default if `kept_by_default` says so. Where
    none does, ``keep`` takes `encoded_as`.
 
 Then enter it: a format of compressed-tensors' in `compressed_tensors.FORMATS`, another

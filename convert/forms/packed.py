@@ -25,6 +25,8 @@ from ...errors import CheckpointError
 from ...quant.encode import Bytes, Floats, Halves, repack
 from ...quant.types import Q4_0, Q4_1, Q4_K, Q8_0, TensorType
 from ...untrusted import shown
+from ..fields import MAX_WIDTH
+from .codes import look_up_pairs, pairs
 from .form import (
     CODES,
     Block,
@@ -36,6 +38,7 @@ from .form import (
     Weight,
     damaged,
     expect,
+    mismatches,
     scales_of,
 )
 
@@ -43,9 +46,7 @@ _BLOCK = 32
 _SCALES, _ZEROS, _SHAPE, _ORDER = "scales", "zero points", "shape", "order of groups"
 _FLOATS = ("BF16", "F16", "F32")
 
-# The two numbers of each byte, the low bits' first, as codes minus 8.
-_PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1).astype(np.float32) - 8
-_PAIR_WORDS = np.ascontiguousarray(_PAIRS).view(np.uint64)[:, 0]
+_PAIRS = pairs(np.arange(-8, 8, dtype=np.float32))  # of codes that store 0 as 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Integers(Form):
     symmetric: bool
 
     optional: ClassVar[frozenset[str]] = frozenset({_ZEROS, _ORDER})
-    default_recipe: ClassVar[str] = "keep"
+    kept_by_default: ClassVar[bool] = True
     offset: ClassVar[int] = 0
     """What a code of 8 bits stores 0 as."""
 
@@ -82,10 +83,10 @@ class Integers(Form):
         """Scales of a line."""
         return 1 if self.group is None else -(-weight.length // self.group)
 
-    def kept_as(self, weight: Weight, read: ReadPart) -> TensorType | None:
-        """A type of 32 numbers a block, where groups are whole blocks, in order."""
+    def kept_as(self, weight: Weight) -> TensorType | None:
+        """A type of 32 numbers a block, where groups are whole blocks."""
         aligned = self.group is None or self.group % _BLOCK == 0 or self.group >= weight.length
-        if not aligned or weight.length % _BLOCK or not self._in_order(weight, read):
+        if not aligned or weight.length % _BLOCK:
             return None
         if self.bits == 8:
             return Q8_0 if self.symmetric else None
@@ -95,9 +96,11 @@ class Integers(Form):
         """A type of about as many bits."""
         return Q8_0 if self.bits == 8 else Q4_K
 
-    def _in_order(self, weight: Weight, read: ReadPart) -> bool:
+    def in_order(self, weight: Weight, read: ReadPart) -> bool:
+        """Whether groups follow each other."""
         order = self._order(weight, read)
-        return order is None or bool((np.diff(order) >= 0).all())
+        expected = np.arange(weight.length) // (self.group or weight.length)
+        return order is None or bool((order == expected).all())
 
     def _order(self, weight: Weight, read: ReadPart) -> npt.NDArray[np.int32] | None:
         """The group of each number of a line, None where they follow each other."""
@@ -280,12 +283,13 @@ class _Lines(Decoder):
 
     def _codes(self, codes: Block) -> Floats:
         """Codes minus their offset, [lines, length]."""
-        raw = np.ascontiguousarray(codes).view(np.uint8)
+        raw: Bytes = np.ascontiguousarray(codes).view(np.uint8)
         if self.bits == 4:
-            pairs = np.take(_PAIR_WORDS, raw, mode="clip").view(np.float32)
-            return pairs if pairs.shape[1] == self.length else pairs[:, : self.length].copy()
-        signed = (raw ^ np.uint8(self.offset)).view(np.int8)[:, : self.length]
-        return signed.astype(np.float32)
+            numbers = look_up_pairs(raw, _PAIRS)
+            return np.ascontiguousarray(numbers[:, : self.length])
+        signed = (raw ^ np.uint8(self.offset)).view(np.int8)
+        floats: Floats = signed[:, : self.length].astype(np.float32)
+        return floats
 
     def repack(
         self, codes: Block, begin: int, end: int, tensor_type: TensorType, place: Bytes
@@ -303,9 +307,9 @@ class _Lines(Decoder):
 
     def rounded(self) -> Rounded:
         """Groups whose scale, or minimum, f16 does not hold."""
-        wrong = _f16_error(self.scales) > 0
+        wrong = _inexact(self.scales)
         if self.zeros is not None:
-            wrong |= _f16_error((self.zeros.astype(np.float32) + 8) * self.scales) > 0
+            wrong |= _inexact((self.zeros.astype(np.float32) + 8) * self.scales)
         return Rounded(int(wrong.sum()), wrong.size)
 
 
@@ -314,12 +318,48 @@ def _f16(floats: Floats) -> Halves:
         return np.ascontiguousarray(floats.astype(np.float16)).view(np.uint16)
 
 
-def _f16_error(floats: Floats) -> Floats:
-    """How far f16's nearest is off."""
+def _inexact(floats: Floats) -> npt.NDArray[np.bool_]:
+    """What f16 does not hold."""
     with np.errstate(over="ignore", invalid="ignore"):
-        error: Floats = np.abs(floats.astype(np.float16).astype(np.float32) - floats)
-    return error
+        inexact: npt.NDArray[np.bool_] = floats.astype(np.float16).astype(np.float32) != floats
+    return inexact
 
 
 # What config.json must say of a group's weights; a field that is absent is null there.
-SETTINGS: dict[str, Any] = {"type": "int", "dynamic": False, "block_structure": None}
+_SETTINGS: dict[str, Any] = {"type": "int", "dynamic": False, "block_structure": None}
+
+# "weight" and "static" order the calibration alone; with the others X.weight_g_idx is stored.
+_ACTIVATION_ORDERS = (None, False, "weight", "static", "group", "dynamic")
+
+
+def pack_quantized(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
+    """The form of a group of ``pack-quantized`` weights, and what of it cannot be converted."""
+    return _form(Packed, (4, 8), weights)
+
+
+def int_quantized(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
+    """The form of a group of ``int-quantized`` weights, and what of it cannot be converted."""
+    return _form(Bytewise, (8,), weights)
+
+
+def _form(
+    form: type[Packed] | type[Bytewise], widths: tuple[int, ...], weights: Mapping[str, Any]
+) -> tuple[Form | None, list[str]]:
+    faults = mismatches(weights, _SETTINGS)
+    bits, symmetric = weights.get("num_bits", 8), weights.get("symmetric", True)
+    if type(bits) is not int or bits not in widths:
+        faults.append(f"weights.num_bits {shown(bits)}")
+    group, strategy = weights.get("group_size"), weights.get("strategy")
+    group = None if group == -1 else group
+    known = "channel" if group is None else "group"
+    if (known == "group" and not _is_group(group)) or strategy not in (known, None):
+        faults.append(f"weights.strategy {shown(strategy)}, group_size {shown(group)}")
+    if type(symmetric) is not bool:
+        faults.append(f"weights.symmetric {shown(symmetric)}")
+    if weights.get("actorder") not in _ACTIVATION_ORDERS:
+        faults.append(f"weights.actorder {shown(weights['actorder'])}")
+    return (None, faults) if faults else (form(bits, group, symmetric), [])
+
+
+def _is_group(size: object) -> bool:
+    return type(size) is int and 1 <= size <= MAX_WIDTH

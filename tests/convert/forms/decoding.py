@@ -40,7 +40,7 @@ class Stored:
             shape = tuple(tensor.shape)
             stored[called] = StoredTensor(called, dtype, shape, Path("one"), 0, raw.nbytes)
             self.data[called] = raw.view(VIEWS[dtype])
-        found = find_weight([self.form], name, self.shape, stored)
+        found = find_weight(self.form, name, self.shape, stored)
         assert found is not None
         return found
 
