@@ -38,7 +38,7 @@ def revision_option() -> Any:
 
 
 def recipe_option(help: str) -> Any:
-    """A recipe, of which int4 is the default."""
+    """A recipe, of which int4 is the default but for checkpoints of integers."""
     return option("--recipe", kind=values.recipe_name, metavar="NAME", help=help)
 
 

@@ -229,6 +229,14 @@ def _weights(
 def _missing(name: str, wanted: int, spelling: Spelling) -> CheckpointError:
     """The error that a tensor is missing, with the most similar name of those that are there."""
     similar = max(spelling.text, key=lambda stored: len(os.path.commonprefix([stored, name])))
+    for codes in (f"{name}_packed", f"{name.removesuffix('weight')}qweight"):
+        if codes in spelling.text:
+            stored = spelling.text[codes]
+            raise CheckpointError(
+                f"{stored.name} in {stored.file.name} is quantized, but config.json has no "
+                "quantization_config for it",
+                hint="Take config.json from the repository that the shards are of.",
+            )
     hint = _HINT
     if name == _HEAD:
         hint = "A model whose output is its embedding has tie_word_embeddings: true in config.json."

@@ -82,6 +82,17 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[list[Form], list[str]]]] 
     "fp8": fp8.parse_fine_grained,
 }
 
+# quant_method, or compressed-tensors' format, to what it is, of those that are not read.
+_OTHER_LAYOUTS = {
+    "gptq": "GPTQ packs along the other axis and permutes",
+    "awq": "AWQ interleaves its codes",
+    "auto-round": "auto-round has GPTQ's or AWQ's layout",
+    "intel/auto-round": "auto-round has GPTQ's or AWQ's layout",
+    "marlin-24": "2:4 sparse weights are stored without their zeros",
+    "sparse-24-bitmask": "2:4 sparse weights are stored without their zeros",
+    "sparse-bitmask": "sparse weights are stored without their zeros",
+}
+
 _SHOWN = 12  # settings that an error lists
 
 
@@ -97,10 +108,10 @@ def forms_of(settings: object) -> tuple[Form, ...]:
     method = settings.get("quant_method")
     parse = METHODS.get(method) if isinstance(method, str) else None
     if parse is None:
-        raise _unsupported([f"quant_method {shown(method)}"])
+        raise _unsupported([f"quant_method {shown(method)}"], method)
     forms, faults = parse(settings)
     if faults:
-        raise _unsupported(faults)
+        raise _unsupported(faults, settings.get("format"))
     return tuple(forms)
 
 
@@ -113,11 +124,13 @@ def quantization_error(settings: object) -> UnsupportedError | None:
     return None
 
 
-def _unsupported(faults: list[str]) -> UnsupportedError:
+def _unsupported(faults: list[str], layout: object = None) -> UnsupportedError:
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    known = _OTHER_LAYOUTS.get(layout) if isinstance(layout, str) else None
     return UnsupportedError(
         "the checkpoint is quantized in a way that cannot be converted",
-        found="; ".join(faults[:_SHOWN]) + more,
-        expected="bf16 weights, or compressed-tensors' FP8 with a scale for each channel",
+        found="; ".join(faults[:_SHOWN]) + more + (f": {known}" if known else ""),
+        expected="bf16 weights, integers or floats of 4 or 8 bits by compressed-tensors, FP8 or "
+        "NVFP4 by ModelOpt, or NF4 by bitsandbytes",
         hint="Use the repository without a quantization in its name.",
     )

@@ -7,7 +7,7 @@ import pytest
 
 from llama4_edge.errors import RecipeError
 from llama4_edge.quant import RECIPES, TensorSpec, assign_types, recipe_named, type_named
-from llama4_edge.quant.recipes import llama_cpp_order
+from llama4_edge.quant.recipes import keeping, llama_cpp_order
 
 LAYER = {
     "attn_norm": (256,), "attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256),
@@ -135,7 +135,12 @@ def test_file_types_are_llama_cpps() -> None:
         "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
         "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
         "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+        "keep": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
     }
+    for name in ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "BF16"):
+        kept = keeping({"output.weight": type_named(name)}, {"output.weight": 32})
+        mostly = f"LLAMA_FTYPE_MOSTLY_{name}" if name != "F32" else "LLAMA_FTYPE_ALL_F32"
+        assert kept.file_type == getattr(llama_cpp, mostly)
 
 
 @pytest.mark.parametrize("name", ["imt4", 4])
