@@ -21,8 +21,17 @@ import gguf
 
 from ..errors import RecipeError, SettingError
 from ..parts import part_named
-from ..quant import RECIPES, Assignment, TensorSpec, TensorType, assign_types
-from ..quant.recipes import is_typed
+from ..quant import (
+    DEFAULT_RECIPE,
+    KEEP,
+    RECIPES,
+    Assignment,
+    TensorSpec,
+    TensorType,
+    assign_types,
+    recipe_named,
+)
+from ..quant.recipes import is_typed, keeping
 from ..quant.types import TYPES
 from .forms import CODES, Weight
 from .forms.blocks import Blocks
@@ -105,15 +114,18 @@ def plan_model(
         OutputError: `output` cannot be the name of a file.
     """
     specs = [TensorSpec(tensor.name, tensor.shape) for tensor in source.tensors]
+    recipe = request.recipe or recipe_named(DEFAULT_RECIPE)
+    if recipe.name == KEEP:
+        sizes = {spec.name: prod(spec.shape) for spec in specs}
+        recipe = keeping({tensor.name: tensor.type for tensor in source.tensors}, sizes)
     chosen = assign_types(
-        request.recipe, specs, n_layer=n_layer, n_expert=n_expert, overrides=request.overrides
+        recipe, specs, n_layer=n_layer, n_expert=n_expert, overrides=request.overrides
     )
     # As with llama-quantize, what is never quantized stays as it is.
     assignments = [
         assigned if is_typed(assigned.tensor) else Assignment(assigned.tensor, tensor.type)
         for assigned, tensor in zip(chosen, source.tensors, strict=True)
     ]
-    recipe = request.recipe
     writer = _writer(source, file_type=recipe.file_type, recipe=recipe.name)
     target = target_file(output, f"{_model_name(source)}-{recipe.name}.gguf")
     parts, outputs = plan_parts(writer, assignments, target, request.split_size)
