@@ -131,7 +131,7 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
     """Plot the losses: means of 20 steps, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.5), dpi=80, layout="constrained")
+    figure = Figure(figsize=(7, 4.5), dpi=80, layout="constrained")
     axes = figure.subplots()
     for kind, label in KINDS.items():
         points = [(step, losses[kind]) for step, losses in enumerate(history, 1) if kind in losses]
@@ -146,7 +146,7 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("cross entropy, nats")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path)
 
 

@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 -m demo.training.tune       # after demo.training.train
 
 Promises: begins with a checkpoint's weights, and leaves its vision tower and projector as they are;
-half of each step are the first training's lessons, long conversations among them; resumes after an
-interruption like the first training; the checkpoint keeps the names and shapes of its tensors.
+half of each step are the first training's lessons, with three long rows in four in the last steps;
+resumes after an interruption like the first training; the checkpoint keeps the names and shapes of
+its tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from demo.training.train import GEOMETRY, Recipe, Trainer, options, train
 
 STATE = OUT / "tuning.pt"
 RECIPE = Recipe(
-    steps=2400, stretch=0, seed=15, rows=2, row=448, rate=1.3e-3, warm_up=40, decay=0.75
+    steps=2400, stretch=120, seed=15, rows=2, row=448, rate=1.3e-3, warm_up=40, decay=0.75
 )
 # For each number of pictures in a conversation: how many make a micro-batch, and how often.
 ROWS = {1: 3, 2: 2, 3: 2, 4: 1}
@@ -41,11 +42,11 @@ MIDDLE, LAST = 1, 3
 def main() -> None:
     """Train, or resume training, and write the checkpoint."""
     parser = options(__doc__, RECIPE, STATE)
-    parser.add_argument("--start", type=Path, default=MODEL, help="checkpoint to begin with")
+    parser.add_argument("--base", type=Path, default=MODEL, help="checkpoint to begin with")
     arguments = vars(parser.parse_args())
-    device, state, out, start = (arguments.pop(key) for key in ("device", "state", "out", "start"))
+    device, state, out, base = (arguments.pop(key) for key in ("device", "state", "out", "base"))
     recipe = Recipe(**arguments)
-    train(lambda: Tuner(recipe, device, start), state, out)
+    train(lambda: Tuner(recipe, device, base), state, out)
 
 
 class Tuner(Trainer):
@@ -54,12 +55,12 @@ class Tuner(Trainer):
     MODULE = "demo.training.tune"
     RECIPE = RECIPE
 
-    def __init__(self, recipe: Recipe, device: str, start: Path) -> None:
-        self.start = start
+    def __init__(self, recipe: Recipe, device: str, base: Path) -> None:
+        self.base = base
         # What the hooks keep of the last call: the state in the middle, queries and keys.
         self.states: dict[str, torch.Tensor] = {}
         super().__init__(recipe, device)
-        self.before = trainings_of(start)
+        self.before = trainings_of(base)
         layers = self.model.language_model.model.layers
         self.keep("middle", layers[MIDDLE])
         self.keep("queries", layers[LAST].self_attn.q_proj)
@@ -75,8 +76,8 @@ class Tuner(Trainer):
 
     def beginning(self) -> tuple[Tokenizer, Llama4ForConditionalGeneration, torch.nn.Module]:
         """The checkpoint's tokenizer and model, and new classifiers."""
-        tokenizer = Tokenizer.from_file(str(self.start / "tokenizer.json"))
-        model = Llama4ForConditionalGeneration.from_pretrained(self.start, dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
+        model = Llama4ForConditionalGeneration.from_pretrained(self.base, dtype=torch.float32)
         model.vision_model.requires_grad_(False)
         model.multi_modal_projector.requires_grad_(False)
         torch.manual_seed(self.recipe.seed)
@@ -119,9 +120,11 @@ class Tuner(Trainer):
         """The text of one micro-batch of this step, and its kind."""
         batches, step = self.batches, self.step
         kind = ("long", "text", "drill", "text", "sums", "text")[step % 6]
+        if step >= self.recipe.steps:
+            kind = ("long", "long", "text", "long")[step % 4]
         if kind == "long":
             whole = step % 100 == 0
-            return kind, batches.long(rng, whole, cut=not whole)
+            return kind, batches.long(rng, whole or step >= self.recipe.steps, cut=not whole)
         if kind == "text":
             return kind, batches.text(rng, REFRESHING)
         return kind, batches.sums(rng) if kind == "sums" else batches.drill(rng)

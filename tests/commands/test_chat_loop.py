@@ -474,6 +474,10 @@ def test_a_file_that_is_dropped_into_the_terminal_is_a_picture(
     ):
         assert said(chat(typed))[0] == ("user", "[picture] What is it?")
     assert said(chat(f"{plain} {plain}", "What?"))[0] == ("user", "[picture] [picture] What?")
+    for kind in ("tif", "TIFF", "heif"):
+        scan = photos[0].with_suffix(f".{kind}")
+        scan.write_bytes(b"")
+        assert said(chat(f"{scan} What?"))[0] == ("user", "[picture] What?")
     assert "It goes with the next message." in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from demo.training.evaluate import last_answer, picture_questions
 from demo.training.lessons.mixture import picture_examination
 from llama4_edge import AsyncModel, Conversation, with_images
 from llama4_edge.errors import ContextFullError
@@ -59,12 +60,9 @@ def data_url(picture: Array) -> str:
 
 
 def test_the_demo_model_names_what_is_in_held_out_pictures(model: Model) -> None:
-    """200 of them: 199 right in bf16 and in int4; see tests marked heavy."""
-    questions = picture_examination(12)
-    for question in questions:
-        turn = question.turns[0]
-        messages = user(image(question.pictures[0].pixels()), text(turn.question))
-        assert model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
+    """200 of them, all right in bf16 and in int4; see tests marked heavy."""
+    for question in picture_questions(20):
+        assert last_answer(model, question) == question.turns[-1].answer
 
 
 def test_tasks_are_shown_pictures_too(model: Model) -> None:
@@ -152,13 +150,15 @@ def test_more_pictures_than_the_context_holds_are_refused(model: Model) -> None:
 def test_of_200_held_out_pictures_98_percent_are_named(
     recipe: str, make_gguf: MakeGGUF, make_projector: MakeProjector
 ) -> None:
-    right = 0
-    with Model(make_gguf(DEMO, recipe), n_ctx=512, projector=make_projector(DEMO)) as model:
-        for question in picture_examination(200):
-            turn = question.turns[0]
-            messages = user(image(question.pictures[0].pixels()), text(turn.question))
-            right += model.chat(messages, max_tokens=30, temperature=0).text == turn.answer
-    assert right >= 196
+    """Alone, and in conversations with two or three."""
+    questions = picture_questions(200)
+    with Model(make_gguf(DEMO, recipe), n_ctx=1024, projector=make_projector(DEMO)) as model:
+        right = [last_answer(model, one) == one.turns[-1].answer for one in questions]
+    assert sum(right) >= 196
+    several = [
+        one for one, question in zip(right, questions, strict=True) if len(question.pictures) > 1
+    ]
+    assert sum(several) >= 0.95 * len(several)
 
 
 # ---- sessions
