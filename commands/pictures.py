@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ..chat.pictures import Part
     from ..model import Model
 
-_SUFFIXES = frozenset(".apng .avif .bmp .gif .heic .heif .jpeg .jpg .png .tif .tiff .webp".split())
+_SUFFIXES = {
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
+    ".webp",
+}  # fmt: skip
 
 # What a terminal writes where a file is dropped: a path from the root or a URL of it, in quotes or
 # with a backslash before what a shell would take for something else.
@@ -45,8 +48,8 @@ class PictureOptions:
 
     images: tuple[str, ...] = option(
         "--image", kind=str, metavar="FILE", multiple=True,
-        help="Show a picture (PNG, JPEG, WebP, GIF, AVIF, TIFF, BMP; HEIC with the extra heic) before "
-        "the prompt; - is standard input. May be given several times.",
+        help="Show a picture (PNG, JPEG, WebP, GIF, AVIF, TIFF, BMP; HEIC with the extra heic) "
+        "before the prompt; - is standard input. May be given several times.",
     )  # fmt: skip
     video: str | None = option(
         "--video", kind=str, metavar="FILE",
