@@ -257,8 +257,7 @@ def _adapter(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} holds an adapter, not a model",
         found=f"{_ADAPTER_CONFIG}, of {base[:200]}",
-        expected="the base model with the adapter merged into it",
-        hint='Merge it: python -c "from peft import AutoPeftModelForCausalLM as M; '
-        f"M.from_pretrained({str(path)!r}, dtype='auto').merge_and_unload()"
-        ".save_pretrained('merged')\", and copy the tokenizer's files there.",
+        expected="a model",
+        hint=f"Merge it while its base is converted: llama4 convert BASE --merge-lora {path}, or "
+        f"make a file of it alone: llama4 convert-lora {path}",
     )

@@ -186,7 +186,8 @@ def _no_checkpoint(remote: Repository) -> CheckpointError:
     if any(name.startswith("adapter_model.") for name in names):
         return HubError(
             f"{remote.id} holds an adapter, not a model",
-            hint="Merge it into its base model first (PEFT: merge_and_unload), and save that.",
+            hint="Merge it while its base is converted: llama4 convert BASE --merge-lora "
+            f"{remote.id}, or make a file of it alone: llama4 convert-lora {remote.id}",
         )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return HubError(

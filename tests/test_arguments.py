@@ -15,6 +15,7 @@ import pytest
 
 import llama4_edge
 from llama4_edge.errors import Llama4EdgeError
+from tests.adapters import halves, write_peft
 
 WRONG: tuple[Any, ...] = (
     *(None, True, 3, -1, 2**70, 10**5000, 1.5, float("nan"), "x", "", "a\0b", "\ud800", b"x"),
@@ -59,6 +60,9 @@ def calls(
     tiny_path: Path, scout_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Call]]:
     out = tmp_path_factory.mktemp("arguments") / "out"
+    adapter = write_peft(
+        out.with_name("adapter"), halves("model.layers.0.self_attn.q_proj", 64, 64)
+    )
     talk = llama4_edge.Conversation()
     plan = llama4_edge.plan(tiny_path)
 
@@ -85,6 +89,10 @@ def calls(
                 {"source": scout_checkpoint, "output": out, "dry_run": True},
             ),
             "diff": Call(llama4_edge.diff, {"a": tiny_path, "b": tiny_path}),
+            "convert_lora": Call(
+                llama4_edge.convert_lora,
+                {"source": adapter, "output": out, "base": tiny_path, "dry_run": True},
+            ),
             "doctor": Call(llama4_edge.doctor, {}),
             "image_tiles": Call(
                 llama4_edge.image_tiles, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
@@ -143,7 +151,7 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "compare", "Question", "read_questions", "convert", "diff", "doctor", "image_tiles",
+    "bench", "compare", "Question", "read_questions", "convert", "convert_lora", "diff", "doctor", "image_tiles",
     "with_documents", "with_images", "inspect",
     "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",

@@ -126,6 +126,11 @@ def check_architecture(gguf: GGUFFile) -> None:
         ModelFileError: it says otherwise, or nothing.
     """
     architecture = gguf.metadata.get("general.architecture")
+    if gguf.metadata.get("general.type") == "adapter":
+        raise ModelFileError(
+            f"{gguf.path} is an adapter, not a model",
+            hint=f"Give the GGUF of the model, and this one with it: --lora {gguf.path}",
+        )
     if gguf.metadata.get("split.no") and is_split(gguf):
         # llama.cpp's gguf-split names the architecture in the first only.
         if architecture in (None, "llama4"):

@@ -149,7 +149,7 @@ def test_a_file_of_the_checkpoint_names_its_directory(checkpoint: Path, name: st
 FORMS = {
     "adapter": (
         ["adapter_config.json", "adapter_model.safetensors"],
-        r"holds an adapter, not a model, found adapter_config\.json, of some/base.*merge_and",
+        r"holds an adapter, not a model, found adapter_config\.json, of some/base.*--merge-lora",
     ),
     "pickle": (
         ["pytorch_model.bin"],
