@@ -151,7 +151,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "compare", "Question", "read_questions", "convert", "convert_lora", "diff", "doctor", "image_tiles",
+    "bench", "compare", "Question", "read_questions", "convert", "convert_lora", "diff", "doctor",
+    "image_tiles",
     "with_documents", "with_images", "inspect",
     "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
