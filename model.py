@@ -406,7 +406,8 @@ class Model:
             response_format: what the answer is: ``{"type": "json_object"}``, or as OpenAI has it a
                 JSON Schema, ``{"type": "json_schema", "json_schema": {"schema": ...}}``; or the
                 schema itself, or a class of pydantic's. The properties come in its order. The model
-                is told nothing of it: say in the prompt what you want.
+                is told nothing of it: say in the prompt what you want. Beside ``tools`` it may be
+                calls instead.
             grammar: a grammar in llama.cpp's GBNF that the answer follows instead.
             regex: a regular expression that the whole answer matches instead, as in
                 ``re.fullmatch``.

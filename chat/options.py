@@ -14,7 +14,7 @@ from ..errors import SettingError, did_you_mean
 from ..ranges import check_choice, check_flag, check_whole, value_text, wrong_type
 from ..runtime.adapters import WantedAdapters, as_scales
 from ..runtime.sampling import MAX_SEED, Sampling
-from .call_grammar import calls_form
+from .call_grammar import calls_form, calls_or_answer
 from .call_parser import CallParser
 from .forms import Form, ResponseFormat, form_of
 from .tools import Tool, ToolChoice, ToolInput, as_tools
@@ -168,6 +168,8 @@ class AnswerSettings:
                 found=f"{form.where} and tool_choice",
                 expected='tool_choice "auto" or "none" beside it',
             )
+        if form.kind == "schema" and self.callable_tools:
+            return calls_or_answer(self.tools, form, parallel=self.parallel_tool_calls)
         return form
 
     @property

@@ -149,7 +149,7 @@ class Structures:
         if form.kind == "schema":
             return schema_grammar(form.value, form.where)
         if form.kind == "calls":
-            return calls_grammar(form.value)
+            return calls_grammar(form.value, form.where)
         from llguidance import LLMatcher
 
         if form.kind == "grammar":

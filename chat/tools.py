@@ -39,7 +39,8 @@ class Tool:
         definition: what the model is shown, as it was given.
         name, description: what the definition says.
         parameters: the JSON Schema of the arguments.
-        strict: whether arguments that are not as the schema says are made impossible.
+        strict: whether arguments that are not as the schema says are made impossible, in calls as
+            the template asks for them; in other forms they are checked as those of any tool.
         function: what a call of it runs; None where only the caller can.
     """
 

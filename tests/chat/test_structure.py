@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -16,7 +17,9 @@ from llama4_edge.chat.automaton import Automaton
 from llama4_edge.chat.forms import Form
 from llama4_edge.chat.gbnf import Tokens, read_grammar
 from llama4_edge.chat.lexemes import lark_grammar
+from llama4_edge.chat.options import AnswerSettings
 from llama4_edge.chat.structure import Structures
+from llama4_edge.chat.tools import as_tools
 from llama4_edge.chat.vocabulary import Vocabulary
 from llama4_edge.errors import EngineError, SettingError
 from llama4_edge.runtime.files.model_file import check_model_file
@@ -184,3 +187,64 @@ def test_forms_of_the_wrong_type_are_refused(
         pytest.raises(SettingError, match=message),
     ):
         model.generate("x", **options)  # type: ignore[call-overload]
+
+
+WEATHER = {
+    "name": "weather",
+    "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+    },
+}  # fmt: skip
+# A keyword that cannot be enforced: any arguments are taken, and checked when they are there.
+BAG = {
+    "name": "bag",
+    "parameters": {"properties": {"items": {"type": "array", "uniqueItems": True}}},
+}
+CALL = '{"name": "weather", "parameters": {"city": "Rome"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "fits"),
+    [
+        ('{"sum": 5}', {}, True),
+        (CALL, {}, True),
+        (f"{CALL}; {CALL}", {}, True),
+        (f"{CALL}; {CALL}", {"parallel_tool_calls": False}, False),
+        ('{"name": "bag", "parameters": {"items": [1]}}', {}, True),
+        ('{"name": "weather", "parameters": {"town": "Rome"}}', {}, False),
+        ('{"name": "other", "parameters": {}}', {}, False),
+        (CALL, {"tool_choice": "none"}, False),
+        ('{"sum": "5"}', {}, False),
+        ("The sum is 5.", {}, False),
+    ],
+)
+def test_beside_tools_an_answer_of_a_form_may_be_calls(
+    tiny_path: Path, structures: Structures, text: str, options: dict[str, Any], fits: bool
+) -> None:
+    wanted = {
+        "type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    settings = AnswerSettings(response_format=wanted, tools=(as_tools([WEATHER, BAG])), **options)
+    assert settings.form is not None
+    constraint = structures.of(settings.form).constraint()
+    info = check_model_file(tiny_path)
+    vocabulary = Vocabulary(info.gguf.metadata)
+    for token in [*vocabulary.encode(text), min(info.eog_ids)]:
+        mask = constraint.mask()
+        assert mask is not None
+        if not mask[token // 32] >> (token % 32) & 1:
+            assert not fits
+            return
+        constraint.accept(token)
+    assert fits
+
+
+def test_a_strict_tool_that_cannot_be_enforced_is_refused_beside_a_form(
+    structures: Structures,
+) -> None:
+    tools = as_tools([{**BAG, "strict": True}])
+    form = AnswerSettings(response_format={"type": "object"}, tools=tools).form
+    assert form is not None
+    with pytest.raises(SettingError, match="the parameters of the tool bag"):
+        structures.of(form)
