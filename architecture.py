@@ -28,8 +28,9 @@ MAX_EXPERTS_USED = 16
 class Hyperparameters:
     """The shape of a Llama 4 text model, whether a config.json or a GGUF states it.
 
-    ``n_ff`` is the width of a dense layer's feed-forward network, ``n_ff_expert`` that of one
-    expert and of the shared expert. Layers count from 0.
+    A model without experts has a ``moe_step`` past its last layer. ``n_ff`` is the width of a dense
+    layer's feed-forward network, ``n_ff_expert`` that of one expert and of the shared expert.
+    Layers count from 0.
     """
 
     n_layer: int
@@ -58,6 +59,7 @@ class Hyperparameters:
 
 # Query-key normalization has no key in the file: llama.cpp turns it off for just this many experts.
 EXPERTS_WITHOUT_QK_NORM = 128
+EXPERTS_WITH_QK_NORM = 16  # as Scout; any other number would do
 
 # How text is cut up before byte pairs are merged, and llama.cpp's two names for it.
 PRE_TOKENIZER = "llama4"

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..architecture import (
     ATTENTION_CHUNK,
+    EXPERTS_WITH_QK_NORM,
     EXPERTS_WITHOUT_QK_NORM,
     FULL_ATTENTION_EVERY,
     MAX_EXPERTS,
@@ -109,13 +110,15 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(text)
     rope_theta, rope_scaling = _rope(fields)
     hparams = _hyperparameters(fields, rope_theta)
+    if _is_dense(fields):
+        hparams = _as_dense(hparams, fields.boolean("use_qk_norm", True))
     config = ModelConfig(
         hparams=hparams,
         rms_eps=fields.number("rms_norm_eps", 1e-5, low=1e-30, high=1.0),
         rope_scaling=rope_scaling,
         tied=fields.boolean("tie_word_embeddings", _outer_tie(raw)),
         quantization=_quantization(raw) or _quantization(text),
-        notes=_notes(text, rope_scaling),
+        notes=(*_notes(text, rope_scaling), *_dense_notes(fields, hparams)),
     )
     fields.must_be("hidden_act", "silu", "silu")
     _check_attention(hparams, fields)
@@ -136,7 +139,8 @@ def _hyperparameters(fields: Fields, rope_theta: float) -> Hyperparameters:
     n_head = fields.integer("num_attention_heads", 40, high=_MAX_HEADS)
     n_head_kv = fields.integer("num_key_value_heads", n_head, high=_MAX_HEADS)
     head_dim = fields.integer("head_dim", n_embd // n_head, low=2, high=_MAX_HEAD_DIM)
-    n_expert = fields.integer("num_local_experts", 16, high=MAX_EXPERTS)
+    dense = _is_dense(fields)
+    n_expert = fields.integer("num_local_experts", 16, low=int(not dense), high=MAX_EXPERTS)
     if n_head % n_head_kv:
         fields.fault("num_key_value_heads", n_head_kv, f"a divisor of {n_head} heads")
     if head_dim % 2:
@@ -151,13 +155,37 @@ def _hyperparameters(fields: Fields, rope_theta: float) -> Hyperparameters:
         n_ff_expert=fields.integer("intermediate_size", 8192, high=MAX_WIDTH),
         n_expert=n_expert,
         n_expert_used=fields.integer(
-            "num_experts_per_tok", 1, high=min(n_expert, MAX_EXPERTS_USED)
+            "num_experts_per_tok", 1, low=int(not dense), high=min(n_expert, MAX_EXPERTS_USED)
         ),
-        moe_step=fields.integer("interleave_moe_layer_step", 1, high=n_layer),
+        moe_step=fields.integer("interleave_moe_layer_step", 1, low=int(not dense), high=n_layer),
         n_vocab=fields.integer("vocab_size", 202048, high=_MAX_VOCABULARY),
         n_ctx_train=fields.integer("max_position_embeddings", 131072, high=_MAX_POSITIONS),
         rope_theta=rope_theta,
     )
+
+
+def _is_dense(fields: Fields) -> bool:
+    """Whether no layer has experts, as in Llama Guard 4."""
+    return bool(fields.get("moe_layers") == [])
+
+
+def _as_dense(hparams: Hyperparameters, qk_norm: bool) -> Hyperparameters:
+    """A model whose layers are all dense, in the words that llama.cpp has for one.
+
+    It refuses a file without experts, and reads from their number whether queries and keys are
+    normalized; a step past the last layer gives none to any.
+    """
+    experts = EXPERTS_WITH_QK_NORM if qk_norm else EXPERTS_WITHOUT_QK_NORM
+    return replace(hparams, n_expert=experts, n_expert_used=1, moe_step=hparams.n_layer + 1)
+
+
+def _dense_notes(fields: Fields, hparams: Hyperparameters) -> list[str]:
+    if not _is_dense(fields):
+        return []
+    return [
+        "no layer has experts, which llama.cpp takes from no file that says so: the file says "
+        f"{hparams.n_expert}, in every {hparams.moe_step}th of {hparams.n_layer} layers"
+    ]
 
 
 def _quantization(settings: Mapping[str, Any]) -> Any:

@@ -91,8 +91,8 @@ def write_metadata(
 def _size_label(config: ModelConfig, tensors: Sequence[TensorSpec]) -> str:
     total = sum(math.prod(spec.shape) for spec in tensors)
     experts = sum(math.prod(spec.shape) for spec in tensors if role_of(spec.name) == "expert")
-    expert = experts // max(config.hparams.n_expert, 1)
-    return str(gguf.size_label(total, total - experts, expert, config.hparams.n_expert))
+    count = config.hparams.n_expert if experts else 0
+    return str(gguf.size_label(total, total - experts, experts // max(count, 1), count))
 
 
 def origin_named(name: str, config: ModelConfig, tensors: Sequence[TensorSpec]) -> gguf.Metadata:

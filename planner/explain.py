@@ -38,6 +38,10 @@ def _all_on_gpu(search: Search, chosen: Candidate) -> str:
     return f"everything fits on {where}, with {_size(left)} to spare"
 
 
+def _has_experts(search: Search) -> bool:
+    return any(weight.role == "expert" for weight in search.geometry.weights)
+
+
 def _experts(search: Search, chosen: Candidate) -> str:
     geometry = search.geometry
     moved = set(chosen.moved)
@@ -56,8 +60,8 @@ def _cache_on_cpu(search: Search, chosen: Candidate) -> str:
     cache = sum(load.kv_bytes for load in chosen.count.loads)
     return (
         f"the whole KV cache, {_size(cache)}, is in main memory with the attention over it, which "
-        "costs less than moving more weights from the GPU to make room for it; "
-        f"{_experts(search, chosen)}"
+        "costs less than moving more weights from the GPU to make room for it"
+        + (f"; {_experts(search, chosen)}" if _has_experts(search) else "")
     )
 
 
@@ -68,10 +72,13 @@ def _chunked_layers(search: Search, chosen: Candidate) -> str:
         for weight in search.geometry.weights
         if weight.name in moved and weight.role != "expert"
     )
-    return (
-        f"all experts are in main memory, and {_size(rest)} of other weights of the chunked "
-        "layers; attention and cache of the full layers stay on the GPU"
-    )
+    what = f"{_size(rest)} of the chunked layers' weights are in main memory"
+    if _has_experts(search):
+        what = (
+            f"all experts are in main memory, and {_size(rest)} of other weights of the chunked "
+            "layers"
+        )
+    return f"{what}; attention and cache of the full layers stay on the GPU"
 
 
 def _fewer_layers(search: Search, chosen: Candidate) -> str:
@@ -107,10 +114,13 @@ _REASONS = {
 def placement_clause(search: Search, candidate: Candidate) -> str:
     """Where a candidate puts the model, and how fast it can be, as a clause."""
     host = candidate.count.loads[-1]
+    held = f"{_size(host.weights_bytes)} of weights"
+    if _has_experts(search):
+        held = f"{_size(host.bytes_of('expert'))} of experts"
     where = {
         Strategy.ALL_ON_GPU: "all on the GPU",
         Strategy.CPU_ONLY: "all in main memory",
-    }.get(candidate.strategy, f"{_size(host.bytes_of('expert'))} of experts in main memory")
+    }.get(candidate.strategy, f"{held} in main memory")
     if candidate.strategy is Strategy.CACHE_ON_CPU:
         where += ", and the KV cache"
     seconds = search.seconds(candidate.count)

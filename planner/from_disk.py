@@ -79,5 +79,6 @@ def _rate(geometry: Geometry) -> ReadRate:
         return ReadRate(None, "not measured because the file is not here")
     path = max(geometry.files, key=lambda path: path.stat().st_size)
     experts = [weight.nbytes for weight in geometry.weights if weight.role == "expert"]
-    piece = max(experts) // geometry.hparams.n_expert
-    return read_rate(path, piece)
+    if not experts:
+        return ReadRate(None, "not measured for a model without experts")
+    return read_rate(path, max(experts) // geometry.hparams.n_expert)

@@ -275,7 +275,8 @@ def _model_info(
             min(n_expert, MAX_EXPERTS_USED),
             layers=n_layer,
         ),
-        moe_step=_number(gguf, "llama4.interleave_moe_layer_step", 1, n_layer),
+        # One past the last layer: none has experts.
+        moe_step=_number(gguf, "llama4.interleave_moe_layer_step", 1, n_layer + 1),
         n_vocab=vocabulary.size,
         n_ctx_train=_number(gguf, "llama4.context_length"),
         rope_theta=_positive(gguf, "llama4.rope.freq_base", default=10000.0),

@@ -145,6 +145,19 @@ def test_what_llama_cpp_cannot_represent_is_refused(changes: dict[str, Any], sai
         parse_config(changed(**changes))
 
 
+@pytest.mark.parametrize(("qk_norm", "stated"), [(True, 16), (False, 128)])
+def test_a_model_without_experts_is_stated_as_llama_cpp_takes_it(
+    qk_norm: bool, stated: int
+) -> None:
+    """It refuses a model of zero experts, and normalizes by their number."""
+    none = {"num_local_experts": 0, "num_experts_per_tok": 0, "interleave_moe_layer_step": 0}
+    config = parse_config(changed(moe_layers=[], use_qk_norm=qk_norm, **none))
+    hparams = config.hparams
+    assert (hparams.n_expert, hparams.n_expert_used, hparams.moe_step) == (stated, 1, 49)
+    assert not any(map(hparams.has_experts, range(hparams.n_layer)))
+    assert any(note.startswith("no layer has experts") for note in config.notes)
+
+
 def test_every_fault_is_listed_at_once() -> None:
     with pytest.raises(UnsupportedError) as refusal:
         parse_config(changed(attention_chunk_size=1, attention_bias=True, attn_scale=1))

@@ -15,14 +15,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
+import llama4_edge
 from demo.checkpoint import SCOUT_LIKE, TEXT_ONLY, Geometry
-from llama4_edge import convert
+from llama4_edge import Model, convert
 from llama4_edge.chat.vocabulary import Vocabulary
 from llama4_edge.errors import CheckpointError, VocabularyError
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.fixtures import MakeCheckpoint
 
-from .test_logits import assert_same_predictions, random_tokens
+from .test_logits import MAX_KL, assert_same_predictions, kl_divergence, random_tokens
 
 NEW = ("<think>", "</think>", "<|tool_call|>", "user name")
 SPECIAL = ("<|tool_call|>",)
@@ -151,3 +152,33 @@ def test_an_embedding_of_another_size_than_config_json_says_is_refused(
         r"vocab_size in config\.json must be 1088",
     ):
         convert(directory, dry_run=True)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_model_without_experts_predicts_as_transformers_does(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, qk_norm: bool
+) -> None:
+    """Llama Guard 4: Scout pruned to dense layers."""
+    geometry = replace(TEXT_ONLY, moe_step=5, qk_norm=qk_norm)
+    directory = tmp_path / "guard"
+    shutil.copytree(make_checkpoint(geometry), directory)
+    path = directory / "config.json"
+    without: dict[str, Any] = {
+        "moe_layers": [], "num_local_experts": 0, "num_experts_per_tok": 0,
+        "interleave_moe_layer_step": 0,
+    }  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | without))
+    report = convert(directory, tmp_path / "guard.gguf", recipe="bf16")
+    assert [note[:24] for note in report.notes] == ["no layer has experts, wh"]
+    reference = Llama4ForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = random_tokens(geometry, 128, 0)
+    with torch.inference_mode():
+        expected = reference.eval()(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    with Model(tmp_path / "guard.gguf", n_ctx=128) as model:
+        ours = model.logits(tokens)
+    assert kl_divergence(expected, ours).max() <= MAX_KL
+    plan = llama4_edge.plan(tmp_path / "guard.gguf", n_ctx=4096, vram=[(1 << 30) + (17 << 20)])
+    assert plan.experts_on_cpu == 0
+    assert not any("expert" in line for line in plan.why)
