@@ -60,6 +60,7 @@ NOT_RUN = {
     "llama4 worker": "serves until Ctrl-C",
     "llama4 serve": "the same",
     "llama4 pull": "needs a network",
+    "llama4 merge": "needs the parts that the command before writes",
     "-dev CUDA0,CUDA1": "needs two GPUs",
     r"blk\.(4[0-7])": "the model in the box has no layer 40",
     "bench --synthetic": "writes gigabytes",
