@@ -51,7 +51,7 @@ OPTIONS: dict[str, Any] = {
     "max_tokens": 1, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "min_p": 0.1, "seed": 1,
     "stop": "x", "sampling": llama4_edge.Sampling(), "when_full": "stop",
     "tools": [], "tool_choice": "auto", "logprobs": False, "top_logprobs": 0,
-    "response_format": None, "grammar": None, "regex": None,
+    "response_format": None, "grammar": None, "regex": None, "adapters": [],
 }  # fmt: skip
 
 
@@ -126,6 +126,8 @@ def calls(
                 llama4_edge.run_tools,
                 {"model": model, "messages": "x", "tools": [], "max_rounds": 0, "max_tokens": 1},
             ),
+            "Adapter": Call(llama4_edge.Adapter, {"path": tiny_path}),
+            "ControlVector": Call(llama4_edge.ControlVector, {"path": tiny_path}),
             "EngineSettings": Call(llama4_edge.EngineSettings, {}),
             "Message": Call(llama4_edge.Message, {"role": "user", "content": "x"}),
             "Model": Call(opened, {"path": tiny_path, "n_ctx": 64}),
@@ -157,7 +159,7 @@ NAMES = (
     "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",
     "Conversation.system", "Conversation.assistant", "Conversation.tool",
-    "ToolCall", "run_tools", "EngineSettings", "Message", "Model",
+    "ToolCall", "run_tools", "Adapter", "ControlVector", "EngineSettings", "Message", "Model",
     "Placement", "Plan.load", "Plan.from_dict", "Plan.save", "Sampling", "Model.tokenize",
     "Model.detokenize", "Model.image_features", "Model.logits", "Model.score", "Model.chat_prompt",
     "Model.generate", "Model.chat",
