@@ -126,7 +126,7 @@ def test_a_plan_that_was_found_comes_back_from_its_file(scout: Plan, tmp_path: P
 
 def test_the_json_is_flat_and_names_the_settings_as_python_does(scout: Plan) -> None:
     record = scout.as_dict()
-    assert record["format"] == 4
+    assert record["format"] == 5
     settings = asdict(scout.settings)
     assert {name: record[name] for name in settings} == json.loads(json.dumps(settings))
     assert {"n_ctx_train", "n_layer", "alternatives"} <= record.keys()
@@ -145,7 +145,7 @@ def test_a_plan_of_format_1_is_refused_with_what_to_do(scout: Plan, tmp_path: Pa
     with pytest.raises(SettingError) as caught:
         Plan.load(path)
     assert str(caught.value) == (
-        f"{path} is a plan of another version, found format 1, expected format 4. "
+        f"{path} is a plan of another version, found format 1, expected format 5. "
         "Make it again: `llama4 plan MODEL --json`, or `plan(…).save(…)`."
     )
 
