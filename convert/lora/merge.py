@@ -199,11 +199,13 @@ def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
     held = _Held()
     merges = {name: Merge(those, held, plan.rows[name]) for name, those in plan.products.items()}
     outputs = {name: replace(place, merge=merges.get(name)) for name, place in job.outputs.items()}
-    tensors = tuple(
-        tensor if other is None else replace(tensor, stored=other, weight=None)
-        for tensor in job.tensors
-        for other in (plan.replaced.get(tensor.name),)
+    tensors = tuple(_changed(tensor, plan.replaced, merges) for tensor in job.tensors)
+    anew = sum(
+        before.kept is not None and after.kept is None
+        for before, after in zip(job.tensors, tensors, strict=True)
     )
+    if anew:
+        notes.append(f"{anew} matrices are not kept as stored but encoded anew: they are changed")
     shards = MergedShards(job.shards, [one.adapter.weights for one in wanted])
     return replace(
         job,
@@ -217,6 +219,18 @@ def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
         },
         notes=(*job.notes, *notes),
     )
+
+
+def _changed(
+    tensor: MappedTensor, replaced: Mapping[str, StoredTensor], merges: Mapping[str, Merge]
+) -> MappedTensor:
+    """A tensor that an adapter's stands in for; or one whose blocks cannot be kept, if changed."""
+    other = replaced.get(tensor.name)
+    if other is not None:
+        return replace(tensor, stored=other, weight=None, kept=None)
+    if any(target.name in merges for target in tensor.targets):
+        return replace(tensor, kept=None)
+    return tensor
 
 
 class _Plan:
