@@ -211,8 +211,9 @@ class _Stages:
         buffer = self._sources.take(slab.block_bytes)
         started = time.perf_counter()
         numbers = _Numbers(self._files.read(slab, buffer), self._files.decoder(slab))
-        if numbers.decoder is not None and slab.kept is slab.shares[0].output.type:
-            self._seconds.kept(slab.shares[0].output.name, numbers.decoder.rounded())
+        output = slab.shares[0].output
+        if numbers.decoder is not None and slab.kept is output.type and output.merge is None:
+            self._seconds.kept(output.name, numbers.decoder.rounded())
         self._seconds.add("reading", slab.shares[0].output.name, time.perf_counter() - started)
         return _Started(buffer, [self._start(slab, share, numbers) for share in slab.shares])
 

@@ -203,8 +203,8 @@ def test_the_plan_is_the_file_to_the_byte(w4a16: QuantizedCheckpoint, tmp_path: 
 def test_progress_counts_stored_bytes(w4a16: QuantizedCheckpoint, tmp_path: Path) -> None:
     seen: list[Any] = []
     convert(w4a16.path, tmp_path / "out.gguf", progress=seen.append)
-    assert seen[-1].done == seen[-1].total == w4a16.text_bytes
-    assert all(one.done <= two.done for one, two in pairwise(seen))
+    assert seen[-1].bytes_done == seen[-1].bytes_total == w4a16.text_bytes
+    assert all(one.bytes_done <= two.bytes_done for one, two in pairwise(seen))
 
 
 def test_inspect_counts_parts_and_calls_them_int4(w4a16: QuantizedCheckpoint) -> None:
