@@ -173,7 +173,7 @@ def test_another_architecture_is_refused(model_type: str | None) -> None:
 
 
 def test_another_quantization_is_refused_with_the_repository_to_use() -> None:
-    config = parse_config(changed(quantization_config={"quant_method": "fbgemm_fp8"}))
+    config = parse_config(changed(quantization_config={"quant_method": "quark"}))
     assert not config.forms
     with pytest.raises(UnsupportedError, match=r"quantized in a way.*without a quantization"):
         config.check_quantization()
