@@ -21,6 +21,7 @@ from llama4_edge.convert import slabs
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.convert.converter import inspect_checkpoint
 from llama4_edge.errors import CheckpointError, DamagedTensorError, RecipeError, UnsupportedError
+from tests.adapters import halves, write_peft
 from tests.convert.conftest import edit_json, shards_of
 from tests.fixtures import MakeCheckpoint
 from tests.hub_server import running_hub
@@ -374,3 +375,22 @@ def edit_part(checkpoint: Path, ending: str, value: float) -> None:
                 save_file(tensors, shard)
                 return
     raise LookupError(ending)
+
+
+def test_an_adapter_is_added_to_the_decoded_numbers(
+    w4a16: QuantizedCheckpoint, tmp_path: Path
+) -> None:
+    pair = halves("model.layers.1.feed_forward.experts.2.up_proj", 128, 256)
+    adapter = write_peft(tmp_path / "adapter", pair)
+    every = [(".", "f32")]
+    convert(w4a16.path, tmp_path / "f32.gguf", types=every, recipe="bf16", merge_lora=[adapter])
+    name = "blk.1.ffn_up_exps.weight"
+    a, b = pair.values()
+    expected = w4a16.exact[name].copy()
+    expected[2] += b @ a * np.float32(2)
+    assert np.array_equal(numbers_of(tmp_path / "f32.gguf")[name], expected)
+    report = convert(w4a16.path, tmp_path / "out.gguf", merge_lora=[adapter])
+    numbers = numbers_of(tmp_path / "out.gguf")
+    for other in w4a16.exact.keys() - {name}:
+        assert np.array_equal(numbers[other], w4a16.exact[other]), other
+    assert any("encoded anew: they are changed" in note for note in report.notes), report.notes
