@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..system.files import is_file
 from ..untrusted import Reader, brief, shown
 from .directories import CONFIG_NAME, find_checkpoint, is_listed, is_of_meta, no_weights, of_meta
 from .shard_header import StoredTensor, read_shard
@@ -21,6 +22,7 @@ from .shards import LocalShards, Shards
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+MODELOPT_CONFIG = "hf_quant_config.json"
 
 # Published ones have 6 kB and at most 3 MB.
 _CONFIG_LIMIT = 16 << 20
@@ -64,8 +66,27 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """
     path = find_checkpoint(Path(source))
     shards = LocalShards()
+    return Checkpoint(path, read_config(path), read_tensors(path, shards), shards)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json in the directory `path`.
+
+    Where it says nothing of how weights are quantized, it gets what ModelOpt's own file beside it
+    says, if that is there.
+
+    Raises:
+        CheckpointError: a file cannot be read, or holds no JSON object.
+    """
     config = read_json_object(path / CONFIG_NAME)
-    return Checkpoint(path, config, read_tensors(path, shards), shards)
+    text = config.get("text_config")
+    described = any(
+        isinstance(part, dict) and part.get("quantization_config") for part in (config, text)
+    )
+    if not described and is_file(path / MODELOPT_CONFIG):
+        beside = read_json_object(path / MODELOPT_CONFIG)
+        config["quantization_config"] = {"quant_method": "modelopt", **beside}
+    return config
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -35,8 +35,10 @@ from ..system.files import is_file
 from .chat_templates import MORE_TEMPLATES
 from .checkpoint import (
     INDEX_NAME,
+    MODELOPT_CONFIG,
     Checkpoint,
     open_checkpoint,
+    read_config,
     read_json_object,
     read_tensors,
 )
@@ -53,6 +55,7 @@ _HEADS_AT_A_TIME = 8
 # What a conversion reads beside the shards, and how many bytes of each its reader takes.
 SMALL_FILES = {
     "config.json": 16 << 20,
+    MODELOPT_CONFIG: 16 << 20,
     "generation_config.json": 1 << 20,
     "tokenizer_config.json": 16 << 20,
     "special_tokens_map.json": 16 << 20,
@@ -111,7 +114,8 @@ def open_repository(
     names = [name for name in _shard_names(cache.snapshot) if name in remote.files]
     check_distinct(remote.id, [*small, *names])
     shards.fetch_heads(names)
-    return Checkpoint(cache.snapshot, config, read_tensors(cache.snapshot, shards), shards)
+    tensors = read_tensors(cache.snapshot, shards)
+    return Checkpoint(cache.snapshot, read_config(cache.snapshot), tensors, shards)
 
 
 def _small_files(remote: Repository) -> dict[str, int]:

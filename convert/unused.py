@@ -24,7 +24,7 @@ _REASONS = (
         "scales the activations of attention in FP8",
     ),
     (
-        r".*[._](in|out)put_(scale|scale_ub|global_scale|zero_point)",
+        r".*[._]((in|out)put_(scale|scale_ub|global_scale|zero_point)|activation_scale)",
         "scales the activations of an engine that computes in few bits",
     ),
     (

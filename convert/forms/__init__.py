@@ -106,6 +106,8 @@ def forms_of(settings: object) -> tuple[Form, ...]:
     if not isinstance(settings, Mapping):
         raise _unsupported(["no settings"])
     method = settings.get("quant_method")
+    if method is None and "load_in_4bit" in settings:
+        method = "bitsandbytes"  # which older releases of transformers did not say
     parse = METHODS.get(method) if isinstance(method, str) else None
     if parse is None:
         raise _unsupported([f"quant_method {shown(method)}"], method)

@@ -150,7 +150,7 @@ class FP4(_FourBits):
     label = "FP4"
     title = "FP4 of bitsandbytes"
     table = np.array(
-        [0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32
+        [0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32
     ) / np.float32(12)
 
 

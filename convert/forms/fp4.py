@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import CheckpointError
 from ...quant.encode import Bytes, Floats
-from .codes import E2M1, E8M0, Table, look_up, look_up_pairs, pairs, scale_groups
+from .codes import E2M1, E8M0, Pairs, Table, look_up, look_up_pairs, pairs, scale_groups
 from .form import (
     CODES,
     Block,
@@ -37,6 +37,8 @@ from .fp8 import VALUES as E4M3
 from .fp8 import values_of
 
 _PAIRS = pairs(E2M1)
+# ModelOpt's NVFP4 has one zero, without a sign.
+_PAIRS_OF_ONE_ZERO = pairs(np.where(E2M1 == 0, np.float32(0), E2M1))
 _SETTINGS = {"type": "float", "symmetric": True, "dynamic": False, "actorder": None}
 
 
@@ -48,15 +50,15 @@ class _Groups(Form):
     """
 
     group: ClassVar[int]
-    packed: ClassVar[bool]
-    """Whether a byte holds two codes."""
+    pairs: ClassVar[Pairs | None]
+    """What a byte of two codes stands for; None where it holds one, of E4M3."""
 
     across: ClassVar[bool] = False
 
     @property
     def lines_per_item(self) -> int:
         """Two where the codes of two lines are in one byte."""
-        return 2 if self.across and self.packed else 1
+        return 2 if self.across and self.pairs is not None else 1
 
     def check(self, weight: Weight) -> None:
         """A scale for each group, in the orientation of the codes.
@@ -67,13 +69,13 @@ class _Groups(Form):
         axis = 1 if weight.fused and not self.across else len(weight.shape) - 1
         codes, groups = list(weight.shape), list(weight.shape)
         # Where a byte holds two lines, gate and up are even, too.
-        if self.packed and codes[axis] % (2 * self.lines_per_item):
+        if self.pairs is not None and codes[axis] % (2 * self.lines_per_item):
             raise CheckpointError(
                 f"{weight.name} cannot be stored as {self.title}",
                 found=f"{list(weight.shape)}: {codes[axis]} numbers along the packed axis",
                 expected="an even number",
             )
-        codes[axis] //= 2 if self.packed else 1
+        codes[axis] //= 2 if self.pairs is not None else 1
         groups[axis] = -(-groups[axis] // self.group)
         expect(weight, CODES, tuple(codes))
         expect(weight, "scales", tuple(groups))
@@ -83,10 +85,10 @@ class _Groups(Form):
         table = self.table(weight, region.expert, read)
         scales = _group_scales(weight, region, read, table)
         if self.across:
-            return _AcrossLines(table, scales, self.group, self.packed, region.first)
+            return _AcrossLines(table, scales, self.group, self.pairs, region.first)
         if weight.fused:
             scales = scales[:, region.first : region.last].T
-        return _AlongLines(table, scales, self.group, self.packed)
+        return _AlongLines(table, scales, self.group, self.pairs)
 
     def table(self, weight: Weight, expert: int, read: ReadPart) -> Table:
         """What each byte of a scale stands for; NaN where none is allowed to be."""
@@ -115,6 +117,10 @@ def _group_scales(weight: Weight, region: Region, read: ReadPart, table: Table) 
     return scales.reshape(end - begin, columns)
 
 
+def _look_up(codes: Bytes, pairs: Pairs | None) -> Floats:
+    return values_of(codes) if pairs is None else look_up_pairs(codes, pairs)
+
+
 @dataclass(frozen=True)
 class _AlongLines(Decoder):
     """`scales` are [lines, groups]."""
@@ -122,10 +128,10 @@ class _AlongLines(Decoder):
     table: Table
     scales: Bytes
     group: int
-    packed: bool
+    pairs: Pairs | None
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        numbers = look_up_pairs(codes, _PAIRS) if self.packed else values_of(codes)
+        numbers = _look_up(codes, self.pairs)
         return scale_groups(numbers, look_up(self.scales[begin:end], self.table), self.group)
 
 
@@ -136,11 +142,11 @@ class _AcrossLines(Decoder):
     table: Table
     scales: Bytes
     group: int
-    packed: bool
+    pairs: Pairs | None
     first: int
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        numbers = look_up_pairs(codes.T, _PAIRS) if self.packed else values_of(codes.T)
+        numbers = _look_up(codes.T, self.pairs)
         groups = np.arange(self.first + begin, self.first + end) // self.group
         with np.errstate(over="ignore"):
             numbers *= look_up(self.scales[:, groups], self.table)
@@ -151,7 +157,7 @@ class _NVFP4(_Groups):
     """E2M1 in groups of 16, E4M3 scales, and one float32 for the whole (or for each expert)."""
 
     group = 16
-    packed = True
+    pairs = _PAIRS
     divided: ClassVar[bool]
     """Whether the scale of the whole divides."""
 
@@ -202,6 +208,7 @@ class LinearNVFP4(_NVFP4):
         "scales": "_scale",
         "outer scale": "_scale_2",
     }
+    pairs = _PAIRS_OF_ONE_ZERO
     divided = False
     fused = False
     title = "NVFP4 (E2M1, an E4M3 scale for each 16, times an outer one)"
@@ -215,6 +222,7 @@ class FusedNVFP4(_NVFP4):
         "scales": "_weight_scale",
         "outer scale": "_weight_scale_2",
     }
+    pairs = _PAIRS_OF_ONE_ZERO
     divided = False
     fused = True
     title = LinearNVFP4.title
@@ -250,7 +258,7 @@ class PackedMXFP4(_MX):
 
     suffixes: ClassVar[Mapping[str, str]] = {CODES: "_packed", "scales": "_scale"}
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {CODES: ("U8",), "scales": ("U8",)}
-    packed = True
+    pairs = _PAIRS
     fused = False
     label = "MXFP4"
     title = "MXFP4 (E2M1, a power of two for each 32)"
@@ -275,7 +283,7 @@ class LinearMXFP8(_MX):
 
     suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {CODES: ("F8_E4M3",), "scales": ("U8",)}
-    packed = False
+    pairs = None
     fused = False
     label = "MXFP8"
     title = "MXFP8 (E4M3, a power of two for each 32)"
