@@ -16,7 +16,7 @@ from ..errors import CheckpointError, OutputError
 from ..quant import Assignment, Recipe, TensorType
 from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
-from .config import parse_config
+from .config import ModelConfig, parse_config
 from .directories import cached_repository
 from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
@@ -124,10 +124,10 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         vocabulary = read_vocabulary(checkpoint, text.config)
         target = target_file(output, f"{_name(checkpoint)}-{types}.gguf")
         model = _text_job(checkpoint, text, vocabulary, recipe, request, target)
-        stored, n_embd = text.vision, text.config.hparams.n_embd
+        stored, config = text.vision, text.config
     else:
         stored = spell(checkpoint.tensors).vision
-        n_embd = parse_config(checkpoint.config).hparams.n_embd
+        config = parse_config(checkpoint.config)
         target = target_file(output, _projector_name(_name(checkpoint), request))
     projector, vision_notes = None, []
     if request.vision and _has_vision(checkpoint, stored):
@@ -135,7 +135,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
             stem = target.name.removesuffix(".gguf").removesuffix(f"-{types}")
             target = target.with_name(_projector_name(stem, request))
         first = len(model.parts) if model else 0
-        projector = _vision_job(checkpoint, stored, n_embd, request, target, first)
+        projector = _vision_job(checkpoint, stored, config, request, target, first)
     elif not request.text:
         raise _no_tower(checkpoint, stored)
     elif request.vision and stored:
@@ -199,14 +199,14 @@ def _text_job(
 def _vision_job(
     checkpoint: Checkpoint,
     stored: Mapping[str, StoredTensor],
-    n_embd: int,
+    model: ModelConfig,
     request: Request,
     target: Path,
     first: int,
 ) -> _Model:
-    """The projector's file, which becomes part number `first`."""
-    config = check_vision(checkpoint.config)
-    mapped = map_vision(stored, config, n_embd)
+    """The projector's file, which becomes part number `first`; the text model's is `model`."""
+    config, n_embd = check_vision(checkpoint.config), model.hparams.n_embd
+    mapped = map_vision(stored, config, n_embd, model.forms)
     processor = read_processor(checkpoint.path, config.image_size)
     layout = lay_out_vision(config, n_embd, request.matrices, checkpoint, processor)
     parts, outputs = plan_parts(layout.writer, layout.assignments, target, None, first=first)

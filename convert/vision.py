@@ -9,7 +9,7 @@ transformers does. Knows shapes and types; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..architecture import VisionShape
@@ -17,10 +17,11 @@ from ..errors import CheckpointError, RecipeError
 from ..quant import Assignment, TensorSpec, TensorType
 from ..quant.types import F16, F32, TYPES
 from ..ranges import value_text
+from .forms import Form, find_in_any
 from .names import Rule, Sizes, Target, rule_targets
 from .shard_header import StoredTensor
 from .spelling import VISION_PREFIXES
-from .text_model import MappedTensor, map_tensor
+from .text_model import MappedTensor, map_tensor, shape_of
 from .vision_config import VisionConfig
 
 Shape = tuple[int, ...]
@@ -123,7 +124,10 @@ def vision_shapes(config: VisionConfig, n_embd: int) -> dict[str, Shape]:
 
 
 def map_vision(
-    stored: Mapping[str, StoredTensor], config: VisionConfig, n_embd: int
+    stored: Mapping[str, StoredTensor],
+    config: VisionConfig,
+    n_embd: int,
+    forms: Sequence[Form] = (),
 ) -> list[MappedTensor]:
     """What each stored tensor of the tower and the projector becomes, in file order.
 
@@ -131,23 +135,26 @@ def map_vision(
         stored: by their names in a checkpoint.
         config: the tower's.
         n_embd: the text model's width.
+        forms: in which matrices may be stored, other than as their numbers.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, of another shape, or not of floats.
     """
     sizes = _axes(config, n_embd)
-    mapped, known = [], set()
+    mapped: list[MappedTensor] = []
+    known: set[str] = set()
     for rule, layer in _rules(config):
         name = rule.name.format(layer=layer)
-        if name not in stored:
+        weight = find_in_any(forms, name, shape_of(rule, sizes), stored)
+        if name not in stored and weight is None:
             raise CheckpointError(
                 f"tensor {name} is missing",
                 found=f"{len(stored)} tensors of a vision tower",
                 hint=_HINT,
             )
-        known.add(name)
-        mapped.append(map_tensor(stored[name], rule, layer, sizes))
-    extra = sorted(stored[name].name for name in stored.keys() - known)
+        mapped.append(map_tensor(stored.get(name), rule, layer, sizes, weight))
+        known.update(part.name for part in mapped[-1].parts)
+    extra = sorted(tensor.name for tensor in stored.values() if tensor.name not in known)
     if extra:
         raise CheckpointError(
             f"tensor {extra[0]} is not part of a vision tower with this config.json",

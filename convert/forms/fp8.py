@@ -222,7 +222,9 @@ def parse_fbgemm(settings: Mapping[str, Any]) -> tuple[list[Form], list[str]]:
 
 def parse_fine_grained(settings: Mapping[str, Any]) -> tuple[list[Form], list[str]]:
     """The form of transformers' ``fp8``, and what of the settings cannot be converted."""
-    block = settings.get("weight_block_size")
+    if "weight_block_size" not in settings:
+        return [], ["quant_method 'fp8' without a weight_block_size"]
+    block = settings["weight_block_size"]
     if block is None:
         return [InverseTensorFP8()], []
     sizes = block_sizes(block)

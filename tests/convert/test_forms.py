@@ -165,11 +165,11 @@ def test_weights_that_are_quantized_are_refused_with_their_settings(forms: MakeF
     name = next(name for name in made.tensors if name.endswith("q_proj.weight"))
     made.tensors[name] = Stored("U8", (8, 1), bytes(8))
     made.write(made.tensors)
-    made.set_config(quantization_config=LEFT_OVER[0])
-    with pytest.raises(UnsupportedError, match="quant_method 'bitsandbytes'"):
+    made.set_config(quantization_config={"quant_method": "quark"})
+    with pytest.raises(UnsupportedError, match="quant_method 'quark'"):
         convert(made.other, dry_run=True)
     # Nobody has seen the weights of a configuration alone.
-    with pytest.raises(UnsupportedError, match="quant_method 'bitsandbytes'"):
+    with pytest.raises(UnsupportedError, match="quant_method 'quark'"):
         blueprint(made.other / "config.json")
 
 

@@ -275,8 +275,8 @@ def test_a_missing_expert_is_named(fp8_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"shape": [1, 64]}, r"found BF16 \[1, 64\], expected BF16 or F32 \[64, 1\]"),
-        ({"dtype": "F16"}, r"found F16 \[64, 1\]"),
+        ({"shape": [1, 64]}, r"found BF16 \[1, 64\], expected BF16 or F16 or F32 \[64, 1\]"),
+        ({"dtype": "I16"}, r"found I16 \[64, 1\]"),
     ],
 )
 def test_scales_of_another_form_are_refused(

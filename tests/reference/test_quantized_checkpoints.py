@@ -16,7 +16,11 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BitsAndBytesConfig, Llama4ForCausalLM
+from transformers import (
+    BitsAndBytesConfig,
+    Llama4ForCausalLM,
+    Llama4ForConditionalGeneration,
+)
 
 from demo.checkpoint import SCOUT_LIKE
 from llama4_edge import Report, convert
@@ -71,7 +75,8 @@ class Expert(nn.Module):
         super().__init__()
         gate, up = gate_up.T.chunk(2)
         for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down.T)):
-            linear = nn.Linear(*reversed(weight.shape), bias=False, dtype=weight.dtype)
+            outputs, inputs = weight.shape
+            linear = nn.Linear(inputs, outputs, bias=False, dtype=weight.dtype)
             linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
             setattr(self, name, linear)
 
@@ -138,6 +143,7 @@ def calibrate(module: Any) -> None:
 def unpack_bitsandbytes(name: str, state: State) -> torch.Tensor:
     functional = writer("bitsandbytes.functional")
     module = name.removesuffix("weight")
+    wide: torch.Tensor
     if f"{module}SCB" in state:
         wide = functional.int8_vectorwise_dequant(state[name], state[f"{module}SCB"])
         return wide.to(torch.bfloat16)
@@ -149,7 +155,7 @@ def unpack_bitsandbytes(name: str, state: State) -> torch.Tensor:
     if settings.nested:
         absmax = functional.dequantize_blockwise(absmax, settings.state2) + settings.offset
     # Its kernel for CPUs with AVX-512 is another one, which fails where a block has parts of rows.
-    wide: torch.Tensor = writer("bitsandbytes.backends.default.ops")._dequantize_4bit_compute(
+    wide = writer("bitsandbytes.backends.default.ops")._dequantize_4bit_compute(
         state[name].reshape(-1), absmax, settings.code, settings.blocksize, settings.shape,
         torch.bfloat16,
     )  # fmt: skip
@@ -161,6 +167,7 @@ def unpack_modelopt(name: str, state: State) -> torch.Tensor:
     before = name if name.endswith("weight") else f"{name}_weight"
     codes, scale = state[name], state[f"{before}_scale"]
     outer = state.get(f"{before}_scale_2")
+    wide: torch.Tensor
     if outer is not None:
         fused = codes.dim() == 3
         codes, scale = (part.mT.contiguous() if fused else part for part in (codes, scale))
@@ -200,12 +207,15 @@ def unpack_compressed(directory: Path) -> Unpack:
             one for one in schemes if ("pack" in one[0]) == ("weight_packed" in parts)
         )
         compressor = registry.get_value_from_registry(form)
-        return compressor.decompress(parts, scheme)["weight"].to(torch.bfloat16).contiguous()
+        weight: torch.Tensor = compressor.decompress(parts, scheme)["weight"]
+        return weight.to(torch.bfloat16).contiguous()
 
     return unpack
 
 
 LINEAR = ("weight", "weight_packed", "weight_scale", "weight_global_scale")
+# Every part but the codes.
+PARTS = r"(_scale(_2)?|\.(nested_)?(absmax|quant_map)|__(nf4|fp4)|SCB|weight_format)$"
 CODES = (torch.uint8, torch.int8, torch.float8_e4m3fn)
 
 
@@ -214,7 +224,7 @@ def decoded(state: State, unpack: Unpack) -> State:
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in state.items():
-            if re.search(r"(weight|weight_packed|experts\.[a-z_]+_proj)$", name):
+            if not re.search(PARTS, name):
                 quantized = tensor.dtype in CODES
                 yield (
                     name.removesuffix("_packed"),
@@ -280,6 +290,31 @@ BITSANDBYTES: dict[str, tuple[dict[str, Any], str]] = {
     "FP4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "FP4"),
     "INT8": ({"load_in_8bit": True}, "INT8"),
 }
+
+
+def test_a_tower_of_linear_layers_in_few_bits_becomes_the_projector_of_its_numbers(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    plain = make_checkpoint(replace(SMALL, vision=SCOUT_LIKE.vision, text_only=False))
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = Llama4ForConditionalGeneration.from_pretrained(
+        plain, dtype=torch.bfloat16, quantization_config=settings, device_map="cpu"
+    )
+    quantized, bf16 = tmp_path / "quantized", tmp_path / "bf16"
+    model.save_pretrained(quantized)
+    bf16.mkdir()
+    state = load_file(quantized / "model.safetensors")
+    save_file(decoded(state, unpack_bitsandbytes), bf16 / "model.safetensors")
+    files = []
+    for source in (quantized, bf16):
+        copy_rest(plain, source)
+        file = tmp_path / f"{source.name}.gguf"
+        convert(source, file, text=False, vision_type="bf16")
+        files.append({tensor.name: tensor.data.tobytes() for tensor in GGUFReader(file).tensors})
+    assert (
+        sum(tensor.dtype == torch.uint8 for name, tensor in state.items() if "vision" in name) > 9
+    )
+    assert files[0] == files[1]
 
 
 def numbers(checkpoint: Path, file: Path, recipe: str) -> tuple[dict[str, bytes], Report]:

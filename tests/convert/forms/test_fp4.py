@@ -48,10 +48,14 @@ def e4m3(*shape: int, seed: int = 3) -> torch.Tensor:
     return raw.view(torch.float8_e4m3fn)
 
 
-def unpacked(packed: torch.Tensor, axis: int) -> torch.Tensor:
-    """What two codes in a byte stand for, the low one first along `axis`."""
+def unpacked(packed: torch.Tensor, axis: int, *, one_zero: bool = False) -> torch.Tensor:
+    """What two codes in a byte stand for, the low one first along `axis`.
+
+    With `one_zero` as ModelOpt's NVFP4 has it: without a sign.
+    """
     both = torch.stack((packed & 15, packed >> 4), dim=axis + 1)
-    return E2M1[both.flatten(axis, axis + 1).long()]
+    numbers = E2M1[both.flatten(axis, axis + 1).long()]
+    return numbers + 0.0 if one_zero else numbers
 
 
 def spread(scales: torch.Tensor, group: int, axis: int) -> torch.Tensor:
@@ -97,7 +101,7 @@ def test_fused_nvfp4_is_packed_along_the_inputs_of_each_output(outer: torch.Tens
     experts, inputs, outputs = 3, 64, 96
     packed = codes(experts, inputs // 2, outputs)
     scales = e4m3(experts, inputs // 16, outputs)
-    each = (spread(scales, 16, 1) * outer.reshape(-1, 1, 1)) * unpacked(packed, 1)
+    each = (spread(scales, 16, 1) * outer.reshape(-1, 1, 1)) * unpacked(packed, 1, one_zero=True)
     parts = {"codes": packed, "scales": scales, "outer scale": outer}
     for step in (10, outputs):
         ours = decoded(FusedNVFP4(), (experts, inputs, outputs), parts, step)
@@ -141,7 +145,7 @@ def test_groups_of_fused_experts_may_run_along_the_outputs(form: Any, step: int)
         numbers = parts["codes"].float()
     else:
         parts["codes"] = codes(experts, inputs, outputs // 2)
-        numbers = unpacked(parts["codes"], 2)
+        numbers = unpacked(parts["codes"], 2, one_zero=isinstance(form, FusedWideNVFP4))
     if isinstance(form, FusedWideNVFP4):
         parts |= {"scales": e4m3(experts, inputs, outputs // 32), "outer scale": torch.tensor(0.3)}
         scales = parts["scales"].float() * 0.3
@@ -159,7 +163,7 @@ def test_wide_groups_of_a_linear_layer_have_32_numbers() -> None:
         "outer scale": torch.tensor(0.3),
     }
     scales = parts["scales"].float() * 0.3
-    theirs = unpacked(parts["codes"], 1) * spread(scales, 32, 1)
+    theirs = unpacked(parts["codes"], 1, one_zero=True) * spread(scales, 32, 1)
     assert equal(decoded(LinearWideNVFP4(), (ROWS, COLUMNS), parts), theirs)
 
 
