@@ -71,6 +71,7 @@ def _common_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"format {shown(known)}"
     sparsity = settings.get("sparsity_config") or {}
     if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
-        yield f"sparsity_config {shown(sparsity)}"
+        layout = sparsity.get("format") if isinstance(sparsity, Mapping) else sparsity
+        yield f"sparsity_config of format {shown(layout)}, without the zeros of sparse weights"
     if settings.get("transform_config"):
         yield "a transform_config"
