@@ -310,7 +310,14 @@ def test_a_tower_of_linear_layers_in_few_bits_becomes_the_projector_of_its_numbe
         copy_rest(plain, source)
         file = tmp_path / f"{source.name}.gguf"
         convert(source, file, text=False, vision_type="bf16")
-        files.append({tensor.name: tensor.data.tobytes() for tensor in GGUFReader(file).tensors})
+        # What is f32 there takes numbers that were not rounded to bf16.
+        files.append(
+            {
+                tensor.name: tensor.data.tobytes()
+                for tensor in GGUFReader(file).tensors
+                if tensor.tensor_type.name == "BF16"
+            }
+        )
     assert (
         sum(tensor.dtype == torch.uint8 for name, tensor in state.items() if "vision" in name) > 9
     )
@@ -334,7 +341,7 @@ def check(quantized: Path, unpack: Unpack, form: str, plain: Path, tmp_path: Pat
         ours, report = numbers(quantized, tmp_path / f"ours-{recipe}.gguf", recipe)
         theirs, _ = numbers(bf16, tmp_path / f"theirs-{recipe}.gguf", recipe)
         assert ours == theirs
-        assert any(form in note and "decoded from" in note for note in report.notes), report.notes
+        assert any(form in note and "decoded" in note for note in report.notes), report.notes
 
 
 @pytest.fixture
