@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -407,18 +408,24 @@ def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
         # Without parts that it could be for, a journal has to say itself what it is.
         has_journal = has_journal and _is_journal(journal)
     for path in (journal, _fresh(journal), *(part.partial for part in parts)):
-        if not os.path.lexists(path):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
             continue
-        ours = has_journal and path.is_file() and not path.is_symlink()
-        if ours and path.stat().st_nlink == 1:
+        is_file = stat.S_ISREG(status.st_mode)
+        if has_journal and is_file and status.st_nlink == 1:
             continue
-        if path.is_dir() or not force:
+        is_directory = path.is_dir()
+        if is_directory or not force:
             raise OutputError(
                 f"{path} exists and is not an interrupted conversion's",
-                found="a directory" if path.is_dir() else "no journal beside it, or a link",
+                found="a directory" if is_directory else "no journal beside it, or a link",
                 hint="Move it away, or give another name.",
             )
-        path.unlink()
+        with suppress(FileNotFoundError):
+            if is_file:  # which another conversion, of the same projector perhaps, may be writing
+                os.close(_open_locked(path))
+            path.unlink()
 
 
 def _is_journal(path: Path) -> bool:

@@ -358,6 +358,27 @@ def test_a_file_that_another_process_has_just_finished_is_left_alone(
     assert target.read_bytes() == content
 
 
+def test_a_projector_that_another_conversion_is_writing_is_left_alone(
+    scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two recipes of one checkpoint have the same projector beside them."""
+    target = tmp_path / "scout-int4.gguf"
+    report = convert(scout_checkpoint, target, dry_run=True)
+    assert report.projector is not None
+    partial = Path(f"{report.projector}.partial")
+    with partial.open("wb") as file:
+        file.write(b"half")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="exists and is not an interrupted conversion's"):
+            convert(scout_checkpoint, target)
+        with pytest.raises(OutputError, match="another conversion is writing"):
+            convert(scout_checkpoint, target, force=True)
+        assert partial.read_bytes() == b"half" and not target.exists()
+    convert(scout_checkpoint, target, force=True)
+    assert not partial.exists()
+
+
 def test_a_changed_shard_is_noticed(checkpoint: Path, tmp_path: Path, small_slabs: None) -> None:
     target = tmp_path / "o.gguf"
     interrupted(checkpoint, target)
