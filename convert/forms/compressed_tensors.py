@@ -59,7 +59,8 @@ def parse(settings: Mapping[str, Any]) -> tuple[list[Form], list[str]]:
                 faults.append(f"{brief(name)}: format {shown(own)}")
             continue
         form, wrong = parser(weights)
-        faults += [f"{brief(name)}: {fault}" for fault in wrong]
+        where = brief(name) if own == settings.get("format") else f"{brief(name)} of format {own}"
+        faults += [f"{where}: {fault}" for fault in wrong]
         if form is not None and form not in forms:
             forms.append(form)
     return forms, faults
