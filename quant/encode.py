@@ -1,9 +1,9 @@
 """Numbers to bytes, the same bytes that ggml's own encoders make of them; and back.
 
 The types that recipes choose have encoders of our own, many times as fast (``native/``); the others
-are ggml's, as are all decoders. This is the one file that calls either. Works on whole rows and
-releases the GIL, so that threads work side by side. Knows nothing of files or of which tensor gets
-which type.
+are ggml's, as are the decoders of its types; those of checkpoints' codes are ours. This is the one
+file that calls either. Works on whole rows and releases the GIL, so that threads work side by side.
+Knows nothing of files or of which tensor gets which type.
 """
 
 from __future__ import annotations
@@ -178,6 +178,57 @@ def repack(
     assert status == _GOOD, f"{tensor_type.name} holds no such numbers"
 
 
+def decode_codes(
+    codes: Bytes,
+    table: Floats,
+    scales: Floats,
+    block: tuple[int, int],
+    first: int = 0,
+    *,
+    across: bool = False,
+) -> Floats:
+    """What codes of a byte stand for, times the scales of their blocks: rounded once, to float32.
+
+    Args:
+        codes: [lines, bytes], with contiguous lines or columns.
+        table: what a byte stands for: [256], where both codes of NaN differ in their highest bit;
+            or [256, 2], without NaN.
+        scales: one for each block, [blocks of lines, blocks of numbers], contiguous.
+        block: lines and numbers of a block; the last ones may be cut short. Numbers are even
+            where a byte has two of a line.
+        first: lines of the first block that come before the first line.
+        across: whether the two numbers of a byte are each of a line of its own, not of one line.
+
+    Returns:
+        [lines, numbers], new. A product that is too large is infinite.
+
+    Raises:
+        ValueError: a code is NaN.
+    """
+    lines, items = codes.shape
+    step = 1 if table.ndim == 1 else table.shape[1]
+    numbers = np.empty((lines * step, items) if across else (lines, items * step), np.float32)
+    # numpy may say anything of the step of an axis that has one.
+    sizes = zip(codes.strides, codes.shape, strict=True)
+    steps = [stride if size > 1 else 1 for stride, size in sizes]
+    assert codes.dtype == np.uint8 and 1 in steps and min(steps) > 0
+    assert table.dtype == scales.dtype == np.float32
+    assert table.shape in ((256,), (256, 2)) and table.flags.c_contiguous
+    height, width = block
+    assert scales.flags.c_contiguous and scales.shape == (
+        -(-(first + numbers.shape[0]) // height), -(-numbers.shape[1] // width)
+    )  # fmt: skip
+    assert across or width % step == 0
+    status = _native().llama4_edge_decode(
+        codes.ctypes.data, *steps, lines, items, table.ctypes.data, step, across,
+        scales.ctypes.data, scales.shape[1], height, width, first, numbers.ctypes.data,
+    )  # fmt: skip
+    if status == _NOT_FINITE:
+        raise ValueError("NaN")
+    assert status == _GOOD
+    return numbers
+
+
 def bf16_to_f32(halves: Halves, out: Floats) -> None:
     """Widen `halves`, bf16 as raw 16-bit words, into `out` of the same size; exact."""
     assert halves.size == out.size and halves.flags.c_contiguous and out.flags.c_contiguous
@@ -227,6 +278,11 @@ def _native() -> ctypes.CDLL:
         text, pointer, size, size, size, pointer, pointer, ctypes.c_uint8, pointer,
     ]  # fmt: skip
     library.llama4_edge_repack.restype = ctypes.c_int
+    library.llama4_edge_decode.argtypes = [
+        pointer, size, size, size, size, pointer, size, ctypes.c_bool,
+        pointer, size, size, size, size, pointer,
+    ]  # fmt: skip
+    library.llama4_edge_decode.restype = ctypes.c_int
     return library
 
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...errors import DamagedTensorError
-from ...quant.encode import Bytes, Floats
+from ...quant.encode import Bytes, Floats, decode_codes
 from ...untrusted import Reader, shown
 from ..shard_header import StoredTensor
-from .codes import Pairs, Table, contiguous, look_up_pairs, pairs, scale_groups
+from .codes import Pairs, Table, contiguous, pairs
 from .form import CODES, Block, Decoder, Form, ReadPart, Region, Weight, damaged, expect, missing
 
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -113,7 +113,7 @@ class _Blocks(Decoder):
     step: int
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        return scale_groups(look_up_pairs(codes, self.table), self.scales[begin:end], self.step)
+        return decode_codes(codes, self.table, self.scales[begin:end], (1, self.step))
 
 
 class NF4(_FourBits):

@@ -1,4 +1,4 @@
-"""What small codes stand for, and lines of them times the scales of their groups.
+"""What small codes stand for.
 
 The floats of four bits (E2M1) and the scales of eight (E8M0) are those of the OCP Microscaling
 Formats specification, 1.0; a line is a row of numbers that go to one output. Works on blocks in
@@ -15,8 +15,8 @@ from ...quant.encode import Bytes, Floats
 Table = Floats
 """What each code stands for, by the code."""
 
-Pairs = npt.NDArray[np.uint64]
-"""What each byte of two codes stands for: two float32 in memory order, by the byte."""
+Pairs = Floats
+"""What each byte of two codes stands for, [256, 2]."""
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1: Table = np.array(_MAGNITUDES + tuple(-number for number in _MAGNITUDES), np.float32)
@@ -30,7 +30,7 @@ def pairs(table: Table, *, high_first: bool = False) -> Pairs:
     codes = np.arange(256)
     low, high = table[codes & 15], table[codes >> 4]
     both = (high, low) if high_first else (low, high)
-    return np.stack(both, axis=1).astype(np.float32).view(np.uint64).reshape(256)
+    return np.stack(both, axis=1).astype(np.float32)
 
 
 def contiguous(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -50,31 +50,5 @@ def look_up_pairs(codes: Bytes, table: Pairs) -> Floats:
     codes = contiguous(codes)
     numbers = np.empty(codes.shape, np.uint64)
     # Every code is a valid index; "clip" spares numpy the check, and a copy.
-    np.take(table, codes, mode="clip", out=numbers)
+    np.take(table.view(np.uint64)[:, 0], codes, mode="clip", out=numbers)
     return numbers.view(np.float32)
-
-
-def look_up(codes: Bytes, table: Table) -> Floats:
-    """The numbers of `codes`, one a byte: a new array of their shape."""
-    codes = contiguous(codes)
-    numbers = np.empty(codes.shape, np.float32)
-    np.take(table, codes, mode="clip", out=numbers)
-    return numbers
-
-
-def scale_groups(numbers: Floats, scales: Floats, size: int) -> Floats:
-    """Multiply `numbers` [lines, length] in place by `scales` [lines, groups].
-
-    A group has `size` numbers, the last one what is left. A product that is too large is infinite.
-
-    Returns:
-        `numbers`.
-    """
-    lines, length = numbers.shape
-    with np.errstate(over="ignore"):
-        if length % size == 0:
-            groups = numbers.reshape(lines, length // size, size)
-            np.multiply(groups, scales[:, :, np.newaxis], out=groups)
-        else:
-            numbers *= np.repeat(scales, size, axis=1)[:, :length]
-    return numbers

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...errors import CheckpointError
-from ...quant.encode import Bytes, Floats
-from .codes import E2M1, E8M0, Pairs, Table, look_up, look_up_pairs, pairs, scale_groups
+from ...quant.encode import Bytes, Floats, decode_codes
+from .codes import E2M1, E8M0, Pairs, Table, contiguous, pairs
 from .form import (
     CODES,
     Block,
@@ -34,7 +34,6 @@ from .form import (
     scales_of,
 )
 from .fp8 import VALUES as E4M3
-from .fp8 import values_of
 
 _PAIRS = pairs(E2M1)
 # ModelOpt's NVFP4 has one zero, without a sign.
@@ -50,15 +49,15 @@ class _Groups(Form):
     """
 
     group: ClassVar[int]
-    pairs: ClassVar[Pairs | None]
-    """What a byte of two codes stands for; None where it holds one, of E4M3."""
+    values: ClassVar[Table | Pairs]
+    """What a byte of codes stands for: two of E2M1, or one of E4M3."""
 
     across: ClassVar[bool] = False
 
     @property
     def lines_per_item(self) -> int:
         """Two where the codes of two lines are in one byte."""
-        return 2 if self.across and self.pairs is not None else 1
+        return 2 if self.across and self.values.ndim == 2 else 1
 
     def check(self, weight: Weight) -> None:
         """A scale for each group, in the orientation of the codes.
@@ -69,13 +68,13 @@ class _Groups(Form):
         axis = 1 if weight.fused and not self.across else len(weight.shape) - 1
         codes, groups = list(weight.shape), list(weight.shape)
         # Where a byte holds two lines, gate and up are even, too.
-        if self.pairs is not None and codes[axis] % (2 * self.lines_per_item):
+        if self.values.ndim == 2 and codes[axis] % (2 * self.lines_per_item):
             raise CheckpointError(
                 f"{weight.name} cannot be stored as {self.title}",
                 found=f"{list(weight.shape)}: {codes[axis]} numbers along the packed axis",
                 expected="an even number",
             )
-        codes[axis] //= 2 if self.pairs is not None else 1
+        codes[axis] //= 2 if self.values.ndim == 2 else 1
         groups[axis] = -(-groups[axis] // self.group)
         expect(weight, CODES, tuple(codes))
         expect(weight, "scales", tuple(groups))
@@ -85,10 +84,10 @@ class _Groups(Form):
         table = self.table(weight, region.expert, read)
         scales = _group_scales(weight, region, read, table)
         if self.across:
-            return _AcrossLines(table, scales, self.group, self.pairs, region.first)
+            return _AcrossLines(table, scales, self.group, self.values, region.first)
         if weight.fused:
             scales = scales[:, region.first : region.last].T
-        return _AlongLines(table, scales, self.group, self.pairs)
+        return _AlongLines(table, scales, self.group, self.values)
 
     def table(self, weight: Weight, expert: int, read: ReadPart) -> Table:
         """What each byte of a scale stands for; NaN where none is allowed to be."""
@@ -117,8 +116,10 @@ def _group_scales(weight: Weight, region: Region, read: ReadPart, table: Table) 
     return scales.reshape(end - begin, columns)
 
 
-def _look_up(codes: Bytes, pairs: Pairs | None) -> Floats:
-    return values_of(codes) if pairs is None else look_up_pairs(codes, pairs)
+def _numbers(table: Table, scales: Bytes) -> Floats:
+    """What the bytes of scales stand for, contiguous."""
+    # Every byte is a valid index; "clip" spares numpy the check.
+    return np.take(table, contiguous(scales), mode="clip")
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ class _AlongLines(Decoder):
     table: Table
     scales: Bytes
     group: int
-    pairs: Pairs | None
+    values: Table | Pairs
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        numbers = _look_up(codes, self.pairs)
-        return scale_groups(numbers, look_up(self.scales[begin:end], self.table), self.group)
+        scales = _numbers(self.table, self.scales[begin:end])
+        return decode_codes(codes, self.values, scales, (1, self.group))
 
 
 @dataclass(frozen=True)
@@ -142,22 +143,23 @@ class _AcrossLines(Decoder):
     table: Table
     scales: Bytes
     group: int
-    pairs: Pairs | None
+    values: Table | Pairs
     first: int
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        numbers = _look_up(codes.T, self.pairs)
-        groups = np.arange(self.first + begin, self.first + end) // self.group
-        with np.errstate(over="ignore"):
-            numbers *= look_up(self.scales[:, groups], self.table)
-        return np.ascontiguousarray(numbers.T)
+        first, last = self.first + begin, self.first + end
+        groups = self.scales[:, first // self.group : -(-last // self.group)]
+        scales = _numbers(self.table, groups.T)
+        return decode_codes(
+            codes, self.values, scales, (self.group, 1), first % self.group, across=True
+        )
 
 
 class _NVFP4(_Groups):
     """E2M1 in groups of 16, E4M3 scales, and one float32 for the whole (or for each expert)."""
 
     group = 16
-    pairs = _PAIRS
+    values = _PAIRS
     divided: ClassVar[bool]
     """Whether the scale of the whole divides."""
 
@@ -208,7 +210,7 @@ class LinearNVFP4(_NVFP4):
         "scales": "_scale",
         "outer scale": "_scale_2",
     }
-    pairs = _PAIRS_OF_ONE_ZERO
+    values = _PAIRS_OF_ONE_ZERO
     divided = False
     fused = False
     title = "NVFP4 (E2M1, an E4M3 scale for each 16, times an outer one)"
@@ -222,7 +224,7 @@ class FusedNVFP4(_NVFP4):
         "scales": "_weight_scale",
         "outer scale": "_weight_scale_2",
     }
-    pairs = _PAIRS_OF_ONE_ZERO
+    values = _PAIRS_OF_ONE_ZERO
     divided = False
     fused = True
     title = LinearNVFP4.title
@@ -258,7 +260,7 @@ class PackedMXFP4(_MX):
 
     suffixes: ClassVar[Mapping[str, str]] = {CODES: "_packed", "scales": "_scale"}
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {CODES: ("U8",), "scales": ("U8",)}
-    pairs = _PAIRS
+    values = _PAIRS
     fused = False
     label = "MXFP4"
     title = "MXFP4 (E2M1, a power of two for each 32)"
@@ -283,7 +285,7 @@ class LinearMXFP8(_MX):
 
     suffixes: ClassVar[Mapping[str, str]] = {CODES: "", "scales": "_scale"}
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {CODES: ("F8_E4M3",), "scales": ("U8",)}
-    pairs = None
+    values = E4M3
     fused = False
     label = "MXFP8"
     title = "MXFP8 (E4M3, a power of two for each 32)"

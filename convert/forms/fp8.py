@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...quant.encode import Bytes, Floats
+from ...quant.encode import Floats, decode_codes
 from ...untrusted import shown
-from .codes import look_up, scale_groups
 from .form import (
     CODES,
     Block,
@@ -65,7 +64,7 @@ class _FP8(Form):
         else:
             first, count = region.expert if part.parameters > 1 else 0, 1
         scales = scales_of(part, read(part, first, count), first)
-        return _Lines(np.broadcast_to(scales, region.count))
+        return _Blocks(scales[:, np.newaxis], (region.count // count, weight.length), 0)
 
 
 class ChannelFP8(_FP8):
@@ -143,8 +142,7 @@ class BlockFP8(_FP8):
         first, last = region.first // self.rows, -(-region.last // self.rows)
         items = read(part, first * across, (last - first) * across)
         blocks = scales_of(part, items, first * across).reshape(last - first, across)
-        lines = np.arange(region.first, region.last) // self.rows - first
-        return _Blocks(blocks, lines, self.columns)
+        return _Blocks(blocks, (self.rows, self.columns), region.first % self.rows)
 
 
 class InverseTensorFP8(TensorFP8):
@@ -160,24 +158,18 @@ class InverseBlockFP8(BlockFP8):
 
 
 @dataclass(frozen=True)
-class _Lines(Decoder):
-    scales: Floats
-
-    def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        numbers = values_of(codes)
-        with np.errstate(over="ignore"):
-            numbers *= self.scales[begin:end, np.newaxis]
-        return numbers
-
-
-@dataclass(frozen=True)
 class _Blocks(Decoder):
+    """A scale for each `block` of lines by numbers, `first` lines before the region's included."""
+
     scales: Floats
-    lines: npt.NDArray[np.intp]
-    columns: int
+    block: tuple[int, int]
+    first: int
 
     def decode(self, codes: Block, begin: int, end: int) -> Floats:
-        return scale_groups(values_of(codes), self.scales[self.lines[begin:end]], self.columns)
+        lines = self.block[0]
+        first, last = self.first + begin, self.first + end
+        scales = self.scales[first // lines : -(-last // lines)]
+        return decode_codes(codes, VALUES, scales, self.block, first % lines)
 
 
 def float_quantized(weights: Mapping[str, Any]) -> tuple[Form | None, list[str]]:
@@ -231,17 +223,6 @@ def parse_fine_grained(settings: Mapping[str, Any]) -> tuple[list[Form], list[st
     if sizes is None:
         return [], [f"weight_block_size {shown(block)}"]
     return [InverseBlockFP8(*sizes)], []
-
-
-def values_of(codes: Bytes) -> Floats:
-    """What E4M3 codes stand for; a new array of their shape.
-
-    Raises:
-        ValueError: one is NaN.
-    """
-    if int((codes & 0x7F).max(initial=0)) == 0x7F:
-        raise ValueError("NaN")
-    return look_up(codes, VALUES)
 
 
 def _values() -> Floats:

@@ -275,6 +275,7 @@ Result encode(const Encoders &encoders, const Type &type, Source source, size_t 
     return {GOOD, gathering.count()};
 }
 
+#include "decode.h"
 #include "repack.h"
 
 } // namespace
@@ -311,6 +312,20 @@ int llama4_edge_repack(const char *type_name, const uint8_t *codes, size_t rows,
     if (strcmp(type_name, "Q4_0") == 0) return repack<2, true>(groups, 0, out), GOOD;
     if (strcmp(type_name, "Q4_1") == 0) return repack<4, true>(groups, 0, out), GOOD;
     if (strcmp(type_name, "Q8_0") == 0) return repack<2, false>(groups, flipped, out), GOOD;
+    return UNKNOWN;
+}
+
+// Decodes codes [lines, items] to `out`: a byte stands for `step` numbers of the table [256, step], 1 or 2, which
+// are of a line or, `across`, each of a line of its own. Scales are as `Scales` has them. Returns a Status:
+// NOT_FINITE where a code is NaN.
+int llama4_edge_decode(const uint8_t *codes, size_t line_step, size_t item_step, size_t lines, size_t items,
+                       const float *table, size_t step, bool across, const float *values, size_t columns,
+                       size_t block_lines, size_t block_numbers, size_t first, float *out) {
+    const Codes from = {codes, line_step, item_step, lines, items};
+    const Scales scales = {values, columns, block_lines, block_numbers, first};
+    if (step == 1) return decode<1, false>(from, table, scales, out);
+    if (step == 2 && across) return decode<2, true>(from, table, scales, out);
+    if (step == 2) return decode<2, false>(from, table, scales, out);
     return UNKNOWN;
 }
 
