@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,8 +79,9 @@ def run(
         job = merge_into(job, adapters, base_in(checkpoint, job.outputs))
         check_headers(checkpoint.path, job.text, job.projector)
         return execute(
-            job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started
-        )
+            job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
+            beside=[it.adapter.path for it in adapters],
+        )  # fmt: skip
     finally:
         checkpoint.shards.close()
 
@@ -93,11 +94,13 @@ def execute(
     threads: int | None,
     progress: Callable[[Progress], None] | None,
     started: float,
+    beside: Collection[Path] = (),
 ) -> Report:
     """Write what a job has planned, or in a `dry_run` say what would be written.
 
     Args:
         started: when the conversion began, on ``time.monotonic``'s clock.
+        beside: directories whose files are read too, and are not replaced.
 
     Raises:
         OutputError: a target exists, its disk is too small, or writing failed.
@@ -113,6 +116,7 @@ def execute(
     check_target(
         job.parts,
         source=job.read,
+        beside=beside,
         projector=job.projector if job.text else (),
         force=force,
         sources=need,

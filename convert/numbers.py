@@ -24,6 +24,9 @@ from ..quant.types import BF16, F16, F32, TensorType
 
 Block = npt.NDArray[Any]
 
+# What is rounded to infinity in F16, and all that is larger.
+_F16_END = 65520.0
+
 
 def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     """Encode `rows` [n, length] as stored into `place`.
@@ -63,6 +66,9 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         bf16_to_f32(rows, floats)
     else:
         floats = rows.astype(np.float32)
+    # Of itself ggml finds these too, and says so on stderr.
+    if tensor_type is F16 and max(floats.max(), -floats.min()) >= _F16_END:
+        raise ValueError("values too large for F16")
     encode_rows(floats, tensor_type, place)
     return seconds
 

@@ -89,6 +89,8 @@ class LocalShards:
             CheckpointError: it cannot be read.
         """
         try:
+            if stat.S_ISFIFO(path.stat().st_mode):  # opening one waits for somebody who writes
+                raise CheckpointError(f"{path} is a pipe", expected="a regular file")
             with path.open("rb") as file:
                 file.seek(offset, os.SEEK_SET)
                 return file.read(length)

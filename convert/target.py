@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..errors import OutputError
+from ..system.files import is_directory, is_file
 from ..units import told_apart
 from .output import Part
 from .shards import DiskNeed
@@ -22,6 +23,7 @@ def check_target(
     *,
     source: Path | Collection[Path],
     projector: Sequence[Part] = (),
+    beside: Collection[Path] = (),
     force: bool,
     sources: DiskNeed | None,
 ) -> None:
@@ -31,6 +33,7 @@ def check_target(
         parts: what is to be written; what an interrupted conversion wrote of it needs no new room.
         source: the directory of the checkpoint, or the files of a model; none of its files is
             replaced.
+        beside: other files, and directories, that are read; none of their files is replaced.
         projector: those of the parts that can be done without.
         force: existing files may be replaced.
         sources: further room that is needed while writing, for shards that are fetched.
@@ -58,6 +61,8 @@ def check_target(
                 f"{part.path} is a file of the {what} that is read",
                 hint="Give another name.",
             )
+        if part.path.exists() and any(_is_source(part.path, _files_in(it)) for it in beside):
+            raise OutputError(f"{part.path} is a file that is read", hint="Give another name.")
         if part.path.exists() and not force:
             raise OutputError(
                 f"{part.path} exists",
@@ -83,6 +88,10 @@ def _is_source(path: Path, source: Path | Collection[Path]) -> bool:
     """Whether a file is one of the source's, under whatever name."""
     files = source.iterdir() if isinstance(source, Path) else source
     return any(file.is_file() and path.samefile(file) for file in files)
+
+
+def _files_in(read: Path) -> Path | Collection[Path]:
+    return read if is_directory(read) else [read] if is_file(read) else []
 
 
 def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputError | None:

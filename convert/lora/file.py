@@ -87,7 +87,9 @@ def run(
     if dry_run:
         shortage = room_shortage([job.part], None)
         return _report(job, name, seconds=None, notes=[str(shortage)] if shortage else [])
-    check_target([job.part], source=adapter.path, force=force, sources=None)
+    check_target(
+        [job.part], source=adapter.path, beside=[Path(found.name)], force=force, sources=None
+    )
     _write(job, force=force, progress=progress)
     return _report(job, name, seconds=time.monotonic() - started)
 

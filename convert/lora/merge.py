@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import CheckpointError, UnsupportedError
+from ...errors import CheckpointError, DamagedTensorError, UnsupportedError
 from ...quant.encode import Floats
 from ...untrusted import brief
 from ..job import Job, all_slabs, identity_of
@@ -101,7 +101,7 @@ class Merge:
         """Add to rows [n, length], the first of which is row `first` through all experts.
 
         Raises:
-            DamagedTensorError: an adapter's tensor holds NaN.
+            DamagedTensorError: an adapter's tensor holds NaN, or its product is too large.
         """
         at = 0
         while at < len(rows):
@@ -112,10 +112,21 @@ class Merge:
                     inner, outer = self._held.of(product)
                     fused = outer.ndim == 3
                     up, down = (outer[expert], inner[expert]) if fused else (outer, inner)
-                    delta = up[row : row + count] @ down
-                    delta *= np.float32(product.scale)
-                    rows[at : at + count] += delta
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        delta = up[row : row + count] @ down
+                        delta *= np.float32(product.scale)
+                        rows[at : at + count] += delta
+                    if not np.isfinite(delta).all():
+                        raise _too_large(product)
             at += count
+
+
+def _too_large(product: _Product) -> DamagedTensorError:
+    return DamagedTensorError(
+        f"{brief(product.pair.b.name)} times lora_A cannot be merged",
+        found="numbers too large for float32",
+        hint="Download the adapter again, or merge less of it: ADAPTER=SCALE.",
+    )
 
 
 class MergedShards:

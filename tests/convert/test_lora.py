@@ -455,3 +455,50 @@ def test_a_resized_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
     same = {"base_model.model.lm_head.base_layer.weight": np.ones((1024, 64), np.float32)}
     adapter = write_peft(tmp_path / "a", {**PAIR, **same})
     assert "was left out" in convert_lora(adapter, tmp_path / "out.gguf", base=base).notes[1]
+
+
+def test_neither_the_base_nor_a_merged_adapter_is_replaced(
+    base: Path, make_gguf: MakeGGUF, tmp_path: Path
+) -> None:
+    """Also with force: each is a file that somebody still needs."""
+    gguf, weights = tmp_path / "base.gguf", tmp_path / "a" / "adapter_model.safetensors"
+    shutil.copy(make_gguf(base), gguf)
+    adapter = write_peft(tmp_path / "a", PAIR)
+    before = [gguf.read_bytes(), weights.read_bytes()]
+    with pytest.raises(OutputError, match=r"base.gguf is a file that is read"):
+        convert_lora(adapter, gguf, base=gguf, force=True)
+    with pytest.raises(OutputError, match=r"adapter_model.safetensors is a file that is read"):
+        convert(base, weights, recipe="bf16", merge_lora=[adapter], force=True)
+    assert [gguf.read_bytes(), weights.read_bytes()] == before
+
+
+def test_a_pipe_in_place_of_the_weights_is_refused_and_not_waited_for(
+    base: Path, tmp_path: Path
+) -> None:
+    adapter = write_peft(tmp_path / "a", PAIR)
+    (adapter / "adapter_model.safetensors").unlink()
+    os.mkfifo(adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="is a pipe"):
+        convert_lora(adapter, tmp_path / "out.gguf", base=base)
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1)])
+def test_a_product_beyond_float32_is_an_error_and_no_warning(
+    base: Path, tmp_path: Path, signs: tuple[int, int]
+) -> None:
+    """Infinite, and where signs differ NaN."""
+    a = np.full_like(PAIR[A], 3e38)
+    b = np.full_like(PAIR[B], 3e38) * np.array(signs, "f4")
+    adapter = write_peft(tmp_path / "a", {A: a, B: b})
+    with pytest.raises(DamagedTensorError, match=r"lora_B.* too large for float32"):
+        convert(base, tmp_path / "out.gguf", recipe="bf16", merge_lora=[adapter])
+
+
+def test_what_f16_does_not_hold_is_said_once(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And not by ggml too, which would print it."""
+    adapter = write_peft(tmp_path / "a", {A: np.full_like(PAIR[A], 65520), B: PAIR[B]})
+    with pytest.raises(DamagedTensorError, match="too large for F16"):
+        convert_lora(adapter, tmp_path / "out.gguf", base=base, outtype="f16")
+    assert capfd.readouterr() == ("", "")
