@@ -204,7 +204,8 @@ def _read_absmax(weight: Weight, state: _State, first: int, last: int, read: Rea
     outer = _magnitudes(scale_part, read(scale_part, begin, -(-last // size) - begin), begin)
     codes: Bytes = read(part, first, count)
     scales: Floats = np.take(table, codes) * outer[np.arange(first, last) // size - begin]
-    scales += np.float32(state.offset)
+    with np.errstate(over="ignore"):
+        scales += np.float32(state.offset)
     return scales
 
 

@@ -309,7 +309,9 @@ class _Lines(Decoder):
         """Groups whose scale, or minimum, f16 does not hold."""
         wrong = _inexact(self.scales)
         if self.zeros is not None:
-            wrong |= _inexact((self.zeros.astype(np.float32) + 8) * self.scales)
+            with np.errstate(over="ignore"):
+                minima = (self.zeros.astype(np.float32) + 8) * self.scales
+            wrong |= _inexact(minima)
         return Rounded(int(wrong.sum()), wrong.size)
 
 

@@ -176,6 +176,14 @@ def nvfp4(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
     return {**parts, **{name.replace("_", " "): value for name, value in changes.items()}}
 
 
+def test_scales_whose_quotient_is_infinite_give_what_is_no_number_without_a_warning() -> None:
+    """Zero times infinity is NaN, which is refused where it is encoded."""
+    parts = nvfp4(outer_scale=torch.tensor([1e-38]), scales=torch.full((ROWS, COLUMNS // 16), 448))
+    parts["scales"] = parts["scales"].to(torch.float8_e4m3fn)
+    parts["codes"] = torch.zeros_like(parts["codes"])
+    assert np.isnan(decoded(PackedNVFP4(), (ROWS, COLUMNS), parts)).all()
+
+
 @pytest.mark.parametrize("outer", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_outer_scale_that_is_no_positive_number_is_refused(outer: float) -> None:
     parts = nvfp4(outer_scale=torch.tensor([outer]))
