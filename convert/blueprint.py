@@ -225,8 +225,7 @@ def _find(model: str, recipe: Recipe | None) -> _Source:
         contents, recipe = settle_recipe(read_text_model(checkpoint), recipe, checkpoint.shards)
     finally:
         checkpoint.shards.close()
-    shapes = {name: tensor.shape for name, tensor in contents.vision.items()}
-    vision = vision_weights(shapes, parse_vision(checkpoint.config), contents.config.hparams.n_embd)
+    vision = _described(checkpoint.config, contents.config) if contents.vision else None
     return _Source(name, contents.config, checkpoint, vision=vision, recipe=recipe)
 
 

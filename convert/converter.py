@@ -39,7 +39,8 @@ from .report import Fallback, Report
 from .slabs import Slab
 from .target import check_target, room_shortage
 from .text_model import read_text_model
-from .vision import DEFAULT_VISION_TYPE, vision_type_named
+from .vision import DEFAULT_VISION_TYPE, described_vision, vision_type_named
+from .vision_config import parse_vision
 
 
 def run(
@@ -76,7 +77,7 @@ def run(
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
         job = prepare(checkpoint, request, output)
-        job = merge_into(job, adapters, base_in(checkpoint, job.outputs))
+        job = merge_into(job, adapters, base_in(checkpoint, job.outputs)).with_form_notes()
         check_headers(checkpoint.path, job.text, job.projector)
         return execute(
             job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
@@ -109,7 +110,7 @@ def execute(
     """
     need = job.shards.disk_need(job.files)
     if dry_run:
-        shortage = room_shortage(job.parts, need)
+        shortage = room_shortage(job.parts, need, encodes=job.encodes)
         return _report(job, notes=[str(shortage)] if shortage else [])
     if finish_interrupted(job.parts, job.identity, force=force):
         return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
@@ -120,6 +121,7 @@ def execute(
         projector=job.projector if job.text else (),
         force=force,
         sources=need,
+        encodes=job.encodes,
     )
     spent = Tally()
     with PartialOutput(job.parts, job.identity, force=force) as partial:
@@ -219,8 +221,12 @@ def inspect_checkpoint(source: str | os.PathLike[str]) -> FileSummary:
         to.name: (to.shape, tensor.label) for tensor in model.tensors for to in tensor.targets
     }
     tensors = [(name, *described, nbytes[name]) for name, described in stored_as.items()]
-    others = [*model.vision.values(), *(checkpoint.tensors[name] for name in model.left_out)]
-    tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in others]
+    tensors += described_vision(
+        model.vision, parse_vision(checkpoint.config), model.config.hparams.n_embd,
+        model.config.forms,
+    )  # fmt: skip
+    unused = (checkpoint.tensors[name] for name in model.left_out)
+    tensors += [(stored.name, stored.shape, stored.dtype, stored.nbytes) for stored in unused]
     summary = summarize(str(checkpoint.path), "checkpoint", checkpoint.config, tensors)
     return replace(summary, layout=model.layout, left_out=model.left_out, notes=model.notes)
 

@@ -312,6 +312,7 @@ def _job(
         left_out=(),
         notes=tuple(notes),
         layout={},
+        encodes=not verbatim and not is_projector,
     )
 
 

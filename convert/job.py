@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .._version import __version__
@@ -28,6 +28,7 @@ from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
 from .spelling import spell
 from .text_model import MappedTensor, TextModel, read_text_model
 from .tokenizer import Vocabulary, read_vocabulary
+from .unused import take_unused
 from .vision import map_vision
 from .vision_config import check_vision
 from .vision_metadata import read_processor
@@ -64,7 +65,8 @@ class Job:
     replaced, and `shards` the access to them. `text` and `projector` have the planned parts of
     each, either of which may be nothing; parts are numbered in that order. `computed` has the data
     of tensors that no stored one becomes. `recipe` is what the report calls the types that were
-    chosen, and `layout` says in words how the text model is stored.
+    chosen, and `layout` says in words how the text model is stored. With `encodes`, a recipe says
+    how large most of it becomes.
     """
 
     source: Path
@@ -82,6 +84,7 @@ class Job:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     layout: Mapping[str, str]
+    encodes: bool
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -102,6 +105,11 @@ class Job:
     def source_bytes(self) -> int:
         """Bytes of the tensors that are converted, as stored."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    def with_form_notes(self) -> Job:
+        """The same, which also says what is decoded from what, and what keeps its numbers."""
+        types = {one.tensor.name: one.type for one in self.assignments}
+        return replace(self, notes=(*self.notes, *form_notes(self.tensors, types)))
 
 
 def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[str] | None) -> Job:
@@ -129,12 +137,16 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         stored = spell(checkpoint.tensors).vision
         config = parse_config(checkpoint.config)
         target = target_file(output, _projector_name(_name(checkpoint), request))
-    projector, vision_notes = None, []
+    projector = None
+    spare: list[str] = []
+    vision_notes: list[str] = []
     if request.vision and _has_vision(checkpoint, stored):
         if model is not None:
             stem = target.name.removesuffix(".gguf").removesuffix(f"-{types}")
             target = target.with_name(_projector_name(stem, request))
         first = len(model.parts) if model else 0
+        stored = dict(stored)
+        spare, vision_notes = take_unused(stored)
         projector = _vision_job(checkpoint, stored, config, request, target, first)
     elif not request.text:
         raise _no_tower(checkpoint, stored)
@@ -159,14 +171,11 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         outputs=outputs,
         slabs=all_slabs(tensors, outputs),
         identity=identity_of(checkpoint.shards, tensors, parts),
-        left_out=(*unused, *(text.left_out if text else ())),
-        notes=(*_text_notes(text, vocabulary), *form_notes(tensors, _types(models)), *vision_notes),
+        left_out=(*unused, *spare, *(text.left_out if text else ())),
+        notes=(*_text_notes(text, vocabulary), *vision_notes),
         layout=text.layout if text else {},
+        encodes=request.text,
     )
-
-
-def _types(models: Sequence[_Model]) -> dict[str, TensorType]:
-    return {one.tensor.name: one.type for model in models for one in model.assignments}
 
 
 def _has_vision(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> bool:

@@ -26,6 +26,7 @@ def check_target(
     beside: Collection[Path] = (),
     force: bool,
     sources: DiskNeed | None,
+    encodes: bool,
 ) -> None:
     """Refuse a target that exists, cannot be written, or does not fit on its disk.
 
@@ -37,6 +38,7 @@ def check_target(
         projector: those of the parts that can be done without.
         force: existing files may be replaced.
         sources: further room that is needed while writing, for shards that are fetched.
+        encodes: a recipe says how large it becomes.
 
     Raises:
         OutputError: says which.
@@ -79,7 +81,7 @@ def check_target(
         )
     if not os.access(directory, os.W_OK):
         raise OutputError(f"{directory} cannot be written to", expected="write permission")
-    shortage = room_shortage(parts, sources)
+    shortage = room_shortage(parts, sources, encodes=encodes)
     if shortage is not None:
         raise shortage
 
@@ -94,8 +96,13 @@ def _files_in(read: Path) -> Path | Collection[Path]:
     return read if is_directory(read) else [read] if is_file(read) else []
 
 
-def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputError | None:
-    """The error that writing `parts`, and fetching their sources, would end in on a full disk."""
+def room_shortage(
+    parts: Sequence[Part], sources: DiskNeed | None, *, encodes: bool
+) -> OutputError | None:
+    """The error that writing `parts`, and fetching their sources, would end in on a full disk.
+
+    See `check_target`.
+    """
     directory = parts[0].path.parent
     if not directory.is_dir():
         return None
@@ -104,13 +111,18 @@ def room_shortage(parts: Sequence[Part], sources: DiskNeed | None) -> OutputErro
     if sources is not None and sources.nbytes:
         if sources.directory.stat().st_dev == directory.stat().st_dev:
             needed += sources.nbytes
-        elif shortage := disk_shortage(sources.directory, sources.nbytes, "the shards to fetch"):
+        elif shortage := disk_shortage(
+            sources.directory, sources.nbytes, "the shards to fetch", encodes=False
+        ):
             return shortage
-    return disk_shortage(directory, needed, parts[0].path.name)
+    return disk_shortage(directory, needed, parts[0].path.name, encodes=encodes)
 
 
-def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None:
-    """The error that writing `needed` bytes into `directory` would end in on a full disk."""
+def disk_shortage(directory: Path, needed: int, what: str, *, encodes: bool) -> OutputError | None:
+    """The error that writing `needed` bytes into `directory` would end in on a full disk.
+
+    With `encodes`, a recipe of fewer bits needs less.
+    """
     free = shutil.disk_usage(directory).free
     if free >= needed:
         return None
@@ -119,5 +131,7 @@ def disk_shortage(directory: Path, needed: int, what: str) -> OutputError | None
         f"{directory} has too little free space for {what}",
         found=f"{found} free",
         expected=expected,
-        hint="Free some space, choose another disk, or a recipe with fewer bits.",
+        hint="Free some space, choose another disk, or a recipe with fewer bits."
+        if encodes
+        else "Free some space, or choose another disk.",
     )

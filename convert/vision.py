@@ -164,6 +164,26 @@ def map_vision(
     return mapped
 
 
+def described_vision(
+    stored: Mapping[str, StoredTensor],
+    config: VisionConfig | None,
+    n_embd: int,
+    forms: Sequence[Form] = (),
+) -> list[tuple[str, Shape, str, int]]:
+    """Name, shape, type and bytes of each tensor of a tower, whether or not it is a whole one.
+
+    Matrices in a form count as their numbers, with all their parts. See `map_vision`.
+    """
+    shapes = {} if config is None else vision_shapes(config, n_embd)
+    found = (find_in_any(forms, name, shape, stored) for name, shape in shapes.items())
+    weights = [weight for weight in found if weight is not None]
+    parts = {part.name for weight in weights for part in weight.parts.values()}
+    plain = [tensor for tensor in stored.values() if tensor.name not in parts]
+    return [(one.name, one.shape, one.dtype, one.nbytes) for one in plain] + [
+        (one.name, one.shape, one.form.label, one.nbytes) for one in weights
+    ]
+
+
 def vision_targets(config: VisionConfig, n_embd: int) -> list[Target]:
     """The tensors of the projector file, in order."""
     sizes = _axes(config, n_embd)

@@ -101,7 +101,7 @@ def synthetic_file(
     try:
         place.mkdir(parents=True, exist_ok=True)
         _sweep(place)
-        shortage = disk_shortage(place, blueprint.nbytes, kept.name)
+        shortage = disk_shortage(place, blueprint.nbytes, kept.name, encodes=True)
         if shortage is not None:
             raise shortage
         descriptor, scratch = _scratch_file(place, kept.name)

@@ -85,10 +85,15 @@ def run(
     job = _prepare(adapter, found, OUT_TYPES[name], output)
     check_header(adapter.path, job.part)
     if dry_run:
-        shortage = room_shortage([job.part], None)
+        shortage = room_shortage([job.part], None, encodes=False)
         return _report(job, name, seconds=None, notes=[str(shortage)] if shortage else [])
     check_target(
-        [job.part], source=adapter.path, beside=[Path(found.name)], force=force, sources=None
+        [job.part],
+        source=adapter.path,
+        beside=[Path(found.name)],
+        force=force,
+        sources=None,
+        encodes=False,
     )
     _write(job, force=force, progress=progress)
     return _report(job, name, seconds=time.monotonic() - started)

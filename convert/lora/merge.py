@@ -297,11 +297,11 @@ def _tower_product(
     """What a pair adds to a matrix of the tower, and which tensor that becomes."""
     tensor = towers.get(name)
     shape = (pair.b.shape[0], pair.a.shape[1])
-    if tensor is None or tensor.stored.shape != shape:
+    if tensor is None or _numbers_shape(tensor) != shape:
         raise CheckpointError(
             f"{one.adapter.path} is an adapter of another vision tower: {brief(pair.module)}",
             found=list(shape),
-            expected="no such tensor" if tensor is None else list(tensor.stored.shape),
+            expected="no such tensor" if tensor is None else list(_numbers_shape(tensor)),
         )
     pair = vision_pair(one.adapter, pair)
     return tensor.targets[0].name, _Product(None, pair, pair.scale * one.scale)

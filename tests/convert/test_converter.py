@@ -287,7 +287,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(
         OutputError, match=r"too little free space.*found .* free, expected 1048576.0 TiB"
     ):
-        check_target(parts, source=tmp_path, force=False, sources=None)
+        check_target(parts, source=tmp_path, force=False, sources=None, encodes=True)
 
 
 def test_two_conversions_of_one_target_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:

@@ -42,6 +42,20 @@ def types_of(path: str | Path) -> dict[str, str]:
     return {tensor.name: tensor.type for tensor in read_gguf(path).tensors}
 
 
+@pytest.mark.parametrize("recipe", ["bf16", "f16", "q8_0"])
+def test_keep_keeps_the_types_and_the_bytes_of_every_tensor(
+    make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF, tmp_path: Path, recipe: str
+) -> None:
+    file = make_gguf(make_checkpoint(SMALL), recipe)
+    report = convert(file, tmp_path / "out.gguf", recipe="keep")
+    ours, theirs = (
+        {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in reader.tensors}
+        for reader in map(GGUFReader, (report.output, file))
+    )
+    assert ours == theirs
+    assert report.recipe == "keep"
+
+
 @pytest.mark.parametrize("recipe", ["int4", "int8", "q4_k_m", "f16"])
 def test_from_bf16_the_file_is_that_of_the_checkpoint(
     make_checkpoint: MakeCheckpoint, make_gguf: MakeGGUF, source: Path, tmp_path: Path, recipe: str

@@ -103,9 +103,11 @@ def stop_at(share: float) -> Callable[[Progress], None]:
     return progress
 
 
-def interrupted(source: Path, target: Path, share: float = 0.5) -> None:
+def interrupted(
+    source: Path, target: Path, share: float = 0.5, *, recipe: str | None = None
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        convert(source, target, progress=stop_at(share))
+        convert(source, target, recipe=recipe, progress=stop_at(share))
 
 
 def test_killed_at_twenty_random_moments_it_ends_in_the_same_bytes(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from gguf import GGUFReader
 
-from llama4_edge import Model, convert
+from llama4_edge import Model, convert, merge, split
+from llama4_edge.errors import OutputError
 
 
 def tensors(*paths: str) -> dict[str, tuple[str, bytes]]:
@@ -50,6 +53,23 @@ def test_a_tensor_larger_than_a_part_has_one_of_its_own(checkpoint: Path, tmp_pa
     parts = convert(checkpoint, tmp_path / "split.gguf", split_size=1)
     tensors = [[tensor.name for tensor in GGUFReader(path).tensors] for path in parts.outputs]
     assert tensors == [[tensor.name] for tensor in GGUFReader(whole.output).tensors]
+
+
+def test_a_full_disk_is_no_matter_of_recipes_where_parts_are_written_as_they_stand(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
+    convert(checkpoint, whole)
+    first, *_ = split(whole, parts, parts=2).outputs
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OutputError, match=r"too little free space.*a recipe with fewer bits"):
+        convert(checkpoint, tmp_path / "other.gguf")
+    refused = r"too little free space.*or choose another disk\.$"
+    with pytest.raises(OutputError, match=refused):
+        split(whole, tmp_path / "again.gguf", parts=2)
+    with pytest.raises(OutputError, match=refused):
+        merge(first, tmp_path / "again.gguf")
 
 
 def test_what_fits_into_one_file_is_not_split(checkpoint: Path, tmp_path: Path) -> None:

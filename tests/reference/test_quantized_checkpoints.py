@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from demo.checkpoint import SCOUT_LIKE
-from llama4_edge import Report, convert
+from llama4_edge import Report, convert, inspect
+from llama4_edge.convert.blueprint import blueprint
 from tests.fixtures import MakeCheckpoint
 from tests.writers import quiet, writer
 
@@ -322,6 +323,18 @@ def test_a_tower_of_linear_layers_in_few_bits_becomes_the_projector_of_its_numbe
         sum(tensor.dtype == torch.uint8 for name, tensor in state.items() if "vision" in name) > 9
     )
     assert files[0] == files[1]
+    # What is planned and said of it is of its numbers, too, not of the bytes that hold them.
+    drawn = [blueprint(source) for source in (quantized, bf16)]
+    assert drawn[0].vision == drawn[1].vision is not None
+    towers = [
+        {
+            tensor.name: tensor.shape
+            for tensor in inspect(source).summary.tensors
+            if tensor.role in ("vision_tower", "projector")
+        }
+        for source in (quantized, bf16)
+    ]
+    assert towers[0] == towers[1]
 
 
 def numbers(checkpoint: Path, file: Path, recipe: str) -> tuple[dict[str, bytes], Report]:

@@ -19,7 +19,9 @@ from llama4_edge import convert
 from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert import slabs
 from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.convert.checkpoint import open_checkpoint
 from llama4_edge.convert.converter import inspect_checkpoint
+from llama4_edge.convert.text_model import read_text_model
 from llama4_edge.errors import CheckpointError, DamagedTensorError, RecipeError, UnsupportedError
 from tests.adapters import halves, write_peft
 from tests.convert.conftest import edit_json, shards_of
@@ -394,3 +396,10 @@ def test_an_adapter_is_added_to_the_decoded_numbers(
     for other in w4a16.exact.keys() - {name}:
         assert np.array_equal(numbers[other], w4a16.exact[other]), other
     assert any("encoded anew: they are changed" in note for note in report.notes), report.notes
+    # Of the changed tensor's experts, none keeps its numbers.
+    kept, anew = (note for note in report.notes if "matrices of" in note)
+    stored = read_text_model(open_checkpoint(w4a16.path)).tensors
+    packed = sum(tensor.weight is not None for tensor in stored)
+    changed = w4a16.exact[name].shape[0]
+    assert kept.startswith(f"{packed - changed} matrices of") and "keep their numbers" in kept
+    assert anew.startswith(f"{changed} matrices of") and "encoded anew in Q4_0" in anew
