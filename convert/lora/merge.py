@@ -269,7 +269,12 @@ class _Plan:
 
 
 def _add(plan: _Plan, one: Wanted, base: Base) -> str:
-    """Hold one adapter against the job's tensors; what is to be said about it."""
+    """Hold one adapter against the job's tensors; what is to be said about it.
+
+    Raises:
+        CheckpointError: it is of another model.
+        UnsupportedError: it changes nothing that is converted, or replaces what one before does.
+    """
     deltas = read_deltas(one.adapter, base)
     count = 0
     for factors in factors_of(deltas.deltas):
@@ -288,6 +293,14 @@ def _add(plan: _Plan, one: Wanted, base: Base) -> str:
             count += 1
     found = _replacements(one, deltas, plan)
     plan.replaced |= found
+    if not count and not found:
+        raise UnsupportedError(
+            f"{one.adapter.path} changes nothing of what is converted",
+            found=f"{len(deltas.deltas)} pairs of the text model, {len(deltas.vision)} of the "
+            "vision tower",
+            expected=f"some of the {'text model' if plan.text else 'vision tower'}",
+            hint="Convert without it, or the other half of the model too.",
+        )
     return _note(one, count, len(found), deltas, text=bool(plan.text), vision=bool(plan.vision))
 
 

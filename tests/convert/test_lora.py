@@ -502,3 +502,11 @@ def test_what_f16_does_not_hold_is_said_once(
     with pytest.raises(DamagedTensorError, match="too large for F16"):
         convert_lora(adapter, tmp_path / "out.gguf", base=base, outtype="f16")
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_adapter_without_effect_is_not_merged(base: Path, tmp_path: Path) -> None:
+    """Of the vision tower alone, where there is none."""
+    adapter = write_peft(tmp_path / "a", TOWER)
+    with pytest.raises(UnsupportedError, match=r"changes nothing of what is converted"):
+        convert(base, tmp_path / "out.gguf", recipe="bf16", merge_lora=[adapter])
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
