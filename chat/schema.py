@@ -257,7 +257,11 @@ def _problem(schema: Mapping[str, Any]) -> str:
     """Why llguidance cannot enforce a schema, "" where it can."""
     from llguidance import LLMatcher
 
-    message = LLMatcher.validate_grammar(_grammar(schema)).strip()
+    try:
+        grammar = _grammar(schema)
+    except ValueError as error:  # a number beyond float64
+        return str(error)
+    message = LLMatcher.validate_grammar(grammar).strip()
     return message.split("\n")[0].removeprefix("Unsatisfiable schema: ")
 
 

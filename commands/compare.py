@@ -86,7 +86,7 @@ class CompareOptions:
 
 @command(CompareOptions)
 def compare(options: CompareOptions) -> None:
-    """Measure what quantization did to a model: perplexity, divergence, answers.
+    """Measure what quantization did to a model.
 
     REFERENCE is a GGUF, or what --save wrote of one; each CANDIDATE another GGUF of the same
     checkpoint. One model is open at a time. The figures are those of llama-perplexity's

@@ -34,7 +34,7 @@ from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
 from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
-from tests.adapters import adapter_of, control_vector_of
+from tests.adapters import adapter_of, control_vector_of, halves, write_peft
 from tests.server.running import running_server
 from tests.sessions import write
 
@@ -60,6 +60,7 @@ NOT_RUN = {
     "llama4 worker": "serves until Ctrl-C",
     "llama4 serve": "the same",
     "llama4 pull": "needs a network",
+    "org/adapter": "the same",
     "llama4 merge": "needs the parts that the command before writes",
     "-dev CUDA0,CUDA1": "needs two GPUs",
     r"blk\.(4[0-7])": "the model in the box has no layer 40",
@@ -195,15 +196,20 @@ def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path, demo_referenc
     for name in ("poems.gguf", "law.gguf"):
         adapter_of(demo_gguf).write(shelf / name)
     control_vector_of(demo_gguf).write(shelf / "calm.gguf")
+    checkpoint = ROOT / "demo" / "Llama-4-Tiny"
+    for name in ("my-adapter", "one", "two"):
+        weights = halves("model.layers.0.self_attn.q_proj", 256, 512)
+        write_peft(shelf / name, weights, base_model_name_or_path=str(checkpoint))
     write(shelf / "book.l4s", talk=Conversation().user("Hello").assistant("Hi."))
     return shelf
 
 
 @pytest.fixture(scope="session")
-def server(demo_gguf: Path) -> Iterator[str]:
-    """The address of a server over the model of the pages."""
+def server(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server over the model of the pages, with an adapter."""
+    adapter = adapter_of(demo_gguf).write(tmp_path_factory.mktemp("adapter") / "poems.gguf")
     with (
-        llama4_edge.Model(demo_gguf, n_ctx=4096, n_parallel=2) as model,
+        llama4_edge.Model(demo_gguf, n_ctx=4096, n_parallel=2, adapters=[adapter]) as model,
         running_server(model) as running,
     ):
         yield running.url.removeprefix("http://")
@@ -270,7 +276,7 @@ def test_a_command_of_the_pages_does_what_is_shown(
             ",".join(addresses.get(part, part) for part in argument.split(","))
             for argument in arguments
         ]
-    if arguments[0] == "convert":
+    if arguments[0] in ("convert", "convert-lora"):
         arguments.append("--force")
     result = CliRunner().invoke(main, arguments, input="", catch_exceptions=False)
     # `plan` says with 1 that a model does not fit on this machine.

@@ -98,7 +98,7 @@ def test_tokenizing_stops_soon_after_the_limit(model: Model) -> None:
     assert 1000 < len(some) <= 400_000 < len(whole)
     assert some == whole[: len(some)]
     assert model.vocabulary.encode("a b", limit=1000) == model.tokenize("a b")
-    with pytest.raises(ContextFullError, match=r"found at least 400000 tokens"):
+    with pytest.raises(ContextFullError, match=r"found at least \d{4,6} tokens"):
         model.generate("a " * 400_000)
 
 

@@ -209,14 +209,14 @@ def test_ggml_gives_up_with_one_line_and_starts_no_debugger() -> None:
 
 
 def test_shells_get_their_completion() -> None:
-    environment = {**os.environ, "_LLAMA4_COMPLETE": "bash_complete", "COMP_WORDS": "llama4 co"}
+    environment = {**os.environ, "_LLAMA4_COMPLETE": "bash_complete", "COMP_WORDS": "llama4 in"}
     done = subprocess.run(
         [sys.executable, "-c", LLAMA4],
         env={**environment, "COMP_CWORD": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "plain,convert\n"
+    assert done.stdout == "plain,inspect\n"
 
 
 def test_a_terminal_sees_no_trace_of_the_progress_bar_in_a_pipe(

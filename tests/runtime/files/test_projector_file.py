@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 
 from demo.checkpoint import SCOUT_LIKE, Vision
 from llama4_edge import Model, convert, inspect
-from llama4_edge.errors import ModelFileError, OutputError, SettingError
+from llama4_edge.errors import ModelFileError, OutputError
 from llama4_edge.runtime.bindings.vision import mtmd
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from llama4_edge.runtime.files.projector_file import (
@@ -203,8 +203,6 @@ def test_a_misnamed_file_is_written_again_with_the_right_names(
     with pytest.raises(OutputError, match="exists"):
         convert(path, path, force=True)
     assert convert(path, mended, force=True).bytes == len(tiny_projector_path.read_bytes())
-    with pytest.raises(SettingError, match="vision_type is of no effect"):
-        convert(path, tmp_path / "x.gguf", vision_type="f16")
     assert sorted(it.name for it in tmp_path.iterdir()) == [
         "misnamed-mended.gguf",
         "misnamed.gguf",
