@@ -35,6 +35,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Some tests press Ctrl-C, which a process ignores that a shell started in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# And some hang up, which a process ignores that was started with nohup.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_xdist_auto_num_workers() -> int:

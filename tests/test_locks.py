@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import sysconfig
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -104,7 +105,9 @@ def test_every_dependency_is_locked_in_a_version_that_is_allowed(
 def test_what_is_installed_is_what_the_lock_says() -> None:
     versions = locked_versions(LOCK.read_text())
     installed: dict[str, Version] = {
-        canonicalize_name(one.metadata["Name"]): Version(one.version) for one in distributions()
+        canonicalize_name(one.metadata["Name"]): Version(one.version)
+        # Not those that setuptools brings along: who imports it has them on the path.
+        for one in distributions(path=[sysconfig.get_path(name) for name in ("purelib", "platlib")])
     }
     for name in _NOT_LOCKED:
         installed.pop(canonicalize_name(name), None)
