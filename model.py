@@ -89,8 +89,9 @@ class Model:
             None is f16, or what the planner finds better.
         mmap: False copies weights instead of mapping the file, as ``load_mode="none"`` does: a file
             that is truncated meanwhile then ends no process.
-        n_batch, n_ubatch, n_outputs, n_threads, n_expert_used, flash_attention, load_mode,
-        cache_ram, workers: see ``EngineSettings``.
+        n_batch, n_ubatch, n_outputs, n_threads, n_expert_used, flash_attention: see
+            ``EngineSettings``.
+        load_mode, cache_ram, workers: see the same.
         adapters: LoRA adapters, as GGUFs that `llama4 convert-lora` makes: files, pairs of a file
             and a scale, or `Adapter`. A request can have others of them, and other scales.
         control_vectors: files of directions that are added after layers, given in the same way.
