@@ -30,7 +30,7 @@ from .scoring import Scores, Scoring
 from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 from .turns import Turns
 
-BURST_SECONDS = 0.02
+BURST_SECONDS = 0.005
 """How long tokens are chosen before they are handed on: a person sees no delay. Waking a thread of
 an idle machine takes up to 0.2 ms, as long as a token of a small model."""
 
