@@ -81,7 +81,8 @@ def convert(
             bytes.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
-        recipe: one of `llama4_edge.RECIPES`; None is ``int4``.
+        recipe: one of `llama4_edge.RECIPES`; None is ``keep`` for integers of 4 and 8 bits, and
+            ``int4`` for everything else.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         merge_lora: LoRA adapters, as `convert_lora` takes them, that are merged into the model,
             each a path or a pair of a path and a scale: their products are added to the weights in

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DamagedTensorError, SettingError
+from .errors import DamagedTensorError, OutputError, SettingError
 from .measure.divergence import (
     Divergence,
     Estimate,
@@ -41,10 +41,15 @@ from .measure.reference_file import (
 from .model import Model
 from .opening import names_of
 from .ranges import as_path, as_tuple, check_callback, check_text, check_whole, wrong_type
+from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus
 from .runtime.settings import EngineSettings
 from .system.cores import usable_threads
 
+DEFAULT_CHUNK = 512
+"""Tokens of a chunk, as in llama-perplexity."""
+
+_QUESTION_CONTEXT = 4096  # tokens, for a question and a choice
 _MIN_CONTEXT = 8  # tokens: half of a chunk is context, and statistics want some of the others
 _MOST_OUTPUTS = 256  # rows of logits at a time, 197 MiB of Llama 4's
 
@@ -162,7 +167,7 @@ def compare(
     *,
     text: str | None = None,
     questions: Sequence[Question] = (),
-    n_ctx: int = 512,
+    n_ctx: int | None = None,
     n_chunks: int | None = None,
     save: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
@@ -181,9 +186,9 @@ def compare(
         text: is cut into chunks of ``n_ctx`` tokens, the first one of each replaced by the
             beginning-of-text token; the predictions in the second half of each chunk count.
         questions: are asked of each model that is opened.
-        n_ctx: tokens of a chunk, at least 8.
+        n_ctx: tokens of a chunk, at least 8; None is 512.
         n_chunks: how many chunks are read at most; None is all.
-        save: file to keep the reference's predictions in.
+        save: file to keep the reference's predictions in, which must not exist.
         n_threads, devices, workers: see `Model`.
         progress: called after each step.
 
@@ -197,7 +202,7 @@ def compare(
     name, others = _checked_names(reference, candidates)
     check_text("text", text, or_none=True)
     check_callback("progress", progress)
-    check_whole("n_ctx", n_ctx, _MIN_CONTEXT)
+    check_whole("n_ctx", n_ctx, _MIN_CONTEXT, or_none=True)
     check_whole("n_chunks", n_chunks, 1, or_none=True)
     asked = as_tuple("questions", questions, "Question values")
     if not all(isinstance(one, Question) for one in asked):
@@ -208,26 +213,37 @@ def compare(
         "devices": None if devices is None else names_of("devices", devices),
         "workers": names_of("workers", workers),
     }
+    target = None if save is None else Path(as_path("save", save))
     if is_reference_file(Path(name)):
-        if text is not None or save is not None:
-            raise SettingError(
-                f"{name} holds saved predictions, of the text that they were made of",
-                found="text" if text is not None else "save",
-                hint="Leave it out.",
-            )
+        _check_unused(name, text=text, save=save, n_ctx=n_ctx, n_chunks=n_chunks)
         with opened_reference(Path(name)) as kept:
+            _check_vocabularies(others, kept.text.vocabulary, kept.text.model)
             first = ModelResult(name, None, _perplexity_of(kept))
             return _compared(kept, first, others, asked, machine, report)
     if text is None and not asked:
         raise SettingError("nothing to compare", expected="text, or questions")
-    with _opened(name, n_ctx, machine) as model:
-        laid_out = _laid_out(model, name, text, n_ctx, n_chunks)
-        target = None if save is None else Path(as_path("save", save))
+    if target is not None and target.exists():
+        raise OutputError(f"{target} exists", hint="Give another name, or move it away.")
+    chunk = n_ctx or DEFAULT_CHUNK
+    _check_vocabularies(others, _digest(check_model_file(name)), Path(name).name)
+    with _opened(name, chunk, asked, machine) as model:
+        laid_out = _laid_out(model, name, text, chunk, n_chunks)
         with new_reference(laid_out, target) as kept:
             # The model is closed before the first candidate is opened.
             first = _first_result(model, name, kept, asked, report)
             model.close()
             return _compared(kept, first, others, asked, machine, report)
+
+
+def _check_unused(name: str, **settings: object) -> None:
+    """Raise where a setting was given beside saved predictions, which have theirs."""
+    unused = [setting for setting, value in settings.items() if value is not None]
+    if unused:
+        raise SettingError(
+            f"{name} holds saved predictions, of the text that they were made of",
+            found=unused[0],
+            hint="Leave it out.",
+        )
 
 
 def _checked_names(reference: object, candidates: object) -> tuple[str, list[str]]:
@@ -243,10 +259,16 @@ def _silent(_: CompareProgress) -> None:
 
 
 @contextmanager
-def _opened(name: str, n_ctx: int, machine: dict[str, Any]) -> Iterator[Model]:
+def _opened(
+    name: str, chunk: int, questions: Sequence[Question], machine: dict[str, Any]
+) -> Iterator[Model]:
+    """A model with room for a chunk, and for a question where some are asked."""
+    n_ctx = chunk
+    if questions:
+        n_ctx = max(chunk, min(_QUESTION_CONTEXT, check_model_file(name).hparams.n_ctx_train))
     # On a GPU the planner has counted as many rows of logits as usual.
     usual = has_gpus(machine["devices"], machine["workers"])
-    n_outputs = EngineSettings.n_outputs if usual else min(n_ctx - n_ctx // 2, _MOST_OUTPUTS)
+    n_outputs = EngineSettings.n_outputs if usual else min(chunk - chunk // 2, _MOST_OUTPUTS)
     with Model(name, n_ctx=n_ctx, cache_ram=0, n_outputs=n_outputs, **machine) as model:
         yield model
 
@@ -267,7 +289,7 @@ def _laid_out(
         )
     return ReferenceText(
         model=Path(name).name,
-        vocabulary=_digest(model),
+        vocabulary=_digest(model.info),
         n_vocab=len(model.vocabulary),
         n_ctx=n_ctx,
         bos=bos,
@@ -275,13 +297,24 @@ def _laid_out(
     )
 
 
-def _digest(model: Model) -> str:
+def _digest(info: ModelInfo) -> str:
     """Of the tokens that the numbers stand for."""
-    tokens = model.info.gguf.metadata["tokenizer.ggml.tokens"]
+    tokens = info.gguf.metadata["tokenizer.ggml.tokens"]
     digest = hashlib.sha256()
     for token in tokens if isinstance(tokens, list | tuple) else ():
         digest.update(str(token).encode() + b"\0")
     return digest.hexdigest()
+
+
+def _check_vocabularies(names: Sequence[str], vocabulary: str, reference: str) -> None:
+    """Before the reference is read, which may take hours: the candidates are its likes."""
+    for name in names:
+        if _digest(check_model_file(name)) != vocabulary:
+            raise SettingError(
+                f"{name} has another vocabulary than {reference}",
+                expected="the same tokens",
+                hint="Compare models that were made of the same checkpoint.",
+            )
 
 
 def _first_result(
@@ -333,8 +366,7 @@ def _compared(
     chosen = None if reference.accuracy is None else reference.accuracy.chosen
     results = []
     for name in names:
-        with _opened(name, text.n_ctx, machine) as model:
-            _check_vocabulary(model, name, text)
+        with _opened(name, text.n_ctx, questions, machine) as model:
             steps = _Steps(name, text.n_chunks + len(questions), report)
             statistics = _statistics(model, name, kept, steps) if text.n_chunks else None
             results.append(
@@ -354,16 +386,6 @@ def _compared(
         n_tokens=text.n_chunks * text.n_predicted,
         n_questions=len(questions),
     )
-
-
-def _check_vocabulary(model: Model, name: str, text: ReferenceText) -> None:
-    if _digest(model) != text.vocabulary:
-        raise SettingError(
-            f"{name} has another vocabulary than {text.model}",
-            found=f"{len(model.vocabulary)} tokens",
-            expected=f"the same {text.n_vocab}",
-            hint="Compare models that were made of the same checkpoint.",
-        )
 
 
 def _statistics(model: Model, name: str, kept: ReferenceFile, steps: _Steps) -> Statistics:

@@ -48,11 +48,9 @@ class _Asked:
     @staticmethod
     def defaults() -> dict[str, object]:
         """What `compare` declares."""
-        from inspect import signature
+        from ..evaluation import DEFAULT_CHUNK
 
-        from ..evaluation import compare
-
-        return {"n_ctx": signature(compare).parameters["n_ctx"].default}
+        return {"n_ctx": DEFAULT_CHUNK}
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ def compare(options: CompareOptions) -> None:
             progress=progress,
             **settings,
         )
-    if options.plot is not None:
-        plot(found, options.plot)
     give(found.as_dict(), found, compare_view, as_json=options.as_json)
+    if options.plot is not None:  # what took hours is shown by then
+        plot(found, options.plot)
 
 
 def _settings(options: CompareOptions) -> dict[str, Any]:

@@ -6,12 +6,11 @@ Draws, and computes nothing.
 from __future__ import annotations
 
 import os
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
-from ..system.files import write_atomically
+from ..figures import saved_figure
 
 if TYPE_CHECKING:
     from ..evaluation import Comparison
@@ -34,20 +33,8 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
     ]
     if not points:
         raise OutputError("there is nothing to draw", expected="a text, and a candidate")
-    try:
-        # Only here: it is an extra, and takes a second to import.
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise OutputError(
-            "a plot needs matplotlib, which is not installed",
-            hint="Install it with: pip install 'llama4-edge[plot]'",
-        ) from error
     unit, name = (_GIB, "GiB") if max(size for size, *_ in points) >= _GIB else (_MIB, "MiB")
-    figure, axes = pyplot.subplots(figsize=(7.4, 4.8))
-    try:
+    with saved_figure(path, 1, 1, (7.4, 4.8)) as (_, ((axes,),)):
         for size, mean, label in points:
             axes.errorbar(
                 size / unit, mean.value, yerr=1.96 * mean.error, fmt="o", color="#0072B2", capsize=3
@@ -63,15 +50,3 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
         )
         axes.grid(visible=True, which="both", alpha=0.25)
         axes.margins(0.18)
-        figure.tight_layout()
-        picture = BytesIO()
-        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
-        write_atomically(path, picture.getvalue())
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{os.fspath(path)}: the plot cannot be written",
-            found=error,
-            hint="Give a .png, .svg or .pdf in a directory that exists.",
-        ) from error
-    finally:
-        pyplot.close(figure)

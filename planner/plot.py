@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError
-from ..system.files import write_atomically
+from ..figures import saved_figure
 from ..units import context_text
 from .gpus import GPUS
 from .machine import KEPT_FREE
@@ -35,41 +32,15 @@ def plot(cells: Sequence[Cell], path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        # Only here: it is an extra, and takes a second to import.
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise OutputError(
-            "a plot needs matplotlib, which is not installed",
-            hint="Install it with: pip install 'llama4-edge[plot]'",
-        ) from error
-
     models = list(dict.fromkeys(cell.model for cell in cells))
     across = min(len(models), 2)
     down = -(-len(models) // across)
-    figure, panels = pyplot.subplots(
-        down, across, figsize=(0.6 + 7.4 * across, 5.8 * down), squeeze=False
-    )
-    try:
+    size = (0.6 + 7.4 * across, 5.8 * down)
+    with saved_figure(path, down, across, size) as (_, panels):
         for axes in panels.flat[len(models) :]:
             axes.remove()
         for model, axes in zip(models, panels.flat, strict=False):
             _draw(axes, [cell for cell in cells if cell.model == model], model)
-        figure.tight_layout()
-        picture = BytesIO()
-        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
-        write_atomically(path, picture.getvalue())
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{os.fspath(path)}: the plot cannot be written",
-            found=error,
-            hint="Give a .png, .svg or .pdf in a directory that exists.",
-        ) from error
-    finally:
-        pyplot.close(figure)
 
 
 def _draw(axes: Axes, cells: Sequence[Cell], model: str) -> None:

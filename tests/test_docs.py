@@ -278,6 +278,8 @@ def test_a_command_of_the_pages_does_what_is_shown(
         ]
     if arguments[0] in ("convert", "convert-lora"):
         arguments.append("--force")
+    if "--save" in arguments:
+        (full_shelf / arguments[arguments.index("--save") + 1]).unlink()
     result = CliRunner().invoke(main, arguments, input="", catch_exceptions=False)
     # `plan` says with 1 that a model does not fit on this machine.
     assert result.exit_code in ((0, 1) if arguments[0] == "plan" else (0,)), result.stderr

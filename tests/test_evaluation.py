@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama4_edge import CompareProgress, Comparison, Question, compare, read_questions
-from llama4_edge.errors import DamagedTensorError, ModelFileError, SettingError
+from llama4_edge.errors import DamagedTensorError, ModelFileError, OutputError, SettingError
 from tests.gguf_maker import TinyModel
 from tests.tiny_model import with_chat_tokens
 
@@ -62,8 +62,11 @@ def test_saved_predictions_give_the_same(
     again = compare(saved, [scout_int4], n_threads=1)
     assert again.candidates == direct.candidates
     assert again.reference.perplexity == direct.reference.perplexity
-    with pytest.raises(SettingError, match="saved predictions"):
-        compared(saved, scout_int4)
+    for unused in ({"text": TEXT}, {"n_ctx": 64}, {"n_chunks": 1}, {"save": tmp_path / "x"}):
+        with pytest.raises(SettingError, match=f"saved predictions.*found {next(iter(unused))}"):
+            compare(saved, [scout_int4], **unused)
+    with pytest.raises(OutputError, match="exists"):
+        compared(scout_bf16, save=saved)
 
 
 def test_progress_counts_each_model(scout_bf16: Path, scout_int4: Path) -> None:
@@ -78,7 +81,11 @@ def test_progress_counts_each_model(scout_bf16: Path, scout_int4: Path) -> None:
 
 
 def test_questions_are_answered_by_likelihood(scout_bf16: Path, scout_int4: Path) -> None:
-    questions = [Question(f"What is {n}?", ("this", "that", "neither"), n % 3) for n in range(6)]
+    # Longer than a chunk of the text.
+    questions = [
+        Question(f"What is {n}?" + " Or is it?" * 20, ("this", "that", "neither"), n % 3)
+        for n in range(6)
+    ]
     found = compared(scout_bf16, scout_int4, text=None, questions=questions)
     right = found.reference.accuracy
     assert right is not None and right.same == 1
@@ -95,8 +102,12 @@ def test_what_cannot_be_compared_is_refused(scout_bf16: Path, tiny_path: Path) -
         compare(scout_bf16)
     with pytest.raises(SettingError, match=r"too short.*found .* tokens.*at least 1024"):
         compare(scout_bf16, text="a short text")
+    steps: list[CompareProgress] = []
     with pytest.raises(SettingError, match="another vocabulary"):
-        compared(scout_bf16, tiny_path)
+        compared(scout_bf16, tiny_path, progress=steps.append)
+    with pytest.raises(ModelFileError, match="does not exist"):
+        compared(scout_bf16, scout_bf16.with_name("none.gguf"), progress=steps.append)
+    assert not steps  # the reference was not read for it
     with pytest.raises(ModelFileError, match="does not exist"):
         compared(scout_bf16.with_name("none.gguf"))
 

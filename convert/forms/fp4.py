@@ -11,6 +11,7 @@ it as by any other.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -89,9 +90,9 @@ class _Groups(Form):
             scales = scales[:, region.first : region.last].T
         return _AlongLines(table, scales, self.group, self.values)
 
+    @abstractmethod
     def table(self, weight: Weight, expert: int, read: ReadPart) -> Table:
         """What each byte of a scale stands for; NaN where none is allowed to be."""
-        raise NotImplementedError
 
 
 def _group_scales(weight: Weight, region: Region, read: ReadPart, table: Table) -> Bytes:

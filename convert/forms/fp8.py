@@ -10,6 +10,7 @@ experts, too, with a scale for all or for each.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,9 +52,9 @@ class _FP8(Form):
         expect(weight, CODES, weight.shape)
         expect(weight, "scales", *self.scale_shapes(weight))
 
+    @abstractmethod
     def scale_shapes(self, weight: Weight) -> list[tuple[int, ...]]:
         """The shapes that the scales may have."""
-        raise NotImplementedError
 
     def decoder(self, weight: Weight, region: Region, read: ReadPart) -> Decoder:
         """Read the scales of the region's lines: one for all, for its expert, or for each."""

@@ -14,6 +14,7 @@ Source: pack_to_int32 in compressed-tensors' compressors/pack_quantized/helpers.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -75,9 +76,9 @@ class Integers(Form):
         return f"integers of {self.bits} bits with {group}, {kind} ({self.format})"
 
     @property
+    @abstractmethod
     def format(self) -> str:
         """What compressed-tensors calls it."""
-        raise NotImplementedError
 
     def groups(self, weight: Weight) -> int:
         """Scales of a line."""
@@ -139,9 +140,9 @@ class Integers(Form):
     def check_values(self, weight: Weight, read: ReadPart) -> None:
         """Hold parts' values against the weight's shape."""
 
+    @abstractmethod
     def zeros(self, weight: Weight, region: Region, read: ReadPart) -> npt.NDArray[np.int16] | None:
         """The zero points of the region's lines, [lines, groups], as codes minus the offset."""
-        raise NotImplementedError
 
     def check_zeros(self, weight: Weight, *shapes: tuple[int, ...]) -> None:
         """Hold the zero points against the settings."""
