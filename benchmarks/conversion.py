@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.peer import OUT, peer_sources
 from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint
 from llama4_edge.quant import type_named
-from llama4_edge.quant.encode import NATIVE, encode_bf16, encode_rows, f32_to_bf16
+from llama4_edge.quant.encode import encode_bf16, f32_to_bf16
 from llama4_edge.runtime.files.gguf_file import read_gguf
 
 SLICE = replace(
@@ -104,10 +104,7 @@ def encoder_numbers_per_second(name: str) -> float:
 
     def encode(_: int) -> None:
         out = np.empty(tensor_type.nbytes(rows.shape), np.uint8)
-        if tensor_type in NATIVE:
-            encode_bf16(halves, tensor_type, out)
-        else:
-            encode_rows(rows, tensor_type, out)
+        encode_bf16(halves, tensor_type, out)
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(encode, range(cores)))

@@ -1,10 +1,11 @@
 """Encoders compared with ggml's on one thread: numbers a second, and equality of bytes.
 
-    python -m benchmarks.encoders [--seconds 1]
+    python -m benchmarks.encoders [--seconds 1] [--types q4_k,q6_k]
 
 The input is rows of normally distributed numbers at the width of Scout: f32 for ggml's encoders,
-bf16 for ours, as in a checkpoint. ggml's encoders are those of the installed llama-cpp-python. The
-two are measured alternately.
+bf16 for ours, as in a checkpoint; with importance, channels count as differently as in an
+importance matrix. ggml's encoders are those of the installed llama-cpp-python. All are measured
+alternately, on each instruction set that the processor has.
 """
 
 from __future__ import annotations
@@ -19,52 +20,74 @@ import numpy as np
 
 from llama4_edge.quant.encode import (
     NATIVE,
+    NATIVE_WITH_IMPORTANCE,
+    Floats,
+    _encode,
+    _encode_by_ggml,
     bf16_to_f32,
-    encode_bf16,
-    encode_rows,
     f32_to_bf16,
     instruction_sets,
 )
+from llama4_edge.quant.types import TensorType, type_named
 
 ROUNDS = 5
 
 
 def rate(numbers: int, encode: Callable[[], object], seconds: float) -> float:
-    """Numbers a second, over `seconds`."""
-    start, total = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
+    """Numbers a second of the thread's own time, which others do not count in, over `seconds`."""
+    start, total = time.thread_time(), 0
+    while (elapsed := time.thread_time() - start) < seconds:
         encode()
         total += numbers
     return total / elapsed
 
 
+def compare(kind: TensorType, numbers: Floats, importance: Floats | None, seconds: float) -> None:
+    """Print the rates of one type: medians of a few rounds, and their ratios to ggml's."""
+    halves = f32_to_bf16(numbers)
+    columns = np.ascontiguousarray(halves.T).T
+    theirs = np.empty(kind.nbytes(numbers.shape), np.uint8)
+    encoders: dict[str, Callable[[], object]] = {
+        "ggml": partial(_encode_by_ggml, numbers, kind, theirs, importance)
+    }
+    outputs = []
+    for name in instruction_sets():
+        for suffix, rows in (("", halves), (" transposing", columns)):
+            outputs.append(np.empty_like(theirs))
+            encoders[name + suffix] = partial(_encode, name, rows, kind, outputs[-1], importance)
+    turns = [
+        [rate(halves.size, encode, seconds) / 1e6 for encode in encoders.values()]
+        for _ in range(ROUNDS)
+    ]
+    ggml, *ours = (statistics.median(values) for values in zip(*turns, strict=True))
+    rates = ", ".join(
+        f"{name} {value:.0f} ({value / ggml:.1f}x)"
+        for name, value in zip(list(encoders)[1:], ours, strict=True)
+    )
+    same = all((theirs == out).all() for out in outputs)
+    print(
+        f"{kind.name}{'' if importance is None else ' with importance'}: ggml {ggml:.1f}; {rates}; "
+        f"{'the same bytes' if same else 'DIFFERENT BYTES'}",
+        flush=True,
+    )
+
+
 def main() -> None:
-    """Print a line for each type: medians of a few rounds, and their ratio."""
+    """Print a line for each type, without and with importance."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each turn of each encoder")
-    seconds = parser.parse_args().seconds / ROUNDS
-    numbers = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32) * 0.02
-    halves = f32_to_bf16(numbers)
-    bf16_to_f32(halves, numbers)
-    columns = np.ascontiguousarray(halves.T).T
-    print(f"{instruction_sets()[0]}, million numbers a second")
-    for kind in sorted(NATIVE, key=lambda kind: -kind.bits_per_weight):
-        theirs = np.empty(kind.nbytes(numbers.shape), np.uint8)
-        ours, transposed = np.empty_like(theirs), np.empty_like(theirs)
-        encoders: tuple[Callable[[], object], ...] = (
-            partial(encode_rows, numbers, kind, theirs),
-            partial(encode_bf16, halves, kind, ours),
-            partial(encode_bf16, columns, kind, transposed),
-        )
-        turns = [
-            [rate(halves.size, encode, seconds) / 1e6 for encode in encoders] for _ in range(ROUNDS)
-        ]
-        ggml, rows, by_columns = (statistics.median(values) for values in zip(*turns, strict=True))
-        same = bool((theirs == ours).all() and (theirs == transposed).all())
-        print(
-            f"{kind.name}: ggml {ggml:.1f}, ours {rows:.0f} ({by_columns:.0f} while transposing), "
-            f"{rows / ggml:.1f}x; {'the same bytes' if same else 'DIFFERENT BYTES'}"
-        )
+    parser.add_argument("--types", help="some of them, with commas in between")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    numbers = rng.standard_normal((256, 5120), dtype=np.float32) * 0.02
+    bf16_to_f32(f32_to_bf16(numbers), numbers)
+    importance = np.exp(rng.normal(0, 2, numbers.shape[1])).astype(np.float32)
+    kinds = [type_named(name) for name in arguments.types.split(",")] if arguments.types else NATIVE
+    print("million numbers a second")
+    for kind in sorted(kinds, key=lambda kind: (-kind.bits_per_weight, kind.name)):
+        for given, natives in ((None, NATIVE), (importance, NATIVE_WITH_IMPORTANCE)):
+            if kind in natives:
+                compare(kind, numbers, given, arguments.seconds / ROUNDS)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Numbers to bytes, the same bytes that ggml's own encoders make of them; and back.
 
-The types that recipes choose have encoders of our own, many times as fast (``native/``); the others
-are ggml's, as are the decoders of its types; those of checkpoints' codes are ours. This is the one
+Most types have encoders of our own, many times as fast (``native/``); those of the others are
+ggml's, as are the decoders of its types; those of checkpoints' codes are ours. This is the one
 file that calls either. Works on whole rows and releases the GIL, so that threads work side by side.
 Knows nothing of files or of which tensor gets which type.
+
+Encoders take an importance, float32 [row_length], contiguous: how much an error in each number of
+a row counts, the same for all rows, as llama-quantize hands it to ``ggml_quantize_chunk``: finite,
+none below 0. Without one they are ggml's reference encoders; some types ignore it.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ import hashlib
 import importlib.util
 import os
 import sys
+import time
 from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,29 +34,166 @@ Halves = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 
 NATIVE = frozenset({Q8_0, Q6_K, Q5_K, Q4_K, Q4_0})
-"""The types that ``encode_bf16`` encodes."""
+"""The types that have encoders of our own; those of all others are ggml's."""
 
-# enum Status of native/native.cpp
+NATIVE_WITH_IMPORTANCE = frozenset({Q8_0})
+"""The same, where there is an importance."""
+
+# enum Status and enum Format of native/native.cpp
 _GOOD, _NOT_FINITE, _OVERFLOW = 0, 1, 2
+_BF16, _F32 = 0, 2
+
+# Numbers that are widened at a time for ggml's encoders.
+_PIECE = 1 << 20
 
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
-def encode_rows(rows: Floats, tensor_type: TensorType, out: Bytes) -> None:
-    """Encode `rows` [n, row_length] into `out` [n * row_bytes], both contiguous.
+def encode_bf16(
+    rows: Halves, tensor_type: TensorType, out: Bytes, importance: Floats | None = None
+) -> float:
+    """Encode `rows` [n, row_length], bf16 as raw 16-bit words, into `out` [n * row_bytes].
+
+    Args:
+        rows: with contiguous rows or columns: the view of a matrix that is still to be transposed
+            will do.
+        tensor_type: any; those of `NATIVE` are many times as fast.
+        out: contiguous.
+        importance: [row_length]; see above.
+
+    Returns:
+        Seconds of it that went into getting the rows side by side.
 
     Raises:
-        ValueError: the numbers do not survive in this type (a scale overflows).
+        ValueError: a number is none or infinite, or a scale overflows.
     """
+    if tensor_type in _native_types(importance):
+        return _encode(instruction_sets()[0], rows, tensor_type, out, importance)
+    return _encode_widened(rows, tensor_type, out, importance)
+
+
+def encode_rows(
+    rows: Floats, tensor_type: TensorType, out: Bytes, importance: Floats | None = None
+) -> None:
+    """Encode `rows` [n, row_length], float32, into `out` [n * row_bytes], both contiguous.
+
+    Args:
+        rows: as described.
+        tensor_type: any; those of `NATIVE` are many times as fast.
+        out: as described.
+        importance: [row_length]; see above.
+
+    Raises:
+        ValueError: the numbers do not survive in this type: a scale overflows, or there is none.
+    """
+    assert rows.dtype == np.float32 and rows.flags.c_contiguous
+    if tensor_type in _native_types(importance):
+        _encode(instruction_sets()[0], rows, tensor_type, out, importance)
+    else:
+        _encode_by_ggml(rows, tensor_type, out, importance)
+
+
+def _native_types(importance: Floats | None) -> frozenset[TensorType]:
+    return NATIVE if importance is None else NATIVE_WITH_IMPORTANCE
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """What the encoders of `NATIVE` are compiled for and this processor runs, the best first."""
+    names = (_native().llama4_edge_instruction_set(index) for index in count())
+    return tuple(name.decode() for name in takewhile(bool, names))
+
+
+def _encode(
+    instruction_set: str,
+    rows: Halves | Floats,
+    tensor_type: TensorType,
+    out: Bytes,
+    importance: Floats | None,
+) -> float:
+    """As `encode_bf16`, by our encoders for `instruction_set`; `rows` are bf16 or float32."""
+    lines, length = rows.shape
+    steps = [stride // rows.itemsize for stride in rows.strides]
+    assert rows.dtype in (np.uint16, np.float32) and 1 in steps and min(steps) > 0
+    assert out.flags.c_contiguous and out.nbytes == lines * tensor_type.row_bytes(length)
+    seconds = ctypes.c_double()
+    status = _native().llama4_edge_encode(
+        instruction_set.encode(), tensor_type.name.encode(),
+        _BF16 if rows.dtype == np.uint16 else _F32, rows.ctypes.data, *steps, lines, length,
+        _importance_of(length, importance), out.ctypes.data, ctypes.byref(seconds),
+    )  # fmt: skip
+    if status == _NOT_FINITE:
+        raise ValueError("NaN or infinity")
+    if status == _OVERFLOW:
+        raise ValueError(f"values too large for {tensor_type.name}")
+    assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
+    return seconds.value
+
+
+def _encode_widened(
+    rows: Halves, tensor_type: TensorType, out: Bytes, importance: Floats | None
+) -> float:
+    """As `encode_bf16`, by ggml's encoders, which take float32: some rows at a time."""
+    lines, length = rows.shape
+    step, row_bytes = max(1, _PIECE // length), tensor_type.row_bytes(length)
+    floats = np.empty((min(step, lines), length), np.float32)
+    seconds = 0.0
+    for first in range(0, lines, step):
+        started = time.thread_time()
+        piece = contiguous_rows(rows[first : first + step])
+        seconds += time.thread_time() - started
+        if not bf16_are_finite(piece):
+            raise ValueError("NaN or infinity")
+        wide = floats[: len(piece)]
+        bf16_to_f32(piece, wide)
+        encoded = out[first * row_bytes : (first + len(piece)) * row_bytes]
+        _encode_by_ggml(wide, tensor_type, encoded, importance)
+    return seconds
+
+
+def _encode_by_ggml(
+    rows: Floats, tensor_type: TensorType, out: Bytes, importance: Floats | None
+) -> None:
+    """As `encode_rows`, by ggml's encoders."""
     count, length = rows.shape
-    assert rows.flags.c_contiguous and out.flags.c_contiguous
+    assert rows.dtype == np.float32 and rows.flags.c_contiguous and out.flags.c_contiguous
     assert out.nbytes == count * tensor_type.row_bytes(length)
-    ggml = _ggml()
-    ggml.ggml_quantize_chunk(
-        tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length, None
-    )
+    _ggml().ggml_quantize_chunk(
+        tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length,
+        _importance_of(length, importance),
+    )  # fmt: skip
     if not are_valid(out, tensor_type):
         raise ValueError(f"values too large for {tensor_type.name}")
+
+
+def _importance_of(length: int, importance: Floats | None) -> int | None:
+    """The address of `importance`, for rows of `length`."""
+    if importance is None:
+        return None
+    assert importance.dtype == np.float32 and importance.shape == (length,)
+    assert importance.flags.c_contiguous
+    return importance.ctypes.data
+
+
+def contiguous_rows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`rows` with rows side by side.
+
+    Columns that are take two copies, since each then walks memory in order: four times as fast as
+    one.
+    """
+    if rows.flags.c_contiguous:
+        return rows
+    columns = np.ascontiguousarray(rows.T)
+    return np.ascontiguousarray(columns.T)
+
+
+def bf16_are_finite(halves: Halves) -> bool:
+    """Whether none is NaN or infinite.
+
+    Those that are have the largest patterns: of all as signed integers when positive, as unsigned
+    ones when negative. Two maxima cost a tenth of masking the signs off.
+    """
+    return int(halves.view(np.int16).max()) < 0x7F80 and int(halves.max()) < 0xFF80
 
 
 class _TypeTraits(ctypes.Structure):
@@ -97,49 +240,6 @@ def are_valid(data: Bytes, tensor_type: TensorType) -> bool:
     """Whether blocks hold neither NaN nor infinity, as ggml judges them."""
     valid: bool = _ggml().ggml_validate_row_data(tensor_type.ggml_id, data.ctypes.data, data.nbytes)
     return valid
-
-
-def encode_bf16(rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
-    """Encode `rows` [n, row_length], bf16 as raw 16-bit words, into `out` [n * row_bytes].
-
-    Args:
-        rows: with contiguous rows or columns: the view of a matrix that is still to be transposed
-            will do.
-        tensor_type: one of `NATIVE`.
-        out: contiguous.
-
-    Returns:
-        Seconds of it that went into getting the rows side by side.
-
-    Raises:
-        ValueError: a number is none or infinite, or a scale overflows.
-    """
-    return _encode_bf16(instruction_sets()[0], rows, tensor_type, out)
-
-
-@cache
-def instruction_sets() -> tuple[str, ...]:
-    """What the encoders of `NATIVE` are compiled for and this processor runs, the best first."""
-    names = (_native().llama4_edge_instruction_set(index) for index in count())
-    return tuple(name.decode() for name in takewhile(bool, names))
-
-
-def _encode_bf16(instruction_set: str, rows: Halves, tensor_type: TensorType, out: Bytes) -> float:
-    lines, length = rows.shape
-    steps = [stride // rows.itemsize for stride in rows.strides]
-    assert rows.dtype == np.uint16 and 1 in steps and min(steps) > 0
-    assert out.flags.c_contiguous and out.nbytes == lines * tensor_type.row_bytes(length)
-    seconds = ctypes.c_double()
-    status = _native().llama4_edge_encode(
-        instruction_set.encode(), tensor_type.name.encode(), rows.ctypes.data, *steps, lines,
-        length, out.ctypes.data, ctypes.byref(seconds),
-    )  # fmt: skip
-    if status == _NOT_FINITE:
-        raise ValueError("NaN or infinity")
-    if status == _OVERFLOW:
-        raise ValueError(f"values too large for {tensor_type.name}")
-    assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
-    return seconds.value
 
 
 def repack(
@@ -271,7 +371,7 @@ def _native() -> ctypes.CDLL:
     library.llama4_edge_instruction_set.argtypes = [size]
     library.llama4_edge_instruction_set.restype = text
     library.llama4_edge_encode.argtypes = [
-        text, text, pointer, size, size, size, size, pointer, pointer,
+        text, text, ctypes.c_int, pointer, size, size, size, size, pointer, pointer, pointer,
     ]  # fmt: skip
     library.llama4_edge_encode.restype = ctypes.c_int
     library.llama4_edge_repack.argtypes = [

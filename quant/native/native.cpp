@@ -1,13 +1,17 @@
-// Numbers in bf16 to ggml's blocks, as fast as this processor can. quant/encode.py calls it.
+// Numbers to ggml's blocks, as fast as this processor can. quant/encode.py calls it.
 //
 // ROWS rows at a time are searched by the encoders of kernels.h, which says why. Here is what does not
-// depend on the instruction set: how rows get side by side, how codes are packed, and which set is here.
+// depend on the instruction set: how rows get side by side, what is encoded when, and which set is here.
+//
+// To add a type: its encoders and a line of the table in blocks.h or k_quants.h, its packing in
+// pack_blocks.h or pack_k_quants.h, and its name in NATIVE of quant/encode.py.
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 #define UNROLL _Pragma("GCC unroll 4")
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -16,19 +20,45 @@ namespace {
 
 enum { ROWS = 16, WIDTH = 64, DEPTH = 256 };
 
-// A line of codes, one of each row, and eight neighbours of a row.
-typedef uint8_t vb __attribute__((vector_size(ROWS)));
-typedef uint16_t vs __attribute__((vector_size(16)));
+// Numbers as stored of up to WIDTH rows, side by side.
+template <typename Item>
+using Tile = Item[DEPTH][WIDTH];
 
-// Numbers of up to WIDTH rows, side by side.
-typedef uint16_t Tile[DEPTH][WIDTH];
-
-typedef bool (*Encoder)(const uint16_t *halves, uint8_t (*bytes)[ROWS]);
-
-struct Encoders {
-    bool (*finite)(const Tile &tile, size_t depth);
-    Encoder q8_0, q4_0, q6_k, q4_k, q5_k;
+// What an encoder gets: number i of row r is numbers[i * ROWS + r].
+struct Block {
+    const float *numbers;
+    const float *importance;  // of number i, in all rows; null where there is none
+    const float *mean_square; // of all numbers of row r, where the type asks for it
 };
+
+// A line of `bytes` is a byte of each row. Returns whether a scale overflowed.
+typedef bool (*Encoder)(const Block &block, uint8_t (*bytes)[ROWS]);
+
+#include "packing.h"
+
+// How a type is encoded: blocks of `numbers` numbers, each of `bytes` bytes.
+struct Type {
+    const char *name;
+    size_t numbers, bytes;
+    Encoder plain, weighted; // without and with importance; null where ggml's are to be used
+    bool row_mean;           // whether `weighted` needs Block.mean_square
+    void (*pack)(const vb *lines, Place place);
+};
+
+// The most lines that an encoder fills: codes, scales, minima, d and dmin.
+enum { MOST_LINES = DEPTH + 2 * 16 + 4 };
+
+enum Format { BF16 = 0, F16 = 1, F32 = 2 };
+
+// What an instruction set has. `widen` is for each Format; it and `add_squares` take ROWS rows.
+struct Kernels {
+    bool (*widen[3])(const void *items, size_t count, float *numbers);
+    void (*add_squares)(const float *numbers, size_t count, float *sums);
+    const Type *(*find)(const char *name);
+};
+
+#include "pack_blocks.h"
+#include "pack_k_quants.h"
 
 namespace portable {
 #define TARGET
@@ -58,160 +88,27 @@ namespace avx512 {
 
 const struct InstructionSet {
     const char *name;
-    const Encoders *encoders;
+    const Kernels *kernels;
     bool (*runs_here)();
 } SETS[] = {
 #if defined(__x86_64__)
-    {"avx512", &avx512::encoders,
+    {"avx512", &avx512::kernels,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("bmi2");
      }},
-    {"avx2", &avx2::encoders, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }},
+    {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }},
 #endif
-    {"portable", &portable::encoders, [] { return true; }},
+    {"portable", &portable::kernels, [] { return true; }},
 };
 
-#if defined(__clang__)
-#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
-#endif
-
-ALWAYS_INLINE vb interleave_low(vb a, vb b) {
-    return SHUFFLE(vb, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-
-ALWAYS_INLINE vb interleave_high(vb a, vb b) {
-    return SHUFFLE(vb, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-
-ALWAYS_INLINE vs interleave_low(vs a, vs b) { return SHUFFLE(vs, a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-
-ALWAYS_INLINE vs interleave_high(vs a, vs b) { return SHUFFLE(vs, a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
-
-// Turns a square: interleaving its first half with its second does, done as often as `size` can be halved.
-template <int size, typename Vector>
-ALWAYS_INLINE void turn(Vector *lines) {
-    for (int done = 1; done < size; done *= 2) {
-        Vector next[size];
-        for (int k = 0; k < size / 2; k++) {
-            next[2 * k] = interleave_low(lines[k], lines[k + size / 2]);
-            next[2 * k + 1] = interleave_high(lines[k], lines[k + size / 2]);
-        }
-        memcpy(lines, next, sizeof next);
-    }
-}
-
-// Where the blocks of up to ROWS rows go.
-struct Place {
-    uint8_t *first;
-    size_t stride;
-    int rows;
-};
-
-// Lines of codes to the blocks, from byte `at` of each.
-ALWAYS_INLINE void scatter(const vb *lines, int count, Place place, int at) {
-    for (int line = 0; line < count; line += ROWS) {
-        vb square[ROWS];
-        memcpy(square, lines + line, sizeof square);
-        turn<ROWS>(square);
-        for (int row = 0; row < place.rows; row++)
-            memcpy(place.first + row * place.stride + at + line, &square[row], ROWS);
-    }
-}
-
-// The two lines that an f16 takes.
-ALWAYS_INLINE void scatter_f16(const vb *lines, Place place, int at) {
-    for (int row = 0; row < place.rows; row++) {
-        uint8_t *to = place.first + row * place.stride + at;
-        to[0] = lines[0][row];
-        to[1] = lines[1][row];
-    }
-}
-
-// How a block is laid out in bytes: ggml-common.h, and the ends of quantize_row_*_ref in ggml-quants.c.
-
-void pack_q8_0(const vb *lines, Place place) {
-    scatter_f16(lines, place, 0);
-    scatter(lines + 2, 32, place, 2);
-}
-
-void pack_q4_0(const vb *lines, Place place) {
-    vb codes[16];
-    for (int i = 0; i < 16; i++) codes[i] = lines[2 + i] | (lines[18 + i] << 4);
-    scatter_f16(lines, place, 0);
-    scatter(codes, 16, place, 2);
-}
-
-void pack_q6_k(const vb *lines, Place place) {
-    vb low[128], high[64];
-    for (int i = 0; i < 64; i++) {
-        const vb *l = lines + 18 + i / 32 * 128 + i % 32;
-        low[i / 32 * 64 + i % 32] = (l[0] & 15) | (l[64] << 4);
-        low[i / 32 * 64 + i % 32 + 32] = (l[32] & 15) | (l[96] << 4);
-        high[i] = (l[0] >> 4) | (l[32] >> 4 << 2) | (l[64] >> 4 << 4) | (l[96] >> 4 << 6);
-    }
-    scatter(low, 128, place, 0);
-    scatter(high, 64, place, 128);
-    scatter(lines + 2, 16, place, 192);
-    scatter_f16(lines, place, 208);
-}
-
-// d, dmin, and twelve bytes of eight scales and minima, in six bits each.
-void pack_k_header(const vb *lines, Place place) {
-    const vb *scales = lines + 4, *mins = lines + 12;
-    vb header[ROWS];
-    for (int i = 0; i < 4; i++) {
-        header[i] = lines[i];
-        header[4 + i] = scales[i] | (scales[4 + i] >> 4 << 6);
-        header[8 + i] = mins[i] | (mins[4 + i] >> 4 << 6);
-        header[12 + i] = (scales[4 + i] & 15) | (mins[4 + i] << 4);
-    }
-    scatter(header, ROWS, place, 0);
-}
-
-void pack_q4_k(const vb *lines, Place place) {
-    vb codes[128];
-    for (int i = 0; i < 128; i++) {
-        const vb *l = lines + 20 + i / 32 * 64 + i % 32;
-        codes[i] = l[0] | (l[32] << 4);
-    }
-    pack_k_header(lines, place);
-    scatter(codes, 128, place, 16);
-}
-
-void pack_q5_k(const vb *lines, Place place) {
-    vb low[128], high[32] = {};
-    for (int i = 0; i < 128; i++) {
-        const vb *l = lines + 20 + i / 32 * 64 + i % 32;
-        low[i] = (l[0] & 15) | (l[32] << 4);
-        high[i % 32] |= ((l[0] >> 4) | (l[32] >> 4 << 1)) << (2 * (i / 32));
-    }
-    pack_k_header(lines, place);
-    scatter(high, 32, place, 16);
-    scatter(low, 128, place, 48);
-}
-
-const struct Type {
-    const char *name;
-    size_t numbers, bytes; // of one block
-    Encoder Encoders::*encoder;
-    void (*pack)(const vb *lines, Place place);
-} TYPES[] = {
-    {"Q8_0", 32, 34, &Encoders::q8_0, pack_q8_0},     {"Q4_0", 32, 18, &Encoders::q4_0, pack_q4_0},
-    {"Q6_K", 256, 210, &Encoders::q6_k, pack_q6_k},   {"Q4_K", 256, 144, &Encoders::q4_k, pack_q4_k},
-    {"Q5_K", 256, 176, &Encoders::q5_k, pack_q5_k},
-};
-
-enum { MOST_LINES = 20 + DEPTH };
-
-// What is to be encoded: number i of row r is halves[r * row_step + i * number_step], and one of the
+// What is to be encoded: number i of row r is items[r * row_step + i * number_step], and one of the
 // two steps is 1.
+template <typename Item>
 struct Source {
-    const uint16_t *halves;
-    size_t row_step, number_step;
+    const Item *items;
+    size_t row_step, number_step, rows, length;
 };
 
 enum { TILES = 4 };
@@ -219,8 +116,11 @@ enum { TILES = 4 };
 // `depth` numbers of `rows` rows to tiles[row / WIDTH][number][row % WIDTH]. Memory that is read half a kilobyte
 // at a time comes four times as fast as two cache lines at a time, so that all tiles are filled at once. What
 // is left in a tile's other rows is encoded too, and goes nowhere.
-void gather(Source source, size_t row, size_t rows, size_t number, size_t depth, Tile *tiles) {
-    const uint16_t *from = source.halves + row * source.row_step + number * source.number_step;
+template <typename Item>
+void gather(const Source<Item> &source, size_t row, size_t rows, size_t number, size_t depth, Tile<Item> *tiles) {
+    typedef std::conditional_t<sizeof(Item) == 2, vs, vw> Line;
+    constexpr int side = sizeof(Line) / sizeof(Item);
+    const Item *from = source.items + row * source.row_step + number * source.number_step;
     if (source.row_step == 1) {
         const size_t whole = rows / WIDTH, rest = rows % WIDTH;
         for (size_t i = 0; i < depth; i++, from += source.number_step) {
@@ -229,13 +129,13 @@ void gather(Source source, size_t row, size_t rows, size_t number, size_t depth,
         }
         return;
     }
-    const size_t whole = rows / 8 * 8;
-    for (size_t r = 0; r < whole; r += 8)
-        for (size_t i = 0; i < depth; i += 8) {
-            vs square[8];
-            for (int k = 0; k < 8; k++) memcpy(&square[k], from + (r + k) * source.row_step + i, sizeof(vs));
-            turn<8>(square);
-            for (int k = 0; k < 8; k++) memcpy(&tiles[r / WIDTH][i + k][r % WIDTH], &square[k], sizeof(vs));
+    const size_t whole = rows / side * side;
+    for (size_t r = 0; r < whole; r += side)
+        for (size_t i = 0; i < depth; i += side) {
+            Line square[side];
+            for (int k = 0; k < side; k++) memcpy(&square[k], from + (r + k) * source.row_step + i, sizeof(Line));
+            turn<side>(square);
+            for (int k = 0; k < side; k++) memcpy(&tiles[r / WIDTH][i + k][r % WIDTH], &square[k], sizeof(Line));
         }
     for (size_t r = whole; r < rows; r++)
         for (size_t i = 0; i < depth; i++) tiles[r / WIDTH][i][r % WIDTH] = from[r * source.row_step + i];
@@ -243,36 +143,62 @@ void gather(Source source, size_t row, size_t rows, size_t number, size_t depth,
 
 enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
 
-struct Result {
-    Status status;
-    double gathering; // seconds
-};
+typedef std::chrono::duration<double> Seconds;
 
-Result encode(const Encoders &encoders, const Type &type, Source source, size_t rows, size_t length, uint8_t *out) {
-    const size_t stride = length / type.numbers * type.bytes;
-    const Encoder encoder = encoders.*type.encoder;
-    std::chrono::duration<double> gathering{};
-    const std::unique_ptr<Tile[]> tiles(new Tile[TILES]());
-    alignas(64) uint8_t lines[MOST_LINES][ROWS];
-    for (size_t row = 0; row < rows; row += TILES * WIDTH)
-        for (size_t number = 0; number < length; number += DEPTH) {
-            const size_t height = std::min<size_t>(rows - row, TILES * WIDTH);
-            const size_t depth = std::min<size_t>(length - number, DEPTH);
-            const auto started = std::chrono::steady_clock::now();
-            gather(source, row, height, number, depth, tiles.get());
-            gathering += std::chrono::steady_clock::now() - started;
-            for (size_t r = 0; r < height; r += ROWS) {
-                const Tile &tile = tiles[r / WIDTH];
-                if (r % WIDTH == 0 && !encoders.finite(tile, depth)) return {NOT_FINITE, gathering.count()};
-                const int here = (int)std::min<size_t>(height - r, ROWS);
-                for (size_t i = 0; i < depth; i += type.numbers) {
-                    if (encoder(&tile[i][r % WIDTH], lines)) return {OVERFLOW, gathering.count()};
-                    uint8_t *first = out + (row + r) * stride + (number + i) / type.numbers * type.bytes;
-                    type.pack((const vb *)lines, Place{first, stride, here});
-                }
+// Calls visit(row, number, numbers) for each ROWS rows, from row `first` to before row `last`, and each `size`
+// numbers of them, as float32, until it does not return GOOD. Adds to `gathering` the time that it took to get
+// rows side by side.
+template <typename Item, typename Visit>
+Status walk(const Source<Item> &source, bool (*widen)(const void *, size_t, float *), size_t first, size_t last,
+            size_t size, Tile<Item> *tiles, Seconds &gathering, const Visit &visit) {
+    alignas(64) float numbers[DEPTH * ROWS];
+    for (size_t number = 0; number < source.length; number += DEPTH) {
+        const size_t depth = std::min<size_t>(source.length - number, DEPTH);
+        const auto started = std::chrono::steady_clock::now();
+        gather(source, first, last - first, number, depth, tiles);
+        gathering += std::chrono::steady_clock::now() - started;
+        for (size_t r = 0; r < last - first; r += ROWS)
+            for (size_t i = 0; i < depth; i += size) {
+                if (!widen(&tiles[r / WIDTH][i][r % WIDTH], size, numbers)) return NOT_FINITE;
+                const Status status = visit(first + r, number + i, numbers);
+                if (status != GOOD) return status;
             }
+    }
+    return GOOD;
+}
+
+template <typename Item>
+Status encode(const Kernels &kernels, const Type &type, Format format, const Source<Item> &source,
+              const float *importance, uint8_t *out, Seconds &gathering) {
+    const size_t stride = source.length / type.numbers * type.bytes;
+    const Encoder encoder = importance ? type.weighted : type.plain;
+    const std::unique_ptr<Tile<Item>[]> tiles(new Tile<Item>[TILES]());
+    alignas(64) uint8_t lines[MOST_LINES][ROWS];
+    alignas(64) float squares[TILES * WIDTH];
+    for (size_t first = 0; first < source.rows; first += TILES * WIDTH) {
+        const size_t last = std::min<size_t>(source.rows, first + TILES * WIDTH);
+        std::fill(squares, squares + TILES * WIDTH, 0.0f);
+        const auto pass = [&](const auto &visit) {
+            return walk(source, kernels.widen[format], first, last, type.numbers, tiles.get(), gathering, visit);
+        };
+        if (importance && type.row_mean) {
+            const Status status = pass([&](size_t row, size_t, const float *numbers) {
+                kernels.add_squares(numbers, type.numbers, squares + (row - first));
+                return GOOD;
+            });
+            if (status != GOOD) return status;
+            for (float &sum : squares) sum /= (float)source.length;
         }
-    return {GOOD, gathering.count()};
+        const Status status = pass([&](size_t row, size_t number, const float *numbers) {
+            const Block block = {numbers, importance ? importance + number : nullptr, squares + (row - first)};
+            if (encoder(block, lines)) return OVERFLOW;
+            uint8_t *to = out + row * stride + number / type.numbers * type.bytes;
+            type.pack((const vb *)lines, Place{to, stride, (int)std::min<size_t>(last - row, ROWS)});
+            return GOOD;
+        });
+        if (status != GOOD) return status;
+    }
+    return GOOD;
 }
 
 #include "decode.h"
@@ -289,18 +215,27 @@ const char *llama4_edge_instruction_set(size_t index) {
     return nullptr;
 }
 
-// Encodes `rows` rows of `length` numbers, whole blocks of the type, to `out`. Returns a Status, and adds to
+// Encodes `rows` rows of `length` numbers, whole blocks of the type, to `out`. The numbers are of a Format;
+// `importance` is of each number of a row, the same for all rows, or null. Returns a Status, and adds to
 // `gathering` the seconds that it took to get rows side by side.
-int llama4_edge_encode(const char *set_name, const char *type_name, const uint16_t *halves, size_t row_step,
-                       size_t number_step, size_t rows, size_t length, uint8_t *out, double *gathering) {
-    for (const InstructionSet &set : SETS)
-        for (const Type &type : TYPES)
-            if (strcmp(set.name, set_name) == 0 && strcmp(type.name, type_name) == 0 && set.runs_here()) {
-                const Source source = {halves, row_step, number_step};
-                const Result result = encode(*set.encoders, type, source, rows, length, out);
-                *gathering += result.gathering;
-                return result.status;
-            }
+int llama4_edge_encode(const char *set_name, const char *type_name, int format, const void *numbers, size_t row_step,
+                       size_t number_step, size_t rows, size_t length, const float *importance, uint8_t *out,
+                       double *gathering) {
+    for (const InstructionSet &set : SETS) {
+        if (strcmp(set.name, set_name) != 0 || !set.runs_here()) continue;
+        const Type *type = set.kernels->find(type_name);
+        if (!type || !(importance ? type->weighted : type->plain)) return UNKNOWN;
+        Seconds seconds{};
+        const auto encoded = [&](auto *items) {
+            typedef std::remove_cv_t<std::remove_pointer_t<decltype(items)>> Item;
+            const Source<Item> source = {items, row_step, number_step, rows, length};
+            return encode(*set.kernels, *type, (Format)format, source, importance, out, seconds);
+        };
+        const Status status =
+            format == F32 ? encoded((const uint32_t *)numbers) : encoded((const uint16_t *)numbers);
+        *gathering += seconds.count();
+        return status;
+    }
     return UNKNOWN;
 }
 

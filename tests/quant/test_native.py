@@ -9,7 +9,9 @@ import pytest
 
 from llama4_edge.quant.encode import (
     NATIVE,
-    _encode_bf16,
+    NATIVE_WITH_IMPORTANCE,
+    _encode,
+    _encode_by_ggml,
     bf16_to_f32,
     encode_bf16,
     encode_rows,
@@ -19,19 +21,27 @@ from llama4_edge.quant.encode import (
 from llama4_edge.quant.types import TYPES, TensorType
 
 TYPE_NAMES = sorted(one.name for one in NATIVE)
+WITH_IMPORTANCE = sorted(one.name for one in NATIVE_WITH_IMPORTANCE)
 
 
-def ggml(halves: np.ndarray, tensor_type: TensorType) -> np.ndarray:
+def ggml(
+    halves: np.ndarray, tensor_type: TensorType, importance: np.ndarray | None = None
+) -> np.ndarray:
     floats = np.empty(halves.shape, np.float32)
     bf16_to_f32(np.ascontiguousarray(halves), floats)
     out = np.empty(tensor_type.nbytes(halves.shape), np.uint8)
-    encode_rows(floats, tensor_type, out)
+    _encode_by_ggml(floats, tensor_type, out, importance)
     return out
 
 
-def ours(halves: np.ndarray, tensor_type: TensorType, instruction_set: str) -> np.ndarray:
-    out = np.empty(tensor_type.nbytes(halves.shape), np.uint8)
-    assert _encode_bf16(instruction_set, halves, tensor_type, out) > 0
+def ours(
+    rows: np.ndarray,
+    tensor_type: TensorType,
+    instruction_set: str,
+    importance: np.ndarray | None = None,
+) -> np.ndarray:
+    out = np.empty(tensor_type.nbytes(rows.shape), np.uint8)
+    assert _encode(instruction_set, rows, tensor_type, out, importance) > 0
     return out
 
 
@@ -95,6 +105,71 @@ def test_every_byte_is_ggmls(
     assert np.array_equal(ours(halves, TYPES[name], instruction_set), expected)
 
 
+def channels(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Mean squares of activations as they are: a few channels count thousands of times more."""
+    return np.exp(rng.normal(0, 2, length)).astype(np.float32)
+
+
+def unseen(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Zeros: of single channels, of groups, and of whole blocks."""
+    importance = channels(rng, length) * (rng.random(length) < 0.7)
+    importance[: length // 4] *= np.repeat(rng.random(length // 64) < 0.5, 16)
+    importance[length // 2 : length // 2 + 256] = 0
+    return importance.astype(np.float32)
+
+
+def extreme(rng: np.random.Generator, length: int) -> np.ndarray:
+    """From where products with it lose their last bits to where they are near the largest."""
+    return (10.0 ** rng.uniform(-40, 8, length)).astype(np.float32)
+
+
+def equal(rng: np.random.Generator, length: int) -> np.ndarray:
+    """As without any, almost: the encoders are others."""
+    return np.ones(length, np.float32)
+
+
+@pytest.mark.parametrize("instruction_set", instruction_sets())
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", WITH_IMPORTANCE)
+def test_every_byte_is_ggmls_with_importance(
+    name: str,
+    kind: Callable[[np.random.Generator, tuple[int, int]], np.ndarray],
+    instruction_set: str,
+) -> None:
+    rng = np.random.default_rng(8)
+    halves = f32_to_bf16(kind(rng, (67, 1024)).astype(np.float32))
+    for vector in (channels, unseen, extreme, equal):
+        importance = vector(rng, 1024)
+        expected = ggml(halves, TYPES[name], importance)
+        assert np.array_equal(ours(halves, TYPES[name], instruction_set, importance), expected)
+
+
+@pytest.mark.parametrize("instruction_set", instruction_sets())
+@pytest.mark.parametrize("name", TYPE_NAMES)
+def test_every_byte_is_ggmls_of_float32(name: str, instruction_set: str) -> None:
+    numbers = heavy_tailed(np.random.default_rng(9), (75, 768)).astype(np.float32)
+    expected = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
+    _encode_by_ggml(numbers, TYPES[name], expected, None)
+    assert np.array_equal(ours(numbers, TYPES[name], instruction_set), expected)
+    columns = np.ascontiguousarray(numbers.T)
+    assert np.array_equal(ours(columns.T, TYPES[name], instruction_set), expected)
+
+
+@pytest.mark.parametrize("name", ["Q6_K", "IQ4_XS", "IQ3_S", "F16"])
+def test_any_type_takes_bf16_and_importance(name: str) -> None:
+    """What has no encoder of ours is ggml's, in pieces."""
+    rng = np.random.default_rng(2)
+    halves = f32_to_bf16(normal(rng, (37, 512)).astype(np.float32))
+    importance = channels(rng, 512)
+    for given in (None, importance):
+        out = np.empty(TYPES[name].nbytes(halves.shape), np.uint8)
+        encode_bf16(np.ascontiguousarray(halves.T).T, TYPES[name], out, given)
+        assert np.array_equal(out, ggml(halves, TYPES[name], given))
+    halves[36, 511] = 0x7F80
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        encode_bf16(halves, TYPES[name], out, importance)
+
+
 @pytest.mark.parametrize("instruction_set", instruction_sets())
 @pytest.mark.parametrize("name", TYPE_NAMES)
 def test_any_number_of_rows_of_any_length_and_columns_as_rows(
@@ -153,7 +228,7 @@ def test_a_scale_that_overflows_is_refused_where_ggml_refuses_it(name: str, row:
 def test_numbers_whose_squares_overflow_are_refused_where_ggml_makes_zeros_of_them() -> None:
     numbers = np.full((1, 256), 1e20, np.float32)
     out = np.empty(210, np.uint8)
-    encode_rows(numbers, TYPES["Q6_K"], out)
+    _encode_by_ggml(numbers, TYPES["Q6_K"], out, None)
     assert not out.any()
     with pytest.raises(ValueError, match="too large for Q6_K"):
         encode_bf16(f32_to_bf16(numbers), TYPES["Q6_K"], out)

@@ -1,0 +1,69 @@
+// Turning rows that lie side by side into rows one after the other: what does not depend on the instruction set.
+// native.cpp includes it.
+
+// A line of codes, one of each row; eight neighbours of a row in 16 bits, four in 32.
+typedef uint8_t vb __attribute__((vector_size(ROWS)));
+typedef uint16_t vs __attribute__((vector_size(16)));
+typedef uint32_t vw __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
+#endif
+
+ALWAYS_INLINE vb interleave_low(vb a, vb b) {
+    return SHUFFLE(vb, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+ALWAYS_INLINE vb interleave_high(vb a, vb b) {
+    return SHUFFLE(vb, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+ALWAYS_INLINE vs interleave_low(vs a, vs b) { return SHUFFLE(vs, a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+
+ALWAYS_INLINE vs interleave_high(vs a, vs b) { return SHUFFLE(vs, a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+
+ALWAYS_INLINE vw interleave_low(vw a, vw b) { return SHUFFLE(vw, a, b, 0, 4, 1, 5); }
+
+ALWAYS_INLINE vw interleave_high(vw a, vw b) { return SHUFFLE(vw, a, b, 2, 6, 3, 7); }
+
+// Turns a square: interleaving its first half with its second does, done as often as `size` can be halved.
+template <int size, typename Vector>
+ALWAYS_INLINE void turn(Vector *lines) {
+    for (int done = 1; done < size; done *= 2) {
+        Vector next[size];
+        for (int k = 0; k < size / 2; k++) {
+            next[2 * k] = interleave_low(lines[k], lines[k + size / 2]);
+            next[2 * k + 1] = interleave_high(lines[k], lines[k + size / 2]);
+        }
+        memcpy(lines, next, sizeof next);
+    }
+}
+
+// Where the blocks of up to ROWS rows go.
+struct Place {
+    uint8_t *first;
+    size_t stride;
+    int rows;
+};
+
+// Lines of codes to the blocks, from byte `at` of each.
+ALWAYS_INLINE void scatter(const vb *lines, int count, Place place, int at) {
+    for (int line = 0; line < count; line += ROWS) {
+        vb square[ROWS];
+        memcpy(square, lines + line, sizeof square);
+        turn<ROWS>(square);
+        for (int row = 0; row < place.rows; row++)
+            memcpy(place.first + row * place.stride + at + line, &square[row], ROWS);
+    }
+}
+
+// The two lines that an f16 takes.
+ALWAYS_INLINE void scatter_f16(const vb *lines, Place place, int at) {
+    for (int row = 0; row < place.rows; row++) {
+        uint8_t *to = place.first + row * place.stride + at;
+        to[0] = lines[0][row];
+        to[1] = lines[1][row];
+    }
+}
