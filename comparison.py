@@ -192,8 +192,8 @@ def _metadata_difference(key: str, a: GGUFFile, b: GGUFFile) -> MetadataDifferen
 
 def _value(gguf: GGUFFile, key: str, first: int) -> MetadataValue | None:
     """A value, of an array a few items from `first` on; None where there is no such key."""
+    from .gguf_header import LongArray
     from .inspection import plain_value
-    from .runtime.files.header import LongArray
 
     if key not in gguf.metadata:
         return None

@@ -161,7 +161,7 @@ def _gguf_summary(gguf: GGUFFile) -> FileSummary:
 
 def plain_value(value: object) -> object:
     """A value of metadata, ready for JSON, which has no infinities and no NaN."""
-    from .runtime.files.header import LongArray
+    from .gguf_header import LongArray
 
     if isinstance(value, LongArray):
         return value.as_dict()

@@ -13,7 +13,9 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +48,41 @@ class Reader:
     hint: str | None = None
     surrogates: bool = False
 
+    @contextmanager
+    def opened(self, path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
+        """A regular file, open for reading, whatever its length.
+
+        Raises:
+            Llama4EdgeError: of the class `error`, here and below: the file cannot be read, or is
+                not a regular file.
+        """
+        # O_NONBLOCK: opening a pipe would wait for somebody to write to it.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            file = os.fdopen(os.open(path, flags), "rb")
+        except (OSError, ValueError) as error:
+            raise self._unreadable(path, error) from None
+        with file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise self.error(f"{os.fspath(path)} is not a regular file")
+            try:
+                yield file
+            except OSError as error:
+                raise self._unreadable(path, error) from None
+
     def data(self, path: str | os.PathLike[str]) -> bytes:
         """All bytes of a regular file.
 
         Raises:
-            Llama4EdgeError: of the class `error`, here and below: the file cannot be read, is not
-                a regular file, is larger than `limit`, or is a Git LFS pointer.
+            Llama4EdgeError: it is larger than `limit`, or is a Git LFS pointer.
         """
         name = os.fspath(path)
-        # O_NONBLOCK: opening a pipe would wait for somebody to write to it.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        try:
-            with os.fdopen(os.open(path, flags), "rb") as file:
-                status = os.fstat(file.fileno())
-                regular = stat.S_ISREG(status.st_mode)
-                # Python reserves what it is asked for. Some files of the kernel have no size.
-                wanted = regular and status.st_size <= self.limit
-                data = file.read(status.st_size) if wanted else b""
-                if regular and len(data) == status.st_size:
-                    data += file.read(self.limit + 1 - len(data)) if file.peek(1) else b""
-        except (OSError, ValueError) as error:
-            raise self._unreadable(path, error) from None
-        if not regular:  # said here, because some of these errors are ValueErrors themselves
-            raise self.error(f"{name} is not a regular file")
+        with self.opened(path) as file:
+            # Python reserves what it is asked for. Some files of the kernel have no size.
+            status = os.fstat(file.fileno())
+            data = file.read(status.st_size) if status.st_size <= self.limit else b""
+            if len(data) == status.st_size:
+                data += file.read(self.limit + 1 - len(data)) if file.peek(1) else b""
         size = max(status.st_size, len(data))
         if size > self.limit:
             found, limit = told_apart(size, self.limit)

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import ModelFileError, did_you_mean
+from ...gguf_header import AGAIN
 from ...parts import part_named
 from ...untrusted import LFS_POINTER, lfs_pointer
-from .header import AGAIN
 
 PREFIX_BYTES = 4096
 """How many bytes of a file are enough to tell what it is."""

@@ -18,11 +18,7 @@ from math import prod
 from pathlib import Path
 
 from ...errors import ModelFileError
-from ...quant.types import TensorType
-from ...untrusted import brief
-from ..bindings.library import captured_log, native_function
-from .foreign import PREFIX_BYTES, absent, again, directory, foreign
-from .header import (
+from ...gguf_header import (
     HEADER_LIMIT,
     Header,
     RawTensor,
@@ -30,6 +26,10 @@ from .header import (
     read_bytes,
     read_header,
 )
+from ...quant.types import TensorType
+from ...untrusted import brief
+from ..bindings.library import captured_log, native_function
+from .foreign import PREFIX_BYTES, absent, again, directory, foreign
 
 MAGIC = b"GGUF"
 """The first bytes of every GGUF."""

@@ -23,9 +23,9 @@ from ...architecture import (
     Hyperparameters,
 )
 from ...errors import ModelFileError
+from ...gguf_header import LongArray
 from ...untrusted import brief
 from .gguf_file import GGUFFile, TensorInfo, read_gguf
-from .header import LongArray
 from .split import is_split, not_first, read_parts
 from .vocabulary_file import (
     RECONVERT,

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from llama4_edge import gguf_header
 from llama4_edge.architecture import END_TEXTS
 from llama4_edge.errors import ModelFileError
 from llama4_edge.runtime.bindings.library import llama
-from llama4_edge.runtime.files import header
 from llama4_edge.runtime.files.model_file import check_model_file
 from tests.fixtures import MakeGGUF
 from tests.gguf_maker import (
@@ -293,7 +293,7 @@ def test_each_damage_is_refused_and_named(name: str, tmp_path: Path) -> None:
 def test_an_array_that_is_longer_than_any_vocabulary_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(header, "_KEPT_NUMBERS", 100)
+    monkeypatch.setattr(gguf_header, "_KEPT_NUMBERS", 100)
     error = _refused(tiny_model().write(tmp_path / "long.gguf"))
     assert "tokenizer.ggml.token_type, found 263 numbers" in str(error)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama4_edge import gguf_header
 from llama4_edge.errors import ModelFileError
-from llama4_edge.runtime.files import header
+from llama4_edge.gguf_header import LongArray
 from llama4_edge.runtime.files.gguf_file import read_gguf
-from llama4_edge.runtime.files.header import LongArray
 from tests.gguf_maker import F32, STR, U32, Value, tiny_model
 
 
@@ -177,7 +177,7 @@ def test_a_number_beyond_reason_is_refused_by_name(name: str, tmp_path: Path) ->
 def test_a_header_of_hundreds_of_megabytes_has_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(header, "HEADER_LIMIT", 20 * 2**20)
+    monkeypatch.setattr(gguf_header, "HEADER_LIMIT", 20 * 2**20)
     path = tmp_path / "long.gguf"
     long = _key(b"a", _STRING, _text(bytes(15 * 2**20))), _key(b"b", _STRING, _text(bytes(2**23)))
     path.write_bytes(_gguf(*long))

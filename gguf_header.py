@@ -15,8 +15,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelFileError
-from ...untrusted import brief
+from .errors import ModelFileError
+from .untrusted import brief
 
 HEADER_LIMIT = 256 * 2**20
 """Bytes that a header may have; Llama 4's takes about 12 MiB."""
