@@ -2,60 +2,18 @@
 
 // Q6_K of 256 numbers: sixteen groups of sixteen, each x = d * scale * (code - 32).
 
-struct Loudest {
-    vf size, value; // of the number farthest from zero
-};
-
-ALWAYS_INLINE TARGET void louder(Loudest &loudest, vf x) {
-    vi larger = magnitude(x) > loudest.size;
-    loudest.size = larger ? magnitude(x) : loudest.size;
-    loudest.value = larger ? x : loudest.value;
-}
-
-struct SixBits {
-    vf scale;  // 0 where all numbers of the group are
-    vf factor; // The codes that the search found are nearest(factor * x) + 32,
-    vi silent; // and 0 where all numbers are.
-};
-
-// The scale of a group with the least error weighted by x squared, of nineteen.
-ALWAYS_INLINE TARGET SixBits q6_k_search(const vf *x) {
-    Loudest loudest = {};
-    vf square[16], cube[16];
-    for (int i = 0; i < 16; i++) {
-        louder(loudest, x[i]);
-        square[i] = x[i] * x[i];
-        cube[i] = square[i] * x[i];
-    }
-    vf best = {}, scale = {}, factor = {};
-    for (int attempt = 0; attempt < 19; attempt++) {
-        // 0 first, then -9 to 9 without it
-        int offset = attempt == 0 ? 0 : attempt <= 9 ? attempt - 10 : attempt - 9;
-        vf candidate = -(32 + 0.1f * offset) / loudest.value;
-        vf sum_xl = {}, sum_ll = {};
-        UNROLL for (int i = 0; i < 16; i++) {
-            vf l = to_float(clamp(nearest(candidate * x[i]), -32, 31));
-            sum_xl += cube[i] * l;
-            sum_ll += square[i] * l * l;
-        }
-        vi better = attempt == 0 ? sum_ll != 0.0f : (sum_ll > 0.0f) & (sum_xl * sum_xl > best * sum_ll);
-        scale = better ? sum_xl / sum_ll : scale;
-        best = better ? scale * sum_xl : best;
-        factor = attempt == 0 ? candidate : better ? candidate : factor;
-    }
-    vi silent = loudest.size < 1e-15f;
-    return {silent ? vf{} : scale, factor, silent};
-}
-
 // The bytes of d, then of the sixteen scales, then the codes.
 TARGET bool q6_k(const Block &block, uint8_t (*bytes)[ROWS]) {
-    SixBits groups[16];
+    Scale groups[16];
     Loudest loudest = {};
     vi overflow = {};
     for (int g = 0; g < 16; g++) {
-        vf x[16];
-        for (int i = 0; i < 16; i++) x[i] = number(block, 16 * g + i);
-        groups[g] = q6_k_search(x);
+        vf x[16], square[16];
+        for (int i = 0; i < 16; i++) {
+            x[i] = number(block, 16 * g + i);
+            square[i] = x[i] * x[i];
+        }
+        groups[g] = scale_search<16, 32>(x, square);
         louder(loudest, groups[g].scale);
         // Squares were infinite: ggml makes zeros of such a block.
         overflow |= groups[g].scale != groups[g].scale;
@@ -88,72 +46,12 @@ TARGET bool q6_k(const Block &block, uint8_t (*bytes)[ROWS]) {
 
 // Q4_K and Q5_K of 256 numbers: eight groups of 32, each x = d * scale * code - dmin * min.
 
-struct Line {
-    vf scale;  // 0 where all numbers of the group are equal
-    vf low;    // what code 0 stands for: never above 0
-    vf factor; // The codes that the search found are nearest(factor * (x - base)),
-    vf base;
-    vi flat; // and 0 where all numbers are equal.
-};
-
-// The scale and the lowest value of a group with the least squared error, each number weighing as much
-// as its size and their root mean square. Codes go up to `top`; `shift` makes the first of `steps` + 1
-// scales.
-template <int top, int steps>
-ALWAYS_INLINE TARGET Line k_search(const vf *x, float shift) {
-    vf squares = {}, weight[32], code[32];
+// Weights of 32 numbers: their size and their root mean square together.
+ALWAYS_INLINE TARGET void weigh_by_size(const vf *x, vf *weight) {
+    vf squares = {};
     for (int i = 0; i < 32; i++) squares += x[i] * x[i];
-    vf mean = squares / 32.0f;
-    for (int lane = 0; lane < LANES; lane++) mean[lane] = __builtin_sqrtf(mean[lane]);
+    vf mean = root(squares / 32.0f);
     for (int i = 0; i < 32; i++) weight[i] = mean + magnitude(x[i]);
-
-    vf low = x[0], high = x[0], sum_w = weight[0], sum_x = weight[0] * x[0];
-    for (int i = 1; i < 32; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        sum_w += weight[i];
-        sum_x += weight[i] * x[i];
-    }
-    low = low > 0.0f ? vf{} : low;
-    vi flat = low == high;
-
-    vf factor = (float)top / (high - low), scale = 1.0f / factor, base = low, least = {};
-    for (int i = 0; i < 32; i++) {
-        vf l = to_float(clamp(nearest(factor * (x[i] - low)), 0, top));
-        vf error = scale * l + low - x[i];
-        least += weight[i] * (error * error);
-    }
-    for (int attempt = 0; attempt <= steps; attempt++) {
-        vf candidate = (shift + 0.1f * attempt + top) / (high - low);
-        vf sum_l = {}, sum_ll = {}, sum_xl = {};
-        UNROLL for (int i = 0; i < 32; i++) {
-            vf l = to_float(clamp(nearest(candidate * (x[i] - low)), 0, top));
-            vf weighed = weight[i] * l;
-            code[i] = l;
-            sum_l += weighed;
-            sum_ll += weighed * l;
-            sum_xl += weighed * x[i];
-        }
-        // The least squares fit of a line through the codes, or of one through the origin.
-        vf determinant = sum_w * sum_ll - sum_l * sum_l;
-        vf new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        vf new_low = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
-        vi positive = new_low > 0.0f;
-        new_low = positive ? vf{} : new_low;
-        new_scale = positive ? sum_xl / sum_ll : new_scale;
-        vf sum = {};
-        UNROLL for (int i = 0; i < 32; i++) {
-            vf error = new_scale * code[i] + new_low - x[i];
-            sum += weight[i] * (error * error);
-        }
-        vi better = (determinant > 0.0f) & (sum < least);
-        least = better ? sum : least;
-        scale = better ? new_scale : scale;
-        factor = better ? candidate : factor;
-        base = better ? low : base;
-        low = better ? new_low : low;
-    }
-    return {flat ? vf{} : scale, low, factor, base, flat};
 }
 
 // The bytes of d and dmin, then of the eight scales and minima, then the codes.
@@ -162,9 +60,10 @@ ALWAYS_INLINE TARGET bool k_codes(const Block &block, float shift, uint8_t (*byt
     Line groups[8];
     vf most_scale = {}, most_min = {};
     for (int g = 0; g < 8; g++) {
-        vf x[32];
+        vf x[32], weight[32];
         for (int i = 0; i < 32; i++) x[i] = number(block, 32 * g + i);
-        groups[g] = k_search<top, steps>(x, shift);
+        weigh_by_size(x, weight);
+        groups[g] = line_search<top, steps>(x, weight, shift, 0.1f);
         most_scale = groups[g].scale > most_scale ? groups[g].scale : most_scale;
         most_min = -groups[g].low > most_min ? -groups[g].low : most_min;
     }

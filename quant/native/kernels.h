@@ -2,7 +2,7 @@
 //
 // native.cpp includes this file once for each instruction set, inside a namespace, with TARGET (a
 // function attribute) and LANES (how many numbers one register holds) defined. Here is what they share;
-// k_quants.h and blocks.h have the encoders, and a table each of their types.
+// searches.h has the searches for a scale, k_quants.h and blocks.h the encoders, and a table each of their types.
 //
 // Promises the very bytes of ggml's encoders (ggml-quants.c: quantize_row_*_ref and, with importance,
 // quantize_row_*_impl) for numbers that are finite. They search each block for the scale with the least
@@ -87,6 +87,7 @@ TARGET bool all_rows(const Block &block, uint8_t (*bytes)[ROWS]) {
     return overflow;
 }
 
+#include "searches.h"
 #include "blocks.h"
 #include "k_quants.h"
 
