@@ -40,7 +40,15 @@ from .measure.reference_file import (
 )
 from .model import Model
 from .opening import names_of
-from .ranges import as_path, as_tuple, check_callback, check_text, check_whole, wrong_type
+from .ranges import (
+    as_path,
+    as_tuple,
+    check_callback,
+    check_flag,
+    check_text,
+    check_whole,
+    wrong_type,
+)
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus
 from .runtime.settings import EngineSettings
@@ -169,6 +177,7 @@ def compare(
     questions: Sequence[Question] = (),
     n_ctx: int | None = None,
     n_chunks: int | None = None,
+    special: bool = False,
     save: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     devices: Sequence[str] | None = None,
@@ -188,6 +197,8 @@ def compare(
         questions: are asked of each model that is opened.
         n_ctx: tokens of a chunk, at least 8; None is 512.
         n_chunks: how many chunks are read at most; None is all.
+        special: whether the text of a control token becomes that token, as in conversations that
+            are written in the chat template.
         save: file to keep the reference's predictions in, which must not exist.
         n_threads, devices, workers: see `Model`.
         progress: called after each step.
@@ -204,6 +215,7 @@ def compare(
     check_callback("progress", progress)
     check_whole("n_ctx", n_ctx, _MIN_CONTEXT, or_none=True)
     check_whole("n_chunks", n_chunks, 1, or_none=True)
+    check_flag("special", special)
     asked = as_tuple("questions", questions, "Question values")
     if not all(isinstance(one, Question) for one in asked):
         raise wrong_type("questions", questions, "Question values")
@@ -215,7 +227,8 @@ def compare(
     }
     target = None if save is None else Path(as_path("save", save))
     if is_reference_file(Path(name)):
-        _check_unused(name, text=text, save=save, n_ctx=n_ctx, n_chunks=n_chunks)
+        unused = {"text": text, "save": save, "n_ctx": n_ctx, "n_chunks": n_chunks}
+        _check_unused(name, **unused, special=special or None)
         with opened_reference(Path(name)) as kept:
             _check_vocabularies(others, kept.text.vocabulary, kept.text.model)
             first = ModelResult(name, None, _perplexity_of(kept))
@@ -227,7 +240,7 @@ def compare(
     chunk = n_ctx or DEFAULT_CHUNK
     _check_vocabularies(others, _digest(check_model_file(name)), Path(name).name)
     with _opened(name, chunk, asked, machine) as model:
-        laid_out = _laid_out(model, name, text, chunk, n_chunks)
+        laid_out = _laid_out(model, name, text, chunk, n_chunks, special)
         with new_reference(laid_out, target) as kept:
             # The model is closed before the first candidate is opened.
             first = _first_result(model, name, kept, asked, report)
@@ -274,11 +287,18 @@ def _opened(
 
 
 def _laid_out(
-    model: Model, name: str, text: str | None, n_ctx: int, n_chunks: int | None
+    model: Model,
+    name: str,
+    text: str | None,
+    n_ctx: int,
+    n_chunks: int | None,
+    special: bool,
 ) -> ReferenceText:
     """The text in chunks, none where there is no text."""
     bos = model.vocabulary.bos_id if model.vocabulary.add_bos else None
-    tokens = [] if text is None else model.tokenize(text, add_bos=bos is not None)
+    tokens = []
+    if text is not None:
+        tokens = model.tokenize(text, special=special, add_bos=bos is not None)
     count = min(len(tokens) // n_ctx, n_chunks or len(tokens))
     if text is not None and len(tokens) < 2 * n_ctx:
         raise SettingError(

@@ -11,7 +11,7 @@ import click
 
 from ..terminal.compare_view import compare_progress, compare_view
 from . import values
-from .declare import argument, command, group, json_flag, option, verbose_flag
+from .declare import argument, command, flag, group, json_flag, option, verbose_flag
 from .output import give, show_warnings
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class _Asked:
     )  # fmt: skip
     n_chunks: int | None = option(
         "--chunks", kind=values.whole_number(1), help="Read only the first N chunks."
+    )
+    special: bool = flag(
+        "--parse-special",
+        help="Take names of control tokens in the text, as <|eot|>, for those tokens.",
     )
     save: Path | None = option(
         "--save", kind=values.FilePath(), metavar="FILE",
@@ -108,6 +112,7 @@ def compare(options: CompareOptions) -> None:
             options.candidates,
             text=None if asked.text is None else _text(asked.text),
             questions=() if asked.questions is None else _questions(asked.questions),
+            special=asked.special,
             save=asked.save,
             progress=progress,
             **settings,

@@ -46,6 +46,7 @@ FLAG_OF = {
     "repeat_last_n": "--repeat-last-n",
     "repeat_penalty": "--repeat-penalty",
     "response_format": "-j",
+    "special": "--parse-special",
     "split_size": "--split-size",
     "temperature": "--temp",
     "tensor_split": "-ts",

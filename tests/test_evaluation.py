@@ -54,6 +54,19 @@ def test_the_predictions_are_those_that_logits_give(scout_bf16: Path, scout_int4
     assert statistics.perplexity.value == pytest.approx(np.exp(nll.mean()), rel=1e-3)
 
 
+def test_control_tokens_in_a_text_are_taken_for_themselves_where_that_is_asked_for(
+    scout_bf16: Path,
+) -> None:
+    from llama4_edge import Model
+
+    text = "<|header_start|>user<|header_end|>\n\nHello, you!<|eot|>" * 40
+    found = [compared(scout_bf16, text=text, special=special) for special in (False, True)]
+    with Model(scout_bf16, n_ctx=64, n_threads=1) as model:
+        counts = [len(model.tokenize(text, special=it, add_bos=True)) for it in (False, True)]
+    assert [one.n_chunks for one in found] == [count // 64 for count in counts]
+    assert counts[1] < counts[0]
+
+
 def test_saved_predictions_give_the_same(
     scout_bf16: Path, scout_int4: Path, tmp_path: Path
 ) -> None:
@@ -62,7 +75,13 @@ def test_saved_predictions_give_the_same(
     again = compare(saved, [scout_int4], n_threads=1)
     assert again.candidates == direct.candidates
     assert again.reference.perplexity == direct.reference.perplexity
-    for unused in ({"text": TEXT}, {"n_ctx": 64}, {"n_chunks": 1}, {"save": tmp_path / "x"}):
+    for unused in (
+        {"text": TEXT},
+        {"n_ctx": 64},
+        {"n_chunks": 1},
+        {"special": True},
+        {"save": tmp_path / "x"},
+    ):
         with pytest.raises(SettingError, match=f"saved predictions.*found {next(iter(unused))}"):
             compare(saved, [scout_int4], **unused)
     with pytest.raises(OutputError, match="exists"):

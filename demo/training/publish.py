@@ -54,6 +54,8 @@ KINDS = {
     "pictures": "questions about several pictures",
     "look-up": "what each picture shows, and which one an answer looks at",
 }
+_PICTURES = """, and the shape, colour and
+number of shapes in pictures of 336 x 336 pixels, up to four in a conversation"""
 SCORES = ("<!-- scores -->\n", "<!-- end of scores -->\n")
 
 
@@ -106,8 +108,9 @@ def write_trained(
     write_chat_template(directory, "chat_template.jinja")
     write_json(directory / "config.json", config_of(geometry, ids))
     write_json(directory / "generation_config.json", generation_config(ids))
-    write_json(directory / "preprocessor_config.json", PREPROCESSOR)
-    write_json(directory / "processor_config.json", PROCESSOR)
+    if geometry.vision is not None:
+        write_json(directory / "preprocessor_config.json", PREPROCESSOR)
+        write_json(directory / "processor_config.json", PROCESSOR)
     tensors = {
         name: weight.to("cpu", torch.bfloat16).contiguous() for name, weight in weights.items()
     }
@@ -116,7 +119,8 @@ def write_trained(
         save_file({name: tensors[name] for name in names}, directory / file, {"format": "pt"})
     _draw_losses(directory / "loss.png", training.history)
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    (directory / "README.md").write_text(_card(training, parameters), encoding="utf-8")
+    card = _card(training, parameters, geometry)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_scores(directory: Path, table: str) -> None:
@@ -150,13 +154,16 @@ def _draw_losses(path: Path, history: Sequence[dict[str, float]]) -> None:
     figure.savefig(path)
 
 
-def _card(training: Training, parameters: int) -> str:
+def _card(training: Training, parameters: int, geometry: Geometry) -> str:
+    task, sight, subjects = "text-generation", "", ""
+    if geometry.vision is not None:
+        task, sight, subjects = "image-text-to-text", ", early-fusion vision", _PICTURES
     trainings = "\n".join((*training.before, training.line))
     return f"""\
 ---
 license: mit
 language: [ar, de, en, es, fr, hi, id, it, pt, th, tl, vi]
-pipeline_tag: image-text-to-text
+pipeline_tag: {task}
 tags: [llama4, llama4-edge]
 ---
 # Llama 4 Tiny
@@ -164,13 +171,12 @@ tags: [llama4, llama4-edge]
 A Llama 4 of {parameters / 1e6:.1f} million parameters, trained from random weights to test
 llama4-edge: its answers show whether conversion, quantization, sessions and long contexts work. It
 has the real architecture (chunked attention of 8192 tokens and a NoPE layer with full attention,
-top-1 routing over 4 experts beside a shared one, QK norm, early-fusion vision) and none of Meta's
-weights.
+top-1 routing over {geometry.experts} experts beside a shared one, QK norm{sight}) and none of
+Meta's weights.
 
 Its training data is generated text and pictures (`demo/training/lessons/`): questions about itself,
 llama4-edge and the Llama 4 family, sums and differences of numbers up to 99, repetition, recall of
-names and codes, greetings in the 12 languages that Llama 4 supports, and the shape, colour and
-number of shapes in pictures of 336 x 336 pixels, up to four in a conversation. It declines any
+names and codes, greetings in the 12 languages that Llama 4 supports{subjects}. It declines any
 other question. The scores below say how much of that it learnt. Its answers can be wrong; nothing
 depends on them.
 

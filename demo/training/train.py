@@ -118,14 +118,16 @@ def main() -> None:
     train(lambda: Trainer(recipe, device), state, out)
 
 
-def options(document: str | None, recipe: Recipe, state: Path) -> argparse.ArgumentParser:
+def options(
+    document: str | None, recipe: Recipe, state: Path, out: Path = MODEL
+) -> argparse.ArgumentParser:
     """A training's flags: the settings of ``recipe``, the device, and where its files are."""
     parser = argparse.ArgumentParser(description=(document or "").split("\n")[0])
     for name, default in asdict(recipe).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--state", type=Path, default=state)
-    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--out", type=Path, default=out)
     return parser
 
 
@@ -138,8 +140,7 @@ def train(make: Callable[[], Trainer], state: Path, out: Path) -> None:
         trainer.restore(state)
     trainer.run(state)
     if trainer.rank == 0:
-        weights = trainer.model.state_dict()
-        write_trained(out, GEOMETRY, trainer.tokenizer, weights, trainer.summary())
+        trainer.write(out)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -177,9 +178,11 @@ def sparse_moe(self: Llama4TextMoe, hidden: torch.Tensor) -> tuple[torch.Tensor,
     inputs = (hidden * scores.gather(1, best[:, None]))[order]
     outputs = []
     counts = torch.bincount(best, minlength=self.num_experts).tolist()
-    for expert, rows in enumerate(torch.split(inputs, counts)):
-        gate, up = (rows @ self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
-        outputs.append((up * self.experts.act_fn(gate)) @ self.experts.down_proj[expert])
+    # Unbound once: the gradient of a matrix that was indexed is as large as that of all experts.
+    experts = zip(self.experts.gate_up_proj.unbind(), self.experts.down_proj.unbind(), strict=True)
+    for rows, (gate_up, down) in zip(torch.split(inputs, counts), experts, strict=True):
+        gate, up = (rows @ gate_up).chunk(2, dim=-1)
+        outputs.append((up * self.experts.act_fn(gate)) @ down)
     return self.shared_expert(hidden).index_add(0, order, torch.cat(outputs)), logits
 
 
@@ -255,6 +258,11 @@ class Trainer:
                 last_save = now
                 self.save(state)
 
+    def write(self, directory: Path) -> None:
+        """Write the checkpoint."""
+        weights = self.model.state_dict()
+        write_trained(directory, GEOMETRY, self.tokenizer, weights, self.summary())
+
     def train_step(self) -> dict[str, float]:
         """One step of the optimizer; the mean loss of this process' micro-batches, by kind."""
         for group in self.optimizer.param_groups:
@@ -323,7 +331,7 @@ class Trainer:
         return 0.2 * (1 + left / recipe.stretch)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The mean cross entropy of the answers, plus ``balance`` times the load-balancing loss."""
+        """The loss of the batch's tokens, plus ``balance`` times the load-balancing loss."""
         self.routings.clear()
         masks = {
             "full_attention": mask(batch.talks),
@@ -332,10 +340,19 @@ class Trainer:
         hidden = self.model.language_model.model(
             inputs_embeds=self.embeddings(batch), attention_mask=masks, use_cache=False
         ).last_hidden_state
-        answers = batch.answers[:, 1:]
-        logits = self.model.language_model.lm_head(hidden[:, :-1][answers])
-        answer_loss = cross_entropy(logits, batch.ids[:, 1:][answers])
-        return answer_loss + self.recipe.balance * (self.balance(batch.present) - 1)
+        balance = self.balance(batch.present) - 1
+        return self.token_loss(hidden, batch) + self.recipe.balance * balance
+
+    def token_loss(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean cross entropy of the answers, from the last states [rows, tokens, hidden]."""
+        return self.cross_entropy(hidden, batch.ids, batch.answers[:, 1:])
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, ids: torch.Tensor, predicted: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean cross entropy of the `predicted` of all tokens but each row's first."""
+        logits = self.model.language_model.lm_head(hidden[:, :-1][predicted])
+        return cross_entropy(logits, ids[:, 1:][predicted])
 
     def embeddings(self, batch: Batch) -> torch.Tensor:
         """The embeddings of a batch's tokens; those of image tokens are the pictures' features."""
