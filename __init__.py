@@ -67,12 +67,13 @@ if TYPE_CHECKING:
         VocabularyError,
         WorkerError,
     )
-    from .evaluation import Accuracy, CompareProgress, Comparison, ModelResult, compare
+    from .evaluation import Candidate, CompareProgress, compare
     from .gguf_conversion import merge, split
     from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
     from .measure.divergence import Estimate, Statistics
     from .measure.questions import Question, read_questions
+    from .measure.results import Accuracy, Comparison, ModelResult
     from .measure.speed import BenchGrid, BenchResult, BenchTest, bench
     from .model import Model
     from .planner.plan import Plan
@@ -92,7 +93,7 @@ if TYPE_CHECKING:
     from .vision.images import ImageTiles, image_tiles
 
 _MODULES = {
-    "Accuracy": "evaluation",
+    "Accuracy": "measure.results",
     "Adapter": "runtime.adapters",
     "AllocationError": "errors",
     "AnswerEnded": "chat.events",
@@ -102,9 +103,10 @@ _MODULES = {
     "BenchResult": "measure.speed",
     "BenchTest": "measure.speed",
     "BusyError": "errors",
+    "Candidate": "evaluation",
     "CheckpointError": "errors",
     "CompareProgress": "evaluation",
-    "Comparison": "evaluation",
+    "Comparison": "measure.results",
     "Completion": "chat.answer",
     "ContextFullError": "errors",
     "ControlVector": "runtime.adapters",
@@ -130,7 +132,7 @@ _MODULES = {
     "MetadataValue": "comparison",
     "Model": "model",
     "ModelFileError": "errors",
-    "ModelResult": "evaluation",
+    "ModelResult": "measure.results",
     "NumberDifference": "runtime.files.difference",
     "OutputError": "errors",
     "Placement": "runtime.placement",
@@ -195,6 +197,7 @@ __all__ = [
     "BenchResult",
     "BenchTest",
     "BusyError",
+    "Candidate",
     "CheckpointError",
     "CompareProgress",
     "Comparison",

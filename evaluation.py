@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import sqrt
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from .measure.divergence import (
     Prediction,
     Statistics,
     perplexity,
-    rows_of,
 )
 from .measure.questions import Question
 from .measure.reference_file import (
@@ -38,6 +37,7 @@ from .measure.reference_file import (
     new_reference,
     opened_reference,
 )
+from .measure.results import Accuracy, Comparison, ModelResult, with_settings
 from .model import Model
 from .opening import names_of
 from .ranges import (
@@ -51,7 +51,7 @@ from .ranges import (
 )
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.main_memory import has_gpus
-from .runtime.settings import EngineSettings
+from .runtime.settings import EngineSettings, KVTypes, check_settings_of_model
 from .system.cores import usable_threads
 
 DEFAULT_CHUNK = 512
@@ -72,106 +72,43 @@ class CompareProgress:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How many of the questions a model answered right, by log-likelihood.
+class Candidate:
+    """A model to compare, and what it is opened with where that is not the usual.
+
+        >>> compare("scout.gguf", [Candidate("scout.gguf", kv_type="q8_0")], text=wikitext)
 
     Args:
-        value: the share of right answers.
-        interval: in which the true share lies with 95% confidence (Wilson's).
-        same: the share that is answered as the reference answers; 1 for the reference itself.
-        chosen: the number of the choice that it found likeliest, of each question.
+        path: the GGUF.
+        kv_type: what the KV cache is kept as; see `EngineSettings`.
+        n_expert_used: routed experts that a token visits; None is as many as the file says.
+
+    Raises:
+        SettingError: a setting is outside its range.
     """
 
-    value: float
-    interval: tuple[float, float]
-    same: float
-    chosen: tuple[int, ...]
+    path: str | os.PathLike[str]
+    kv_type: KVTypes = EngineSettings.kv_type
+    n_expert_used: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", as_path("path", self.path))
+        checked = EngineSettings(kv_type=self.kv_type, n_expert_used=self.n_expert_used)
+        object.__setattr__(self, "kv_type", checked.kv_type)
 
-@dataclass(frozen=True)
-class ModelResult:
-    """What was found of one model.
+    @property
+    def file(self) -> str:
+        """The path as text."""
+        return os.fspath(self.path)
 
-    Args:
-        model: its file.
-        bytes: of the file and its parts; None for saved predictions.
-        perplexity: on the text; None where there was none.
-        statistics: how far it is from the reference; None for the reference itself.
-        accuracy: of its answers; None where there were no questions.
-    """
-
-    model: str
-    bytes: int | None
-    perplexity: Estimate | None = None
-    statistics: Statistics | None = None
-    accuracy: Accuracy | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; probabilities as shares of 1, divergences in nats."""
-        record: dict[str, Any] = {"model": self.model, "bytes": self.bytes}
-        if self.perplexity is not None:
-            record |= _named("perplexity", self.perplexity)
-        if self.statistics is not None:
-            found = self.statistics
-            record |= _named("perplexity_ratio", found.perplexity_ratio)
-            record["kl"] = {
-                **_named("mean", found.kl_mean),
-                "median": found.kl_median,
-                "p99": found.kl_p99,
-                "max": found.kl_max,
-            }
-            record |= _named("same_top", found.same_top)
-            record |= _named("rms_p_difference", found.rms_p_difference)
-        if self.accuracy is not None:
-            right = self.accuracy
-            record |= {
-                "accuracy": right.value,
-                "accuracy_interval": list(right.interval),
-                "same_answers": right.same,
-            }
-        return record
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A reference, and what differs of each candidate.
-
-    Args:
-        n_ctx, n_chunks: the text was read in so many chunks of so many tokens.
-        n_tokens: how many predictions were compared.
-        n_questions: how many questions were asked.
-    """
-
-    reference: ModelResult
-    candidates: tuple[ModelResult, ...]
-    n_ctx: int
-    n_chunks: int
-    n_tokens: int
-    n_questions: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "n_ctx": self.n_ctx,
-            "n_chunks": self.n_chunks,
-            "n_tokens": self.n_tokens,
-            "n_questions": self.n_questions,
-            "reference": self.reference.as_dict(),
-            "candidates": [one.as_dict() for one in self.candidates],
-        }
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, Any]:
-    return {
-        name: estimate.value,
-        f"{name}_error": estimate.error,
-        f"{name}_interval": list(estimate.interval),
-    }
+    @property
+    def name(self) -> str:
+        """The path, and what is not as usual."""
+        return with_settings(self.file, self.kv_type, self.n_expert_used)
 
 
 def compare(
     reference: str | os.PathLike[str],
-    candidates: Sequence[str | os.PathLike[str]] = (),
+    candidates: Sequence[str | os.PathLike[str] | Candidate] = (),
     *,
     text: str | None = None,
     questions: Sequence[Question] = (),
@@ -191,7 +128,8 @@ def compare(
 
     Args:
         reference: a GGUF, or the predictions that ``save`` wrote, of which the text is known.
-        candidates: GGUFs with the same vocabulary.
+        candidates: GGUFs with the same vocabulary, or `Candidate` values: the same file with
+            another KV cache, say. The reference and what is a file alone keep theirs in f16.
         text: is cut into chunks of ``n_ctx`` tokens, the first one of each replaced by the
             beginning-of-text token; the predictions in the second half of each chunk count.
         questions: are asked of each model that is opened.
@@ -204,13 +142,14 @@ def compare(
         progress: called after each step.
 
     Raises:
-        SettingError: there is nothing to compare; the text is shorter than two chunks.
+        SettingError: there is nothing to compare; the text is shorter than two chunks; settings
+            are not possible for a candidate.
         ModelFileError: a file is not a whole Llama 4 GGUF, or has another vocabulary.
         DamagedTensorError: a model computes NaN.
         OutputError: the predictions cannot be written.
         EngineError: llama.cpp failed.
     """
-    name, others = _checked_names(reference, candidates)
+    name, others = as_path("reference", reference), _checked_candidates(candidates)
     check_text("text", text, or_none=True)
     check_callback("progress", progress)
     check_whole("n_ctx", n_ctx, _MIN_CONTEXT, or_none=True)
@@ -230,16 +169,16 @@ def compare(
         unused = {"text": text, "save": save, "n_ctx": n_ctx, "n_chunks": n_chunks}
         _check_unused(name, **unused, special=special or None)
         with opened_reference(Path(name)) as kept:
-            _check_vocabularies(others, kept.text.vocabulary, kept.text.model)
-            first = ModelResult(name, None, _perplexity_of(kept))
+            _check_candidates(others, kept.text.vocabulary, kept.text.model)
+            first = ModelResult(name, None, perplexity=_perplexity_of(kept))
             return _compared(kept, first, others, asked, machine, report)
     if text is None and not asked:
         raise SettingError("nothing to compare", expected="text, or questions")
     if target is not None and target.exists():
         raise OutputError(f"{target} exists", hint="Give another name, or move it away.")
     chunk = n_ctx or DEFAULT_CHUNK
-    _check_vocabularies(others, _digest(check_model_file(name)), Path(name).name)
-    with _opened(name, chunk, asked, machine) as model:
+    _check_candidates(others, _digest(check_model_file(name)), Path(name).name)
+    with _opened(Candidate(name), chunk, asked, machine) as model:
         laid_out = _laid_out(model, name, text, chunk, n_chunks, special)
         with new_reference(laid_out, target) as kept:
             # The model is closed before the first candidate is opened.
@@ -259,12 +198,14 @@ def _check_unused(name: str, **settings: object) -> None:
         )
 
 
-def _checked_names(reference: object, candidates: object) -> tuple[str, list[str]]:
-    name = as_path("reference", reference)
-    if isinstance(candidates, str | os.PathLike):
+def _checked_candidates(candidates: object) -> list[Candidate]:
+    if isinstance(candidates, str | os.PathLike | Candidate):
         candidates = (candidates,)
-    listed = as_tuple("candidates", candidates, "paths")
-    return name, [as_path("candidates", one) for one in listed]
+    listed = as_tuple("candidates", candidates, "paths, or Candidate values")
+    return [
+        one if isinstance(one, Candidate) else Candidate(as_path("candidates", one))
+        for one in listed
+    ]
 
 
 def _silent(_: CompareProgress) -> None:
@@ -273,16 +214,26 @@ def _silent(_: CompareProgress) -> None:
 
 @contextmanager
 def _opened(
-    name: str, chunk: int, questions: Sequence[Question], machine: dict[str, Any]
+    one: Candidate, chunk: int, questions: Sequence[Question], machine: dict[str, Any]
 ) -> Iterator[Model]:
     """A model with room for a chunk, and for a question where some are asked."""
     n_ctx = chunk
     if questions:
-        n_ctx = max(chunk, min(_QUESTION_CONTEXT, check_model_file(name).hparams.n_ctx_train))
+        trained = check_model_file(one.file).hparams.n_ctx_train
+        n_ctx = max(chunk, min(_QUESTION_CONTEXT, trained))
     # On a GPU the planner has counted as many rows of logits as usual.
     usual = has_gpus(machine["devices"], machine["workers"])
     n_outputs = EngineSettings.n_outputs if usual else min(chunk - chunk // 2, _MOST_OUTPUTS)
-    with Model(name, n_ctx=n_ctx, cache_ram=0, n_outputs=n_outputs, **machine) as model:
+    with Model(
+        one.file,
+        n_ctx=n_ctx,
+        cache_ram=0,
+        n_outputs=n_outputs,
+        # Given always: the planner would be free to choose another.
+        kv_type=one.kv_type,
+        n_expert_used=one.n_expert_used,
+        **machine,
+    ) as model:
         yield model
 
 
@@ -326,15 +277,18 @@ def _digest(info: ModelInfo) -> str:
     return digest.hexdigest()
 
 
-def _check_vocabularies(names: Sequence[str], vocabulary: str, reference: str) -> None:
-    """Before the reference is read, which may take hours: the candidates are its likes."""
-    for name in names:
-        if _digest(check_model_file(name)) != vocabulary:
+def _check_candidates(others: Sequence[Candidate], vocabulary: str, reference: str) -> None:
+    """Before the reference is read, which may take hours: they are its likes, and can be opened."""
+    for one in others:
+        info = check_model_file(one.file)
+        if _digest(info) != vocabulary:
             raise SettingError(
-                f"{name} has another vocabulary than {reference}",
+                f"{one.file} has another vocabulary than {reference}",
                 expected="the same tokens",
                 hint="Compare models that were made of the same checkpoint.",
             )
+        settings = EngineSettings(kv_type=one.kv_type, n_expert_used=one.n_expert_used)
+        check_settings_of_model(settings, info.hparams, one.file)
 
 
 def _first_result(
@@ -347,37 +301,38 @@ def _first_result(
     """Let the reference predict, and keep it."""
     text = kept.text
     steps = _Steps(name, text.n_chunks + len(questions), report)
-    nll = np.empty(text.n_chunks * text.n_predicted, np.float32)
+    nll = np.empty((text.n_chunks, text.n_predicted), np.float32)
     for number in range(text.n_chunks):
-        predictions = _predictions(model, name, text, number)
-        begin = number * text.n_predicted
-        nll[begin : begin + text.n_predicted] = [-one.own for one in predictions]
-        kept.write(predictions)
+        _keep(model, name, kept, number, nll[number])
         steps.done()
     return ModelResult(
         name,
         model.info.bytes,
-        perplexity(nll) if len(nll) else None,
+        kv_type=model.engine.settings.kv_type,
+        perplexity=perplexity(nll.ravel()) if nll.size else None,
         accuracy=_accuracy(model, questions, None, steps),
     )
 
 
-def _predictions(model: Model, name: str, text: ReferenceText, number: int) -> list[Prediction]:
-    """What the reference predicts in a chunk."""
-    predictions: dict[int, Prediction] = {}
-    following = text.following(number)
+def _keep(model: Model, name: str, kept: ReferenceFile, number: int, nll: Floats) -> None:
+    """Write down what the reference predicts in a chunk, some places at a time."""
+    following = kept.text.following(number)
 
-    def predict(place: int, logits: Floats) -> None:
-        predictions[place] = Prediction.of(logits, following[place])
+    def keep(first: int, rows: Floats, pool: ThreadPoolExecutor) -> None:
+        places = range(first, first + len(rows))
+        predictions = list(
+            pool.map(lambda place: Prediction.of(rows[place - first], following[place]), places)
+        )
+        nll[first : first + len(rows)] = [-one.own for one in predictions]
+        kept.write(number, first, predictions)
 
-    _each_place(model, text, number, predict, name)
-    return [predictions[place] for place in range(text.n_predicted)]
+    _each_rows(model, kept.text, number, keep, name)
 
 
 def _compared(
     kept: ReferenceFile,
     reference: ModelResult,
-    names: Sequence[str],
+    others: Sequence[Candidate],
     questions: Sequence[Question],
     machine: dict[str, Any],
     report: Callable[[CompareProgress], None],
@@ -385,14 +340,16 @@ def _compared(
     text = kept.text
     chosen = None if reference.accuracy is None else reference.accuracy.chosen
     results = []
-    for name in names:
-        with _opened(name, text.n_ctx, questions, machine) as model:
-            steps = _Steps(name, text.n_chunks + len(questions), report)
-            statistics = _statistics(model, name, kept, steps) if text.n_chunks else None
+    for one in others:
+        with _opened(one, text.n_ctx, questions, machine) as model:
+            steps = _Steps(one.name, text.n_chunks + len(questions), report)
+            statistics = _statistics(model, one.name, kept, steps) if text.n_chunks else None
             results.append(
                 ModelResult(
-                    name,
+                    one.file,
                     model.info.bytes,
+                    one.kv_type,
+                    one.n_expert_used,
                     None if statistics is None else statistics.perplexity,
                     statistics,
                     _accuracy(model, questions, chosen, steps),
@@ -411,50 +368,51 @@ def _compared(
 def _statistics(model: Model, name: str, kept: ReferenceFile, steps: _Steps) -> Statistics:
     text = kept.text
     found = Divergence.empty(text.n_chunks * text.n_predicted)
-    for number, predictions in enumerate(kept.chunks()):
-        _measure(model, name, text, number, predictions, found)
+    for number in range(text.n_chunks):
+        _measure(model, name, kept, number, found)
         steps.done()
     return found.statistics()
 
 
-def _measure(
-    model: Model,
-    name: str,
-    text: ReferenceText,
-    number: int,
-    predictions: Sequence[Prediction],
-    found: Divergence,
-) -> None:
+def _measure(model: Model, name: str, kept: ReferenceFile, number: int, found: Divergence) -> None:
     """Hold what a model predicts in a chunk against the reference."""
-    begin, following = number * text.n_predicted, text.following(number)
+    begin, following = number * kept.text.n_predicted, kept.text.following(number)
+    predictions: Iterator[Prediction] = iter(())
 
-    def measure(place: int, logits: Floats) -> None:
-        found.measure(begin + place, logits, following[place], predictions[place])
+    def measure(first: int, rows: Floats, pool: ThreadPoolExecutor) -> None:
+        nonlocal predictions
+        if first == 0:
+            predictions = kept.predictions(number)
+        theirs = list(islice(predictions, len(rows)))
 
-    _each_place(model, text, number, measure, name)
+        def one(row: int) -> None:
+            place = first + row
+            found.measure(begin + place, rows[row], following[place], theirs[row])
+
+        for _ in pool.map(one, range(len(rows))):
+            pass
+
+    _each_rows(model, kept.text, number, measure, name)
 
 
-def _each_place(
+def _each_rows(
     model: Model,
     text: ReferenceText,
     number: int,
-    work: Callable[[int, Floats], None],
+    work: Callable[[int, Floats, ThreadPoolExecutor], None],
     name: str,
 ) -> None:
-    """Do something with the logits of each place of a chunk that counts, on all cores."""
-    threads = usable_threads()
+    """Do something with the logits of the places of a chunk that count, in order.
 
-    def several(first: int, rows: Floats, places: range) -> None:
-        for place in places:
-            if first + place < text.n_predicted:  # nothing follows the last token
-                work(first + place, rows[place])
-
-    with ThreadPoolExecutor(threads, "compare") as pool:
+    Args:
+        work: called with the number of a place, from 0, its logits and those of the places after
+            it, float32 of [n, n_vocab], and threads; from 0 on again where they come anew.
+    """
+    with ThreadPoolExecutor(usable_threads(), "compare") as pool:
 
         def take(place: int, rows: Floats) -> None:
-            parts = rows_of(len(rows), threads)
-            for _ in pool.map(lambda part: several(place - text.first, rows, part), parts):
-                pass
+            first = place - text.first
+            work(first, rows[: text.n_predicted - first], pool)  # nothing follows the last token
 
         try:
             model.engine.each_logits(text.chunk(number), text.n_ctx - text.first, take)
@@ -481,9 +439,10 @@ class _Steps:
         self._report(CompareProgress(self._model, self._done, self._total))
 
 
-def _perplexity_of(kept: ReferenceFile) -> Estimate:
-    nll = [-one.own for predictions in kept.chunks() for one in predictions]
-    return perplexity(np.array(nll, np.float32))
+def _perplexity_of(kept: ReferenceFile) -> Estimate | None:
+    chunks = map(kept.predictions, range(kept.text.n_chunks))
+    nll = [-one.own for predictions in chunks for one in predictions]
+    return perplexity(np.array(nll, np.float32)) if nll else None
 
 
 def _accuracy(
@@ -496,14 +455,7 @@ def _accuracy(
     for question in questions:
         chosen.append(_choice(model, question))
         steps.done()
-    right = sum(one == question.answer for one, question in zip(chosen, questions, strict=True))
-    same = sum(map(int.__eq__, chosen, reference or chosen))
-    return Accuracy(
-        right / len(questions),
-        _wilson(right, len(questions)),
-        same / len(questions),
-        tuple(chosen),
-    )
+    return Accuracy.of(chosen, [one.answer for one in questions], reference or chosen)
 
 
 def _choice(model: Model, question: Question) -> int:
@@ -518,11 +470,3 @@ def _choice(model: Model, question: Question) -> int:
         scores = model.score([*before, *answer])[len(before) - 1 :]
         likelihoods.append(sum(one.logprob for one in scores))
     return int(np.argmax(likelihoods))
-
-
-def _wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (E. B. Wilson, 1927)."""
-    z, share = 1.96, right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(middle - half, 0.0), min(middle + half, 1.0)

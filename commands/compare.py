@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ import click
 from ..terminal.compare_view import compare_progress, compare_view
 from . import values
 from .declare import argument, command, flag, group, json_flag, option, verbose_flag
+from .options import kv_types
 from .output import give, show_warnings
 
 if TYPE_CHECKING:
+    from ..evaluation import Candidate
     from ..measure.questions import Question
+    from ..runtime.settings import KVType
 
 _MAX_TEXT = 1 << 30
 
@@ -58,6 +62,26 @@ class _Asked:
 
 
 @dataclass(frozen=True)
+class _Opened:
+    """What candidates are opened with, each with all of it; the reference is as usual."""
+
+    type_k: tuple[KVType, ...] | None = option(
+        "-ctk", "--cache-type-k", kind=values.several(values.kv_type), metavar="TYPE,…",
+        help="Type of the keys in the candidates' KV cache; each candidate is compared with each "
+        "type: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl.",
+    )  # fmt: skip
+    type_v: tuple[KVType, ...] | None = option(
+        "-ctv", "--cache-type-v", kind=values.several(values.kv_type), metavar="TYPE,…",
+        help="Type of the values in it; what is not given is f16.",
+    )  # fmt: skip
+    n_expert_used: tuple[int, ...] | None = option(
+        "--experts", kind=values.several(values.whole_number(1)), metavar="N,…",
+        help="Routed experts that a token visits in the candidates.  [default: as many as the "
+        "model says]",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     """What `llama4 compare` may be asked."""
 
@@ -66,6 +90,7 @@ class CompareOptions:
         kind=click.Path(), required=False, nargs=-1, metavar="[CANDIDATE]..."
     )
     asked: _Asked = group(_Asked)
+    opened: _Opened = group(_Opened)
     n_threads: int | None = option(
         "-t", "--threads", kind=values.whole_number(1),
         help="CPU threads.  [default: one for each core]",
@@ -100,6 +125,7 @@ def compare(options: CompareOptions) -> None:
     llama4 compare scout-bf16.gguf --text wiki.test.raw --save scout.reference
     llama4 compare scout.reference scout-int4.gguf --json | jq '.candidates[].kl.mean'
     llama4 compare scout-bf16.gguf scout-int4.gguf --ask questions.jsonl
+    llama4 compare scout-int4.gguf scout-int4.gguf -f wiki.test.raw -ctk f16,q8_0 -ctv q8_0,q4_0
     """
     from ..evaluation import compare as run_compare
     from ..measure.divergence_plot import plot
@@ -109,7 +135,7 @@ def compare(options: CompareOptions) -> None:
     with compare_progress() as progress:
         found = run_compare(
             options.reference,
-            options.candidates,
+            _candidates(options),
             text=None if asked.text is None else _text(asked.text),
             questions=() if asked.questions is None else _questions(asked.questions),
             special=asked.special,
@@ -120,6 +146,25 @@ def compare(options: CompareOptions) -> None:
     give(found.as_dict(), found, compare_view, as_json=options.as_json)
     if options.plot is not None:  # what took hours is shown by then
         plot(found, options.plot)
+
+
+def _candidates(options: CompareOptions) -> list[Candidate]:
+    """Each file with each of the settings, types of keys beside types of values as in `bench`."""
+    from ..evaluation import Candidate
+
+    opened = options.opened
+    if not options.candidates and (opened.type_k or opened.type_v or opened.n_expert_used):
+        raise click.UsageError(
+            "-ctk, -ctv and --experts are about candidates, and there is none; REFERENCE may be "
+            "named again as one"
+        )
+    settings = product(
+        opened.type_k or (None,), opened.type_v or (None,), opened.n_expert_used or (None,)
+    )
+    return [
+        Candidate(name, kv_types(type_k, type_v), n_experts)
+        for name, (type_k, type_v, n_experts) in product(options.candidates, settings)
+    ]
 
 
 def _settings(options: CompareOptions) -> dict[str, Any]:

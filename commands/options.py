@@ -445,7 +445,7 @@ class PlacementOptions(DeviceOptions, LayerOptions):
         return {**placed(self, self), **given_workers(self)}
 
 
-def kv_types(type_k: str | None, type_v: str | None) -> tuple[str, str]:
+def kv_types(type_k: KVType | None, type_v: KVType | None) -> tuple[KVType, KVType]:
     """The types of keys and values; what is not given is f16, as in llama.cpp's tools."""
     from ..runtime.settings import EngineSettings
 

@@ -9,7 +9,6 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
@@ -60,7 +59,7 @@ class Prediction:
         above = np.maximum(logits[ids] - least, np.float32(0))
         inverse = np.float32(1) / step if step else np.float32(0)
         steps = np.rint(above * inverse).astype(np.uint16)
-        counts = step * steps.astype(np.float32) + floor > -RANGE
+        counts = counting(steps, step, floor)
         own = np.maximum(np.float32(logits[following] - least), np.float32(0))
         log_total = np.float32(largest + log_sum)
         return cls(
@@ -77,6 +76,14 @@ class Prediction:
         """The logarithm of the probability of each of ``ids``."""
         logprobs: Floats = self.step * self.steps.astype(np.float32) + self.floor
         return logprobs
+
+
+def counting(
+    steps: npt.NDArray[np.uint16], step: np.float32, floor: np.float32
+) -> npt.NDArray[np.bool_]:
+    """Which of some tokens count, by how many steps each is above the floor."""
+    counts: npt.NDArray[np.bool_] = step * steps.astype(np.float32) + floor > -RANGE
+    return counts
 
 
 MEASURES = ("nll", "nll_reference", "kl", "p_difference", "same_top")
@@ -236,10 +243,3 @@ def _log_sum(logits: Floats, largest: np.float32) -> np.float32:
     total: float = np.exp(logits - largest).sum(dtype=np.float64)
     log_sum: np.float32 = np.float32(log(total))
     return log_sum
-
-
-def rows_of(count: int, parts: int) -> Iterator[range]:
-    """`count` rows in at most `parts` ranges of nearly the same length."""
-    step = max(1, -(-count // parts))
-    for begin in range(0, count, step):
-        yield range(begin, min(begin + step, count))

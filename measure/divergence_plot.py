@@ -13,7 +13,7 @@ from ..errors import OutputError
 from ..figures import saved_figure
 
 if TYPE_CHECKING:
-    from ..evaluation import Comparison
+    from .results import Comparison
 
 _GIB = 2**30
 _MIB = 2**20
@@ -27,7 +27,7 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
             be written.
     """
     points = [
-        (one.bytes, one.statistics.kl_mean, Path(one.model).stem)
+        (one.bytes, one.statistics.kl_mean, one.label.replace(".gguf", ""))
         for one in found.candidates
         if one.bytes is not None and one.statistics is not None
     ]

@@ -1,7 +1,12 @@
 """A reference's predictions over a text, in a file: what `compare` needs of it, and no more.
 
     magic, version, length of the header; a header in JSON; token ids, int32
-    for each chunk: how many predictions and how many tokens are kept; these; a CRC-32
+    blocks of predictions: how many, of how many bytes, their CRC-32; these
+
+Several blocks make up a chunk. In a block come, of all its predictions, how many tokens are kept,
+uint32, and four float32; then of each the ids that are kept, int32, and their steps, uint16. Where
+a model is unsure of everything, the steps of the whole vocabulary without ids take less, as they do
+in llama-perplexity's file: their number is then `_DENSE`.
 
 Promises that a file is whole or not there, and that nothing is allocated that it is too short for.
 Numbers are little-endian. Knows no model.
@@ -25,14 +30,17 @@ import numpy as np
 from ..errors import ModelFileError, OutputError
 from ..system.files import disk_hint, sync
 from ..untrusted import Reader, shown
-from .divergence import Prediction
+from .divergence import Prediction, counting
 
 MAGIC = b"L4-REFER"
-_VERSION = 1
+_VERSION = 2
 _BEGIN = struct.Struct("<8sII")
-_CHUNK = struct.Struct("<IQI")
+_BLOCK = struct.Struct("<IQI")
 _MAX_HEADER = 1 << 20
 _MAX_TOKENS = 1 << 31
+_MAX_ROWS = 1 << 12  # predictions of a block; those of one call are at most 256
+_DENSE = 0xFFFFFFFF
+_SPARSE_BYTES, _DENSE_BYTES = 6, 2  # of a token that is kept, and of one of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -86,50 +94,46 @@ class ReferenceFile:
 
     def __init__(self, file: IO[bytes], name: str, text: ReferenceText, begin: int) -> None:
         self.text = text
-        self._file, self._name, self._begin = file, name, begin
+        self._file, self._name = file, name
+        self._begins = {0: begin}  # of each chunk that is known
 
-    def write(self, predictions: Sequence[Prediction]) -> None:
-        """Append those of the next chunk."""
-        data = b"".join(
-            [
-                np.array([len(one.ids) for one in predictions], "<u4").tobytes(),
-                np.array([_numbers(one) for one in predictions], "<f4").tobytes(),
-                *(one.ids.astype("<i4", copy=False).tobytes() for one in predictions),
-                *(one.steps.astype("<u2", copy=False).tobytes() for one in predictions),
-            ]
-        )
-        kept = sum(len(one.ids) for one in predictions)
+    def write(self, number: int, place: int, predictions: Sequence[Prediction]) -> None:
+        """Append those of chunk `number` from `place` on; from 0, what it had is written anew."""
+        data = _encoded(predictions, self.text.n_vocab)
         with _written(self._name):
-            self._file.write(_CHUNK.pack(len(predictions), kept, zlib.crc32(data)) + data)
+            if place == 0:
+                self._file.seek(self._begins[number])
+                self._file.truncate()
+            head = _BLOCK.pack(len(predictions), len(data), zlib.crc32(data))
+            self._file.write(head + data)
+            self._begins[number + 1] = self._file.tell()
 
-    def chunks(self) -> Iterator[list[Prediction]]:
-        """Those of each chunk.
+    def predictions(self, number: int) -> Iterator[Prediction]:
+        """Those of a chunk; of a chunk after those that were read or written.
 
         Raises:
             ModelFileError: the file is damaged.
         """
-        self._file.seek(self._begin)
-        for number in range(self.text.n_chunks):
-            yield self._chunk(number)
+        self._file.seek(self._begins[number])
+        left = self.text.n_predicted
+        while left:
+            block = self._block(number, left)
+            left -= len(block)
+            if not left:
+                self._begins[number + 1] = self._file.tell()
+            yield from block
 
-    def _chunk(self, number: int) -> list[Prediction]:
-        count, kept, checksum = _CHUNK.unpack(self._read(_CHUNK.size))
-        if count != self.text.n_predicted or kept > count * self.text.n_vocab:
-            raise self._damaged(f"{count} predictions of {kept} tokens in chunk {number}")
-        data = self._read(count * 20 + kept * 6)
+    def _block(self, number: int, most: int) -> list[Prediction]:
+        count, length, checksum = _BLOCK.unpack(self._read(_BLOCK.size))
+        if not 0 < count <= min(most, _MAX_ROWS):
+            raise self._damaged(f"{count} predictions together in chunk {number}")
+        data = self._read(length)
         if zlib.crc32(data) != checksum:
             raise self._damaged(f"another checksum than that of chunk {number}")
-        lengths = np.frombuffer(data, "<u4", count)
-        scales = np.frombuffer(data, "<f4", count * 4, count * 4).reshape(count, 4)
-        ids = np.frombuffer(data, "<i4", kept, count * 20)
-        steps = np.frombuffer(data, "<u2", kept, count * 20 + kept * 4)
-        if int(lengths.sum(dtype=np.uint64)) != kept or (
-            kept and not (ids.min() >= 0 and ids.max() < self.text.n_vocab)
-        ):
+        block = _decoded(data, count, self.text.n_vocab)
+        if block is None:
             raise self._damaged(f"tokens that are none in chunk {number}")
-        edges = np.cumsum(lengths.astype(np.int64))[:-1]
-        rows = zip(np.split(ids, edges), np.split(steps, edges), scales, strict=True)
-        return [Prediction(one, above, *map(np.float32, few)) for one, above, few in rows]
+        return block
 
     def _read(self, count: int) -> bytes:
         left = os.fstat(self._file.fileno()).st_size - self._file.tell()
@@ -146,9 +150,51 @@ class ReferenceFile:
         )
 
 
-def _numbers(prediction: Prediction) -> tuple[np.float32, ...]:
-    """The single ones of a prediction, in their order."""
-    return prediction.step, prediction.floor, prediction.own, prediction.own_kept
+def _encoded(predictions: Sequence[Prediction], n_vocab: int) -> bytes:
+    """The bytes of a block."""
+    dense = [_SPARSE_BYTES * len(one.ids) > _DENSE_BYTES * n_vocab for one in predictions]
+    lengths = [_DENSE if row else len(one.ids) for row, one in zip(dense, predictions, strict=True)]
+    numbers = [(one.step, one.floor, one.own, one.own_kept) for one in predictions]
+    parts = [np.array(lengths, "<u4").tobytes(), np.array(numbers, "<f4").tobytes()]
+    for row, one in zip(dense, predictions, strict=True):
+        if row:
+            # A token without a step is at the floor. Either all that are there count, and all are
+            # kept, or they do not count.
+            steps = np.zeros(n_vocab, "<u2")
+            steps[one.ids] = one.steps
+            parts.append(steps.tobytes())
+        else:
+            parts.append(one.ids.astype("<i4", copy=False).tobytes())
+            parts.append(one.steps.astype("<u2", copy=False).tobytes())
+    return b"".join(parts)
+
+
+def _decoded(data: bytes, count: int, n_vocab: int) -> list[Prediction] | None:
+    """The predictions of a block; None where its bytes are not that many."""
+    if len(data) < 20 * count:
+        return None
+    lengths = np.frombuffer(data, "<u4", count).tolist()
+    numbers = np.frombuffer(data, "<f4", 4 * count, 4 * count).reshape(count, 4)
+    sizes = [_DENSE_BYTES * n_vocab if n == _DENSE else _SPARSE_BYTES * n for n in lengths]
+    if sum(sizes) != len(data) - 20 * count:
+        return None
+    predictions = []
+    place = 20 * count
+    for length, size, few in zip(lengths, sizes, numbers, strict=True):
+        step, floor, own, own_kept = map(np.float32, few)
+        if length == _DENSE:
+            every = np.frombuffer(data, "<u2", n_vocab, place)
+            kept = counting(every, step, floor)
+            ids = np.flatnonzero(kept).astype(np.int32)
+            steps = every[kept]
+        else:
+            ids = np.frombuffer(data, "<i4", length, place)
+            steps = np.frombuffer(data, "<u2", length, place + 4 * length)
+            if length and not (ids.min() >= 0 and ids.max() < n_vocab):
+                return None
+        predictions.append(Prediction(ids, steps, step, floor, own, own_kept))
+        place += size
+    return predictions
 
 
 def is_reference_file(path: Path) -> bool:

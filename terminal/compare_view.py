@@ -17,8 +17,9 @@ from .visible import one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..evaluation import CompareProgress, Comparison, ModelResult
+    from ..evaluation import CompareProgress
     from ..measure.divergence import Estimate
+    from ..measure.results import Comparison, ModelResult
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def compare_view(found: Comparison) -> RenderableType:
     for heading in headings:
         table.add_column(heading, justify="right")
     for one in (found.reference, *found.candidates):
-        table.add_row(Path(one.model).name, *_cells(one, found))
+        table.add_row(one.label, *_cells(one, found))
     asked = []
     if found.n_chunks:
         asked.append(

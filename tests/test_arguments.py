@@ -80,6 +80,7 @@ def calls(
         yield {
             "bench": Call(measured, {"path": tiny_path, "grid": grid}),
             "compare": Call(llama4_edge.compare, {"reference": out, "text": "x"}),
+            "Candidate": Call(llama4_edge.Candidate, {"path": out}),
             "Question": Call(
                 llama4_edge.Question, {"text": "x", "choices": ("x", "y"), "answer": 0}
             ),
@@ -153,8 +154,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "compare", "Question", "read_questions", "convert", "convert_lora", "diff", "doctor",
-    "image_tiles",
+    "bench", "compare", "Candidate", "Question", "read_questions", "convert", "convert_lora",
+    "diff", "doctor", "image_tiles",
     "with_documents", "with_images", "inspect",
     "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama4_edge import CompareProgress, Comparison, Question, compare, read_questions
+from llama4_edge import (
+    Candidate,
+    CompareProgress,
+    Comparison,
+    Question,
+    compare,
+    read_questions,
+)
 from llama4_edge.errors import DamagedTensorError, ModelFileError, OutputError, SettingError
 from tests.gguf_maker import TinyModel
 from tests.tiny_model import with_chat_tokens
@@ -16,7 +23,7 @@ from tests.tiny_model import with_chat_tokens
 TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 12
 
 
-def compared(*paths: Path, **settings: object) -> Comparison:
+def compared(*paths: Path | Candidate, **settings: object) -> Comparison:
     settings = {"text": TEXT, "n_ctx": 64, "n_threads": 1, **settings}
     return compare(paths[0], paths[1:], **settings)  # type: ignore[arg-type]
 
@@ -86,6 +93,43 @@ def test_saved_predictions_give_the_same(
             compare(saved, [scout_int4], **unused)
     with pytest.raises(OutputError, match="exists"):
         compared(scout_bf16, save=saved)
+
+
+def test_a_candidate_is_the_same_file_opened_otherwise(scout_bf16: Path) -> None:
+    names: list[str] = []
+    others = (
+        Candidate(scout_bf16, kv_type="q8_0"),
+        Candidate(scout_bf16, kv_type=("q8_0", "q4_0")),
+        Candidate(scout_bf16, n_expert_used=2),
+    )
+    found = compared(scout_bf16, *others, progress=lambda one: names.append(one.model))
+    q8_0, mixed, experts = (one.statistics for one in found.candidates)
+    assert q8_0 is not None and mixed is not None and experts is not None
+    assert 1e-6 < q8_0.kl_mean.value < mixed.kl_mean.value < experts.kl_mean.value
+    assert [one.label for one in (found.reference, *found.candidates)] == [
+        scout_bf16.name,
+        f"{scout_bf16.name}, KV q8_0",
+        f"{scout_bf16.name}, K q8_0 and V q4_0",
+        f"{scout_bf16.name}, 2 experts",
+    ]
+    assert list(dict.fromkeys(names)) == [str(scout_bf16), *(one.name for one in others)]
+    record = found.as_dict()
+    assert record["reference"]["kv_type"] == ["f16", "f16"]
+    assert record["candidates"][1]["kv_type"] == ["q8_0", "q4_0"]
+    assert record["candidates"][2]["n_expert_used"] == 2
+
+
+def test_settings_that_a_candidate_cannot_have_are_refused_first(
+    scout_bf16: Path, tiny_path: Path
+) -> None:
+    steps: list[CompareProgress] = []
+    with pytest.raises(SettingError, match="n_expert_used is more than the model has"):
+        compared(tiny_path, Candidate(tiny_path, n_expert_used=16), progress=steps.append)
+    with pytest.raises(SettingError, match=r"keys of its heads cannot be kept as q4_0"):
+        compared(tiny_path, Candidate(tiny_path, kv_type="q4_0"), progress=steps.append)
+    with pytest.raises(SettingError, match="kv_type"):
+        Candidate(scout_bf16, kv_type="q3_0")  # type: ignore[arg-type]
+    assert not steps
 
 
 def test_progress_counts_each_model(scout_bf16: Path, scout_int4: Path) -> None:

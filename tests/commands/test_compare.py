@@ -61,6 +61,34 @@ def test_a_picture_is_drawn(scout_bf16: Path, scout_int4: Path, text: Path, tmp_
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_candidates_are_compared_with_each_setting(
+    scout_bf16: Path, scout_int4: Path, tiny_path: Path, text: Path
+) -> None:
+    files = (scout_bf16, scout_bf16, scout_int4)
+    done = compare(
+        *files, "-f", text, "-c", 64, "-ctk", "f16,q8_0", "-ctv", "q8_0", "--experts", "2", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["reference"]["kv_type"] == ["f16", "f16"]
+    assert [
+        (one["model"], one["kv_type"], one["n_expert_used"]) for one in record["candidates"]
+    ] == [
+        (str(file), [type_k, "q8_0"], 2)
+        for file in (scout_bf16, scout_int4)
+        for type_k in ("f16", "q8_0")
+    ]
+    done = compare(*files[:2], "-f", text, "-c", 64, "-ctk", "q8_0", "-ctv", "q8_0")
+    assert f"{scout_bf16.name}, KV q8_0" in done.stdout
+    refused = compare(tiny_path, tiny_path, "-f", text, "-c", 64, "--experts", "16")
+    assert "n_expert_used (--experts) is more than the model has" in the_error(refused)
+
+
+def test_settings_of_candidates_want_one(scout_bf16: Path, text: Path) -> None:
+    done = compare(scout_bf16, "-f", text, "-ctk", "q8_0")
+    assert done.exit_code == 2 and "there is none" in done.output
+
+
 def test_nothing_to_compare_is_one_line(scout_bf16: Path) -> None:
     assert "nothing to compare" in the_error(compare(scout_bf16))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ def predictions(seed: int) -> list[Prediction]:
 def save(path: Path) -> bytes:
     with new_reference(TEXT, path) as file:
         for seed in range(2):
-            file.write(predictions(seed))
+            file.write(seed, 0, predictions(seed))
     return path.read_bytes()
 
 
 def read(path: Path) -> tuple[ReferenceText, list[list[Prediction]]]:
     with opened_reference(path) as file:
-        return file.text, list(file.chunks())
+        return file.text, [list(file.predictions(number)) for number in range(2)]
 
 
 def assert_equal(left: Sequence[Prediction], right: Sequence[Prediction]) -> None:
@@ -53,6 +54,39 @@ def test_what_was_saved_is_read(tmp_path: Path) -> None:
     for seed, chunk in enumerate(chunks):
         assert_equal(chunk, predictions(seed))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_prediction_takes_two_bytes_a_token_of_the_vocabulary_at_most(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    unsure = [rng.normal(0, spread, 50).astype(np.float32) for spread in (0, 0.01, 1, 4, 9, 40)]
+    unsure[2][7] = -30  # one token does not count
+    text = replace(TEXT, n_ctx=14, tokens=tuple(range(14)))
+    kept = [Prediction.of(logits, 4) for logits in unsure]
+    assert [len(one.ids) for one in kept[:3]] == [50, 50, 49]
+    assert len(kept[5].ids) < 50 / 3
+    path = tmp_path / "reference"
+    with new_reference(text, path) as file:
+        file.write(0, 0, kept)
+    with opened_reference(path) as file:
+        assert_equal(list(file.predictions(0)), kept)
+    rows = [20 + min(2 * 50, 6 * len(one.ids)) for one in kept]
+    header = path.read_bytes().index(b"}") + 1 + 4 * 14
+    assert path.stat().st_size == header + 16 + sum(rows)
+
+
+def test_a_chunk_comes_in_pieces_and_again_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "reference"
+    with new_reference(TEXT, path) as file:
+        file.write(0, 0, predictions(0))
+        file.write(1, 0, predictions(7)[:2])
+        file.write(1, 0, predictions(1)[:1])
+        file.write(1, 1, predictions(1)[1:])
+        next(file.predictions(0))
+        assert_equal(list(file.predictions(0)), predictions(0))
+    assert_equal(read(path)[1][1], predictions(1))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(ModelFileError, match="another checksum than that of chunk 1"):
+        read(path)
 
 
 def test_the_half_of_a_chunk_is_context() -> None:
@@ -79,7 +113,7 @@ def test_every_place_that_is_damaged_is_one_error(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_reference(TEXT, tmp_path / "reference") as file:
-        file.write(predictions(0))
+        file.write(0, 0, predictions(0))
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.peer import peer_environment, peer_tool
 from demo.training import MODEL
-from llama4_edge import compare, convert
+from llama4_edge import Candidate, Statistics, compare, convert
+from llama4_edge.runtime.settings import KVType
 
 pytestmark = pytest.mark.heavy
 
@@ -77,26 +78,49 @@ def test_figures_are_those_of_llama_perplexity(
             "Same top p:", "-m", files[recipe], "--kl-divergence-base", base, "--kl-divergence",
             *shape,
         )  # fmt: skip
-        stats = candidate.statistics
-        assert stats is not None
-        value, error = numbers(LINE.format(r"Mean PPL\(Q\)"), theirs)
-        assert stats.perplexity.value == pytest.approx(value, rel=1e-6)
-        assert stats.perplexity.error == pytest.approx(error, rel=1e-5)
-        # Half of the last digit, and that of float32 sums in another order.
-        digit = 1e-6
-        value, error = numbers(LINE.format("Mean +KLD"), theirs)
-        assert stats.kl_mean.value == pytest.approx(value, abs=digit)
-        assert stats.kl_mean.error == pytest.approx(error, abs=digit)
-        for name, value in (
-            ("Median +KLD", stats.kl_median),
-            (r"99\.0% +KLD", stats.kl_p99),
-            ("Maximum KLD", stats.kl_max),
-        ):
-            assert value == pytest.approx(numbers(rf"{name}:\s*([\d.]+)", theirs)[0], abs=digit)
-        for name, estimate in (
-            ("RMS Δp +", stats.rms_p_difference),
-            ("Same top p", stats.same_top),
-        ):
-            value, error = numbers(LINE.format(name), theirs)
-            assert 100 * estimate.value == pytest.approx(value, abs=1e-3)
-            assert 100 * estimate.error == pytest.approx(error, abs=1e-3)
+        assert_same(candidate.statistics, theirs)
+
+
+@pytest.mark.parametrize("types", [("q8_0", "q8_0"), ("q8_0", "q4_0")])
+def test_and_so_are_those_of_another_kv_cache(
+    files: dict[str, Path], tmp_path: Path, types: tuple[KVType, KVType]
+) -> None:
+    base = tmp_path / "base"
+    model, text = files["int4"], files["text"]
+    shape = ("-c", 512, "-b", 512, "--chunks", 8)
+    llama_perplexity(
+        "Final estimate", "-m", model, "-f", text, "--save-all-logits", base, *shape
+    )  # fmt: skip
+    theirs = llama_perplexity(
+        "Same top p:", "-m", model, "--kl-divergence-base", base, "--kl-divergence", *shape,
+        "-ctk", types[0], "-ctv", types[1],
+    )  # fmt: skip
+    found = compare(
+        model, [Candidate(model, kv_type=types)], text=text.read_text(), n_chunks=8, n_threads=1
+    )
+    assert_same(found.candidates[0].statistics, theirs)
+
+
+def assert_same(stats: Statistics | None, theirs: str) -> None:
+    """Half of the last digit, and that of float32 sums in another order."""
+    assert stats is not None
+    value, error = numbers(LINE.format(r"Mean PPL\(Q\)"), theirs)
+    assert stats.perplexity.value == pytest.approx(value, rel=1e-6)
+    assert stats.perplexity.error == pytest.approx(error, rel=1e-5)
+    digit = 1e-6
+    value, error = numbers(LINE.format("Mean +KLD"), theirs)
+    assert stats.kl_mean.value == pytest.approx(value, abs=digit)
+    assert stats.kl_mean.error == pytest.approx(error, abs=digit)
+    for name, value in (
+        ("Median +KLD", stats.kl_median),
+        (r"99\.0% +KLD", stats.kl_p99),
+        ("Maximum KLD", stats.kl_max),
+    ):
+        assert value == pytest.approx(numbers(rf"{name}:\s*([\d.]+)", theirs)[0], abs=digit)
+    for name, estimate in (
+        ("RMS Δp +", stats.rms_p_difference),
+        ("Same top p", stats.same_top),
+    ):
+        value, error = numbers(LINE.format(name), theirs)
+        assert 100 * estimate.value == pytest.approx(value, abs=1e-3)
+        assert 100 * estimate.error == pytest.approx(error, abs=1e-3)
