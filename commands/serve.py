@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import Llama4EdgeError, SettingError
-from ..terminal.progress import loading_progress
+from ..terminal.progress import loading_progress, waiting_progress
 from ..untrusted import Reader
 from . import values
 from .declare import argument, command, flag, given, group, option, usage_error, verbose_flag
@@ -322,9 +322,12 @@ def _opener(options: ServeOptions) -> Callable[[Callable[[], bool]], Model]:
                     show(fraction)
                 return not is_cancelled()
 
-            return Model(
+            model = Model(
                 options.model, projector=options.projector, on_load_progress=progress, **settings
             )
+        with waiting_progress("preparing the vocabulary for structured answers"):
+            model.structures.prepare()
+        return model
 
     return load
 

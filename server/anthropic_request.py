@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import ApiError
 from .schema import anthropic as wire
+from .schema.openai import wanted_adapters
 
 Part = dict[str, Any]
 """Of a message: a text or a picture, as OpenAI's chat protocol has them."""
@@ -98,6 +99,7 @@ def _options(request: wire.CountRequest) -> dict[str, Any]:
         for name in ("temperature", "top_p", "top_k"):
             if (value := getattr(request, name)) is not None:
                 options[name] = value
+        options |= wanted_adapters(request.lora)
     return options
 
 

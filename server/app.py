@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from ..async_model import AsyncModel
 from ..errors import Llama4EdgeError
@@ -92,6 +92,17 @@ def create_app(
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error = HTTPException(405, headers={"Allow": _methods_at(request)})
     failure = api_error(error)
     record_of(request).error = failure.message
     return error_response(failure, request.url.path)
+
+
+def _methods_at(request: Request) -> str:
+    """What may be done at a path, by all of its routes."""
+    methods: set[str] = {"OPTIONS"}
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))

@@ -36,6 +36,7 @@ async def _create(call: Call[wire.ResponsesRequest]) -> Response:
 
     writer = ResponseWriter(
         body,
+        question.tools,
         call.server.model_name,
         sampling,
         partial(chat_logprobs, vocabulary=call.model.model.vocabulary),

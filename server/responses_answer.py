@@ -16,6 +16,7 @@ from ..runtime.logprobs import TokenLogprobs
 from ..runtime.sampling import Sampling
 from .errors import ApiError
 from .responses_request import new_id
+from .responses_tools import CallableTool, input_of, written_tools
 from .schema.responses import ResponsesRequest
 from .writing import Event
 
@@ -28,6 +29,7 @@ class ResponseWriter:
 
     Args:
         request: what was asked for, which a response repeats.
+        tools: those that the model may call.
         model: what the model is called.
         sampling: how tokens are chosen, which a response says.
         write_logprobs: writes log probabilities.
@@ -37,6 +39,7 @@ class ResponseWriter:
     def __init__(
         self,
         request: ResponsesRequest,
+        tools: Iterable[CallableTool],
         model: str,
         sampling: Sampling,
         write_logprobs: WriteLogprobs,
@@ -45,6 +48,7 @@ class ResponseWriter:
         self._id = new_id("resp")
         self._output: list[dict[str, Any]] = []
         self._keep = keep
+        self._tools = {tool.shown_name: tool for tool in tools}
         self._head = _head(request, model, sampling)
         self._created_at = int(time.time())
         self._write_logprobs = write_logprobs
@@ -69,13 +73,18 @@ class ResponseWriter:
         if isinstance(event, TextPiece):
             yield from self._text(event)
         elif isinstance(event, ToolCallBegun):
-            item = {"type": "function_call", "call_id": event.id, "name": event.name}
-            yield from self._open("fc", {**item, "arguments": ""})
+            yield from self._open_call(event)
         elif isinstance(event, ToolCallPiece):
-            self._pieces.append(event.arguments)
-            kind = "response.function_call_arguments.delta"
-            yield self._event(kind, **self._place, delta=event.arguments)
+            # The text of a custom tool is known at the end: its pieces are JSON.
+            if self._output[-1]["type"] == "function_call":
+                self._pieces.append(event.arguments)
+                kind = "response.function_call_arguments.delta"
+                yield self._event(kind, **self._place, delta=event.arguments)
         elif isinstance(event, ToolCallEnded):
+            if self._output[-1]["type"] == "custom_tool_call":
+                self._pieces.append(input_of(event.call))
+                kind = "response.custom_tool_call_input.delta"
+                yield self._event(kind, **self._place, delta=self._pieces[-1])
             yield from self._close("completed")
 
     def ended(self, completion: Completion) -> Iterator[Event]:
@@ -153,6 +162,16 @@ class ResponseWriter:
         place = {**self._place, "content_index": 0}
         yield self._event("response.content_part.added", **place, part=_part("", []))
 
+    def _open_call(self, event: ToolCallBegun) -> Iterator[Event]:
+        tool = self._tools.get(event.name)
+        item: dict[str, Any] = {"call_id": event.id, "name": event.name}
+        if tool is not None:
+            item |= tool.called
+        if tool is not None and tool.is_custom:
+            yield from self._open("ctc", {"type": "custom_tool_call", **item, "input": ""})
+        else:
+            yield from self._open("fc", {"type": "function_call", **item, "arguments": ""})
+
     def _open(self, kind: str, item: dict[str, Any]) -> Iterator[Event]:
         yield from self._close("completed")
         item = {"id": new_id(kind), **item, "status": "in_progress"}
@@ -180,6 +199,9 @@ class ResponseWriter:
                 logprobs=_without_bytes(self._logprobs),
             )
             yield self._event("response.content_part.done", **place, content_index=0, part=part)
+        elif item["type"] == "custom_tool_call":
+            item |= {"input": text}
+            yield self._event("response.custom_tool_call_input.done", **place, input=text)
         else:
             item |= {"arguments": text}
             kind = "response.function_call_arguments.done"
@@ -229,16 +251,12 @@ def _head(request: ResponsesRequest, model: str, sampling: Sampling) -> dict[str
         "temperature": sampling.temperature,
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "tools": [_tool(tool.model_dump()) for tool in request.tools or ()],
+        "tools": written_tools(request.tools or ()),
         "top_logprobs": request.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": request.truncation or "disabled",
         "user": request.user,
     }
-
-
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    return {**tool, "strict": bool(tool["strict"])}
 
 
 def _part(text: str, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:

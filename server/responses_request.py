@@ -13,10 +13,15 @@ from typing import Any
 
 from .errors import ApiError
 from .responses_store import StoredItem
+from .responses_tools import CallableTool, as_arguments, callable_tools, shown_name
 from .schema import responses as wire
+from .schema.openai import wanted_adapters
 
 LOGPROBS = "message.output_text.logprobs"
 """What ``include`` names to have the log probabilities."""
+
+_CALLS = ("function_call", "custom_tool_call")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,13 @@ class Asked:
     Attributes:
         messages: as OpenAI's chat protocol has them.
         items: all that is answered, oldest first, what was said before included.
+        tools: those that the model may call.
         options: keywords of ``Model.chat``, without the sampling.
     """
 
     messages: list[dict[str, Any]]
     items: tuple[StoredItem, ...]
+    tools: tuple[CallableTool, ...]
     options: dict[str, Any]
 
 
@@ -55,13 +62,14 @@ def asked(
     messages = list(_messages(items))
     if request.instructions:
         messages.insert(0, {"role": "system", "content": request.instructions})
-    return Asked(messages, items, _options(request))
+    tools = callable_tools(request.tools or ())
+    return Asked(messages, items, tools, _options(request, tools))
 
 
-def _options(request: wire.PromptFields) -> dict[str, Any]:
+def _options(request: wire.PromptFields, tools: Sequence[CallableTool]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if request.tools:
-        options |= _tool_options(request)
+    if tools:
+        options |= _tool_options(request, tools)
     elif request.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "a tool is to be called, and there are no tools", "tool_choice")
     form = request.text.format if request.text else None
@@ -76,33 +84,40 @@ def _options(request: wire.PromptFields) -> dict[str, Any]:
         options["max_tokens"] = request.max_output_tokens
         if request.top_logprobs is not None or LOGPROBS in (request.include or ()):
             options |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+        options |= wanted_adapters(request.lora)
     return options
 
 
-def _tool_options(request: wire.PromptFields) -> dict[str, Any]:
+def _tool_options(request: wire.PromptFields, tools: Sequence[CallableTool]) -> dict[str, Any]:
     """The tools, and whether they are called."""
-    tools, choice = request.tools or [], request.tool_choice
+    choice = request.tool_choice
     given: str | dict[str, Any] = choice if isinstance(choice, str) else "auto"
-    if isinstance(choice, wire.NamedFunction):
-        given = {"type": "function", "function": {"name": choice.name}}
+    if isinstance(choice, wire.NamedTool):
+        tool = _named(tools, choice.name, "tool_choice.name")
+        given = {"type": "function", "function": {"name": tool.shown_name}}
     elif isinstance(choice, wire.AllowedTools):
-        names, known = [tool.name for tool in choice.tools], {tool.name for tool in tools}
-        for index, name in enumerate(names):
-            if name not in known:
-                where = f"tool_choice.tools[{index}].name"
-                raise ApiError(400, f"{where}: there is no such tool", where, "invalid_value")
-        tools = [tool for tool in tools if tool.name in names]
+        tools = [
+            _named(tools, tool.name, f"tool_choice.tools[{index}].name")
+            for index, tool in enumerate(choice.tools)
+        ]
         given = choice.mode
     return {
-        "tools": [_tool(tool) for tool in tools],
+        "tools": [tool.shown for tool in tools],
         "tool_choice": given,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
     }
 
 
-def _tool(tool: wire.FunctionTool) -> dict[str, Any]:
-    function = tool.model_dump(exclude={"type"}, exclude_none=True)
-    return {"type": "function", "function": function}
+def _named(tools: Sequence[CallableTool], name: str, where: str) -> CallableTool:
+    """The tool of a name.
+
+    Raises:
+        ApiError: there is none.
+    """
+    for tool in tools:
+        if name in (tool.given.name, tool.shown_name):
+            return tool
+    raise ApiError(400, f"{where}: there is no such tool", where, "invalid_value")
 
 
 def _items(
@@ -120,13 +135,15 @@ def _items(
             parts = [_part(part, item.role) for part in item.content]
             message = {"role": item.role, "content": parts}
             yield _stored("message", item.id or new_id("msg"), message)
-        elif isinstance(item, wire.FunctionCall):
-            call = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
-            yield _stored("function_call", item.id or new_id("fc"), call)
-        elif isinstance(item, wire.FunctionCallOutput):
+        elif isinstance(item, wire.FunctionCall | wire.CustomToolCall):
+            call = item.model_dump(exclude={"type", "id"}, exclude_none=True)
+            kind = "fc" if isinstance(item, wire.FunctionCall) else "ctc"
+            yield _stored(item.type, item.id or new_id(kind), call)
+        elif isinstance(item, wire.CallOutput):
             given = [_part(part, "user") for part in item.output]
             output = {"call_id": item.call_id, "output": given}
-            yield _stored("function_call_output", item.id or new_id("fco"), output)
+            kind = "fco" if item.type == "function_call_output" else "ctco"
+            yield _stored(item.type, item.id or new_id(kind), output)
 
 
 def _stored(kind: str, id: str, fields: Mapping[str, Any]) -> StoredItem:
@@ -153,18 +170,21 @@ def _messages(items: Iterable[StoredItem]) -> Iterator[dict[str, Any]]:
     pictures: list[dict[str, Any]] = []
     for item in items:
         kind, role = item["type"], item.get("role")
-        if assistant is not None and kind != "function_call":
+        if assistant is not None and kind not in _CALLS:
             yield assistant
             assistant = None
-        if pictures and kind != "function_call_output":
+        if pictures and kind not in _OUTPUTS:
             yield {"role": "user", "content": pictures}
             pictures = []
-        if kind == "function_call":
+        if kind in _CALLS:
             assistant = assistant or {"role": "assistant", "content": ""}
-            function = {"name": item["name"], "arguments": item["arguments"]}
+            is_custom = kind == "custom_tool_call"
+            arguments = as_arguments(item["input"]) if is_custom else item["arguments"]
+            name = shown_name(item["name"], item.get("namespace"))
+            function = {"name": name, "arguments": arguments}
             call = {"id": item["call_id"], "type": "function", "function": function}
             assistant.setdefault("tool_calls", []).append(call)
-        elif kind == "function_call_output":
+        elif kind in _OUTPUTS:
             parts = [_shown(part) for part in item["output"]]
             text = "".join(part["text"] for part in parts if part["type"] == "text")
             yield {"role": "tool", "tool_call_id": item["call_id"], "content": text}

@@ -7,6 +7,7 @@ stays. Does not know what is converted or loaded.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Below this many columns the tensor's name would push the time left off the line.
 _WIDE = 100
 
-# Until it is said that a prompt is being read.
+# Until it is said what is being done.
 _PATIENCE = 1.0
 
 
@@ -109,6 +110,26 @@ def reading_progress(progress: Callable[[], tuple[int, int]]) -> Iterator[None]:
     Args:
         progress: how many tokens are read, and of how many.
     """
+
+    def text() -> str:
+        done, total = progress()
+        return f"reading the prompt: {done:,} of {total:,} tokens"
+
+    with _line(text):
+        yield
+
+
+@contextmanager
+def waiting_progress(what: str) -> Iterator[None]:
+    """Say what is done, and for how long, where the block takes longer than a second."""
+    begun = time.monotonic()
+    with _line(lambda: f"{what}: {time.monotonic() - begun:.0f} s"):
+        yield
+
+
+@contextmanager
+def _line(text: Callable[[], str]) -> Iterator[None]:
+    """Draw a line that changes, from a second after the block has begun until it ends."""
     err = screen()
     if err is None:
         yield
@@ -117,12 +138,8 @@ def reading_progress(progress: Callable[[], tuple[int, int]]) -> Iterator[None]:
     from rich.live import Live
     from rich.text import Text
 
-    def text() -> Text:
-        done, total = progress()
-        return Text(f"reading the prompt: {done:,} of {total:,} tokens", style="bright_black")
-
     live = Live(
-        get_renderable=text,
+        get_renderable=lambda: Text(text(), style="bright_black"),
         console=err,
         transient=True,
         redirect_stdout=False,

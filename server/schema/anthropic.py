@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ..body import Schema
-from .openai import MOST_STOPS
+from .openai import MOST_STOPS, LoraField
 
 
 class Wire(Schema):
@@ -245,6 +245,7 @@ class MessagesRequest(CountRequest):
     stop_sequences: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS)] | None
     ) = None
+    lora: LoraField = None
 
 
 class TokenCount(Wire):

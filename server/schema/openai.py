@@ -118,6 +118,19 @@ class AdapterScale(Schema):
     scale: float
 
 
+LoraField = Annotated[
+    Annotated[list[AdapterScale], Field(max_length=64)] | None,
+    Field(description="Of the server's adapters; those that are not listed have no part in it."),
+]
+"""The adapters of one request, in every protocol."""
+
+
+def wanted_adapters(lora: LoraField) -> dict[str, Any]:
+    """The same as keywords of ``Model.chat``."""
+    # An empty list is as none, for llama.cpp's server too.
+    return {"adapters": [(one.id, one.scale) for one in lora]} if lora else {}
+
+
 class StreamOptions(Schema):
     """What else is in a stream."""
 
@@ -158,9 +171,7 @@ class AnswerFields(SamplingFields):
     response_format: ResponseFormat | None = None
     grammar: str | None = Field(None, description="GBNF, as llama.cpp has it.")
     regex: str | None = Field(None, description="What the whole answer matches.")
-    lora: Annotated[list[AdapterScale], Field(max_length=64)] | None = Field(
-        None, description="Of the server's adapters; those that are not listed have no part in it."
-    )
+    lora: LoraField = None
     user: str | None = Field(None, description=_NO_EFFECT)
     cache_prompt: bool | None = Field(None, description=_NO_EFFECT)
 
@@ -192,8 +203,7 @@ class AnswerFields(SamplingFields):
             options["response_format"] = self.response_format.model_dump(
                 exclude_unset=True, by_alias=True
             )
-        if self.lora:  # an empty list is as none, for llama.cpp's server too
-            options["adapters"] = [(one.id, one.scale) for one in self.lora]
+        options |= wanted_adapters(self.lora)
         for name in ("grammar", "regex"):
             if (value := getattr(self, name)) is not None:
                 options[name] = value

@@ -2,18 +2,18 @@
 
 Promises that a name which does not stand here is ignored, because OpenAI adds many; but not one of
 ``/v1/chat/completions``, which would be missed. What would change the answer and cannot be done is
-refused by name: OpenAI's own tools, its stored conversations and prompts, files, and answers that
-are made in the background. Knows nothing of models.
+refused by name: OpenAI's own tools where there are no others, its stored conversations and prompts,
+files, and answers that are made in the background. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from ..body import Schema
-from .openai import SamplingFields
+from .openai import LoraField, SamplingFields
 
 _NO_EFFECT = "Accepted; it changes nothing here."
 
@@ -81,14 +81,26 @@ class FunctionCall(Wire):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
     id: str | None = None
 
 
-class FunctionCallOutput(Wire):
-    """What a function gave back."""
+class CustomToolCall(Wire):
+    """A call of a tool that takes a text."""
 
-    type: Literal["function_call_output"]
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+    id: str | None = None
+
+
+class CallOutput(Wire):
+    """What a function or a custom tool gave back."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Annotated[
         list[Shown], BeforeValidator(_as_parts, json_schema_input_type=str | list[Shown])
@@ -96,10 +108,10 @@ class FunctionCallOutput(Wire):
     id: str | None = None
 
 
-class Reasoning(Wire):
-    """What another model thought; it is not shown to this one."""
+class Aside(Wire):
+    """What another model thought, or had searched for it; it is not shown to this one."""
 
-    type: Literal["reasoning"]
+    type: Literal["reasoning", "web_search_call"]
     id: str | None = None
 
 
@@ -111,7 +123,7 @@ class ItemReference(Wire):
 
 
 Item = Annotated[
-    Message | FunctionCall | FunctionCallOutput | Reasoning | ItemReference,
+    Message | FunctionCall | CustomToolCall | CallOutput | Aside | ItemReference,
     Field(discriminator="type"),
 ]
 
@@ -140,21 +152,58 @@ class FunctionTool(Wire):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_function(cls, tool: object) -> object:
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise ValueError(
-                f"this server has no {kind[:80]} tool, expected tools of type function"
-            )
-        return tool
+
+class TextInput(Wire):
+    """Any text."""
+
+    type: Literal["text"]
 
 
-class NamedFunction(Wire):
-    """The model calls this function."""
+class GrammarInput(Wire):
+    """A text of a grammar, which the model is shown and not held to."""
 
-    type: Literal["function"]
+    type: Literal["grammar"]
+    syntax: Literal["lark", "regex"]
+    definition: str
+
+
+class CustomTool(Wire):
+    """A tool that the client runs, and that takes a text in place of arguments."""
+
+    type: Literal["custom"]
+    name: str
+    description: str | None = None
+    format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] | None = None
+
+
+class NamespaceTool(Wire):
+    """Tools that belong together, as those of an MCP server."""
+
+    type: Literal["namespace"]
+    name: str
+    description: str | None = None
+    tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]]
+
+
+class HostedTool(Wire):
+    """A tool that OpenAI runs. It is left out where the client has tools of its own."""
+
+    type: Literal[
+        "web_search", "web_search_2025_08_26", "web_search_preview",
+        "web_search_preview_2025_03_11", "file_search", "code_interpreter", "image_generation",
+        "mcp", "tool_search", "programmatic_tool_calling",
+    ]  # fmt: skip
+
+
+Tool = Annotated[
+    FunctionTool | CustomTool | NamespaceTool | HostedTool, Field(discriminator="type")
+]
+
+
+class NamedTool(Wire):
+    """The model calls this tool."""
+
+    type: Literal["function", "custom"]
     name: str
 
 
@@ -163,7 +212,7 @@ class AllowedTools(Wire):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedFunction]
+    tools: list[NamedTool]
 
 
 class TextFormat(Wire):
@@ -211,10 +260,10 @@ class PromptFields(SamplingFields):
     input: Items = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[Tool] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
-        | Annotated[NamedFunction | AllowedTools, Field(discriminator="type")]
+        | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
@@ -241,6 +290,7 @@ class ResponsesRequest(PromptFields):
     )
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     background: Literal[False] | None = None
+    lora: LoraField = None
     user: str | None = Field(None, description=_NO_EFFECT)
 
 

@@ -79,6 +79,22 @@ def test_requests_have_their_own_scales(client: httpx.Client, model: Model) -> N
         assert answer["choices"][0]["text"] == expected
 
 
+def test_every_protocol_has_them(client: httpx.Client, model: Model) -> None:
+    asked = {"lora": [{"id": 1, "scale": 2.0}], "temperature": 0.0}
+    expected = model.chat("Hello", max_tokens=8, temperature=0.0, adapters=[("law", 2.0)]).text
+    assert expected != model.chat("Hello", max_tokens=8, temperature=0.0).text
+    answer = client.post("/v1/responses", json={"input": "Hello", "max_output_tokens": 8, **asked})
+    assert answer.json()["output"][0]["content"][0]["text"] == expected
+    answer = client.post("/v1/messages", json={"model": "m", "max_tokens": 8, **CHAT, **asked})
+    assert answer.json()["content"][0]["text"] == expected
+    wrong = {"lora": [{"id": 7, "scale": 1.0}]}
+    answer = client.post("/v1/responses", json={"input": "Hello", **wrong})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora")
+    answer = client.post("/v1/messages", json={"model": "m", "max_tokens": 8, **CHAT, **wrong})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("lora: ")
+
+
 def test_echoed_prompts_are_scored_with_them(client: httpx.Client, model: Model) -> None:
     fields = {"echo": True, "logprobs": 1, "max_tokens": 0}
     for lora, adapters in (([{"id": 1, "scale": 2.0}], [("law", 2.0)]), (None, None)):

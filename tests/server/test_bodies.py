@@ -208,6 +208,23 @@ def test_unknown_paths_and_methods_are_error_objects(
     assert ("allow" in answer.headers) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/lora-adapters", "GET, HEAD, OPTIONS, POST"),
+        ("PUT", "/v1/responses/resp_1", "DELETE, GET, HEAD, OPTIONS"),
+        ("GET", CHAT, "OPTIONS, POST"),
+        ("POST", "/", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_a_wrong_method_is_told_all_that_its_path_knows(
+    tiny: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = tiny.request(method, path, json={})
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert f"expected {allowed}" in answer.json()["error"]["message"]
+
+
 def test_a_prompt_that_does_not_fit_has_openais_code(tiny: httpx.Client) -> None:
     answer = post(tiny, {"messages": [{"role": "user", "content": "x " * 1000}]})
     error = answer.json()["error"]

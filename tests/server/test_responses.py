@@ -197,7 +197,7 @@ def test_errors_name_the_field(client: openai.OpenAI) -> None:
     for options, param in (
         ({"input": "word " * 5000}, "input"),
         ({"temperature": -1.0}, "temperature"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"background": True}, "background"),
         ({"extra_body": {"max_tokens": 5}}, "max_tokens"),
     ):

@@ -20,6 +20,7 @@ from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.server.body import parsed
 from llama4_edge.server.errors import ApiError
 from llama4_edge.server.responses_answer import ResponseWriter
+from llama4_edge.server.responses_tools import callable_tools
 from llama4_edge.server.schema.responses import ResponsesRequest
 from tests.server.answers import CALL, call, completion, texts
 
@@ -36,9 +37,9 @@ def write_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
 
 def writer_of(**fields: Any) -> ResponseWriter:
     body = json.dumps({"model": "m", "input": "hi", **fields}).encode()
-    return ResponseWriter(
-        parsed(body, ResponsesRequest), "tiny", Sampling(), write_logprobs, lambda _: None
-    )
+    request = parsed(body, ResponsesRequest)
+    tools = callable_tools(request.tools or ())
+    return ResponseWriter(request, tools, "tiny", Sampling(), write_logprobs, lambda _: None)
 
 
 def written(
@@ -186,3 +187,57 @@ def test_a_failure_is_an_event() -> None:
     assert events[-1]["response"]["error"] == {
         "code": "server_error", "message": "llama.cpp failed",
     }  # fmt: skip
+
+
+PATCH = {"type": "custom", "name": "patch", "description": "Changes files."}
+FILES = {
+    "type": "namespace",
+    "name": "mcp__files__",
+    "description": "Files.",
+    "tools": [{"type": "function", "name": "list", "strict": False}, PATCH],
+}
+
+
+def test_a_custom_tool_is_called_with_a_text() -> None:
+    pieces = ('{"input": "*** Begin', ' \\"Patch\\""}')
+    end = completion(tool_calls=(CALL,), finish_reason="tool_calls")
+    events, whole = written(call(0, *pieces, name="patch"), end, tools=[PATCH])
+    (item,) = whole["output"]
+    text = '*** Begin "Patch"'
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "patch", text)
+    assert item["status"] == "completed"
+    assert "namespace" not in item
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds[2:-1] == [
+        "output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done",
+        "output_item.done",
+    ]  # fmt: skip
+    assert (events[2]["item"]["input"], events[3]["delta"], events[4]["input"]) == ("", text, text)
+
+
+@pytest.mark.parametrize("arguments", ['{"input": 7}', '{"inpu'])
+def test_what_is_no_text_for_a_custom_tool_is_given_as_it_was_written(arguments: str) -> None:
+    end = completion(tool_calls=(CALL,), finish_reason="tool_calls")
+    _, whole = written(call(0, arguments, name="patch"), end, tools=[PATCH])
+    assert whole["output"][0]["input"] == arguments
+
+
+def test_a_tool_of_a_namespace_is_called_by_its_own_name() -> None:
+    end = completion(tool_calls=(CALL, CALL), finish_reason="tool_calls")
+    calls = [
+        *call(0, "{}", name="mcp__files__list"),
+        *call(1, '{"input": "x"}', name="mcp__files__patch"),
+    ]
+    _, whole = written(calls, end, tools=[FILES])
+    assert [(item["type"], item["namespace"], item["name"]) for item in whole["output"]] == [
+        ("function_call", "mcp__files__", "list"),
+        ("custom_tool_call", "mcp__files__", "patch"),
+    ]
+
+
+def test_tools_are_repeated_as_they_were_given_without_those_that_do_not_run_here() -> None:
+    given = [PATCH, FILES, {"type": "web_search", "external_web_access": False}]
+    _, whole = written(texts("x"), completion(), tools=given)
+    assert [tool["type"] for tool in whole["tools"]] == ["custom", "namespace"]
+    assert [tool["name"] for tool in whole["tools"][1]["tools"]] == ["list", "patch"]
+    Response.model_validate(whole, strict=True)

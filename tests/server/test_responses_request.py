@@ -11,6 +11,7 @@ from llama4_edge.server.body import parsed
 from llama4_edge.server.errors import ApiError
 from llama4_edge.server.responses_request import Asked, asked
 from llama4_edge.server.responses_store import StoredItem
+from llama4_edge.server.responses_tools import _tell_left_out
 from llama4_edge.server.schema.responses import ResponsesRequest
 
 DATA = "data:image/png;base64,iVBORw0KGgo="
@@ -156,6 +157,67 @@ def test_tools_and_choices_become_those_of_chats(choice: Any, expected: Any) -> 
     assert options["tools"][0] == {"type": "function", "function": GIVEN}
 
 
+TEXT_TOOL = {
+    "type": "custom",
+    "name": "patch",
+    "description": "Changes files.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'},
+}
+FILES = {"type": "namespace", "name": "files", "description": "Files.", "tools": [FUNCTION]}
+SEARCH = {"type": "web_search", "external_web_access": False}
+
+
+def test_tools_of_all_kinds_are_functions_with_names_of_their_own() -> None:
+    given = ask("?", tools=[FUNCTION, FILES, TEXT_TOOL])
+    shown = [tool["function"] for tool in given.options["tools"]]
+    assert [tool["name"] for tool in shown] == ["f", "files__f", "patch"]
+    assert shown[1] == {**GIVEN, "name": "files__f"}
+    assert shown[2]["description"] == (
+        'Changes files.\ninput follows this lark grammar:\nstart: "x"'
+    )
+    assert shown[2]["parameters"]["required"] == ["input"]
+    assert [tool.called for tool in given.tools] == [
+        {"name": "f"}, {"name": "f", "namespace": "files"}, {"name": "patch"},
+    ]  # fmt: skip
+
+
+def test_calls_of_all_kinds_are_shown_under_the_names_of_their_tools() -> None:
+    (message_with_calls, *results) = ask(
+        [
+            {**CALL, "namespace": "files"},
+            {"type": "custom_tool_call", "call_id": "call_2", "name": "patch", "input": 'a "b"'},
+            OUTPUT,
+            {"type": "custom_tool_call_output", "call_id": "call_2", "output": "done"},
+        ]
+    ).messages
+    functions = [one["function"] for one in message_with_calls["tool_calls"]]
+    assert functions == [
+        {"name": "files__f", "arguments": '{"a": 1}'},
+        {"name": "patch", "arguments": '{"input": "a \\"b\\""}'},
+    ]
+    assert [one["content"] for one in results] == ["7", "done"]
+
+
+def test_what_openai_runs_is_left_out_beside_other_tools_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _tell_left_out.cache_clear()
+    for _ in range(3):
+        given = ask("?", tools=[FUNCTION, SEARCH])
+        assert [tool["function"]["name"] for tool in given.options["tools"]] == ["f"]
+    assert [one.getMessage() for one in caplog.records] == [
+        "requests have the tool web_search, which runs at OpenAI: it is left out"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["function", "custom"])
+def test_a_tool_is_chosen_by_its_own_name(kind: str) -> None:
+    tools = [TEXT_TOOL, FILES]
+    for name, shown in (("patch", "patch"), ("f", "files__f"), ("files__f", "files__f")):
+        options = ask("?", tools=tools, tool_choice={"type": kind, "name": name}).options
+        assert options["tool_choice"] == {"type": "function", "function": {"name": shown}}
+
+
 def test_settings_become_keywords() -> None:
     options = ask(
         "?",
@@ -212,7 +274,19 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
             "input[0].content[0].image_url",
             "this server fetches nothing",
         ),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]", "has no web_search tool"),
+        ({"tools": [SEARCH]}, "tools", "has no web_search tool"),
+        ({"tools": [SEARCH, FUNCTION], "tool_choice": SEARCH}, "tool_choice", "'required'"),
+        ({"tools": [{"type": "local_shell"}]}, "tools[0].type", "local_shell"),
+        (
+            {"tools": [{**FILES, "tools": [{"type": "custom"}]}]},
+            "tools[0].tools[0].name",
+            "missing",
+        ),
+        (
+            {"tools": [FUNCTION], "tool_choice": {"type": "custom", "name": "h"}},
+            "tool_choice.name",
+            "no such tool",
+        ),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "missing"),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         (
