@@ -27,16 +27,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from .types import F32, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Q8_0, TensorType
+from .types import F32, Q4_1, Q8_0, TYPES, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 
-NATIVE = frozenset({Q8_0, Q6_K, Q5_K, Q4_K, Q4_0})
+NATIVE = frozenset(TYPES[name] for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K", "Q2_K"))
 """The types that have encoders of our own; those of all others are ggml's."""
 
-NATIVE_WITH_IMPORTANCE = frozenset({Q8_0})
+NATIVE_WITH_IMPORTANCE = frozenset(
+    TYPES[name] for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
+)
 """The same, where there is an importance."""
 
 # enum Status and enum Format of native/native.cpp

@@ -35,6 +35,12 @@ ALWAYS_INLINE TARGET void put(vi x, uint8_t *bytes) {
     memcpy(bytes, &c, sizeof c);
 }
 
+ALWAYS_INLINE TARGET vi get(const uint8_t *bytes) {
+    vc c;
+    memcpy(&c, bytes, sizeof c);
+    return __builtin_convertvector(c, vi);
+}
+
 ALWAYS_INLINE TARGET vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 ALWAYS_INLINE TARGET bool any(vi mask) {
@@ -47,10 +53,40 @@ ALWAYS_INLINE TARGET bool any(vi mask) {
 // for that wraps around as it does in ggml's nearest_int.
 ALWAYS_INLINE TARGET vi nearest(vf x) { return ((vi)(x + 12582912.0f) & 0x007fffff) - 0x00400000; }
 
+// The same as float32, of what is less than 2^22 away from zero.
+ALWAYS_INLINE TARGET vf round(vf x) { return x + 12582912.0f - 12582912.0f; }
+
 ALWAYS_INLINE TARGET vi clamp(vi x, int32_t least, int32_t most) {
     x = x > least ? x : vi{} + least;
     return x < most ? x : vi{} + most;
 }
+
+// `least` where x is NaN.
+ALWAYS_INLINE TARGET vf within(vf x, float least, float most) {
+    vf low = vf{} + least, high = vf{} + most;
+#if LANES == 16
+    return _mm512_min_ps(_mm512_max_ps(x, low), high);
+#elif LANES == 8
+    return _mm256_min_ps(_mm256_max_ps(x, low), high);
+#else
+    x = x > low ? x : low;
+    return x < high ? x : high;
+#endif
+}
+
+ALWAYS_INLINE TARGET vf root(vf x) {
+#if LANES == 16
+    return _mm512_sqrt_ps(x);
+#elif LANES == 8
+    return _mm256_sqrt_ps(x);
+#else
+    for (int lane = 0; lane < LANES; lane++) x[lane] = __builtin_sqrtf(x[lane]);
+    return x;
+#endif
+}
+
+// Whether a number is NaN or infinite.
+ALWAYS_INLINE TARGET vi unbounded(vf x) { return ((vi)x & 0x7f800000) == 0x7f800000; }
 
 ALWAYS_INLINE TARGET vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
@@ -105,7 +141,7 @@ TARGET bool widen_bf16(const void *items, size_t count, float *numbers) {
     for (size_t i = 0; i < count; i++)
         for (int row = 0; row < ROWS; row += LANES) {
             vi bits = load_halves((const uint16_t *)items + i * WIDTH + row) << 16;
-            bad |= (bits & 0x7f800000) == 0x7f800000;
+            bad |= unbounded((vf)bits);
             store((vf)bits, numbers + i * ROWS + row);
         }
     return !any(bad);
@@ -127,7 +163,7 @@ TARGET bool widen_f32(const void *items, size_t count, float *numbers) {
     for (size_t i = 0; i < count; i++)
         for (int row = 0; row < ROWS; row += LANES) {
             vf x = load((const float *)items + i * WIDTH + row);
-            bad |= ((vi)x & 0x7f800000) == 0x7f800000;
+            bad |= unbounded(x);
             store(x, numbers + i * ROWS + row);
         }
     return !any(bad);

@@ -13,6 +13,10 @@
 #include <memory>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #define UNROLL _Pragma("GCC unroll 4")
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 

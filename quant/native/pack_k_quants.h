@@ -49,3 +49,35 @@ void pack_q5_k(const vb *lines, Place place) {
     scatter(high, 32, place, 16);
     scatter(low, 128, place, 48);
 }
+
+// Four codes of two bits each, of numbers 32 apart.
+void pack_pairs(const vb *lines, vb *codes) {
+    for (int i = 0; i < 64; i++) {
+        const vb *l = lines + i / 32 * 128 + i % 32;
+        codes[i] = (l[0] & 3) | (l[32] & 3) << 2 | (l[64] & 3) << 4 | (l[96] & 3) << 6;
+    }
+}
+
+// The highest bits of the codes, the lower two, and twelve bytes of sixteen scales in six bits each.
+void pack_q3_k(const vb *lines, Place place) {
+    const vb *scales = lines + 2;
+    vb codes[64], high[32] = {}, header[ROWS] = {};
+    for (int i = 0; i < 256; i++) high[i % 32] |= lines[18 + i] >> 2 << (i / 32);
+    for (int j = 0; j < 8; j++) header[j] = (scales[j] & 15) | scales[8 + j] << 4;
+    for (int j = 0; j < 16; j++) header[8 + j % 4] |= scales[j] >> 4 << (2 * (j / 4));
+    header[12] = lines[0];
+    header[13] = lines[1];
+    pack_pairs(lines + 18, codes);
+    scatter(high, 32, place, 0);
+    scatter(codes, 64, place, 32);
+    scatter_part(header, 14, place, 96);
+}
+
+void pack_q2_k(const vb *lines, Place place) {
+    vb codes[64];
+    pack_pairs(lines + 20, codes);
+    scatter(lines + 4, 16, place, 0);
+    scatter(codes, 64, place, 16);
+    scatter_f16(lines, place, 80);
+    scatter_f16(lines + 2, place, 82);
+}

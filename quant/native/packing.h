@@ -67,3 +67,12 @@ ALWAYS_INLINE void scatter_f16(const vb *lines, Place place, int at) {
         to[1] = lines[1][row];
     }
 }
+
+// Less than ROWS lines of codes to the blocks, from byte `at` of each.
+ALWAYS_INLINE void scatter_part(const vb *lines, int count, Place place, int at) {
+    vb square[ROWS] = {};
+    memcpy(square, lines, count * sizeof(vb));
+    turn<ROWS>(square);
+    for (int row = 0; row < place.rows; row++)
+        memcpy(place.first + row * place.stride + at, &square[row], count);
+}
