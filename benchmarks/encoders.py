@@ -20,7 +20,6 @@ import numpy as np
 
 from llama4_edge.quant.encode import (
     NATIVE,
-    NATIVE_WITH_IMPORTANCE,
     Floats,
     _encode,
     _encode_by_ggml,
@@ -85,9 +84,8 @@ def main() -> None:
     kinds = [type_named(name) for name in arguments.types.split(",")] if arguments.types else NATIVE
     print("million numbers a second")
     for kind in sorted(kinds, key=lambda kind: (-kind.bits_per_weight, kind.name)):
-        for given, natives in ((None, NATIVE), (importance, NATIVE_WITH_IMPORTANCE)):
-            if kind in natives:
-                compare(kind, numbers, given, arguments.seconds / ROUNDS)
+        for given in (None, importance):
+            compare(kind, numbers, given, arguments.seconds / ROUNDS)
 
 
 if __name__ == "__main__":

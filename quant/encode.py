@@ -33,13 +33,14 @@ Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 
-NATIVE = frozenset(TYPES[name] for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K", "Q2_K"))
-"""The types that have encoders of our own; those of all others are ggml's."""
-
-NATIVE_WITH_IMPORTANCE = frozenset(
-    TYPES[name] for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
-)
-"""The same, where there is an importance."""
+NATIVE = frozenset(
+    TYPES[name]
+    for name in (
+        "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4",
+        "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K",
+    )
+)  # fmt: skip
+"""The types that have encoders of our own, with importance too; those of all others are ggml's."""
 
 # enum Status and enum Format of native/native.cpp
 _GOOD, _NOT_FINITE, _OVERFLOW = 0, 1, 2
@@ -69,7 +70,7 @@ def encode_bf16(
     Raises:
         ValueError: a number is none or infinite, or a scale overflows.
     """
-    if tensor_type in _native_types(importance):
+    if tensor_type in NATIVE:
         return _encode(instruction_sets()[0], rows, tensor_type, out, importance)
     return _encode_widened(rows, tensor_type, out, importance)
 
@@ -89,14 +90,10 @@ def encode_rows(
         ValueError: the numbers do not survive in this type: a scale overflows, or there is none.
     """
     assert rows.dtype == np.float32 and rows.flags.c_contiguous
-    if tensor_type in _native_types(importance):
+    if tensor_type in NATIVE:
         _encode(instruction_sets()[0], rows, tensor_type, out, importance)
     else:
         _encode_by_ggml(rows, tensor_type, out, importance)
-
-
-def _native_types(importance: Floats | None) -> frozenset[TensorType]:
-    return NATIVE if importance is None else NATIVE_WITH_IMPORTANCE
 
 
 @cache

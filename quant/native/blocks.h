@@ -1,47 +1,262 @@
-// The encoders of types whose blocks are of 32 numbers. kernels.h includes it, and says how they work.
+// The encoders of types whose blocks are of 32 numbers, and of IQ4_XS, whose groups are such blocks. kernels.h
+// includes it, and says how they work.
+//
+// Without importance the scale of a block follows from its extremes. With it scales are searched for, as IQ4_NL
+// and IQ4_XS always do; Q8_0 and MXFP4 never do.
 
-// Q8_0 of 32 numbers: d as f16, then the codes, each x = d * code.
+ALWAYS_INLINE TARGET void numbers(const Block &block, int first, vf *x) {
+    for (int i = 0; i < 32; i++) x[i] = number(block, first + i);
+}
+
+// Weights of 32 numbers, given the importance of each: that, times the root of a mean of squares and the number's
+// own square.
+ALWAYS_INLINE TARGET void weigh(const vf *x, const float *importance, vf mean_square, vf *weight) {
+    for (int i = 0; i < 32; i++) weight[i] = importance[i] * root(mean_square + x[i] * x[i]);
+}
+
+ALWAYS_INLINE TARGET Loudest loudest_of(const Block &block) {
+    Loudest loudest = {};
+    for (int i = 0; i < 32; i++) louder(loudest, number(block, i));
+    return loudest;
+}
+
+ALWAYS_INLINE TARGET vf inverse(vf x) { return x != 0.0f ? 1.0f / x : vf{}; }
+
+ALWAYS_INLINE TARGET vi truncate(vf x) { return __builtin_convertvector(x, vi); }
+
+// Q8_0: d as f16, then the codes, each x = d * code.
 TARGET bool q8_0(const Block &block, uint8_t (*bytes)[ROWS]) {
-    vf most = {};
-    for (int i = 0; i < 32; i++) {
-        vf size = magnitude(number(block, i));
-        most = size > most ? size : most;
-    }
-    vf d = most / 127.0f;
-    vf inverse = d != 0.0f ? 1.0f / d : vf{};
+    vf d = loudest_of(block).size / 127.0f, factor = inverse(d);
     vi half = to_f16(d);
     put_f16(half, bytes);
     for (int i = 0; i < 32; i++) {
-        vf x = number(block, i) * inverse;
+        vf x = number(block, i) * factor;
         // Halves go away from zero: only what is at least one carries over with the largest f32 below it.
         vi nudge = ((vi)x & (int32_t)0x80000000) | 0x3effffff;
-        put(__builtin_convertvector(x + (vf)nudge, vi), bytes[2 + i]);
+        put(truncate(x + (vf)nudge), bytes[2 + i]);
     }
     return overflows(half);
 }
 
-// Q4_0 of 32 numbers: d as f16, then the codes, each x = d * (code - 8).
-TARGET bool q4_0(const Block &block, uint8_t (*bytes)[ROWS]) {
-    vf most = {}, signed_most = {};
-    for (int i = 0; i < 32; i++) {
-        vf x = number(block, i);
-        vi larger = magnitude(x) > most;
-        most = larger ? magnitude(x) : most;
-        signed_most = larger ? x : signed_most;
-    }
-    vf d = signed_most / -8.0f;
-    vf inverse = d != 0.0f ? 1.0f / d : vf{};
+// Q4_0 and Q5_0: d as f16, then the codes from 0 to 2 * middle - 1, each x = d * (code - middle).
+template <int middle>
+TARGET bool symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf d = loudest_of(block).value / (float)-middle, factor = inverse(d);
     vi half = to_f16(d);
     put_f16(half, bytes);
     for (int i = 0; i < 32; i++) {
-        vf x = number(block, i) * inverse + 8.5f;
-        put(clamp(__builtin_convertvector(x, vi) & 0xff, 0, 15), bytes[2 + i]);
+        vf x = number(block, i) * factor + (middle + 0.5f);
+        put(clamp(truncate(x) & 0xff, 0, 2 * middle - 1), bytes[2 + i]);
     }
     return overflows(half);
+}
+
+template <int middle>
+TARGET bool searched_symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf x[32], weight[32];
+    numbers(block, 0, x);
+    weigh(x, block.importance, load(block.mean_square), weight);
+    const Scale found = scale_search<32, middle>(x, weight);
+    vi half = to_f16(found.scale);
+    put_f16(half, bytes);
+    for (int i = 0; i < 32; i++) {
+        vi l = clamp(nearest(found.factor * x[i]), -middle, middle - 1) + middle;
+        put(found.silent ? vi{} : l, bytes[2 + i]);
+    }
+    return overflows(half);
+}
+
+// Q4_1 and Q5_1: d and m as f16, then the codes from 0 to top, each x = d * code + m.
+template <int top>
+TARGET bool line(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf low = number(block, 0), high = low;
+    for (int i = 1; i < 32; i++) {
+        vf x = number(block, i);
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+    }
+    vf d = (high - low) / (float)top, factor = inverse(d);
+    vi half = to_f16(d), half_low = to_f16(low);
+    put_f16(half, bytes);
+    put_f16(half_low, bytes + 2);
+    for (int i = 0; i < 32; i++) {
+        vf x = (number(block, i) - low) * factor + 0.5f;
+        put(truncate(x) & top, bytes[4 + i]);
+    }
+    return overflows(half) || overflows(half_low);
+}
+
+template <int top>
+TARGET bool searched_line(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf x[32], weight[32];
+    numbers(block, 0, x);
+    weigh(x, block.importance, load(block.mean_square), weight);
+    const Line found = line_search<top, 36>(x, weight, -0.9f, 0.05f);
+    vi half = to_f16(found.scale), half_low = to_f16(found.low);
+    put_f16(half, bytes);
+    put_f16(half_low, bytes + 2);
+    for (int i = 0; i < 32; i++) {
+        vi l = clamp(nearest(found.factor * (x[i] - found.base)), 0, top);
+        put(found.flat ? vi{} : l, bytes[4 + i]);
+    }
+    return overflows(half) || overflows(half_low);
+}
+
+// What floor(log2f(x)) is for x above 0: where x is so little below a power of two that its logarithm rounds to a
+// whole number, that number.
+ALWAYS_INLINE TARGET vi floor_log2(vf x) {
+    vi small = (vi)x < 0x00800000;
+    vi bits = (vi)(small ? x * 0x1p64f : x);
+    vi above = (bits >> 23) - 126 - (small & 64); // the next whole number
+    // Both are in steps of 2^-24: how far the logarithm is below it, and half of what f32 can tell apart there.
+    vf below = to_float(0x00800000 - (bits & 0x007fffff)) * 1.442695f;
+    vf size = to_float(above);
+    vf half = (vf)((vi)(size > 0.0f ? size - 0.5f : -size) & 0x7f800000);
+    return above - (below < half ? vi{} : vi{} + 1);
+}
+
+// MXFP4: the exponent e of a power of two, then the codes: a sign, and one of 0, 1, 2, 3, 4, 6, 8, 12, times
+// 2^(e - 128). What is halfway goes to the smaller of two, and what goes to 0 has no sign.
+TARGET bool mxfp4(const Block &block, uint8_t (*bytes)[ROWS]) {
+    constexpr float BETWEEN[] = {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f};
+    vf most = loudest_of(block).size;
+    // Below 2^-125 e wraps around, as ggml's does, and all codes are 0. 255 stands for NaN.
+    vi e = most > 0.0f ? (floor_log2(most) + 125) & 0xff : vi{};
+    put(e, bytes[0]);
+    vf unit = (vf)(e < 2 ? (vi{} + 0x00200000) << e : (e - 1) << 23), between[7];
+    for (int k = 0; k < 7; k++) between[k] = BETWEEN[k] * unit;
+    // 2^128, to which the largest numbers round, is none of f32: they get 6 at most, as ggml's do.
+    for (int k = 5; k < 7; k++) between[k] = e < 253 ? between[k] : vf{} + __builtin_inff();
+    for (int i = 0; i < 32; i++) {
+        vf x = number(block, i), size = magnitude(x);
+        vi code = {};
+        UNROLL_ALL for (int k = 0; k < 7; k++) code -= size > between[k];
+        put(code | ((x < -between[0]) & 8), bytes[1 + i]);
+    }
+    return any(e == 255);
+}
+
+// IQ4_NL and IQ4_XS: a code is the index of one of sixteen values.
+
+constexpr float VALUES[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// The number halfway between two neighbours; what is halfway goes to the larger one.
+constexpr float halfway(int k) { return (VALUES[k] + VALUES[k + 1]) * 0.5f; }
+
+ALWAYS_INLINE TARGET vi nearest_index(vf x) {
+    vi index = vi{} + 15;
+    UNROLL_ALL for (int k = 0; k < 15; k++) index += x < halfway(k);
+    return index;
+}
+
+ALWAYS_INLINE TARGET vf nearest_value(vf x) {
+    vf value = vf{} + VALUES[0];
+    UNROLL_ALL for (int k = 0; k < 15; k++) value = x < halfway(k) ? value : vf{} + VALUES[k + 1];
+    return value;
+}
+
+// The scale of 32 numbers with the least error, of sixteen.
+//
+// All but the first differ by a ninth at most, so that a number gets one of two neighbouring values with them:
+// which one takes a single comparison.
+ALWAYS_INLINE TARGET vf value_search(const vf *x, const vf *weight) {
+    enum { SCALES = 15, AT_ONCE = 5 };
+    Loudest loudest = {};
+    for (int i = 0; i < 32; i++) louder(loudest, x[i]);
+    vf candidate[SCALES];
+    for (int k = 0; k < SCALES; k++) candidate[k] = (k - 7 + VALUES[0]) / loudest.value;
+
+    vf first_factor = 1.0f / (loudest.value / -VALUES[0]), sum_xq = {}, sum_qq = {};
+    vf middle[32], low_xq[32], low_qq[32], high_xq[32], high_qq[32];
+    for (int i = 0; i < 32; i++) {
+        vf q = nearest_value(first_factor * x[i]), weighed = weight[i] * q;
+        sum_xq += weighed * x[i];
+        sum_qq += weighed * q;
+        vf one = nearest_value(candidate[0] * x[i]), other = nearest_value(candidate[SCALES - 1] * x[i]);
+        vf low = one < other ? one : other, high = one < other ? other : one;
+        vf weighed_low = weight[i] * low, weighed_high = weight[i] * high;
+        middle[i] = (low + high) * 0.5f;
+        low_xq[i] = weighed_low * x[i];
+        low_qq[i] = weighed_low * low;
+        high_xq[i] = weighed_high * x[i];
+        high_qq[i] = weighed_high * high;
+    }
+    vf scale = sum_qq > 0.0f ? sum_xq / sum_qq : vf{}, best = scale * sum_xq;
+    for (int k = 0; k < SCALES; k += AT_ONCE) {
+        vf sums_xq[AT_ONCE] = {}, sums_qq[AT_ONCE] = {};
+        for (int i = 0; i < 32; i++)
+            UNROLL_ALL for (int a = 0; a < AT_ONCE; a++) {
+                vi below = candidate[k + a] * x[i] < middle[i];
+                sums_xq[a] += below ? low_xq[i] : high_xq[i];
+                sums_qq[a] += below ? low_qq[i] : high_qq[i];
+            }
+        for (int a = 0; a < AT_ONCE; a++) {
+            vi better = (sums_qq[a] > 0.0f) & (sums_xq[a] * sums_xq[a] > best * sums_qq[a]);
+            scale = better ? sums_xq[a] / sums_qq[a] : scale;
+            best = better ? scale * sums_xq[a] : best;
+        }
+    }
+    return loudest.size < 1e-15f ? vf{} : scale;
+}
+
+// The scale of numbers `first` to `first` + 31, given the mean of squares of the block.
+ALWAYS_INLINE TARGET vf value_scale(const Block &block, int first, vf mean_square) {
+    vf x[32], weight[32];
+    numbers(block, first, x);
+    if (block.importance) weigh(x, block.importance + first, mean_square, weight);
+    else
+        for (int i = 0; i < 32; i++) weight[i] = x[i] * x[i];
+    return value_search(x, weight);
+}
+
+// Twice the mean of the squares of `count` numbers.
+template <int count>
+ALWAYS_INLINE TARGET vf twice_mean_square(const Block &block) {
+    vf sum = {};
+    for (int i = 0; i < count; i++) sum += number(block, i) * number(block, i);
+    return sum * (2.0f / count);
+}
+
+// d as f16, then the codes, each x = d * value.
+TARGET bool iq4_nl(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf d = value_scale(block, 0, twice_mean_square<32>(block)), factor = inverse(d);
+    vi half = to_f16(d);
+    put_f16(half, bytes);
+    for (int i = 0; i < 32; i++) put(nearest_index(factor * number(block, i)), bytes[2 + i]);
+    return overflows(half);
+}
+
+// 256 numbers in eight groups: d as f16, eight scales, then the codes, each x = d * (scale - 32) * value.
+TARGET bool iq4_xs(const Block &block, uint8_t (*bytes)[ROWS]) {
+    vf scales[8], mean_square = twice_mean_square<256>(block);
+    Loudest loudest = {};
+    vi overflow = {};
+    for (int g = 0; g < 8; g++) {
+        scales[g] = value_scale(block, 32 * g, mean_square);
+        louder(loudest, scales[g]);
+        // Squares were infinite: ggml makes zeros of such a group.
+        overflow |= scales[g] != scales[g];
+    }
+    vf d = loudest.value / -32.0f, factor = inverse(d);
+    vi half = to_f16(d);
+    put_f16(half, bytes);
+    for (int g = 0; g < 8; g++) {
+        vi scale = clamp(nearest(factor * scales[g]), -32, 31);
+        put(scale + 32, bytes[2 + g]);
+        vf group_factor = inverse(d * to_float(scale));
+        for (int i = 32 * g; i < 32 * g + 32; i++)
+            put(nearest_index(group_factor * number(block, i)), bytes[10 + i]);
+    }
+    return any(overflow) || overflows(half);
 }
 
 const Type BLOCKS[] = {
-    // ggml ignores importance in Q8_0.
     {"Q8_0", 32, 34, all_rows<q8_0>, all_rows<q8_0>, false, pack_q8_0},
-    {"Q4_0", 32, 18, all_rows<q4_0>, nullptr, true, pack_q4_0},
+    {"Q5_1", 32, 24, all_rows<line<31>>, all_rows<searched_line<31>>, true, pack_fives<4>},
+    {"Q5_0", 32, 22, all_rows<symmetric<16>>, all_rows<searched_symmetric<16>>, true, pack_fives<2>},
+    {"Q4_1", 32, 20, all_rows<line<15>>, all_rows<searched_line<15>>, true, pack_pairs<4>},
+    {"Q4_0", 32, 18, all_rows<symmetric<8>>, all_rows<searched_symmetric<8>>, true, pack_pairs<2>},
+    {"IQ4_NL", 32, 18, all_rows<iq4_nl>, all_rows<iq4_nl>, false, pack_pairs<2>},
+    {"IQ4_XS", 256, 136, all_rows<iq4_xs>, all_rows<iq4_xs>, false, pack_iq4_xs},
+    {"MXFP4", 32, 17, all_rows<mxfp4>, all_rows<mxfp4>, false, pack_pairs<1>},
 };

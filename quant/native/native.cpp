@@ -18,6 +18,7 @@
 #endif
 
 #define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL_ALL _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 namespace {
