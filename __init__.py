@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .planner.plan import Plan
     from .planner.planning import plan
     from .progress import Progress
+    from .quant.recipe_file import make_recipe, read_recipe, write_recipe
     from .quant.recipes import RECIPES, Recipe
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
     from .runtime.adapters import Adapter, ControlVector
@@ -173,15 +174,18 @@ _MODULES = {
     "doctor": "runtime.doctor",
     "image_tiles": "vision.images",
     "inspect": "inspection",
+    "make_recipe": "quant.recipe_file",
     "merge": "gguf_conversion",
     "plan": "planner.planning",
     "pull": "hub.pull",
     "read_questions": "measure.questions",
+    "read_recipe": "quant.recipe_file",
     "run_tools": "tool_loop",
     "split": "gguf_conversion",
     "with_documents": "chat.documents",
     "with_images": "chat.pictures",
     "with_video": "chat.pictures",
+    "write_recipe": "quant.recipe_file",
 }
 """The module that each name comes from (PEP 562)."""
 
@@ -268,15 +272,18 @@ __all__ = [
     "doctor",
     "image_tiles",
     "inspect",
+    "make_recipe",
     "merge",
     "plan",
     "pull",
     "read_questions",
+    "read_recipe",
     "run_tools",
     "split",
     "with_documents",
     "with_images",
     "with_video",
+    "write_recipe",
 ]
 
 

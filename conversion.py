@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .convert.output import Part
     from .convert.report import Report
     from .progress import Progress
+    from .quant import Recipe
 
 
 _MAX_SCALE = 1e6
@@ -47,7 +48,7 @@ def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    recipe: str | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     types: Sequence[tuple[str, str]] = (),
     merge_lora: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]] = (),
     split_size: int | None = None,
@@ -81,8 +82,8 @@ def convert(
             bytes.
         output: file to write, or a directory to write it into; by default
             ``<source's name>-<recipe>.gguf`` in the current directory.
-        recipe: one of `llama4_edge.RECIPES`; None is ``keep`` for integers of 4 and 8 bits, and
-            ``int4`` for everything else.
+        recipe: one of `llama4_edge.RECIPES`, or a recipe file, which `read_recipe` reads; None is
+            ``keep`` for integers of 4 and 8 bits, and ``int4`` for everything else.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         merge_lora: LoRA adapters, as `convert_lora` takes them, that are merged into the model,
             each a path or a pair of a path and a scale: their products are added to the weights in

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .convert.output import Part
     from .convert.report import Report
     from .progress import Progress
+    from .quant import Recipe
     from .runtime.files.gguf_file import GGUFFile
 
 
@@ -44,7 +45,7 @@ def convert_gguf(
     source: Path,
     output: str | os.PathLike[str] | None,
     *,
-    recipe: str | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
     types: Sequence[tuple[str, str]],
     split_size: int | None,
     text: bool,
@@ -93,8 +94,9 @@ def convert_gguf(
         )
     _check_planned(job, planned_file)
     return execute(
-        job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started
-    )
+        job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
+        beside=request.files,
+    )  # fmt: skip
 
 
 def _check_unused(source: Path, kind: str, settings: Mapping[str, object]) -> None:

@@ -39,7 +39,7 @@ def revision_option() -> Any:
 
 def recipe_option(help: str) -> Any:
     """A recipe, of which int4 is the default but for checkpoints of integers."""
-    return option("--recipe", kind=values.recipe_name, metavar="NAME", help=help)
+    return option("--recipe", kind=values.recipe_name, metavar="NAME|FILE", help=help)
 
 
 def type_option() -> Any:

@@ -201,10 +201,11 @@ def switch(word: str) -> str:
 
 
 def recipe_name(word: str) -> str:
-    """The name of a recipe."""
+    """The name of a recipe, or of a recipe file."""
+    from ..quant.recipe_file import is_recipe_file
     from ..quant.recipes import RECIPES
 
-    return _one_of(word.lower(), tuple(RECIPES))
+    return word if is_recipe_file(word) else _one_of(word.lower(), tuple(RECIPES))
 
 
 def _one_of(word: str, choices: Sequence[str]) -> str:

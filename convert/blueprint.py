@@ -16,7 +16,16 @@ from typing import Any
 from ..architecture import MIN_LAYERS
 from ..errors import CheckpointError, OutputError, RecipeError, UnsupportedError, did_you_mean
 from ..hub.names import parse_hub_name
-from ..quant import DEFAULT_RECIPE, KEEP, Recipe, TensorType, recipe_named, role_of, type_overrides
+from ..quant import (
+    DEFAULT_RECIPE,
+    KEEP,
+    Recipe,
+    TensorType,
+    as_recipe,
+    recipe_named,
+    role_of,
+    type_overrides,
+)
 from ..ranges import check_whole
 from ..system.files import is_file
 from ..units import bytes_text
@@ -127,7 +136,7 @@ class _Source:
 def blueprint(
     model: str | os.PathLike[str],
     *,
-    recipe: str | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     types: Sequence[tuple[str, str]] = (),
     layers: int | None = None,
     synthetic: bool = False,
@@ -138,8 +147,8 @@ def blueprint(
         model: one of `PRESETS`; a config.json or a directory with a checkpoint; or the name of a
             repository on the Hugging Face Hub, of which the headers are fetched. A file or
             directory that is called like a preset is meant by ``"./scout"``, or by a path.
-        recipe: one of `llama4_edge.RECIPES`; None is what suits the checkpoint's weights, and int4
-            where there are none.
+        recipe: one of `llama4_edge.RECIPES`, or a recipe file; None is what suits the checkpoint's
+            weights, and int4 where there are none.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         layers: only the first so many layers; by default all.
         synthetic: the file will hold random weights; its metadata says so.
@@ -152,12 +161,14 @@ def blueprint(
         RecipeError: no such recipe or type, or an override that fits no tensor.
         SettingError: layers that are no whole number.
     """
-    asked = None if recipe is None else recipe_named(recipe)
+    asked = None if recipe is None else as_recipe(recipe)
     overrides = type_overrides(types)
     preset = PRESETS.get(model) if isinstance(model, str) else None
     source = _of_preset(preset) if preset else _find(os.fspath(model), asked)
     chosen = source.recipe or asked or recipe_named(DEFAULT_RECIPE)
     config = _first_layers(source, layers)
+    if layers is not None:
+        chosen = chosen.first_layers(layers)
     vocabulary = read_vocabulary(source.checkpoint, config) if source.checkpoint else None
     origin = source.checkpoint or source.name
     layout = lay_out(config, chosen, overrides, origin, vocabulary)

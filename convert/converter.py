@@ -17,8 +17,9 @@ from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
     FileSummary,
+    Recipe,
     TensorSummary,
-    recipe_named,
+    as_recipe,
     role_of,
     summarize,
     type_overrides,
@@ -47,7 +48,7 @@ def run(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None,
     *,
-    recipe: str | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
     types: Sequence[tuple[str, str]],
     split_size: int | None,
     text: bool,
@@ -81,7 +82,7 @@ def run(
         check_headers(checkpoint.path, job.text, job.projector)
         return execute(
             job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
-            beside=[it.adapter.path for it in adapters],
+            beside=[*(it.adapter.path for it in adapters), *request.files],
         )  # fmt: skip
     finally:
         checkpoint.shards.close()
@@ -133,7 +134,7 @@ def execute(
 def request_of(
     text: bool,
     vision: bool,
-    recipe: str | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
     types: Sequence[tuple[str, str]],
     split_size: int | None,
     vision_type: str | None,
@@ -142,7 +143,7 @@ def request_of(
 
     Raises:
         SettingError: `text` and `vision` exclude each other, or a setting beside them.
-        RecipeError: no such recipe or type.
+        RecipeError: no such recipe or type, or a recipe file that cannot be read.
     """
     if not text and not vision:
         raise SettingError("nothing is to be converted", found="text=False and vision=False")
@@ -159,7 +160,7 @@ def request_of(
     return Request(
         text=text,
         vision=vision,
-        recipe=None if recipe is None else recipe_named(recipe),
+        recipe=None if recipe is None else as_recipe(recipe),
         overrides=type_overrides(types),
         split_size=split_size,
         matrices=vision_type_named(DEFAULT_VISION_TYPE if vision_type is None else vision_type),

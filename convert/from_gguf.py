@@ -26,10 +26,13 @@ from ..quant import (
     KEEP,
     RECIPES,
     Assignment,
+    Recipe,
     TensorSpec,
     TensorType,
     assign_types,
+    file_type_of,
     recipe_named,
+    recipe_notes,
 )
 from ..quant.recipes import is_typed, keeping
 from ..quant.types import TYPES
@@ -37,7 +40,7 @@ from .forms import CODES, Weight
 from .forms.blocks import Blocks
 from .gguf_writer import GGUFWriter, packed
 from .job import Job, Request, all_slabs, identity_of, target_file
-from .metadata import RECIPE_KEY
+from .metadata import RECIPE_FILE_KEY, RECIPE_KEY
 from .names import Target
 from .output import ALIGNMENT, Part, groups_of, padded_bytes, place_groups, plan_parts
 from .shard_header import StoredTensor
@@ -116,8 +119,7 @@ def plan_model(
     specs = [TensorSpec(tensor.name, tensor.shape) for tensor in source.tensors]
     recipe = request.recipe or recipe_named(DEFAULT_RECIPE)
     if recipe.name == KEEP:
-        sizes = {spec.name: prod(spec.shape) for spec in specs}
-        recipe = keeping({tensor.name: tensor.type for tensor in source.tensors}, sizes)
+        recipe = keeping({tensor.name: tensor.type for tensor in source.tensors})
     chosen = assign_types(
         recipe, specs, n_layer=n_layer, n_expert=n_expert, overrides=request.overrides
     )
@@ -126,10 +128,13 @@ def plan_model(
         assigned if is_typed(assigned.tensor) else Assignment(assigned.tensor, tensor.type)
         for assigned, tensor in zip(chosen, source.tensors, strict=True)
     ]
-    writer = _writer(source, file_type=recipe.file_type, recipe=recipe.name)
+    writer = _writer(source, file_type=file_type_of(recipe, assignments), recipe=recipe)
     target = target_file(output, f"{_model_name(source)}-{recipe.name}.gguf")
     parts, outputs = plan_parts(writer, assignments, target, request.split_size)
-    notes = _rounding_notes(source, assignments, requantize=requantize)
+    notes = [
+        *recipe_notes(recipe, specs),
+        *_rounding_notes(source, assignments, requantize=requantize),
+    ]
     return _job(source, assignments, parts, outputs, recipe=recipe.name, notes=notes)
 
 
@@ -233,13 +238,16 @@ def _kept_metadata(source: GGUFSource) -> dict[str, bytes]:
     return {key: value for key, value in source.metadata.items() if key not in _SPLIT_KEYS}
 
 
-def _writer(source: GGUFSource, *, file_type: int, recipe: str | None) -> GGUFWriter:
+def _writer(source: GGUFSource, *, file_type: int, recipe: Recipe | None) -> GGUFWriter:
     """A writer with the metadata of the source, renewed where they speak of types."""
     metadata = _kept_metadata(source)
     metadata[gguf.Keys.General.FILE_TYPE] = packed(file_type)
     metadata[gguf.Keys.General.QUANTIZATION_VERSION] = packed(gguf.GGML_QUANT_VERSION)
     if recipe is not None:
-        metadata[RECIPE_KEY] = packed(recipe)
+        metadata[RECIPE_KEY] = packed(recipe.name)
+        metadata.pop(RECIPE_FILE_KEY, None)
+        if recipe.text is not None:
+            metadata[RECIPE_FILE_KEY] = packed(recipe.text)
     return GGUFWriter.copying(metadata, source.alignment)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..errors import CheckpointError, OutputError
-from ..quant import Assignment, Recipe, TensorType
+from ..quant import Assignment, Recipe, TensorType, recipe_notes
 from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
@@ -45,6 +45,11 @@ class Request:
     overrides: Sequence[tuple[str, TensorType]]
     split_size: int | None
     matrices: TensorType
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it comes from."""
+        return [self.recipe.path] if self.recipe is not None and self.recipe.path else []
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
     """
     text, model, vocabulary = None, None, None
     types = request.matrices.name.lower()
+    notes: list[str] = []
     if request.text:
         text = read_text_model(checkpoint)
         text, recipe = settle_recipe(text, request.recipe, checkpoint.shards)
@@ -132,6 +138,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         vocabulary = read_vocabulary(checkpoint, text.config)
         target = target_file(output, f"{_name(checkpoint)}-{types}.gguf")
         model = _text_job(checkpoint, text, vocabulary, recipe, request, target)
+        notes = recipe_notes(recipe, [assigned.tensor for assigned in model.assignments])
         stored, config = text.vision, text.config
     else:
         stored = spell(checkpoint.tensors).vision
@@ -172,7 +179,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         slabs=all_slabs(tensors, outputs),
         identity=identity_of(checkpoint.shards, tensors, parts),
         left_out=(*unused, *spare, *(text.left_out if text else ())),
-        notes=(*_text_notes(text, vocabulary), *vision_notes),
+        notes=(*_text_notes(text, vocabulary), *notes, *vision_notes),
         layout=text.layout if text else {},
         encodes=request.text,
     )

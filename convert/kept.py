@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 
 from ..quant import DEFAULT_RECIPE, KEEP, Recipe, TensorType, recipe_named
 from ..quant.recipes import keeping
@@ -41,10 +40,7 @@ def settle_recipe(
     if chosen.name != KEEP:
         return text, chosen
     tensors, types = _keep(text.tensors, shards)
-    targets = (target for tensor in tensors for target in tensor.targets)
-    return replace(text, tensors=tensors), keeping(
-        types, {target.name: prod(target.shape) for target in targets}
-    )
+    return replace(text, tensors=tensors), keeping(types)
 
 
 def default_recipe(text: TextModel) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types
+from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types, file_type_of
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gguf_writer import GGUFWriter
@@ -74,7 +74,8 @@ def lay_out(
         else origin_of(origin, config, specs)
     )
     writer = GGUFWriter()
-    write_metadata(writer, described, config, vocabulary, recipe)
+    file_type = file_type_of(recipe, assignments)
+    write_metadata(writer, described, config, vocabulary, recipe, file_type)
     return Layout(assignments, writer)
 
 

@@ -26,6 +26,8 @@ from .tokenizer import Vocabulary
 
 ROPE_FREQS = "rope_freqs.weight"
 RECIPE_KEY = "llama4_edge.recipe"
+# The recipe file, where there was one, as `write_recipe` writes it.
+RECIPE_FILE_KEY = "llama4_edge.recipe_file"
 # What llama.cpp has no keys for: all tokens that end a generation, and the flags of added tokens.
 ENDS_KEY = "llama4_edge.eog_token_ids"
 FLAG_KEY = "llama4_edge.added_tokens.{name}"
@@ -71,21 +73,25 @@ def write_metadata(
     config: ModelConfig,
     vocabulary: Vocabulary | None,
     recipe: Recipe,
+    file_type: int,
 ) -> None:
     """Give `writer` every key-value pair of the file, in a fixed order.
 
-    Without a `vocabulary` the file says so, and llama.cpp knows its tokens by number alone.
+    Without a `vocabulary` the file says so, and llama.cpp knows its tokens by number alone. The
+    `file_type` is llama.cpp's number for what most of it is stored as.
     """
     writer.add_type(gguf.GGUFType.MODEL)
     origin.set_gguf_meta_model(writer)
     _add_hyperparameters(writer, config)
-    writer.add_file_type(recipe.file_type)
+    writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string(RECIPE_KEY, recipe.name)
     if vocabulary is None:
         writer.add_tokenizer_model(NO_TOKENIZER)
     else:
         _add_vocabulary(writer, vocabulary)
+    if recipe.text is not None:
+        writer.add_string(RECIPE_FILE_KEY, recipe.text)
 
 
 def _size_label(config: ModelConfig, tensors: Sequence[TensorSpec]) -> str:

@@ -203,7 +203,8 @@ def _shared(machine: Machine, device: MachineDevice) -> str:
 
 
 _WORTH_SAYING = 2**20
-_FOUR_BITS = ("q4_0", "q4_k_m", "int4")
+# Recipes that are larger than int4.
+_LARGER = ("bf16", "f16", "int8", "keep", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0")
 
 
 def _remedy(plan: Plan) -> str:
@@ -212,7 +213,7 @@ def _remedy(plan: Plan) -> str:
     cache = sum(device.memory.kv for device in plan.devices)
     buffers = sum(device.memory.compute for device in plan.devices)
     remedies = []
-    if plan.recipe is not None and plan.recipe not in _FOUR_BITS:
+    if plan.recipe in _LARGER:
         remedies.append("recipe=int4")
     if plan.settings.kv_type == "f16" and cache * 15 // 32 >= short:
         remedies.append("kv_type=q8_0")

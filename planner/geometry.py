@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..architecture import ATTENTION_CHUNK, Hyperparameters
 from ..errors import RecipeError
+from ..quant.recipe_file import is_recipe_file
 from ..quant.roles import role_of
 from ..runtime.checked_adapters import CheckedAdapters
 from ..runtime.files.gguf_file import MAGIC
@@ -144,7 +145,8 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
     Args:
         model: a GGUF; or what `convert.blueprint` takes: a preset, a config.json, a checkpoint
             directory, a repository on the hub.
-        recipe: what such a model would be converted with; None is what suits it.
+        recipe: what such a model would be converted with, by its name or its file; None is what
+            suits it.
 
     Raises:
         RecipeError: a recipe for a GGUF, whose types are given, or an unknown one.
@@ -168,7 +170,7 @@ def open_geometry(model: str | os.PathLike[str], recipe: str | None = None) -> I
             name=drawing.name,
             source=os.fspath(model),
             path=drawing.write_header(path),
-            recipe=drawing.recipe,
+            recipe=recipe if recipe and is_recipe_file(recipe) else drawing.recipe,
             hparams=drawing.config.hparams,
             weights=_weights((tensor.name, tensor.nbytes) for tensor in drawing.tensors),
             note=drawing.note,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import ModelFileError, SettingError
-from ..ranges import as_path, as_tuple, check_text, wrong_type
+from ..ranges import as_path, as_tuple, wrong_type
 from ..runtime.adapters import (
     AdapterInput,
     ControlVectorInput,
@@ -50,7 +50,7 @@ LEAST_USABLE = 256 * 2**20
 def plan(
     model: str | os.PathLike[str],
     *,
-    recipe: str | None = None,
+    recipe: str | os.PathLike[str] | None = None,
     n_ctx: Context = None,
     kv_type: KVTypes | None = None,
     gpus: str | Sequence[str] = (),
@@ -76,7 +76,8 @@ def plan(
     Args:
         model: a GGUF; a checkpoint directory, a config.json, ``"org/name"`` on the hub, of which
             headers are read; or one of ``scout``, ``scout-base``, ``maverick``, ``behemoth``.
-        recipe: what a model that is not a GGUF would be converted with; None is what suits it.
+        recipe: what a model that is not a GGUF would be converted with, by its name or its file;
+            None is what suits it.
         n_ctx: tokens of context. None is `DEFAULT_CONTEXT`, or what the model was trained for if
             that is less; ``"max"`` is the longest context for which no tensor leaves the GPUs that
             8192 tokens leave there.
@@ -109,7 +110,7 @@ def plan(
         Llama4EdgeError: the model cannot be read, or llama.cpp cannot run it.
     """
     model = as_path("model", model)
-    check_text("recipe", recipe, or_none=True)
+    recipe = None if recipe is None else as_path("recipe", recipe)
     texts = [gpus] if isinstance(gpus, str) else as_tuple("gpus", gpus, "names")
     vram = as_tuple("vram", vram, "bytes")
     if placement is not None and not isinstance(placement, Placement):

@@ -1,8 +1,9 @@
 """Recipes: which type each tensor of a Llama 4 model gets.
 
-Five recipes are llama.cpp's own, byte for byte: what llama-quantize makes of the bf16 file that
-convert_hf_to_gguf.py writes. Two are ours: ``int8`` and ``int4`` put the routed experts, nine
-tenths of Scout, into 8 or 4 bits and keep what every token passes through in 8.
+Most recipes are llama.cpp's own, byte for byte: what llama-quantize makes of the bf16 file that
+convert_hf_to_gguf.py writes (`mixes`). Two are ours: ``int8`` and ``int4`` put the routed experts,
+nine tenths of Scout, into 8 or 4 bits and keep what every token passes through in 8. Others come
+from files (`recipe_file`).
 
 Knows tensors by GGUF name and shape only; nothing here reads or writes a number.
 """
@@ -10,33 +11,22 @@ Knows tensors by GGUF name and shape only; nothing here reads or writes a number
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
 
 from ..errors import RecipeError, did_you_mean
 from ..ranges import value_text
+from ..untrusted import brief
+from .mixes import LLAMA_CPP, Counters, Mix, ModelFacts, TensorSpec, layer_of, same, trimmed
 from .roles import role_of
-from .types import (
-    BF16,
-    F16,
-    F32,
-    Q4_0,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    TYPES,
-    TensorType,
-)
+from .types import BF16, F16, F32, Q4_K, Q8_0, TYPES, TensorType
 
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor to be typed: its GGUF name and shape, rows along the last axis."""
-
-    name: str
-    shape: tuple[int, ...]
+_SHOWN = 5  # patterns that a note lists
+_WHOLE_NAME = re.compile(r"(?:token_embd|output|blk\.\d+\.\w+)\.weight", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -49,34 +39,61 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What llama-quantize's rules ask of a model."""
+class TypeRule:
+    """The type of the tensors that `pattern` means.
 
-    n_layer: int
-    n_expert: int
-    attention_values: int
-    tied: bool
+    That is one tensor where it is spelled like one, ``blk.3.ffn_down_exps.weight``; otherwise those
+    in whose names the regular expression is found.
+    """
 
+    pattern: str
+    type: TensorType
 
-@dataclass
-class _Counters:
-    """Tensors met so far, of the kinds whose type depends on their position."""
+    @property
+    def is_name(self) -> bool:
+        """Whether the pattern is the name of one tensor."""
+        return _WHOLE_NAME.fullmatch(self.pattern) is not None
 
-    attention_values: int = 0
-    ffn_down: int = 0
+    def compiled(self) -> re.Pattern[str]:
+        """What is searched for in names.
 
-
-Mix = Callable[[TensorSpec, _Model, _Counters], TensorType]
+        Raises:
+            RecipeError: the pattern is not a regular expression.
+        """
+        try:
+            with warnings.catch_warnings():  # of what some day may mean something else
+                warnings.simplefilter("ignore")
+                return re.compile(
+                    rf"\A{re.escape(self.pattern)}\Z" if self.is_name else self.pattern
+                )
+        except (re.error, RecursionError, OverflowError) as error:
+            raise RecipeError(
+                "a pattern of types is not a regular expression",
+                found=f"{value_text(self.pattern)} ({error})",
+            ) from None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named policy. `file_type` is llama.cpp's number for it (``llama_ftype``)."""
+    """A named policy: what the first of the `rules` that means a tensor says, else the `mix`.
+
+    `file_type` is llama.cpp's number for it (``llama_ftype``); None is that of the type which most
+    numbers get. A recipe that can be written to a file has its `text`, and one that was read from a
+    file its `path`.
+    """
 
     name: str
     summary: str
-    file_type: int
+    file_type: int | None
     mix: Mix
+    rules: tuple[TypeRule, ...] = ()
+    text: str | None = None
+    path: Path | None = None
+
+    def first_layers(self, count: int) -> Recipe:
+        """The same for a model of which only the first `count` layers are there."""
+        rules = (rule for rule in self.rules if not rule.is_name or layer_of(rule.pattern) < count)
+        return replace(self, rules=tuple(rules))
 
 
 def assign_types(
@@ -86,6 +103,7 @@ def assign_types(
     n_layer: int,
     n_expert: int,
     overrides: Sequence[tuple[str, TensorType]] = (),
+    has_importance: bool = False,
 ) -> list[Assignment]:
     """Give each of `tensors` its type, in the order given.
 
@@ -96,30 +114,36 @@ def assign_types(
         n_expert: routed experts in a layer.
         overrides: (regex, type) pairs; the first whose regex is found in a tensor's name decides,
             as with llama-quantize's ``--tensor-type``. Norms, the router and 1-D tensors stay F32.
+        has_importance: whether an importance matrix is given, on which some rules depend.
 
     Raises:
-        RecipeError: a regex that is none, or that finds no tensor it may type.
+        RecipeError: a regex that is none, or that finds no tensor it may type; or the recipe names
+            a tensor that there is not.
     """
-    compiled = _compile(overrides)
+    _check_names(recipe, tensors)
+    rules = [(rule.compiled(), rule.type) for rule in recipe.rules]
+    compiled = [(_compiled(pattern), tensor_type) for pattern, tensor_type in overrides]
     unused = {pattern.pattern for pattern, _ in compiled}
-    model = _Model(
+    model = ModelFacts(
         n_layer=n_layer,
         n_expert=n_expert,
         attention_values=sum(".attn_v.weight" in spec.name for spec in tensors),
+        queries_per_key=_queries_per_key(tensors),
         tied=all(spec.name != "output.weight" for spec in tensors),
+        has_importance=has_importance,
     )
-    counters = _Counters()
+    counters = Counters()
     assigned: dict[str, Assignment] = {}
     for spec in sorted(tensors, key=llama_cpp_order):
         if not is_typed(spec):
             assigned[spec.name] = Assignment(spec, F32)
             continue
-        override = next((item for item in compiled if item[0].search(spec.name)), None)
-        if override is not None:
-            unused.discard(override[0].pattern)
-            wanted = override[1]
+        found = next((item for item in compiled if item[0].search(spec.name)), None)
+        if found is not None:
+            unused.discard(found[0].pattern)
         else:
-            wanted = recipe.mix(spec, model, counters)
+            found = next((item for item in rules if item[0].search(spec.name)), None)
+        wanted = recipe.mix(spec, model, counters) if found is None else found[1]
         assigned[spec.name] = _fit(spec, wanted)
     if unused:
         raise RecipeError(
@@ -128,6 +152,64 @@ def assign_types(
             hint="`llama4 inspect SOURCE --tensors` lists the names; norms and routers stay F32.",
         )
     return [assigned[spec.name] for spec in tensors]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """An override's regex, which is one even where it is spelled like a name."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(
+            "a pattern of types is not a regular expression", found=f"{error.pattern!r} ({error})"
+        ) from None
+
+
+def _check_names(recipe: Recipe, tensors: Sequence[TensorSpec]) -> None:
+    """Refuse a recipe that was made for another model.
+
+    Raises:
+        RecipeError: it names a tensor that there is not, or one whose type is not chosen.
+    """
+    names = [rule.pattern for rule in recipe.rules if rule.is_name]
+    specs = {spec.name: spec for spec in tensors}
+    absent = [name for name in names if name not in specs]
+    if absent:
+        more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
+        raise RecipeError(
+            f"recipe {recipe.name} was made for another model",
+            found=f"{absent[0]}{more}, of which this one has none",
+            expected="names of its tensors, or regular expressions",
+            hint="`llama4 inspect SOURCE --tensors` lists the names.",
+        )
+    fixed = [name for name in names if not is_typed(specs[name])]
+    if fixed:
+        raise RecipeError(
+            f"recipe {recipe.name} gives a type to a tensor whose type cannot be chosen",
+            found=fixed[0],
+            hint="Leave it out: norms and routers stay F32.",
+        )
+
+
+def recipe_notes(recipe: Recipe, tensors: Sequence[TensorSpec]) -> list[str]:
+    """What is to be said about a recipe of somebody's, and the tensors that it was applied to."""
+    names = [spec.name for spec in tensors if is_typed(spec)]
+    regexes = ((rule.pattern, rule.compiled()) for rule in recipe.rules if not rule.is_name)
+    unused = [pattern for pattern, regex in regexes if not any(map(regex.search, names))]
+    notes = [f"types as {recipe.path} says: {recipe.summary}"] if recipe.path else []
+    if unused:
+        shown = ", ".join(map(brief, unused[:_SHOWN])) + (", …" if len(unused) > _SHOWN else "")
+        notes.append(f"found in no tensor, of recipe {recipe.name}: {shown}")
+    return notes
+
+
+def file_type_of(recipe: Recipe, assignments: Sequence[Assignment]) -> int:
+    """llama.cpp's number for a file with these types: the recipe's, or that of most numbers."""
+    if recipe.file_type is not None:
+        return recipe.file_type
+    sizes: Counter[str] = Counter()
+    for assigned in assignments:
+        sizes[assigned.type.name] += prod(assigned.tensor.shape)
+    return _FILE_TYPES[sizes.most_common(1)[0][0]]
 
 
 def recipe_named(name: str) -> Recipe:
@@ -141,7 +223,7 @@ def recipe_named(name: str) -> Recipe:
         raise RecipeError(
             "unknown recipe",
             found=value_text(name),
-            expected=f"one of {', '.join(RECIPES)}",
+            expected=f"one of {', '.join(RECIPES)}, or a recipe file",
             hint=did_you_mean(name, RECIPES) if isinstance(name, str) else None,
         )
     return recipe
@@ -152,12 +234,7 @@ def llama_cpp_order(spec: TensorSpec) -> tuple[int, str]:
 
     Source: ``weight_name_comparer`` in llama.cpp's llama-model-loader.h.
     """
-    return (_layer(spec.name), spec.name)
-
-
-def _layer(name: str) -> int:
-    match = re.match(r"blk\.(\d+)\.", name)
-    return int(match.group(1)) if match else -1
+    return (layer_of(spec.name), spec.name)
 
 
 def is_typed(spec: TensorSpec) -> bool:
@@ -166,28 +243,17 @@ def is_typed(spec: TensorSpec) -> bool:
     llama.cpp never quantizes those.
     """
     return (
-        len(_trimmed(spec.shape)) >= 2
+        len(trimmed(spec.shape)) >= 2
         and spec.name.endswith("weight")
         and role_of(spec.name) not in ("norm", "router")
     )
 
 
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without leading ones, which ggml does not count as dimensions."""
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
-
-
-def _compile(
-    overrides: Sequence[tuple[str, TensorType]],
-) -> list[tuple[re.Pattern[str], TensorType]]:
-    try:
-        return [(re.compile(pattern), tensor_type) for pattern, tensor_type in overrides]
-    except re.error as error:
-        raise RecipeError(
-            "a pattern of types is not a regular expression", found=f"{error.pattern!r} ({error})"
-        ) from None
+def _queries_per_key(tensors: Sequence[TensorSpec]) -> int:
+    """How many of the first layer's heads share a key, as ``n_gqa`` says."""
+    rows = {spec.name: spec.shape[-2] for spec in tensors if len(spec.shape) > 1}
+    queries, keys = (rows.get(f"blk.0.attn_{part}.weight", 1) for part in "qk")
+    return queries // keys
 
 
 # Where a row is not a whole number of blocks, llama.cpp takes a type of nearly the same bits with
@@ -211,64 +277,25 @@ def _fit(spec: TensorSpec, wanted: TensorType) -> Assignment:
     return Assignment(spec, smaller if smaller.fits(row) else F16, wanted)
 
 
-# --- llama.cpp's mixes: llama_tensor_get_type_impl in llama-quant.cpp, as far as Llama 4 meets it.
-
-
-def _same(tensor_type: TensorType) -> Mix:
-    """Every tensor in `tensor_type`, as for F16, BF16 and Q8_0 files."""
-    return lambda spec, model, counters: tensor_type
-
-
-def _is_output(spec: TensorSpec, model: _Model) -> bool:
-    """The output matrix, or the embedding that stands in for it."""
-    return spec.name == "output.weight" or (model.tied and spec.name == "token_embd.weight")
-
-
-def _output_type(spec: TensorSpec, base: TensorType) -> TensorType:
-    return Q6_K if base.fits(spec.shape[-1]) else Q8_0
-
-
-def _q4_0_mix(spec: TensorSpec, model: _Model, counters: _Counters) -> TensorType:
-    if _is_output(spec, model):
-        return _output_type(spec, Q4_0)
-    if model.n_expert == 8 and (".attn_v." in spec.name or ".attn_k." in spec.name):
-        return Q8_0
-    return Q4_0
-
-
-def _q4_k_m_mix(spec: TensorSpec, model: _Model, counters: _Counters) -> TensorType:
-    if _is_output(spec, model):
-        return _output_type(spec, Q4_K)
-    if ".attn_v." in spec.name:
-        index = counters.attention_values
-        counters.attention_values += 1
-        if model.n_expert == 8:
-            return Q8_0
-        return Q6_K if _more_bits(index, model.attention_values) else Q4_K
-    if ".attn_k." in spec.name:
-        return Q8_0 if model.n_expert == 8 else Q4_K
-    if ".attn_output." in spec.name:
-        return Q5_K if model.n_expert == 8 else Q4_K
-    if "ffn_down" in spec.name:
-        # A model of one expert is "not a mixture" there, and its tensors are counted instead.
-        index = _layer(spec.name) if model.n_expert > 1 else counters.ffn_down
-        counters.ffn_down += 1
-        return Q6_K if _more_bits(index, model.n_layer) else Q4_K
-    return Q4_K
-
-
-def _more_bits(index: int, count: int) -> bool:
-    """The first and last eighth, and every third in between (``use_more_bits``)."""
-    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
-
-
 def _experts_in(tensor_type: TensorType) -> Mix:
     """Ours: routed experts in `tensor_type`, what every token passes through in 8 bits."""
     return lambda spec, model, counters: tensor_type if role_of(spec.name) == "expert" else Q8_0
 
 
+def _as_llama_cpp(name: str, summary: str = "") -> Recipe:
+    file_type, base, mix = LLAMA_CPP[name]
+    bits = f"as llama-quantize's {name}: {base.bits_per_weight:.3g} bits for most"
+    return Recipe(name.lower(), summary or bits, file_type, mix)
+
+
 DEFAULT_RECIPE = "int4"
 KEEP = "keep"
+
+# Of llama.cpp's, more bits first.
+_BY_BITS = (
+    *("Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "Q4_0"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K"),
+)
 
 # The file types are llama.cpp's LLAMA_FTYPE_MOSTLY_*; 14 (Q4_K_S) says "mostly Q4_K".
 RECIPES: dict[str, Recipe] = {
@@ -281,16 +308,14 @@ RECIPES: dict[str, Recipe] = {
             _experts_in(Q4_K),
         ),
         Recipe("int8", "everything in 8 bits (Q8_0)", 7, _experts_in(Q8_0)),
-        Recipe("bf16", "as published, nothing lost", 32, _same(BF16)),
-        Recipe("f16", "half precision, as llama-quantize's F16", 1, _same(F16)),
-        Recipe("q8_0", "as llama-quantize's Q8_0", 7, _same(Q8_0)),
-        Recipe("q4_0", "as llama-quantize's Q4_0: fast to convert", 2, _q4_0_mix),
-        Recipe("q4_k_m", "as llama-quantize's Q4_K_M", 15, _q4_k_m_mix),
+        _as_llama_cpp("BF16", "as published, nothing lost"),
+        _as_llama_cpp("F16", "half precision, as llama-quantize's F16"),
+        *map(_as_llama_cpp, _BY_BITS),
         Recipe(
             KEEP,
             "the checkpoint's own numbers: the default for w4a16 and its like",
             32,
-            _same(BF16),
+            same(BF16),
         ),
     )
 }
@@ -302,18 +327,23 @@ _FILE_TYPES = {
     "Q4_0": 2,
     "Q4_1": 3,
     "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 11,
     "Q4_K": 14,
+    "Q5_K": 16,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ4_XS": 30,
     "BF16": 32,
     "MXFP4": 38,
 }
 
 
-def keeping(types: Mapping[str, TensorType], parameters: Mapping[str, int]) -> Recipe:
+def keeping(types: Mapping[str, TensorType]) -> Recipe:
     """``keep`` for a checkpoint whose tensors are kept in `types`, by GGUF name."""
-    sizes: Counter[str] = Counter()
-    for name, tensor_type in types.items():
-        sizes[tensor_type.name] += parameters[name]
-    most = sizes.most_common(1)[0][0]
-    kept = RECIPES[KEEP]
-    file_type = _FILE_TYPES.get(most, kept.file_type)
-    return replace(kept, file_type=file_type, mix=lambda spec, model, counters: types[spec.name])
+    return replace(
+        RECIPES[KEEP], file_type=None, mix=lambda spec, model, counters: types[spec.name]
+    )

@@ -78,7 +78,7 @@ Q8_0, Q5_1, Q5_0 = TYPES["Q8_0"], TYPES["Q5_1"], TYPES["Q5_0"]
 Q4_1, Q4_0, MXFP4 = TYPES["Q4_1"], TYPES["Q4_0"], TYPES["MXFP4"]
 Q6_K, Q5_K, Q4_K = TYPES["Q6_K"], TYPES["Q5_K"], TYPES["Q4_K"]
 Q3_K, Q2_K = TYPES["Q3_K"], TYPES["Q2_K"]
-IQ4_NL, IQ4_XS = TYPES["IQ4_NL"], TYPES["IQ4_XS"]
+IQ4_NL, IQ4_XS, IQ3_S = TYPES["IQ4_NL"], TYPES["IQ4_XS"], TYPES["IQ3_S"]
 
 
 def type_named(name: str) -> TensorType:

@@ -106,6 +106,14 @@ def calls(
                 {"text": "x", "pictures": np.zeros((3, 3, 3), dtype=np.uint8)},
             ),
             "inspect": Call(llama4_edge.inspect, {"path": tiny_path}),
+            "make_recipe": Call(
+                llama4_edge.make_recipe, {"name": "mine", "types": [], "default": "q8_0"}
+            ),
+            "read_recipe": Call(llama4_edge.read_recipe, {"path": out}),
+            "write_recipe": Call(
+                llama4_edge.write_recipe,
+                {"recipe": llama4_edge.make_recipe("mine", [], "q8_0"), "path": out},
+            ),
             "merge": Call(llama4_edge.merge, {"source": part, "output": out, "dry_run": True}),
             "plan": Call(llama4_edge.plan, {"model": tiny_path}),
             "pull": Call(llama4_edge.pull, {"repository": "org/name"}),

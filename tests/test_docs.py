@@ -324,13 +324,27 @@ def test_curl_gets_an_answer_as_the_pages_say(server: str) -> None:
 # --- settings of other programs
 
 
-SETTINGS = [block for page in PAGES for block in blocks(page) if block.language in ("yaml", "json")]
+RECIPES_PAGE = "docs/reference/recipes.md"
+SETTINGS = [
+    block
+    for page in PAGES
+    for block in blocks(page)
+    if block.language in ("yaml", "json") and block.page != RECIPES_PAGE
+]
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=lambda block: f"{block.page}: {block.language}")
 def test_settings_of_other_programs_lead_to_the_server(block: Block) -> None:
     settings = yaml.safe_load(block.text) if block.language == "yaml" else json.loads(block.text)
     assert f"http://{SERVER}/v1" in json.dumps(settings)
+
+
+def test_the_recipe_file_of_the_page_is_one(tmp_path: Path) -> None:
+    (block,) = (it for page in PAGES for it in blocks(page) if it.page == RECIPES_PAGE
+                if it.language == "json")  # fmt: skip
+    path = tmp_path / "recipe.json"
+    path.write_text(block.text)
+    assert planned("--recipe", str(path), "--gpu", "h200")["recipe"] == str(path)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")

@@ -137,7 +137,7 @@ def test_no_tokenizer_is_a_traceback(effort: settings, directory: Path) -> None:
             assert len(str(error)) < 2_000
             return
         writer = GGUFWriter()
-        write_metadata(writer, origin, config, vocabulary, recipe_named("bf16"))
+        write_metadata(writer, origin, config, vocabulary, recipe_named("bf16"), 32)
         opened = Vocabulary({key: value.value for key, value in writer.kv_data[0].items()})
         assert opened.decode(opened.encode("the <think>\n", special=True), special=True)
         accepted += 1
@@ -186,7 +186,7 @@ def test_no_model_card_is_a_traceback(effort: settings, directory: Path) -> None
             assert len(str(error)) < 2_000
             return
         writer = GGUFWriter()
-        write_metadata(writer, origin, config, None, recipe_named("bf16"))
+        write_metadata(writer, origin, config, None, recipe_named("bf16"), 32)
         for key, value in writer.kv_data[0].items():
             assert key.isascii() and writer._pack_val(value.value, value.type, add_vtype=True)
 

@@ -7,7 +7,8 @@ import pytest
 
 from llama4_edge.errors import RecipeError
 from llama4_edge.quant import RECIPES, TensorSpec, assign_types, recipe_named, type_named
-from llama4_edge.quant.recipes import keeping, llama_cpp_order
+from llama4_edge.quant.recipes import Assignment, file_type_of, keeping, llama_cpp_order
+from llama4_edge.quant.types import TYPES
 
 LAYER = {
     "attn_norm": (256,), "attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256),
@@ -127,20 +128,17 @@ def test_a_vector_stays_in_f32_however_many_ones_are_before_it() -> None:
 def test_file_types_are_llama_cpps() -> None:
     import llama_cpp
 
-    assert {name: recipe.file_type for name, recipe in RECIPES.items()} == {
-        "int4": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S,
-        "int8": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-        "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
-        "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
-        "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-        "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-        "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-        "keep": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
-    }
-    for name in ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "BF16"):
-        kept = keeping({"output.weight": type_named(name)}, {"output.weight": 32})
-        mostly = f"LLAMA_FTYPE_MOSTLY_{name}" if name != "F32" else "LLAMA_FTYPE_ALL_F32"
-        assert kept.file_type == getattr(llama_cpp, mostly)
+    ours = {"int4": "Q4_K_S", "int8": "Q8_0", "keep": "BF16"}
+    for name, recipe in RECIPES.items():
+        number = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ours.get(name, name.upper())}")
+        assert recipe.file_type == number
+    mostly = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_S", "Q4_K": "MOSTLY_Q4_K_S"}
+    mostly |= {"Q5_K": "MOSTLY_Q5_K_S", "MXFP4": "MOSTLY_MXFP4_MOE"}
+    for name, tensor_type in TYPES.items():
+        kept = keeping({"output.weight": tensor_type})
+        assigned = [Assignment(TensorSpec("output.weight", (2, 256)), tensor_type)]
+        number = getattr(llama_cpp, f"LLAMA_FTYPE_{mostly.get(name, f'MOSTLY_{name}')}")
+        assert file_type_of(kept, assigned) == number
 
 
 @pytest.mark.parametrize("name", ["imt4", 4])
