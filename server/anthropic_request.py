@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from .errors import ApiError
+from .hosted_tools import tell_left_out
 from .schema import anthropic as wire
 from .schema.openai import wanted_adapters
 
@@ -82,8 +83,8 @@ def _options(request: wire.CountRequest) -> dict[str, Any]:
     """The keywords of ``Model.chat`` that a request asks for."""
     options: dict[str, Any] = {}
     choice = request.tool_choice
-    if request.tools:
-        options["tools"] = [_tool(tool) for tool in request.tools]
+    if tools := _own_tools(request):
+        options["tools"] = [_tool(tool) for tool in tools]
         options["tool_choice"] = _tool_choice(choice)
         if choice is not None and not isinstance(choice, wire.NoChoice):
             options["parallel_tool_calls"] = not choice.disable_parallel_tool_use
@@ -101,6 +102,26 @@ def _options(request: wire.CountRequest) -> dict[str, Any]:
                 options[name] = value
         options |= wanted_adapters(request.lora)
     return options
+
+
+def _own_tools(request: wire.CountRequest) -> list[wire.Tool]:
+    """The tools that the client runs.
+
+    Raises:
+        ApiError: there are tools, and Anthropic runs all of them.
+    """
+    tools = request.tools or []
+    hosted = [tool.type for tool in tools if isinstance(tool, wire.HostedTool)]
+    own = [tool for tool in tools if isinstance(tool, wire.Tool)]
+    if hosted and not own:
+        raise ApiError(
+            400,
+            f"this server has no {hosted[0]} tool, expected tools with a name and an input_schema",
+            "tools",
+        )
+    for kind in hosted:
+        tell_left_out(kind)
+    return own
 
 
 def _tool(tool: wire.Tool) -> dict[str, Any]:

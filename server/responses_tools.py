@@ -8,17 +8,14 @@ OpenAI runs is left out beside them, which is told once, and refused where it is
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from ..chat.tool_calls import ToolCall
 from .errors import ApiError
+from .hosted_tools import tell_left_out
 from .schema import responses as wire
-
-logger = logging.getLogger(__name__)
 
 _INPUT = "input"  # the argument that the text of a custom tool is
 _INPUT_SCHEMA = {
@@ -102,7 +99,7 @@ def callable_tools(tools: Iterable[wire.Tool]) -> tuple[CallableTool, ...]:
             "invalid_value",
         )
     for kind in hosted:
-        _tell_left_out(kind)
+        tell_left_out(kind)
     return own
 
 
@@ -137,9 +134,3 @@ def _custom_description(tool: wire.CustomTool) -> str:
         texts.append(f"{_INPUT} follows this {tool.format.syntax} grammar:")
         texts.append(tool.format.definition)
     return "\n".join(texts)
-
-
-@cache
-def _tell_left_out(kind: str) -> None:
-    """Say once that a tool is not shown to the model."""
-    logger.warning("requests have the tool %s, which runs at OpenAI: it is left out", kind)

@@ -2,18 +2,28 @@
 
 Promises that a name which does not stand here is ignored, as ``cache_control``, ``metadata``,
 ``service_tier`` and ``context_management`` are: coding agents send many. What would change the
-answer and cannot be done is refused by name: tools that run on Anthropic's servers, MCP servers,
-containers, PDF files, and files in Anthropic's storage. Knows nothing of models.
+answer and cannot be done is refused by name: tools of Anthropic's own, MCP servers, containers, PDF
+files, and files in Anthropic's storage. Knows nothing of models.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from ..body import Schema
 from .openai import MOST_STOPS, LoraField
+
+_HOSTED = r"^(web_search|web_fetch|code_execution|tool_search_tool_[a-z0-9]+)_\d{8}$"
 
 
 class Wire(Schema):
@@ -174,6 +184,18 @@ class Tool(Wire):
         return tool
 
 
+class HostedTool(Wire):
+    """A tool that Anthropic runs. It is left out where the client has tools of its own."""
+
+    type: Annotated[str, Field(pattern=_HOSTED)]
+    name: str
+
+
+def _kind_of(tool: object) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "hosted" if isinstance(kind, str) and re.match(_HOSTED, kind) else "own"
+
+
 class AutoChoice(Wire):
     """The model decides whether it calls a tool."""
 
@@ -226,7 +248,15 @@ class CountRequest(Wire):
     system: Annotated[
         list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])
     ] = Field(default_factory=list)
-    tools: list[Tool] | None = None
+    tools: (
+        list[
+            Annotated[
+                Annotated[Tool, Tag("own")] | Annotated[HostedTool, Tag("hosted")],
+                Discriminator(_kind_of),
+            ]
+        ]
+        | None
+    ) = None
     tool_choice: Annotated[Choice, Field(discriminator="type")] | None = None
     output_config: OutputConfig | None = None
     thinking: Any = Field(None, description="Ignored: the model does not think apart.")

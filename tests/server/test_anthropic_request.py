@@ -10,6 +10,7 @@ import pytest
 from llama4_edge.server.anthropic_request import Asked, asked
 from llama4_edge.server.body import parsed
 from llama4_edge.server.errors import ApiError
+from llama4_edge.server.hosted_tools import tell_left_out
 from llama4_edge.server.schema.anthropic import MessagesRequest
 
 PNG = "iVBORw0KGgo="
@@ -200,6 +201,20 @@ def test_tools_and_choices_become_openais(choice: Any, expected: dict[str, Any])
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["web_search_20250305", "web_fetch_20250910", "code_execution_20250825",
+     "tool_search_tool_bm25_20251119"],
+)  # fmt: skip
+def test_what_anthropic_runs_is_left_out_beside_other_tools(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_left_out.cache_clear()
+    options = ask(user("?"), tools=[{"type": kind, "name": "x", "max_uses": 5}, TOOL]).options
+    assert [tool["function"]["name"] for tool in options["tools"]] == [TOOL["name"]]
+    assert [kind in one.getMessage() for one in caplog.records] == [True]
+
+
 def test_settings_become_keywords() -> None:
     schema = {"type": "object"}
     options = ask(
@@ -262,10 +277,15 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
         ),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
-            "tools[0]",
-            "the tool web_search_20250305 is Anthropic's own",
+            "tools",
+            "this server has no web_search_20250305 tool",
         ),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema", "missing"),
+        (
+            {"tools": [TOOL, {"type": "bash_20250124", "name": "bash"}]},
+            "tools[1]",
+            "the tool bash_20250124 is Anthropic's own",
+        ),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "there are no tools"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type", "some"),
         ({"mcp_servers": [{}]}, "mcp_servers", "at most 0"),

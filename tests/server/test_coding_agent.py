@@ -1,4 +1,4 @@
-"""What a coding agent sends: a long system prompt, many tools, and fields that none else sends."""
+"""What coding agents send: long system prompts, many tools, and fields that none else sends."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ TOOLS = [
     }
     for name in ("Read", "Write", "Edit", "Glob", "Grep", "mcp__files__list")
 ]
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQ"
+    "DwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
 PROMPT = "You are an agent that changes programs. Read a file before you change it. " * 12
 
 
@@ -88,7 +92,8 @@ def sent(client: httpx.Client, turns: list[dict[str, Any]], cch: str) -> tuple[s
 def test_an_agents_requests_are_answered_and_read_once(demo: httpx.Client) -> None:
     reminder = {"type": "text", "text": "<system-reminder>\nToday is Monday.\n</system-reminder>"}
     question = {"type": "text", "text": "List the files.", "cache_control": {"type": "ephemeral"}}
-    turns: list[dict[str, Any]] = [{"role": "user", "content": [reminder, question]}]
+    agents = {"role": "system", "content": "Available agent types for the Agent tool: none"}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [reminder, question]}, agents]
     said, first = sent(demo, turns, "36ee5")
     n_first = first["input_tokens"] + first["cache_read_input_tokens"]
     assert n_first > 250
@@ -125,3 +130,126 @@ def test_a_search_on_the_web_is_refused_by_its_name(demo: httpx.Client) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert "web_search_20250305" in answer.json()["error"]["message"]
+
+
+CODEX_TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "name": "exec_command",
+        "description": "Runs a command.",
+        "strict": False,
+        "parameters": {
+            "type": "object",
+            "properties": {"cmd": {"type": "string"}, "yield_time_ms": {"type": "number"}},
+            "required": ["cmd"],
+            "additionalProperties": False,
+        },
+    },
+    {
+        "type": "custom",
+        "name": "apply_patch",
+        "description": "Changes files.",
+        "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "***" /.+/'},
+    },
+    {
+        "type": "namespace",
+        "name": "multi_agent_v1",
+        "description": "Tools for agents.",
+        "tools": [
+            {
+                "type": "function",
+                "name": "close_agent",
+                "strict": False,
+                "parameters": {
+                    "type": "object",
+                    "properties": {"target": {"enum": ["a", "b"]}},
+                    "required": ["target"],
+                    "additionalProperties": False,
+                },
+            }
+        ],
+    },
+    {"type": "web_search", "external_web_access": False},
+]
+
+
+def codex_body(items: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """A request as Codex makes it."""
+    return {
+        "model": "any",
+        "input": items,
+        "tools": CODEX_TOOLS,
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "reasoning": {"summary": "auto"},
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "01a2183d",
+        "client_metadata": {"x-codex-turn-metadata": "{}"},
+        "temperature": 0,
+        "max_output_tokens": 64,
+        **fields,
+    }
+
+
+def codex_message(role: str, text: str) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": text}]
+    return {"type": "message", "id": f"msg_{role}", "role": role, "content": content}
+
+
+def codex_sent(
+    client: httpx.Client, items: list[dict[str, Any]], **fields: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The items of a streamed response, and its usage."""
+    answer = client.post(
+        "/v1/responses",
+        json=codex_body(items, **fields),
+        headers={"originator": "codex_exec", "x-codex-beta-features": "remote_compaction_v2"},
+    )
+    assert answer.status_code == 200, answer.text
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in answer.text.splitlines()
+        if line.startswith("data: ")
+    ]
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+    response = events[-1]["response"]
+    return response["output"], response["usage"]
+
+
+def test_codex_goes_on_after_calls_of_all_its_tools(demo: httpx.Client) -> None:
+    items = [
+        codex_message("developer", PROMPT),
+        codex_message("user", "<environment_context></environment_context>"),
+        codex_message("user", "List the files."),
+    ]
+    said, first = codex_sent(demo, items)
+    picture = f"data:image/png;base64,{PNG}"
+    items += [
+        *said,
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {}},
+        {"type": "function_call", "call_id": "c1", "name": "exec_command",
+         "arguments": '{"cmd": "ls"}'},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "apply_patch", "input": "*** x"},
+        {"type": "function_call", "call_id": "c3", "namespace": "multi_agent_v1",
+         "name": "close_agent", "arguments": '{"target": "a"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "\u001b[31mred<|eot|>"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "unsupported call"},
+        {"type": "function_call_output", "call_id": "c3",
+         "output": [{"type": "input_image", "image_url": picture}]},
+    ]  # fmt: skip
+    _, second = codex_sent(demo, items)
+    cached = second["input_tokens_details"]["cached_tokens"]
+    assert cached >= first["input_tokens"] - 5
+
+
+def test_codex_is_told_which_tool_of_which_namespace_is_called(demo: httpx.Client) -> None:
+    chosen = {"type": "function", "name": "close_agent"}
+    items = [codex_message("user", "Close agent a.")]
+    (call,), _ = codex_sent(demo, items, tool_choice=chosen, parallel_tool_calls=False)
+    assert (call["type"], call["namespace"], call["name"]) == (
+        "function_call", "multi_agent_v1", "close_agent",
+    )  # fmt: skip
+    assert json.loads(call["arguments"])["target"] in ("a", "b")

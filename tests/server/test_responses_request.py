@@ -9,9 +9,9 @@ import pytest
 
 from llama4_edge.server.body import parsed
 from llama4_edge.server.errors import ApiError
+from llama4_edge.server.hosted_tools import tell_left_out
 from llama4_edge.server.responses_request import Asked, asked
 from llama4_edge.server.responses_store import StoredItem
-from llama4_edge.server.responses_tools import _tell_left_out
 from llama4_edge.server.schema.responses import ResponsesRequest
 
 DATA = "data:image/png;base64,iVBORw0KGgo="
@@ -201,12 +201,12 @@ def test_calls_of_all_kinds_are_shown_under_the_names_of_their_tools() -> None:
 def test_what_openai_runs_is_left_out_beside_other_tools_and_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _tell_left_out.cache_clear()
+    tell_left_out.cache_clear()
     for _ in range(3):
         given = ask("?", tools=[FUNCTION, SEARCH])
         assert [tool["function"]["name"] for tool in given.options["tools"]] == ["f"]
     assert [one.getMessage() for one in caplog.records] == [
-        "requests have the tool web_search, which runs at OpenAI: it is left out"
+        "requests have the tool web_search, which does not run here: it is left out"
     ]
 
 
