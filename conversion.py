@@ -94,8 +94,8 @@ def convert(
         text: whether the text model is written. Without it, `output` is the projector.
         vision: whether the projector is written, where the checkpoint has a vision tower: beside
             ``NAME-<recipe>.gguf`` it is called ``mmproj-NAME-<vision_type>.gguf``.
-        vision_type: what the projector's matrices are stored as: ``f16``, ``bf16``, ``q8_0`` or
-            ``f32``; None is ``f16``.
+        vision_type: what the projector's matrices are stored as: ``f16``, ``bf16``, ``q8_0``,
+            ``q4_0`` or ``f32``; None is ``f16``.
         revision: of the repository: a branch, a tag or a commit; by default its main branch.
         keep_source: leave the fetched shards in huggingface_hub's cache.
         requantize: encode tensors of a GGUF that were rounded to fewer bits than Q8_0's already.

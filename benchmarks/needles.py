@@ -17,8 +17,8 @@ import time
 from itertools import product
 from pathlib import Path
 
-from benchmarks.kv_types import rotation
 from benchmarks.peer import OUT
+from benchmarks.settings import rotation
 from demo.training import MODEL
 from demo.training.evaluate import DEPTHS, GREEDY
 from demo.training.lessons.conversation import Turn

@@ -49,7 +49,7 @@ class ConvertOptions:
     )
     vision_type: str | None = option(
         "--vision-type", kind=str, metavar="TYPE",
-        help="What the projector's matrices are stored as: f16, bf16, q8_0 or f32.",
+        help="What the projector's matrices are stored as: f16, bf16, q8_0, q4_0 or f32.",
     )  # fmt: skip
     requantize: bool = flag(
         "--requantize",

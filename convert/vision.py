@@ -26,7 +26,7 @@ from .vision_config import VisionConfig
 
 Shape = tuple[int, ...]
 
-VISION_TYPES = {name: TYPES[name.upper()] for name in ("f16", "bf16", "q8_0", "f32")}
+VISION_TYPES = {name: TYPES[name.upper()] for name in ("f16", "bf16", "q8_0", "q4_0", "f32")}
 """What the matrices of a projector file may be stored as."""
 DEFAULT_VISION_TYPE = "f16"
 """bf16 would round what is multiplied too: ggml multiplies two tensors of one type."""

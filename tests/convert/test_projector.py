@@ -116,7 +116,7 @@ def test_every_number_is_that_of_the_checkpoint(
         assert tuple(int(size) for size in tensor.shape[::-1]) == bits.shape
         assert tensor.data.tobytes() == encoded(bits, tensor.tensor_type.name), ours
     types = {name: tensor.tensor_type.name for name, tensor in made.items()}
-    fits = geometry is SMALL_WITH_TOWER or vision_type != "q8_0"
+    fits = geometry is SMALL_WITH_TOWER or vision_type not in ("q8_0", "q4_0")
     wanted = vision_type.upper() if fits else "F16"
     assert {types[name] for name in ("v.blk.0.attn_q.weight", "mm.model.fc.weight")} == {wanted}
     # Rows of 80 and of 112: 5 matrices of a layer, and two of the adapter.
@@ -366,8 +366,8 @@ def test_settings_that_exclude_each_other_are_refused(
     for settings, said in refused:
         with pytest.raises(SettingError, match=said):
             convert(checkpoint_with_tower, tmp_path / "o.gguf", **settings)
-    for name in ("q4_0", "", 3):
-        with pytest.raises(RecipeError, match=r"unknown vision_type.*f16, bf16, q8_0, f32"):
+    for name in ("q4_k", "", 3):
+        with pytest.raises(RecipeError, match=r"unknown vision_type.*f16, bf16, q8_0, q4_0, f32"):
             convert(checkpoint_with_tower, tmp_path / "o.gguf", vision_type=name)  # type: ignore[arg-type]
 
 
