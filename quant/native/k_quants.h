@@ -96,14 +96,14 @@ TARGET bool q3_k(const Block &block, uint8_t (*bytes)[ROWS]) {
     vf sizes[16];
     Loudest loudest = {};
     vi overflow = {};
-    for (int g = 0; g < 16; g += 2) {
-        vf x[2][16];
-        for (int i = 0; i < 32; i++) x[i / 16][i % 16] = number(block, 16 * g + i);
-        Pair pair = pair_search(x);
-        overflow |= pair.overflow;
-        for (int k = 0; k < 2; k++) louder(loudest, sizes[g + k] = pair.scale[k]);
-        for (int i = 0; i < 32; i++)
-            put(__builtin_convertvector(pair.code[i / 16][i % 16], vi) + 4, bytes[18 + 16 * g + i]);
+    for (int g = 0; g < 16; g++) {
+        vf x[16];
+        for (int i = 0; i < 16; i++) x[i] = number(block, 16 * g + i);
+        Improved group = improved_search<4>(x);
+        sizes[g] = group.scale;
+        louder(loudest, group.scale);
+        overflow |= group.overflow;
+        for (int i = 0; i < 16; i++) put(group.code[i], bytes[18 + 16 * g + i]);
     }
     vi zero = loudest.size == 0.0f;
     vf inverse = -32.0f / loudest.value;

@@ -30,9 +30,21 @@ ALWAYS_INLINE TARGET void store(vf x, float *to) { memcpy(to, &x, sizeof x); }
 
 ALWAYS_INLINE TARGET vf number(const Block &block, int i) { return load(block.numbers + i * ROWS); }
 
+// The lowest byte of each lane.
 ALWAYS_INLINE TARGET void put(vi x, uint8_t *bytes) {
+#if LANES == 8
+    const __m256i pick = _mm256_set1_epi32(0x0c080400);
+    __m256i picked = _mm256_shuffle_epi8((__m256i)x, pick);
+    _mm_storel_epi64((__m128i *)bytes, _mm_unpacklo_epi32(_mm256_castsi256_si128(picked),
+                                                          _mm256_extracti128_si256(picked, 1)));
+#elif LANES == 4 && defined(__SSE2__)
+    __m128i words = _mm_packs_epi32((__m128i)(x & 0xff), (__m128i)(x & 0xff));
+    int32_t packed = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    memcpy(bytes, &packed, sizeof packed);
+#else
     vc c = __builtin_convertvector(x, vc);
     memcpy(bytes, &c, sizeof c);
+#endif
 }
 
 ALWAYS_INLINE TARGET vi get(const uint8_t *bytes) {
@@ -43,10 +55,19 @@ ALWAYS_INLINE TARGET vi get(const uint8_t *bytes) {
 
 ALWAYS_INLINE TARGET vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
+// Whether a lane of a comparison holds.
 ALWAYS_INLINE TARGET bool any(vi mask) {
+#if LANES == 16
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif LANES == 8
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
     int32_t found = 0;
     for (int lane = 0; lane < LANES; lane++) found |= mask[lane];
     return found != 0;
+#endif
 }
 
 // To the nearest whole number, ties to even: the last bits of the sum are the result. What is too large
@@ -68,6 +89,8 @@ ALWAYS_INLINE TARGET vf within(vf x, float least, float most) {
     return _mm512_min_ps(_mm512_max_ps(x, low), high);
 #elif LANES == 8
     return _mm256_min_ps(_mm256_max_ps(x, low), high);
+#elif defined(__SSE2__)
+    return _mm_min_ps(_mm_max_ps(x, low), high);
 #else
     x = x > low ? x : low;
     return x < high ? x : high;
@@ -79,6 +102,8 @@ ALWAYS_INLINE TARGET vf root(vf x) {
     return _mm512_sqrt_ps(x);
 #elif LANES == 8
     return _mm256_sqrt_ps(x);
+#elif defined(__SSE2__)
+    return _mm_sqrt_ps(x);
 #else
     for (int lane = 0; lane < LANES; lane++) x[lane] = __builtin_sqrtf(x[lane]);
     return x;

@@ -57,61 +57,53 @@ ALWAYS_INLINE TARGET vi scale_code(const Scale &group, vf x, int middle) {
     return group.silent ? vi{} : found;
 }
 
-// Two groups at a time: each step of the search waits for the one before it.
-struct Pair {
-    vf scale[2];
-    vf code[2][16]; // from -4 to 3, or -4 where all numbers are 0
+// The same, with codes that are improved one by one.
+struct Improved {
+    vf scale;
+    vi code[16]; // from 0 on; 0 where all numbers are 0
     vi overflow;
 };
 
-// One number's code to what fits the others best: its share is taken out of both sums, and comes back in.
-ALWAYS_INLINE TARGET vi improve(vf x, vf weight, vf &code, vf &sum_xl, vf &sum_ll) {
-    vf weighed = weight * x;
-    vf xl = sum_xl - weighed * code, ll = sum_ll - weight * code * code;
-    vf next = to_float(clamp(nearest(x * ll / xl), -4, 3));
-    vi better = (xl > 0.0f) & (next != code);
-    xl += weighed * next;
-    ll += weight * next * next;
-    better &= (ll > 0.0f) & (xl * xl * sum_ll > sum_xl * sum_xl * ll);
-    code = better ? next : code;
-    sum_xl = better ? xl : sum_xl;
-    sum_ll = better ? ll : sum_ll;
-    return better;
-}
-
-// Scales with codes that are improved one by one, five times at most: make_q3_quants.
-ALWAYS_INLINE TARGET Pair pair_search(const vf (*x)[16]) {
-    Pair pair = {};
-    vf weight[2][16], sum_xl[2] = {}, sum_ll[2] = {};
-    vi silent[2];
-    for (int g = 0; g < 2; g++) {
-        Loudest loudest = {};
-        for (int i = 0; i < 16; i++) louder(loudest, x[g][i]);
-        silent[g] = loudest.size < 1e-15f;
-        pair.overflow |= unbounded(loudest.size * loudest.size);
-        vf factor = -4.0f / loudest.value;
-        for (int i = 0; i < 16; i++) {
-            vf l = within(round(factor * x[g][i]), -4, 3);
-            weight[g][i] = x[g][i] * x[g][i];
-            sum_xl[g] += weight[g][i] * x[g][i] * l;
-            sum_ll[g] += weight[g][i] * l * l;
-            pair.code[g][i] = l;
-        }
+// Five times at most, each number's share is taken out of both sums and comes back in with the code that fits the
+// others best: make_q3_quants. Few codes change, so that most of a step can be left out, and the next one need not
+// wait for it.
+template <int middle>
+ALWAYS_INLINE TARGET Improved improved_search(const vf *x) {
+    Improved found;
+    Loudest loudest = {};
+    for (int i = 0; i < 16; i++) louder(loudest, x[i]);
+    const vi silent = loudest.size < 1e-15f;
+    vf factor = (float)-middle / loudest.value, share_xl[16], share_ll[16], sum_xl = {}, sum_ll = {};
+    for (int i = 0; i < 16; i++) {
+        vf weight = x[i] * x[i], l = within(round(factor * x[i]), -middle, middle - 1);
+        sum_xl += share_xl[i] = weight * x[i] * l;
+        sum_ll += share_ll[i] = weight * l * l;
+        found.code[i] = __builtin_convertvector(l, vi);
     }
     for (int attempt = 0; attempt < 5; attempt++) {
         vi changed = {};
-        for (int i = 0; i < 16; i++)
-            for (int g = 0; g < 2; g++)
-                changed |= improve(x[g][i], weight[g][i], pair.code[g][i], sum_xl[g], sum_ll[g]) & ~silent[g];
+        for (int i = 0; i < 16; i++) {
+            vf xl = sum_xl - share_xl[i], ll = sum_ll - share_ll[i];
+            vi next = clamp(nearest(x[i] * ll / xl), -middle, middle - 1);
+            vi better = ~silent & (xl > 0.0f) & (next != found.code[i]);
+            if (!any(better)) continue;
+            vf weight = x[i] * x[i], l = to_float(next), next_xl = weight * x[i] * l, next_ll = weight * l * l;
+            xl += next_xl;
+            ll += next_ll;
+            better &= (ll > 0.0f) & (xl * xl * sum_ll > sum_xl * sum_xl * ll);
+            found.code[i] = better ? next : found.code[i];
+            share_xl[i] = better ? next_xl : share_xl[i];
+            share_ll[i] = better ? next_ll : share_ll[i];
+            sum_xl = better ? xl : sum_xl;
+            sum_ll = better ? ll : sum_ll;
+            changed |= better;
+        }
         if (!any(changed)) break;
     }
-    for (int g = 0; g < 2; g++) {
-        vi none = silent[g] | ~(sum_ll[g] > 0.0f);
-        pair.scale[g] = none ? vf{} : sum_xl[g] / sum_ll[g];
-        pair.overflow |= unbounded(pair.scale[g]);
-        for (int i = 0; i < 16; i++) pair.code[g][i] = silent[g] ? vf{} - 4.0f : pair.code[g][i];
-    }
-    return pair;
+    found.scale = silent | ~(sum_ll > 0.0f) ? vf{} : sum_xl / sum_ll;
+    for (int i = 0; i < 16; i++) found.code[i] = silent ? vi{} : found.code[i] + middle;
+    found.overflow = unbounded(loudest.size * loudest.size) | unbounded(found.scale);
+    return found;
 }
 
 // Codes from 0 to top, each x = scale * code + low.
