@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         diff,
     )
     from .conversion import convert_lora
-    from .convert.report import Fallback, Report
+    from .convert.report import Fallback, MatrixUse, Report
     from .errors import (
         AllocationError,
         BusyError,
@@ -128,6 +128,7 @@ _MODULES = {
     "ImageTiles": "vision.images",
     "Inspection": "inspection",
     "Llama4EdgeError": "errors",
+    "MatrixUse": "convert.report",
     "Message": "chat.conversation",
     "MetadataDifference": "comparison",
     "MetadataValue": "comparison",
@@ -225,6 +226,7 @@ __all__ = [
     "ImageTiles",
     "Inspection",
     "Llama4EdgeError",
+    "MatrixUse",
     "Message",
     "MetadataDifference",
     "MetadataValue",

@@ -29,6 +29,7 @@ from .ranges import (
     check_callback,
     check_flag,
     check_text,
+    check_whole,
     is_number,
     outside,
 )
@@ -50,6 +51,7 @@ def convert(
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     types: Sequence[tuple[str, str]] = (),
+    imatrix: str | os.PathLike[str] | None = None,
     merge_lora: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]] = (),
     split_size: int | None = None,
     text: bool = True,
@@ -85,6 +87,9 @@ def convert(
         recipe: one of `llama4_edge.RECIPES`, or a recipe file, which `read_recipe` reads; None is
             ``keep`` for integers of 4 and 8 bits, and ``int4`` for everything else.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
+        imatrix: activation statistics, as ``llama4 calibrate`` and llama-imatrix write them: errors
+            in columns that matter count for more. The bytes are llama-quantize's with the same
+            file. The projector is not affected.
         merge_lora: LoRA adapters, as `convert_lora` takes them, that are merged into the model,
             each a path or a pair of a path and a scale: their products are added to the weights in
             float32, in this order, before anything is encoded. What one has for the vision tower
@@ -110,7 +115,8 @@ def convert(
 
     Raises:
         CheckpointError: the checkpoint is not whole.
-        ModelFileError: the GGUF is not whole, or not a Llama 4's.
+        ModelFileError: the GGUF is not whole, or not a Llama 4's; `imatrix` cannot be read, or is
+            of another model.
         HubError: the repository cannot be had.
         UnsupportedError: it is whole, and llama.cpp could not run it.
         DamagedTensorError: a weight is infinite or NaN, or the checkpoint changes meanwhile.
@@ -136,57 +142,42 @@ def convert(
     source = as_path("source", source)
     target = None if output is None else as_path("output", output)
     merged = [_scaled(it) for it in as_tuple("merge_lora", merge_lora, "paths, or (path, scale)")]
-    overrides = as_tuple("types", types, "(regex, type) pairs")
-    if is_gguf(source):
-        if merged:
-            raise SettingError(
-                "merge_lora needs a checkpoint",
-                found=f"{os.fspath(source)}, a GGUF",
-                hint="Convert the checkpoint, or load the adapter beside the GGUF.",
-            )
+    check_whole("threads", threads, 1, or_none=True)
+    from_gguf = is_gguf(source)
+    _check_source(source, from_gguf=from_gguf, requantize=requantize, merges=bool(merged))
+    from .convert.converter import run
+    from .convert.request import request_of
+
+    request = request_of(
+        text=text, vision=vision, recipe=recipe, types=types, imatrix=imatrix,
+        split_size=split_size, vision_type=vision_type,
+    )  # fmt: skip
+    if from_gguf:
         return convert_gguf(
-            Path(source),
-            target,
-            recipe=recipe,
-            types=overrides,
-            split_size=split_size,
-            text=text,
-            vision=vision,
-            vision_type=vision_type,
-            revision=revision,
-            requantize=requantize,
-            force=force,
-            dry_run=dry_run,
-            threads=threads,
-            progress=progress,
-            planned_file=_planned_file,
+            Path(source), target, request, revision=revision, requantize=requantize, force=force,
+            dry_run=dry_run, threads=threads, progress=progress, planned_file=_planned_file,
+        )  # fmt: skip
+    return run(
+        source, target, request, revision=revision, keep_source=keep_source, force=force,
+        dry_run=dry_run, threads=threads, progress=progress, check_headers=_check_headers,
+        merge_lora=merged,
+    )  # fmt: skip
+
+
+def _check_source(source: str, *, from_gguf: bool, requantize: bool, merges: bool) -> None:
+    """Raise where a setting is of the other kind of source."""
+    if from_gguf and merges:
+        raise SettingError(
+            "merge_lora needs a checkpoint",
+            found=f"{source}, a GGUF",
+            hint="Convert the checkpoint, or load the adapter beside the GGUF.",
         )
-    if requantize:
+    if requantize and not from_gguf:
         raise SettingError(
             "requantize is of no effect",
-            found=f"{os.fspath(source)}, which is not a GGUF",
+            found=f"{source}, which is not a GGUF",
             hint="Leave it out: a checkpoint is converted whatever its weights are stored as.",
         )
-    from .convert.converter import run
-
-    return run(
-        source,
-        target,
-        recipe=recipe,
-        types=overrides,
-        split_size=split_size,
-        text=text,
-        vision=vision,
-        vision_type=vision_type,
-        revision=revision,
-        keep_source=keep_source,
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
-        progress=progress,
-        check_headers=_check_headers,
-        merge_lora=merged,
-    )
 
 
 def _scaled(value: object) -> tuple[str, float]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .convert.job import Job
     from .convert.output import Part
     from .convert.report import Report
+    from .convert.request import Request
     from .progress import Progress
-    from .quant import Recipe
     from .runtime.files.gguf_file import GGUFFile
 
 
@@ -44,13 +44,8 @@ def is_gguf(source: str | os.PathLike[str]) -> bool:
 def convert_gguf(
     source: Path,
     output: str | os.PathLike[str] | None,
+    request: Request,
     *,
-    recipe: str | os.PathLike[str] | Recipe | None,
-    types: Sequence[tuple[str, str]],
-    split_size: int | None,
-    text: bool,
-    vision: bool,
-    vision_type: str | None,
     revision: str | None,
     requantize: bool,
     force: bool,
@@ -65,20 +60,18 @@ def convert_gguf(
         planned_file: writes the headers of planned parts into temporary files, and is the first of
             them while its block runs.
     """
-    from .convert.converter import execute, request_of
+    from .convert.converter import execute
     from .convert.from_gguf import plan_model, plan_projector
     from .runtime.files.gguf_file import read_gguf
     from .runtime.files.projector_file import is_projector, misnamed_tensors
 
     started = time.monotonic()
-    check_whole("split_size", split_size, 1, or_none=True)
-    check_whole("threads", threads, 1, or_none=True)
-    request = request_of(text, vision, recipe, types, split_size, vision_type)
     gguf = read_gguf(source)
-    for_text = {"recipe": recipe, "types": types, "split_size": split_size}
+    given = {**request.given, "revision": revision}
+    vision_type = given.pop("vision_type", None)
     if is_projector(gguf):
-        _check_unused(source, "a projector", {**for_text, "revision": revision})
-        if not vision:
+        _check_unused(source, "a projector", given)
+        if not request.vision:
             raise _other_kind(source, "a projector", "a text model", "vision=False")
         if misnamed_tensors(gguf) and vision_type is None:
             return _mended(source, output, force=force, dry_run=dry_run)
@@ -86,7 +79,7 @@ def convert_gguf(
     else:
         unused = {"vision_type": vision_type, "revision": revision}
         _check_unused(source, "a text model", unused)
-        if not text:
+        if not request.text:
             raise _other_kind(source, "a text model", "a projector", "text=False")
         model, n_layer, n_expert = _model_source(gguf)
         job = plan_model(
@@ -101,7 +94,7 @@ def convert_gguf(
 
 def _check_unused(source: Path, kind: str, settings: Mapping[str, object]) -> None:
     """Raise where a setting was given that says nothing about a file of this kind."""
-    unused = [name for name, value in settings.items() if value is not None and value != ()]
+    unused = [name for name, value in settings.items() if value is not None]
     if unused:
         raise SettingError(
             f"{unused[0]} is of no effect",

@@ -26,6 +26,10 @@ class ConvertOptions:
     )  # fmt: skip
     recipe: str | None = recipe_option("Which type each tensor gets; see below.")
     types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
+    imatrix: str | None = option(
+        "--imatrix", kind=values.FilePath(path_type=str), metavar="FILE",
+        help="Weigh errors with activation statistics, as `llama4 calibrate` writes them.",
+    )  # fmt: skip
     merge_lora: tuple[tuple[str, float], ...] = option(
         "--merge-lora", kind=values.scaled_file, metavar="ADAPTER[=SCALE]", multiple=True,
         help="Merge a LoRA adapter, as convert-lora takes it, before encoding; may be given again.",
@@ -95,6 +99,7 @@ def convert(options: ConvertOptions) -> None:
     llama4 convert Llama-4-Scout-17B-16E-Instruct
     llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct --recipe int8 -o scout-int8.gguf
     llama4 convert SOURCE --type 'ffn_down_exps=q6_k' --dry-run
+    llama4 convert SOURCE --recipe iq4_xs --imatrix imatrix.gguf
     llama4 convert SOURCE --vision-only --vision-type q8_0
     llama4 convert scout-bf16-00001-of-00005.gguf --recipe int4
     """

@@ -70,6 +70,7 @@ _FLAG_OF_ASSIGNED = {
     "drafts": "--drafts",
     "force": "--force",
     "gpus": "--gpu",
+    "imatrix": "--imatrix",
     "layers": "--layers",
     "mirostat": "--mirostat",
     "outtype": "--outtype",

@@ -12,24 +12,20 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import CheckpointError, DamagedTensorError, SettingError, did_you_mean
+from ..errors import CheckpointError, DamagedTensorError, did_you_mean
 from ..hub.names import parse_hub_name
 from ..progress import Progress
 from ..quant import (
     FileSummary,
-    Recipe,
     TensorSummary,
-    as_recipe,
     role_of,
     summarize,
-    type_overrides,
 )
 from ..quant.summary import summarize_roles
-from ..ranges import check_whole
 from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .directories import is_listed
-from .job import Job, Request, prepare
+from .job import Job, prepare
 from .kept import rounded_notes
 from .lora.base import base_in
 from .lora.merge import merge_into, open_adapters
@@ -37,23 +33,19 @@ from .output import Part, PartialOutput, finish_interrupted
 from .pipeline import Tally, run_pipeline
 from .presets import PRESETS
 from .report import Fallback, Report
+from .request import Request
 from .slabs import Slab
 from .target import check_target, room_shortage
 from .text_model import read_text_model
-from .vision import DEFAULT_VISION_TYPE, described_vision, vision_type_named
+from .vision import described_vision
 from .vision_config import parse_vision
 
 
 def run(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None,
+    request: Request,
     *,
-    recipe: str | os.PathLike[str] | Recipe | None,
-    types: Sequence[tuple[str, str]],
-    split_size: int | None,
-    text: bool,
-    vision: bool,
-    vision_type: str | None,
     revision: str | None,
     keep_source: bool,
     force: bool,
@@ -63,7 +55,7 @@ def run(
     check_headers: Callable[[Path, Sequence[Part], Sequence[Part]], None],
     merge_lora: Sequence[tuple[str, float]] = (),
 ) -> Report:
-    """The conversion that `llama4_edge.convert` describes.
+    """The conversion that `llama4_edge.convert` describes, of a checkpoint.
 
     Args:
         merge_lora: adapters with the scale of each, in the order in which they are added.
@@ -71,9 +63,6 @@ def run(
             the projector, and raises an error where either could not be opened.
     """
     started = time.monotonic()
-    check_whole("split_size", split_size, 1, or_none=True)
-    check_whole("threads", threads, 1, or_none=True)
-    request = request_of(text, vision, recipe, types, split_size, vision_type)
     adapters = open_adapters(merge_lora)
     checkpoint = _open(source, revision=revision, keep_source=keep_source)
     try:
@@ -129,42 +118,6 @@ def execute(
         before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)
         _check_unchanged(job)
     return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
-
-
-def request_of(
-    text: bool,
-    vision: bool,
-    recipe: str | os.PathLike[str] | Recipe | None,
-    types: Sequence[tuple[str, str]],
-    split_size: int | None,
-    vision_type: str | None,
-) -> Request:
-    """The settings, checked; what is of no effect was given by mistake.
-
-    Raises:
-        SettingError: `text` and `vision` exclude each other, or a setting beside them.
-        RecipeError: no such recipe or type, or a recipe file that cannot be read.
-    """
-    if not text and not vision:
-        raise SettingError("nothing is to be converted", found="text=False and vision=False")
-    given = {"recipe": recipe, "types": types or None, "split_size": split_size}
-    unused = [] if text else [name for name, value in given.items() if value is not None]
-    if not vision and vision_type is not None:
-        unused = ["vision_type"]
-    if unused:
-        raise SettingError(
-            f"{unused[0]} is of no effect",
-            found="text=False" if not text else "vision=False",
-            hint=f"Leave out one of them: {unused[0]} says how that is stored.",
-        )
-    return Request(
-        text=text,
-        vision=vision,
-        recipe=None if recipe is None else as_recipe(recipe),
-        overrides=type_overrides(types),
-        split_size=split_size,
-        matrices=vision_type_named(DEFAULT_VISION_TYPE if vision_type is None else vision_type),
-    )
 
 
 def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
@@ -326,6 +279,7 @@ def _report(
         left_out=job.left_out,
         notes=(*job.notes, *rounded, *notes),
         layout=job.layout,
+        importance=job.importance,
     )
 
 

@@ -39,10 +39,12 @@ from ..quant.types import TYPES
 from .forms import CODES, Weight
 from .forms.blocks import Blocks
 from .gguf_writer import GGUFWriter, packed
-from .job import Job, Request, all_slabs, identity_of, target_file
+from .importance import MATRIX_KEYS, ImportanceMatrix
+from .job import Job, all_slabs, identity_of, target_file
 from .metadata import RECIPE_FILE_KEY, RECIPE_KEY
 from .names import Target
 from .output import ALIGNMENT, Part, groups_of, padded_bytes, place_groups, plan_parts
+from .request import Request
 from .shard_header import StoredTensor
 from .shards import LocalShards
 from .slabs import Output
@@ -120,22 +122,28 @@ def plan_model(
     recipe = request.recipe or recipe_named(DEFAULT_RECIPE)
     if recipe.name == KEEP:
         recipe = keeping({tensor.name: tensor.type for tensor in source.tensors})
+    matrix = request.matrix
+    if matrix is not None:
+        matrix.check(specs, n_layer)
     chosen = assign_types(
-        recipe, specs, n_layer=n_layer, n_expert=n_expert, overrides=request.overrides
-    )
+        recipe, specs, n_layer=n_layer, n_expert=n_expert, overrides=request.overrides,
+        has_importance=matrix is not None,
+    )  # fmt: skip
     # As with llama-quantize, what is never quantized stays as it is.
     assignments = [
         assigned if is_typed(assigned.tensor) else Assignment(assigned.tensor, tensor.type)
         for assigned, tensor in zip(chosen, source.tensors, strict=True)
     ]
-    writer = _writer(source, file_type=file_type_of(recipe, assignments), recipe=recipe)
+    file_type = file_type_of(recipe, assignments)
+    writer = _writer(source, file_type=file_type, recipe=recipe, matrix=matrix)
     target = target_file(output, f"{_model_name(source)}-{recipe.name}.gguf")
     parts, outputs = plan_parts(writer, assignments, target, request.split_size)
+    outputs = outputs if matrix is None else matrix.weigh(outputs)
     notes = [
         *recipe_notes(recipe, specs),
         *_rounding_notes(source, assignments, requantize=requantize),
     ]
-    return _job(source, assignments, parts, outputs, recipe=recipe.name, notes=notes)
+    return _job(source, assignments, parts, outputs, recipe=recipe.name, notes=notes, matrix=matrix)
 
 
 def plan_projector(
@@ -238,7 +246,13 @@ def _kept_metadata(source: GGUFSource) -> dict[str, bytes]:
     return {key: value for key, value in source.metadata.items() if key not in _SPLIT_KEYS}
 
 
-def _writer(source: GGUFSource, *, file_type: int, recipe: Recipe | None) -> GGUFWriter:
+def _writer(
+    source: GGUFSource,
+    *,
+    file_type: int,
+    recipe: Recipe | None,
+    matrix: ImportanceMatrix | None = None,
+) -> GGUFWriter:
     """A writer with the metadata of the source, renewed where they speak of types."""
     metadata = _kept_metadata(source)
     metadata[gguf.Keys.General.FILE_TYPE] = packed(file_type)
@@ -248,6 +262,11 @@ def _writer(source: GGUFSource, *, file_type: int, recipe: Recipe | None) -> GGU
         metadata.pop(RECIPE_FILE_KEY, None)
         if recipe.text is not None:
             metadata[RECIPE_FILE_KEY] = packed(recipe.text)
+        if recipe.name != KEEP:
+            for key in MATRIX_KEYS:
+                metadata.pop(key, None)
+    if matrix is not None:
+        metadata |= {key: packed(value) for key, value in matrix.metadata().items()}
     return GGUFWriter.copying(metadata, source.alignment)
 
 
@@ -301,6 +320,7 @@ def _job(
     notes: Sequence[str] = (),
     is_projector: bool = False,
     verbatim: bool = False,
+    matrix: ImportanceMatrix | None = None,
 ) -> Job:
     shards = LocalShards()
     tensors = tuple(_mapped(tensor, verbatim=verbatim) for tensor in source.tensors)
@@ -316,12 +336,25 @@ def _job(
         projector=tuple(parts) if is_projector else (),
         outputs=outputs,
         slabs=all_slabs(tensors, outputs),
-        identity=identity_of(shards, tensors, parts),
+        identity={
+            **identity_of(shards, tensors, parts),
+            **({"importance matrix": matrix.digest} if matrix else {}),
+        },
         left_out=(),
         notes=tuple(notes),
         layout={},
         encodes=not verbatim and not is_projector,
+        importance=matrix.use(assignments, _encoded(source, assignments)) if matrix else None,
     )
+
+
+def _encoded(source: GGUFSource, assignments: Sequence[Assignment]) -> list[str]:
+    """The names of the tensors that become another type."""
+    return [
+        tensor.name
+        for tensor, assigned in zip(source.tensors, assignments, strict=True)
+        if tensor.type != assigned.type
+    ]
 
 
 def _mapped(tensor: BlockTensor, *, verbatim: bool) -> MappedTensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..errors import CheckpointError, OutputError
-from ..quant import Assignment, Recipe, TensorType, recipe_notes
+from ..quant import Assignment, Recipe, recipe_notes
 from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
@@ -22,6 +22,8 @@ from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
 from .metadata import ROPE_FREQS, rope_factors
 from .output import Part, header_digest, plan_parts
+from .report import MatrixUse
+from .request import Request
 from .shard_header import StoredTensor
 from .shards import Shards
 from .slabs import ROW_SLAB_BYTES, SLAB_BYTES, Output, Slab, slabs_of
@@ -32,24 +34,6 @@ from .unused import take_unused
 from .vision import map_vision
 from .vision_config import check_vision
 from .vision_metadata import read_processor
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a conversion is to write: `recipe`, `overrides` and `split_size` are of the text model,
-    `matrices` is the projector's type. A `recipe` of None is the one that suits the checkpoint."""
-
-    text: bool
-    vision: bool
-    recipe: Recipe | None
-    overrides: Sequence[tuple[str, TensorType]]
-    split_size: int | None
-    matrices: TensorType
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that it comes from."""
-        return [self.recipe.path] if self.recipe is not None and self.recipe.path else []
 
 
 @dataclass(frozen=True)
@@ -90,6 +74,7 @@ class Job:
     notes: tuple[str, ...]
     layout: Mapping[str, str]
     encodes: bool
+    importance: MatrixUse | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -126,6 +111,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         UnsupportedError: llama.cpp could not run what it would become.
         VocabularyError: llama.cpp would read the tokenizer differently.
         RecipeError: an override that fits no tensor.
+        ModelFileError: the importance matrix is of another model.
         OutputError: `output` cannot be the name of a file.
     """
     text, model, vocabulary = None, None, None
@@ -177,11 +163,15 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         projector=() if projector is None else projector.parts,
         outputs=outputs,
         slabs=all_slabs(tensors, outputs),
-        identity=identity_of(checkpoint.shards, tensors, parts),
+        identity={
+            **identity_of(checkpoint.shards, tensors, parts),
+            **({"importance matrix": request.matrix.digest} if request.matrix else {}),
+        },
         left_out=(*unused, *spare, *(text.left_out if text else ())),
         notes=(*_text_notes(text, vocabulary), *notes, *vision_notes),
         layout=text.layout if text else {},
         encodes=request.text,
+        importance=_matrix_use(model, request),
     )
 
 
@@ -207,9 +197,28 @@ def _text_job(
     request: Request,
     target: Path,
 ) -> _Model:
-    layout = lay_out(text.config, recipe, request.overrides, checkpoint, vocabulary)
+    matrix = request.matrix
+    layout = lay_out(text.config, recipe, request.overrides, checkpoint, vocabulary, matrix=matrix)
     parts, outputs = plan_parts(layout.writer, layout.assignments, target, request.split_size)
+    if matrix is not None:
+        specs = [assigned.tensor for assigned in layout.assignments]
+        matrix.check(specs, text.config.hparams.n_layer)
+        outputs = matrix.weigh(outputs)
     return _Model(text.tensors, tuple(layout.assignments), tuple(parts), outputs)
+
+
+def _matrix_use(model: _Model | None, request: Request) -> MatrixUse | None:
+    """What the importance matrix does for the text model."""
+    if model is None or request.matrix is None:
+        return None
+    types = {one.tensor.name: one.type for one in model.assignments}
+    encoded = (
+        target.name
+        for tensor in model.tensors
+        for target in tensor.targets
+        if tensor.kept is not types[target.name]
+    )
+    return request.matrix.use(model.assignments, encoded)
 
 
 def _vision_job(

@@ -13,6 +13,7 @@ from ..quant import Assignment, Recipe, TensorSpec, TensorType, assign_types, fi
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gguf_writer import GGUFWriter
+from .importance import ImportanceMatrix
 from .metadata import (
     ROPE_FREQS,
     origin_named,
@@ -42,6 +43,8 @@ def lay_out(
     overrides: Sequence[tuple[str, TensorType]],
     origin: Checkpoint | str,
     vocabulary: Vocabulary | None,
+    *,
+    matrix: ImportanceMatrix | None = None,
 ) -> Layout:
     """The layout of one model in one recipe.
 
@@ -51,6 +54,7 @@ def lay_out(
         overrides: (regex, type) pairs that decide before the recipe.
         origin: where the model comes from, for ``general.*``: a checkpoint, or just a name.
         vocabulary: the tokenizer, or None for a file without one.
+        matrix: the importance matrix that it will be encoded with.
 
     Raises:
         RecipeError: an override that is no regular expression, or fits no tensor.
@@ -67,6 +71,7 @@ def lay_out(
         n_layer=hparams.n_layer,
         n_expert=hparams.n_expert,
         overrides=overrides,
+        has_importance=matrix is not None,
     )
     described = (
         origin_named(origin, config, specs)
@@ -76,6 +81,11 @@ def lay_out(
     writer = GGUFWriter()
     file_type = file_type_of(recipe, assignments)
     write_metadata(writer, described, config, vocabulary, recipe, file_type)
+    for key, value in (matrix.metadata() if matrix else {}).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_uint32(key, value)
     return Layout(assignments, writer)
 
 

@@ -29,7 +29,9 @@ Block = npt.NDArray[Any]
 _F16_END = 65520.0
 
 
-def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
+def encode_stored(
+    rows: Block, tensor_type: TensorType, place: Bytes, importance: Floats | None = None
+) -> float:
     """Encode `rows` [n, length] as stored into `place`.
 
     Numbers stored as F16 or F32 are rounded once, to the type itself, as llama-quantize does with a
@@ -39,6 +41,7 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         rows: a view is welcome whose columns lie side by side in memory.
         tensor_type: what they are encoded to.
         place: the encoded bytes.
+        importance: [length], how much an error in each column counts; None is all alike.
 
     Returns:
         Seconds of this thread that went into getting rows side by side.
@@ -47,7 +50,7 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
         ValueError: a number is none, infinite, or too large for the type.
     """
     if rows.dtype == np.uint16 and tensor_type.quantized:
-        return encode_bf16(rows, tensor_type, place)
+        return encode_bf16(rows, tensor_type, place, importance)
     if not _all_finite(rows):
         raise ValueError("NaN or infinity")
     if rows.dtype == np.float64:
@@ -70,20 +73,22 @@ def encode_stored(rows: Block, tensor_type: TensorType, place: Bytes) -> float:
     # Of itself ggml finds these too, and says so on stderr.
     if tensor_type is F16 and max(floats.max(), -floats.min()) >= _F16_END:
         raise ValueError("values too large for F16")
-    encode_rows(floats, tensor_type, place)
+    encode_rows(floats, tensor_type, place, importance)
     return seconds
 
 
-def encode_decoded(rows: Floats, tensor_type: TensorType, place: Bytes) -> float:
+def encode_decoded(
+    rows: Floats, tensor_type: TensorType, place: Bytes, importance: Floats | None = None
+) -> float:
     """Encode `rows` [n, length], which a form was decoded to, into `place`.
 
     F32 and F16 take them as they are. For other types they are rounded to bf16 first, as by the
     packages that load such a checkpoint: the file is that of the model so decompressed.
 
-    Returns, raises: as `encode_stored`.
+    Args, returns, raises: as `encode_stored`.
     """
     exact = tensor_type in (F32, F16)
-    return encode_stored(rows if exact else f32_to_bf16(rows), tensor_type, place)
+    return encode_stored(rows if exact else f32_to_bf16(rows), tensor_type, place, importance)
 
 
 def widened(rows: Block) -> Floats:

@@ -30,7 +30,7 @@ from .forms import VIEWS, Block, Decoder, Rounded, part_reader
 from .numbers import encode_decoded, encode_stored, widened
 from .shard_header import StoredTensor
 from .shards import Shards
-from .slabs import Share, Slab
+from .slabs import Output, Share, Slab
 
 SLABS_IN_FLIGHT = 3
 # Numbers that one task encodes: enough to make Python's share small, few enough for every core.
@@ -367,26 +367,45 @@ def _encode(
 ) -> None:
     """Encode lines `begin` to `end` of a slab into their place in the share's bytes."""
     started = time.thread_time()
-    block, decoder = numbers.block, numbers.decoder
+    block, decoder, output = numbers.block, numbers.decoder, share.output
     per = slab.lines_per_item
     rows = block[:, begin // per : end // per].T if slab.transposed else block[begin:end]
-    size = share.output.row_bytes
+    first, size = share.row + begin - share.first, output.row_bytes
     place = encoded[(begin - share.first) * size : (end - share.first) * size]
+    transposing = 0.0
     try:
-        transposing = 0.0
-        if share.output.merge is not None:
-            floats = widened(rows) if decoder is None else decoder.decode(rows, begin, end)
-            share.output.merge.add(floats, share.row + begin - share.first)
-            transposing = encode_stored(floats, share.output.type, place)
+        if output.merge is not None:
+            rows = widened(rows) if decoder is None else decoder.decode(rows, begin, end)
+            output.merge.add(rows, first)
+            transposing = _encode_rows(encode_stored, rows, output, first, place)
         elif decoder is None:
-            transposing = encode_stored(rows, share.output.type, place)
-        elif slab.kept is share.output.type or decoder.holds(share.output.type):
-            decoder.repack(rows, begin, end, share.output.type, place)
+            transposing = _encode_rows(encode_stored, rows, output, first, place)
+        elif slab.kept is output.type or decoder.holds(output.type):
+            decoder.repack(rows, begin, end, output.type, place)
         else:
-            floats = decoder.decode(rows, begin, end)
+            rows = decoder.decode(rows, begin, end)
             encode = encode_stored if decoder.exact else encode_decoded
-            transposing = encode(floats, share.output.type, place)
+            transposing = _encode_rows(encode, rows, output, first, place)
     except ValueError as error:
         raise _damaged(slab.stored, error) from None
-    seconds.add("transposing", share.output.name, transposing)
-    seconds.add("encoding", share.output.name, time.thread_time() - started - transposing)
+    seconds.add("transposing", output.name, transposing)
+    seconds.add("encoding", output.name, time.thread_time() - started - transposing)
+
+
+def _encode_rows(
+    encode: Callable[..., float], rows: Block, output: Output, first: int, place: Bytes
+) -> float:
+    """Encode rows of an output, of which `first` is the first through all matrices.
+
+    Each matrix, as an expert is one, has weights of its own.
+    """
+    if output.columns is None:
+        return encode(rows, output.type, place)
+    seconds, at = 0.0, 0
+    while at < len(rows):
+        matrix, row = divmod(first + at, output.columns.rows)
+        end = min(len(rows), at + output.columns.rows - row)
+        piece = place[at * output.row_bytes : end * output.row_bytes]
+        seconds += encode(rows[at:end], output.type, piece, output.columns.of(matrix))
+        at = end
+    return seconds

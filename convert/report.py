@@ -20,6 +20,20 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class MatrixUse:
+    """What an importance matrix did for a conversion.
+
+    `entries` is how many tensors the `file` has weights of, `weighed` how many were encoded with
+    them; `without` names those that could have been, of which it has none.
+    """
+
+    file: str
+    entries: int
+    weighed: int
+    without: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A conversion: what went in, what came out, and what deserves a look.
 
@@ -30,7 +44,7 @@ class Report:
     `seconds` is 0 for a dry run; `resumed_at` is the share of the
     source that an earlier, interrupted conversion had done, 0 to 1. `stage_seconds` has by role
     the seconds since then in each stage: waited for in reading and writing, a core's time in
-    transposing and encoding.
+    transposing and encoding. `importance` says what the importance matrix did, where one was given.
     """
 
     source: str
@@ -50,6 +64,7 @@ class Report:
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
     layout: Mapping[str, str] = field(default_factory=dict)
+    importance: MatrixUse | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -62,6 +77,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON."""
+        used = self.importance
         return {
             "source": self.source,
             "output": self.output,
@@ -83,4 +99,5 @@ class Report:
             "left_out": list(self.left_out),
             "notes": list(self.notes),
             "layout": dict(self.layout),
+            "importance": None if used is None else {**vars(used), "without": list(used.without)},
         }

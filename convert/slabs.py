@@ -28,11 +28,23 @@ class RowChange(Protocol):
         """Add to rows [n, length], the first of which is row `first` through all experts."""
 
 
+class Columns(Protocol):
+    """How much the columns of a tensor's matrices matter."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one matrix."""
+
+    def of(self, matrix: int) -> Floats:
+        """The weights [row_length] for the rows of a matrix, which in experts is one of them."""
+
+
 @dataclass(frozen=True)
 class Output:
     """A GGUF tensor to be filled: its data begins at byte `offset` of part number `part`.
 
-    Where there is a `merge`, that changes its rows before they are encoded.
+    Where there is a `merge`, that changes its rows before they are encoded. Where there are
+    `columns`, errors are weighed with them.
     """
 
     name: str
@@ -41,6 +53,7 @@ class Output:
     part: int
     offset: int
     merge: RowChange | None = None
+    columns: Columns | None = None
 
     @property
     def row_bytes(self) -> int:

@@ -108,19 +108,25 @@ class Importance:
         Raises:
             ModelFileError: the statistics are of a tensor of another shape.
         """
+        shaped = self.tensors.get(tensor) if shape is None else self.shaped(tensor, shape)
+        return None if shaped is None else shaped.weights()
+
+    def shaped(self, tensor: str, shape: tuple[int, int]) -> Activations | None:
+        """What there is of a tensor with so many matrices of so many columns; None if nothing.
+
+        Raises:
+            ModelFileError: the statistics are of a tensor of another shape.
+        """
         found = self.tensors.get(tensor)
-        if found is None:
-            return None
-        shaped = found if shape is None else found.reshaped(shape)
-        if shaped is None:
-            assert shape is not None
+        shaped = None if found is None else found.reshaped(shape)
+        if found is not None and shaped is None:
             raise ModelFileError(
                 f"{self.name} is of another model",
                 found=f"{_shape(found.sums.shape)} of {brief(tensor)}",
                 expected=_shape(shape),
                 hint="Calibrate this model: llama4 calibrate.",
             )
-        return shaped.weights()
+        return shaped
 
 
 def merged(parts: Sequence[Importance], chunk_size: int) -> Importance:

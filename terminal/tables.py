@@ -20,7 +20,7 @@ from .visible import LONGEST_LINE, LONGEST_NAME, shortened
 
 if TYPE_CHECKING:
     from ..chat.session import SessionSummary
-    from ..convert.report import Report
+    from ..convert.report import MatrixUse, Report
     from ..hub.pull import Pulled
     from ..inspection import Inspection
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Arrays up to this length are shown (rope sections, end tokens); a vocabulary is counted.
 _LONGEST_ARRAY = 8
+_SHOWN = 5  # tensors that a line names
 
 # Messages of a session that are shown: the first and the last.
 _FIRST, _LAST = 2, 4
@@ -122,6 +123,17 @@ def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield prefix + key, value
 
 
+def _importance_lines(used: MatrixUse) -> Iterator[tuple[str, str]]:
+    """How much of a conversion the importance matrix weighed."""
+    if not used.weighed and not used.without:
+        yield "importance", f"{used.file} weighs nothing: no tensor is of a type that takes weights"
+        return
+    yield "importance", f"{used.weighed:,} tensors weighed with {used.file}"
+    if used.without:
+        shown, more = used.without[:_SHOWN], len(used.without) - _SHOWN
+        yield "no weights", ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
 def report_view(report: Report) -> RenderableType:
     """What `convert` shows when it is done, or would be."""
     facts = [
@@ -136,6 +148,8 @@ def report_view(report: Report) -> RenderableType:
         since = f" since it went on at {report.resumed_at:.0%}" if report.resumed_at else ""
         facts.append(("time", f"{seconds_text(report.seconds)}{since}, {rate}/s read"))
     facts += [("fallback", line) for line in _fallback_lines(report)]
+    if report.importance is not None:
+        facts += _importance_lines(report.importance)
     facts += report.layout.items()
     facts += _left_out(report.left_out)
     facts += [("note", note) for note in report.notes]

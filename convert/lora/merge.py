@@ -225,6 +225,7 @@ def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
         outputs=outputs,
         slabs=all_slabs(tensors, outputs),
         identity={
+            **job.identity,
             **identity_of(shards, tensors, job.parts),
             **{f"merged adapter {place}": one.digest for place, one in enumerate(wanted, 1)},
         },

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+
+from llama4_edge import make_recipe, write_recipe
+from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.quant.importance_file import importance_bytes
 from tests.command_line import Command, the_error
 
 
@@ -73,3 +79,58 @@ def test_an_existing_output_is_kept_without_force(
     assert target.read_text() == "mine"
     assert llama4("convert", scout_checkpoint, "-o", target, "--force").exit_code == 0
     assert target.read_bytes()[:4] == b"GGUF"
+
+
+def test_an_importance_matrix_is_taken_or_refused(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint, shapes = (
+        scout_checkpoint,
+        {
+            f"blk.{layer}.{part}.weight": shape
+            for layer in range(4)
+            for part, shape in {"attn_q": (1, 256), "ffn_down_exps": (16, 256)}.items()
+        },
+    )
+    tensors = {
+        name: Activations(np.ones(shape, np.float32), np.ones(shape[0], np.int64))
+        for name, shape in shapes.items()
+    }
+    matrix = tmp_path / "imatrix.gguf"
+    matrix.write_bytes(importance_bytes(Importance(tensors)))
+    result = llama4("convert", checkpoint, "--no-vision", "--recipe", "q4_0", "--imatrix", matrix)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert "importance 8 tensors weighed with" in text
+    assert "no weights token_embd.weight, output.weight, blk.0.attn_k.weight" in text
+    dry = llama4("convert", checkpoint, "--imatrix", matrix, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["importance"]["weighed"] == 4
+    shutil.copyfile(next(checkpoint.glob("*.safetensors")), tmp_path / "not.gguf")
+    for wrong, message in {
+        tmp_path / "not.gguf": "has no activation statistics",
+        tmp_path / "nowhere.gguf": "does not exist",
+        tmp_path / f"{checkpoint.name}-q4_0.gguf": "has no activation statistics",
+    }.items():
+        refused = llama4("convert", checkpoint, "--imatrix", wrong, "-o", "out.gguf")
+        assert message in the_error(refused)
+    refused = llama4("convert", checkpoint, "--vision-only", "--imatrix", matrix)
+    assert "imatrix is of no effect, found text=False (--vision-only)" in the_error(refused)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_recipe_file_is_taken_or_refused(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "types.json"
+    write_recipe(make_recipe("mine", [("_exps", "q3_k")], "q6_k"), file)
+    result = llama4("convert", scout_checkpoint, "--no-vision", "--recipe", file)
+    assert result.exit_code == 0, result.stderr
+    assert "mine" in result.stdout and (tmp_path / f"{scout_checkpoint.name}-mine.gguf").exists()
+    planned = llama4("plan", scout_checkpoint, "--recipe", file, "--json")
+    assert json.loads(planned.stdout)["recipe"] == str(file)
+    file.write_text(file.read_text().replace("q3_k", "q3_x"))
+    refused = the_error(llama4("convert", scout_checkpoint, "--recipe", file, "-o", "out.gguf"))
+    assert "types[0] has an unknown tensor type, found 'q3_x'" in refused
+    refused = the_error(llama4("convert", scout_checkpoint, "--recipe", "nowhere.json"))
+    assert "nowhere.json does not exist" in refused
+    assert not (tmp_path / "out.gguf").exists()

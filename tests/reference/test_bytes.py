@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,11 @@ F32 = gguf.GGMLQuantizationType.F32
 
 # enum llama_ftype in llama.h
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
+LATER_FILE_TYPES = {
+    "q4_1": 3, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13,
+    "q4_k_s": 14, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq3_s": 26, "iq3_m": 27,
+    "iq4_xs": 30, "mxfp4_moe": 38,
+}  # fmt: skip
 
 # Q4_K_M gives the first and last eighth of the layers, and every third between, more bits: four
 # layers cannot show that.
@@ -128,11 +133,20 @@ def assert_same_tensors(ours: Path, expected: Path) -> None:
     assert different == []
 
 
-def quantize(source: Path, target: Path, file_type: int) -> None:
-    """llama-quantize SOURCE TARGET TYPE."""
+def quantize(
+    source: Path, target: Path, file_type: int, weights: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """llama-quantize SOURCE TARGET TYPE, with what it makes of an importance matrix."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type
     params.nthread = 2
+    if weights is not None:
+        entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+        entries = [
+            entry(name.encode(), data.ctypes.data_as(pointer), data.size)
+            for name, data in weights.items()
+        ]
+        params.imatrix = (entry * (len(entries) + 1))(*entries, entry())
     failed = llama_cpp.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(params)
     )

@@ -1,0 +1,181 @@
+"""An importance matrix on its way to the encoders: which of its columns weigh which rows.
+
+Promises what llama-quantize does with the same file: the same weights for each matrix and each
+expert, and the same keys in the GGUF. Beyond that, promises that a matrix of another model is
+refused by what differs, and that what is encoded without weights is said. Reads no weight of a
+model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from ..errors import ModelFileError
+from ..quant import Assignment, TensorSpec, TensorType
+from ..quant.encode import Floats
+from ..quant.importance import Activations, Importance
+from ..quant.importance_file import read_importance
+from ..quant.recipes import is_typed
+from ..quant.types import MXFP4, Q8_0
+from ..untrusted import brief
+from .report import MatrixUse
+from .slabs import Output
+
+# llama-quantize's keys, of which strings have as many bytes at most.
+FILE_KEY = "quantize.imatrix.file"
+DATASET_KEY = "quantize.imatrix.dataset"
+ENTRIES_KEY = "quantize.imatrix.entries_count"
+CHUNKS_KEY = "quantize.imatrix.chunks_count"
+MATRIX_KEYS = (FILE_KEY, DATASET_KEY, ENTRIES_KEY, CHUNKS_KEY)
+_MOST_BYTES = 127
+
+_READ_BYTES = 16 << 20
+_EMBEDDING = "token_embd.weight"
+# Quantized types whose encoders in ggml take no weights.
+_UNWEIGHED = (Q8_0, MXFP4)
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """A file of activation statistics: what it says, and a `digest` of its bytes."""
+
+    path: Path
+    importance: Importance
+    digest: str
+
+    def metadata(self) -> dict[str, str | int]:
+        """What a GGUF says of it, in llama-quantize's keys and order."""
+        keys: dict[str, str | int] = {FILE_KEY: _cut(os.fspath(self.path))}
+        if self.importance.datasets:
+            keys[DATASET_KEY] = _cut(self.importance.datasets[0])
+        keys[ENTRIES_KEY] = len(self.importance.tensors)
+        if self.importance.n_chunks > 0:
+            keys[CHUNKS_KEY] = self.importance.n_chunks
+        return keys
+
+    def check(self, tensors: Sequence[TensorSpec], n_layer: int) -> None:
+        """Hold it against the model that is converted.
+
+        Args:
+            tensors: the text model's, by their names in a GGUF.
+            n_layer: its layers.
+
+        Raises:
+            ModelFileError: it is of another model.
+        """
+        specs = {spec.name: spec for spec in tensors}
+        entries = self.importance.tensors
+        layers = {int(match[1]) for match in map(_LAYER.match, entries) if match}
+        absent = [name for name in entries if _LAYER.match(name) and name not in specs]
+        if layers and layers != set(range(n_layer)):
+            raise self._other_model(f"{len(layers)} layers", f"{n_layer}")
+        if absent:
+            more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
+            raise self._other_model(f"{brief(absent[0])}{more}", "tensors of this model alone")
+        if not any(name in specs for name in entries):
+            first = next(iter(entries), "no tensor")
+            raise self._other_model(brief(first), "the names of this model's tensors")
+        for spec in tensors:
+            self._activations(spec)
+
+    def weigh(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
+        """The places of a model's tensors, with the weights of their columns."""
+        return {name: replace(it, columns=self._columns(it)) for name, it in outputs.items()}
+
+    def _columns(self, output: Output) -> ColumnWeights | None:
+        spec = TensorSpec(output.name, output.shape)
+        if not takes_weights(output.type) or not is_typed(spec):
+            return None
+        found = self._activations(spec)
+        return None if found is None else ColumnWeights(found, output.shape[-2])
+
+    def _activations(self, spec: TensorSpec) -> Activations | None:
+        """What it has for a tensor; None where it has nothing.
+
+        Raises:
+            ModelFileError: it is of a tensor of another shape; but for the embedding's, which
+                llama-quantize ignores.
+        """
+        shape = prod(spec.shape[:-2]), spec.shape[-1]
+        found = self.importance.tensors.get(spec.name)
+        if found is not None and spec.name == _EMBEDDING:
+            return found.reshaped(shape)
+        return self.importance.shaped(spec.name, shape)
+
+    def use(self, assignments: Iterable[Assignment], encoded: Iterable[str]) -> MatrixUse:
+        """How much of a conversion it weighs.
+
+        Args:
+            assignments: the types of the text model's tensors.
+            encoded: the names of those that are encoded, and not copied.
+        """
+        names = set(encoded)
+        taking = [
+            one.tensor
+            for one in assignments
+            if one.tensor.name in names and is_typed(one.tensor) and takes_weights(one.type)
+        ]
+        without = tuple(spec.name for spec in taking if self._activations(spec) is None)
+        return MatrixUse(
+            file=str(self.path),
+            entries=len(self.importance.tensors),
+            weighed=len(taking) - len(without),
+            without=without,
+        )
+
+    def _other_model(self, found: str, expected: str) -> ModelFileError:
+        return ModelFileError(
+            f"{self.path} is of another model",
+            found=found,
+            expected=expected,
+            hint="Calibrate this model: llama4 calibrate.",
+        )
+
+
+@dataclass(frozen=True)
+class ColumnWeights:
+    """The weights of a tensor's columns, for each of its matrices of so many `rows`."""
+
+    activations: Activations
+    rows: int
+
+    def of(self, matrix: int) -> Floats:
+        """Float32 of [row_length]; an expert is a matrix."""
+        one = slice(matrix, matrix + 1)
+        sums, counts = self.activations.sums[one], self.activations.counts[one]
+        weights: Floats = Activations(sums, counts).weights()[0]
+        return weights
+
+
+def open_matrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
+    """Read a file of activation statistics, in either of llama.cpp's forms.
+
+    Raises:
+        ModelFileError: it cannot be read, or is something else.
+    """
+    importance = read_importance(path)
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+    return ImportanceMatrix(Path(path), importance, digest.hexdigest())
+
+
+def takes_weights(tensor_type: TensorType) -> bool:
+    """Whether weights change how numbers are encoded to a type."""
+    return tensor_type.quantized and tensor_type not in _UNWEIGHED
+
+
+_LAYER = re.compile(r"blk\.(\d{1,6})\.", re.ASCII)
+
+
+def _cut(text: str) -> str:
+    """A string as llama-quantize writes it."""
+    data = text.encode("utf-8", "replace").partition(b"\0")[0]
+    return data[:_MOST_BYTES].decode("utf-8", "ignore")
