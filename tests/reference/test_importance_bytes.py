@@ -83,7 +83,7 @@ def reference(
 
 def columns(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """Matrices and columns of the tensors that a matrix has."""
-    g, found = geometry, {}
+    g, found = geometry, dict[str, tuple[int, int]]()
     for layer in range(g.layers):
         routed = {"ffn_gate_inp": (1, g.hidden)}
         for part, length in (("gate", g.hidden), ("up", g.hidden), ("down", g.expert_ffn)):
