@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -228,4 +229,9 @@ class _Tokens:
 
 def _reason(message: str) -> str:
     """The first thing that llguidance says about an error."""
+    if row := _FULL_ROW.search(message):
+        return f"{row[1]} alternatives at one place, at most {row[2]}: fewer optional properties"
     return message.strip().split("\n")[0]
+
+
+_FULL_ROW = re.compile(r"Current row has (\d+) items; max is (\d+)")

@@ -32,6 +32,7 @@ IN_LOOP = 1 << 16
 """Bytes of a body that is read without another thread."""
 
 _SLOWEST = 1 << 14  # bytes a second
+_COUNTED = 1 << 14  # bytes that are counted before others have their turn
 
 
 T = TypeVar("T", bound="Schema")
@@ -163,7 +164,9 @@ async def _bytes_of(request: Request, counter: Counter) -> bytes:
         if size > settings.max_body:
             raise _too_large(size, settings.max_body)
         server.take_body(record, len(piece))
-        counter.add(piece)
+        for begin in range(0, len(piece), _COUNTED):
+            counter.add(piece[begin : begin + _COUNTED])
+            await asyncio.sleep(0)
         if not message.get("more_body", False):
             return b"".join(pieces)
 

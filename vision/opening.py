@@ -14,6 +14,7 @@ import importlib.util
 import io
 import os
 import re
+import string
 import threading
 import urllib.parse
 import warnings
@@ -120,6 +121,7 @@ def bytes_of(picture: object, *, allow_download: bool = False) -> tuple[str, byt
 
 
 _LONGEST_PATH = 4096
+_PIECE = 1 << 20  # characters of base64 that are read at once
 
 
 def _of_web(url: str, allow_download: bool) -> bytes:
@@ -156,11 +158,32 @@ def _of_data_url(url: str) -> bytes:
     if not any(part.strip().lower() == "base64" for part in kind[1:]):
         return urllib.parse.unquote_to_bytes(text.encode("utf-8", "replace"))
     try:
-        letters = urllib.parse.unquote(text) if "%" in text else text
-        letters = re.sub(r"\s+", "", letters).replace("-", "+").replace("_", "/").rstrip("=")
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+        return _of_base64(urllib.parse.unquote(text) if "%" in text else text)
     except (binascii.Error, ValueError) as error:
         raise ImageError("the data: URL is not base64", found=str(error)) from None
+
+
+def _of_base64(text: str) -> bytes:
+    """The bytes in base64, with or without its padding, white space and the letters of URLs.
+
+    It is read in pieces: while Python reads one, no other thread runs.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = text.rstrip("=" + string.whitespace)
+    decoded, letters = [], ""
+    for begin in range(0, len(text), _PIECE):
+        letters += re.sub(r"\s+", "", text[begin : begin + _PIECE])
+        letters = letters.replace("-", "+").replace("_", "/")
+        if "=" in letters:
+            raise ValueError("padding in the middle")
+        whole = len(letters) // 4 * 4
+        decoded.append(base64.b64decode(letters[:whole], validate=True))
+        letters = letters[whole:]
+    return b"".join(
+        [*decoded, base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)]
+    )
 
 
 def _of_array(array: npt.NDArray[np.uint8]) -> RGB:

@@ -201,6 +201,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "the smallest value .* is too large, found 1,001,001 values",
     ),
     "a product of alternatives": ({"allOf": MANY}, "schema too large"),
+    "many properties that may be left out": (
+        obj({f"p{number}": INTEGER for number in range(600)}, required=[]),
+        "2407 alternatives at one place, at most 2000: fewer optional properties",
+    ),
     "too deep": ({"items": json.loads('{"items":' * 200 + "{}" + "}" * 200)}, "nested too deep"),
     "too large": ({"enum": list(range(200_000))}, "too large"),
     "not": (obj({"a": {"not": INTEGER}}), "cannot be enforced at /properties/a, found not"),

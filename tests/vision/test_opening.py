@@ -89,6 +89,23 @@ def test_a_path_bytes_a_data_url_an_image_and_an_array_are_the_same_picture(
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("piece", [3, 4, 5, 7, 64])
+def test_base64_is_the_same_in_pieces_of_any_length(
+    piece: int, rgb: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_PIECE", piece)
+    text = base64.b64encode(saved(rgb, "PNG")).decode()
+    lines = "\r\n".join(text[at : at + 9] for at in range(0, len(text), 9))
+    for way in (text, lines, text.rstrip("="), f" {text} =\n"):
+        assert np.array_equal(open_picture(f"data:image/png;base64,{way}"), rgb)
+    for wrong in (
+        f"{text[:20]}=={text[20:]}",
+        f"{text[:9]}!{text[9:]}",
+        text[: len(text) // 4 * 4 - 3],
+    ):
+        assert "not base64" in str(refusal(f"data:image/png;base64,{wrong}"))
+
+
 def test_what_it_gives_is_the_callers_own(rgb: Array) -> None:
     opened = open_picture(rgb)
     opened[:] = 7
