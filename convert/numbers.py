@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..quant.encode import (
     Bytes,
     Floats,
-    bf16_are_finite,
+    are_finite,
     bf16_to_f32,
     contiguous_rows,
     encode_bf16,
@@ -49,12 +49,13 @@ def encode_stored(
     Raises:
         ValueError: a number is none, infinite, or too large for the type.
     """
-    if rows.dtype == np.uint16 and tensor_type.quantized:
-        return encode_bf16(rows, tensor_type, place, importance)
-    if not _all_finite(rows):
-        raise ValueError("NaN or infinity")
     if rows.dtype == np.float64:
         rows = _to_f32(rows)
+    if tensor_type.quantized:
+        encode = encode_bf16 if rows.dtype == np.uint16 else encode_rows
+        return encode(rows, tensor_type, place)
+    if not are_finite(rows):
+        raise ValueError("NaN or infinity")
     started = time.thread_time()
     rows = contiguous_rows(rows)
     seconds = time.thread_time() - started
@@ -111,13 +112,6 @@ def widened(rows: Block) -> Floats:
 def _to_f32(rows: Block) -> Block:
     with np.errstate(over="ignore"):
         floats = rows.astype(np.float32)
-    if not _all_finite(floats):
+    if not are_finite(floats):
         raise ValueError("a number too large for F32")
     return floats
-
-
-def _all_finite(rows: Block) -> bool:
-    """Whether every number as stored is one."""
-    if rows.dtype != np.uint16:
-        return bool(np.isfinite(rows).all())
-    return bf16_are_finite(rows)

@@ -42,9 +42,10 @@ NATIVE = frozenset(
 )  # fmt: skip
 """The types that have encoders of our own, with importance too; those of all others are ggml's."""
 
-# enum Status and enum Format of native/native.cpp
+# INTERFACE, enum Status and enum Format of native/native.cpp
+_INTERFACE = 2
 _GOOD, _NOT_FINITE, _OVERFLOW = 0, 1, 2
-_BF16, _F32 = 0, 2
+_FORMATS = {np.dtype(np.uint16): 0, np.dtype(np.float16): 1, np.dtype(np.float32): 2}
 
 # Numbers that are widened at a time for ggml's encoders.
 _PIECE = 1 << 20
@@ -70,30 +71,27 @@ def encode_bf16(
     Raises:
         ValueError: a number is none or infinite, or a scale overflows.
     """
-    if tensor_type in NATIVE:
-        return _encode(instruction_sets()[0], rows, tensor_type, out, importance)
-    return _encode_widened(rows, tensor_type, out, importance)
+    assert rows.dtype == np.uint16
+    return _encode_any(rows, tensor_type, out, importance)
 
 
 def encode_rows(
-    rows: Floats, tensor_type: TensorType, out: Bytes, importance: Floats | None = None
-) -> None:
-    """Encode `rows` [n, row_length], float32, into `out` [n * row_bytes], both contiguous.
+    rows: Floats | npt.NDArray[np.float16],
+    tensor_type: TensorType,
+    out: Bytes,
+    importance: Floats | None = None,
+) -> float:
+    """Encode `rows` [n, row_length], float32 or float16, into `out`; else as `encode_bf16`."""
+    assert rows.dtype in (np.float32, np.float16)
+    return _encode_any(rows, tensor_type, out, importance)
 
-    Args:
-        rows: as described.
-        tensor_type: any; those of `NATIVE` are many times as fast.
-        out: as described.
-        importance: [row_length]; see above.
 
-    Raises:
-        ValueError: the numbers do not survive in this type: a scale overflows, or there is none.
-    """
-    assert rows.dtype == np.float32 and rows.flags.c_contiguous
+def _encode_any(
+    rows: npt.NDArray[Any], tensor_type: TensorType, out: Bytes, importance: Floats | None
+) -> float:
     if tensor_type in NATIVE:
-        _encode(instruction_sets()[0], rows, tensor_type, out, importance)
-    else:
-        _encode_by_ggml(rows, tensor_type, out, importance)
+        return _encode(instruction_sets()[0], rows, tensor_type, out, importance)
+    return _encode_widened(rows, tensor_type, out, importance)
 
 
 @cache
@@ -105,34 +103,34 @@ def instruction_sets() -> tuple[str, ...]:
 
 def _encode(
     instruction_set: str,
-    rows: Halves | Floats,
+    rows: npt.NDArray[Any],
     tensor_type: TensorType,
     out: Bytes,
     importance: Floats | None,
 ) -> float:
-    """As `encode_bf16`, by our encoders for `instruction_set`; `rows` are bf16 or float32."""
+    """As `encode_bf16` and `encode_rows`, by our encoders for `instruction_set`."""
     lines, length = rows.shape
     steps = [stride // rows.itemsize for stride in rows.strides]
-    assert rows.dtype in (np.uint16, np.float32) and 1 in steps and min(steps) > 0
+    assert 1 in steps and min(steps) > 0
     assert out.flags.c_contiguous and out.nbytes == lines * tensor_type.row_bytes(length)
     seconds = ctypes.c_double()
     status = _native().llama4_edge_encode(
-        instruction_set.encode(), tensor_type.name.encode(),
-        _BF16 if rows.dtype == np.uint16 else _F32, rows.ctypes.data, *steps, lines, length,
-        _importance_of(length, importance), out.ctypes.data, ctypes.byref(seconds),
+        instruction_set.encode(), tensor_type.name.encode(), _FORMATS[rows.dtype],
+        rows.ctypes.data, *steps, lines, length, _importance_of(length, importance),
+        out.ctypes.data, ctypes.byref(seconds),
     )  # fmt: skip
     if status == _NOT_FINITE:
         raise ValueError("NaN or infinity")
     if status == _OVERFLOW:
-        raise ValueError(f"values too large for {tensor_type.name}")
+        raise ValueError(_too_large(tensor_type, importance))
     assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
     return seconds.value
 
 
 def _encode_widened(
-    rows: Halves, tensor_type: TensorType, out: Bytes, importance: Floats | None
+    rows: npt.NDArray[Any], tensor_type: TensorType, out: Bytes, importance: Floats | None
 ) -> float:
-    """As `encode_bf16`, by ggml's encoders, which take float32: some rows at a time."""
+    """As `encode_bf16` and `encode_rows`, by ggml's encoders, for which pieces are widened."""
     lines, length = rows.shape
     step, row_bytes = max(1, _PIECE // length), tensor_type.row_bytes(length)
     floats = np.empty((min(step, lines), length), np.float32)
@@ -141,10 +139,13 @@ def _encode_widened(
         started = time.thread_time()
         piece = contiguous_rows(rows[first : first + step])
         seconds += time.thread_time() - started
-        if not bf16_are_finite(piece):
+        if not are_finite(piece):
             raise ValueError("NaN or infinity")
         wide = floats[: len(piece)]
-        bf16_to_f32(piece, wide)
+        if piece.dtype == np.uint16:
+            bf16_to_f32(piece, wide)
+        else:
+            wide[:] = piece
         encoded = out[first * row_bytes : (first + len(piece)) * row_bytes]
         _encode_by_ggml(wide, tensor_type, encoded, importance)
     return seconds
@@ -153,7 +154,7 @@ def _encode_widened(
 def _encode_by_ggml(
     rows: Floats, tensor_type: TensorType, out: Bytes, importance: Floats | None
 ) -> None:
-    """As `encode_rows`, by ggml's encoders."""
+    """As `encode_rows`, by ggml's encoders: float32 with contiguous rows, all of them finite."""
     count, length = rows.shape
     assert rows.dtype == np.float32 and rows.flags.c_contiguous and out.flags.c_contiguous
     assert out.nbytes == count * tensor_type.row_bytes(length)
@@ -162,7 +163,12 @@ def _encode_by_ggml(
         _importance_of(length, importance),
     )  # fmt: skip
     if not are_valid(out, tensor_type):
-        raise ValueError(f"values too large for {tensor_type.name}")
+        raise ValueError(_too_large(tensor_type, importance))
+
+
+def _too_large(tensor_type: TensorType, importance: Floats | None) -> str:
+    beside = "" if importance is None else ", or their importance"
+    return f"values too large for {tensor_type.name}{beside}"
 
 
 def _importance_of(length: int, importance: Floats | None) -> int | None:
@@ -186,13 +192,15 @@ def contiguous_rows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(columns.T)
 
 
-def bf16_are_finite(halves: Halves) -> bool:
-    """Whether none is NaN or infinite.
+def are_finite(rows: npt.NDArray[Any]) -> bool:
+    """Whether none is NaN or infinite; 16-bit words are bf16.
 
-    Those that are have the largest patterns: of all as signed integers when positive, as unsigned
-    ones when negative. Two maxima cost a tenth of masking the signs off.
+    In bf16 those that are have the largest patterns: of all as signed integers when positive, as
+    unsigned ones when negative. Two maxima cost a tenth of masking the signs off.
     """
-    return int(halves.view(np.int16).max()) < 0x7F80 and int(halves.max()) < 0xFF80
+    if rows.dtype != np.uint16:
+        return bool(np.isfinite(rows).all())
+    return int(rows.view(np.int16).max()) < 0x7F80 and int(rows.max()) < 0xFF80
 
 
 class _TypeTraits(ctypes.Structure):
@@ -366,6 +374,12 @@ def _native() -> ctypes.CDLL:
             hint="Install llama4-edge again, with a C++ compiler at hand.",
         )
     library = ctypes.CDLL(spec.origin)
+    if getattr(library, "llama4_edge_interface", lambda: None)() != _INTERFACE:
+        raise EngineError(
+            "the encoders of llama4-edge are of another version than the rest of it",
+            found=spec.origin,
+            hint="Install llama4-edge again, with a C++ compiler at hand.",
+        )
     pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
     library.llama4_edge_instruction_set.argtypes = [size]
     library.llama4_edge_instruction_set.restype = text

@@ -213,6 +213,11 @@ Status encode(const Kernels &kernels, const Type &type, Format format, const Sou
 
 extern "C" {
 
+// What encode.py expects of this library: another number for other functions, or other types.
+enum { INTERFACE = 2 };
+
+int llama4_edge_interface() { return INTERFACE; }
+
 // The name of a set of instructions that runs here, the best first; null beyond the last.
 const char *llama4_edge_instruction_set(size_t index) {
     for (const InstructionSet &set : SETS)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from llama4_edge.errors import EngineError
 from llama4_edge.quant.encode import (
     NATIVE,
     _encode,
     _encode_by_ggml,
+    _native,
     bf16_to_f32,
     encode_bf16,
     encode_rows,
@@ -107,9 +114,10 @@ def channels(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def unseen(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Zeros: of single channels, of groups, and of whole blocks."""
+    """Zeros: of single channels, of groups, of all but one of a group, and of whole blocks."""
     importance = channels(rng, length) * (rng.random(length) < 0.7)
     importance[: length // 4] *= np.repeat(rng.random(length // 64) < 0.5, 16)
+    importance[length // 4 : length // 2] *= np.arange(length // 4) % 37 == 0
     importance[length // 2 : length // 2 + 256] = 0
     return importance.astype(np.float32)
 
@@ -139,30 +147,53 @@ def test_every_byte_is_ggmls_with_importance(
             assert np.array_equal(got, expected), (vector.__name__, instruction_set)
 
 
-@pytest.mark.parametrize("instruction_set", instruction_sets())
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("name", TYPE_NAMES)
-def test_every_byte_is_ggmls_of_float32(name: str, instruction_set: str) -> None:
-    numbers = heavy_tailed(np.random.default_rng(9), (75, 768)).astype(np.float32)
-    expected = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
-    _encode_by_ggml(numbers, TYPES[name], expected, None)
-    assert np.array_equal(ours(numbers, TYPES[name], instruction_set), expected)
-    columns = np.ascontiguousarray(numbers.T)
-    assert np.array_equal(ours(columns.T, TYPES[name], instruction_set), expected)
+def test_every_byte_is_ggmls_of_rows_stored_otherwise(name: str, dtype: type) -> None:
+    """Of float32 with tiny numbers, and of float16 with denormal ones."""
+    rng = np.random.default_rng(9)
+    numbers: np.ndarray = heavy_tailed(rng, (75, 768)).astype(dtype)
+    numbers[:, 256:512] *= dtype(2.0**-8 if dtype is np.float16 else 2.0**-90)
+    importance = channels(rng, 768)
+    for given in (None, importance):
+        expected = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
+        _encode_by_ggml(numbers.astype(np.float32), TYPES[name], expected, given)
+        for instruction_set in instruction_sets():
+            for rows in (numbers, np.ascontiguousarray(numbers.T).T):
+                assert np.array_equal(ours(rows, TYPES[name], instruction_set, given), expected)
 
 
 @pytest.mark.parametrize("name", ["Q6_K", "IQ3_S", "F16"])
-def test_any_type_takes_bf16_and_importance(name: str) -> None:
+def test_any_type_takes_any_rows_and_importance(name: str) -> None:
     """What has no encoder of ours is ggml's, in pieces."""
     rng = np.random.default_rng(2)
-    halves = f32_to_bf16(normal(rng, (37, 512)).astype(np.float32))
-    importance = channels(rng, 512)
+    numbers = normal(rng, (37, 512)).astype(np.float16)
+    halves, importance = f32_to_bf16(numbers.astype(np.float32)), channels(rng, 512)
+    out = np.empty(TYPES[name].nbytes(halves.shape), np.uint8)
     for given in (None, importance):
-        out = np.empty(TYPES[name].nbytes(halves.shape), np.uint8)
         encode_bf16(np.ascontiguousarray(halves.T).T, TYPES[name], out, given)
         assert np.array_equal(out, ggml(halves, TYPES[name], given))
-    halves[36, 511] = 0x7F80
+        encode_rows(np.ascontiguousarray(numbers.T).T, TYPES[name], out, given)
+        expected = np.empty_like(out)
+        _encode_by_ggml(numbers.astype(np.float32), TYPES[name], expected, given)
+        assert np.array_equal(out, expected)
+    halves[36, 511], numbers[36, 511] = 0x7F80, np.inf
     with pytest.raises(ValueError, match="NaN or infinity"):
         encode_bf16(halves, TYPES[name], out, importance)
+    for rows in (numbers, numbers.astype(np.float32)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            encode_rows(rows, TYPES[name], out)
+
+
+@pytest.mark.parametrize("name", TYPE_NAMES)
+def test_rows_of_several_tiles_have_each_their_own_mean(name: str) -> None:
+    rng = np.random.default_rng(3)
+    halves = f32_to_bf16(heavy_tailed(rng, (300, 768)).astype(np.float32))
+    importance = channels(rng, 768)
+    expected = ggml(halves, TYPES[name], importance)
+    for rows in (halves, np.ascontiguousarray(halves.T).T):
+        got = ours(rows, TYPES[name], instruction_sets()[0], importance)
+        assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize("instruction_set", instruction_sets())
@@ -243,3 +274,17 @@ def test_numbers_whose_squares_overflow_are_refused_where_ggml_makes_zeros_of_th
 
 def test_the_portable_encoders_run_everywhere() -> None:
     assert instruction_sets()[-1] == "portable"
+
+
+def test_a_library_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
+    """An editable install has one when its sources went on."""
+    source, library = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text("int llama4_edge_encode(void) { return 0; }")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    spec = importlib.machinery.ModuleSpec("old", None, origin=str(library))
+    with (
+        mock.patch.object(importlib.util, "find_spec", return_value=spec),
+        pytest.raises(EngineError, match="another version") as caught,
+    ):
+        _native.__wrapped__()
+    assert str(library) in str(caught.value) and "Install llama4-edge again" in str(caught.value)
