@@ -53,7 +53,7 @@ def encode_stored(
         rows = _to_f32(rows)
     if tensor_type.quantized:
         encode = encode_bf16 if rows.dtype == np.uint16 else encode_rows
-        return encode(rows, tensor_type, place)
+        return encode(rows, tensor_type, place, importance)
     if not are_finite(rows):
         raise ValueError("NaN or infinity")
     started = time.thread_time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llama4_edge.convert.numbers import encode_stored
+from llama4_edge.convert.numbers import encode_stored, widened
 from llama4_edge.quant import type_named
 from llama4_edge.quant.encode import encode_rows, f32_to_bf16
 
@@ -49,6 +49,21 @@ def test_a_view_of_columns_is_encoded_as_its_copy() -> None:
         assert np.array_equal(encoded(columns, name), encoded(columns.copy(), name))
     halves = encoded(columns, "bf16").view(np.uint16).reshape(SHAPE)
     assert np.array_equal(halves, f32_to_bf16(np.ascontiguousarray(columns)))
+
+
+@pytest.mark.parametrize("name", ["q4_k", "iq3_s"])
+def test_importance_counts_however_numbers_are_stored(name: str) -> None:
+    """The one type has an encoder of ours, the other ggml's."""
+    rng, tensor_type = np.random.default_rng(3), type_named(name)
+    floats = rng.standard_normal(SHAPE).astype(np.float16).astype(np.float32)
+    importance = rng.exponential(size=SHAPE[1]).astype(np.float32)
+    for stored in (f32_to_bf16(floats), floats.astype(np.float16), floats, floats.astype(float)):
+        place, expected = encoded(stored, name), encoded(stored, name)
+        encode_stored(stored, tensor_type, place, importance)
+        numbers = widened(stored)
+        encode_rows(numbers, tensor_type, expected, importance)
+        assert np.array_equal(place, expected)
+        assert not np.array_equal(place, encoded(stored, name))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
