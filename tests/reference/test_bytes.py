@@ -48,7 +48,11 @@ LATER_FILE_TYPES = {
 # layers cannot show that.
 DEEP = replace(SCOUT_LIKE, layers=24, experts=2, vision=None, shards=1)
 
+# A type is a type: these have few experts, and four heads that share a key, as some rules ask.
+SHARED_KEYS = replace(SCOUT_LIKE, experts=2, kv_heads=1, vision=None, shards=1)
+
 GEOMETRIES = {
+    "shared keys": SHARED_KEYS,
     "scout": SCOUT_LIKE,
     "scout base": SCOUT_BASE_LIKE,
     "maverick": MAVERICK_LIKE,
@@ -70,7 +74,13 @@ RECIPES = {
     "uneven rows": tuple(FILE_TYPES),
 }
 MakeReference = Callable[[Path, Geometry], Path]
-CASES = [(name, recipe) for name, recipes in RECIPES.items() for recipe in recipes]
+CASES = [
+    *((name, recipe) for name, recipes in RECIPES.items() for recipe in recipes),
+    *(
+        pytest.param("shared keys", recipe, marks=[pytest.mark.heavy] * recipe.startswith("iq3"))
+        for recipe in LATER_FILE_TYPES
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +110,8 @@ def test_a_recipe_of_llama_cpp_has_its_bytes(
     geometry = GEOMETRIES[name]
     checkpoint = make_checkpoint(geometry)
     expected = tmp_path / "expected.gguf"
-    quantize(reference_bf16(checkpoint, geometry), expected, FILE_TYPES[recipe])
+    number = {**FILE_TYPES, **LATER_FILE_TYPES}[recipe]
+    quantize(reference_bf16(checkpoint, geometry), expected, number)
     assert_same_tensors(make_gguf(checkpoint, recipe), expected)
 
 
