@@ -68,11 +68,14 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from .evaluation import Candidate, CompareProgress, compare
+    from .fitting import fit
     from .gguf_conversion import merge, split
     from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
+    from .measure.choice import Fit
     from .measure.divergence import Estimate, Statistics
     from .measure.questions import Question, read_questions
+    from .measure.reasons import FitReason, FittedTensor
     from .measure.results import Accuracy, Comparison, ModelResult
     from .measure.speed import BenchGrid, BenchResult, BenchTest, bench
     from .model import Model
@@ -122,6 +125,9 @@ _MODULES = {
     "Fallback": "convert.report",
     "FileSummary": "quant.summary",
     "Finding": "runtime.doctor",
+    "Fit": "measure.choice",
+    "FitReason": "measure.reasons",
+    "FittedTensor": "measure.reasons",
     "FormError": "errors",
     "HubError": "errors",
     "ImageError": "errors",
@@ -173,6 +179,7 @@ _MODULES = {
     "convert_lora": "conversion",
     "diff": "comparison",
     "doctor": "runtime.doctor",
+    "fit": "fitting",
     "image_tiles": "vision.images",
     "inspect": "inspection",
     "make_recipe": "quant.recipe_file",
@@ -220,6 +227,9 @@ __all__ = [
     "Fallback",
     "FileSummary",
     "Finding",
+    "Fit",
+    "FitReason",
+    "FittedTensor",
     "FormError",
     "HubError",
     "ImageError",
@@ -272,6 +282,7 @@ __all__ = [
     "convert_lora",
     "diff",
     "doctor",
+    "fit",
     "image_tiles",
     "inspect",
     "make_recipe",

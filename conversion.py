@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     Llama4EdgeError,
@@ -50,6 +50,9 @@ def convert(
     output: str | os.PathLike[str] | None = None,
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    fit: str | None = None,
+    target_size: int | str | None = None,
+    target_bpw: float | None = None,
     types: Sequence[tuple[str, str]] = (),
     imatrix: str | os.PathLike[str] | None = None,
     merge_lora: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]] = (),
@@ -86,6 +89,8 @@ def convert(
             ``<source's name>-<recipe>.gguf`` in the current directory.
         recipe: one of `llama4_edge.RECIPES`, or a recipe file, which `read_recipe` reads; None is
             ``keep`` for integers of 4 and 8 bits, and ``int4`` for everything else.
+        fit, target_size, target_bpw: instead of a recipe, what the model is to fit: types are
+            chosen tensor by tensor, as `fit` chooses them, which see.
         types: (regex, type name) pairs that decide before the recipe, the first match first.
         imatrix: activation statistics, as ``llama4 calibrate`` and llama-imatrix write them: errors
             in columns that matter count for more. The bytes are llama-quantize's with the same
@@ -123,8 +128,8 @@ def convert(
         VocabularyError: llama.cpp would read the tokenizer differently.
         RecipeError: no such recipe or type, an override that fits no tensor, or tensors of few bits
             without `requantize`.
-        SettingError: `split_size` or `threads` is less than 1, or `text` and `vision` exclude each
-            other or a setting beside them.
+        SettingError: `split_size` or `threads` is less than 1, `text` and `vision` exclude each
+            other or a setting beside them, or the model cannot fit what it is to fit.
         OutputError: the target exists, its disk is too small, or writing failed.
     """
     check_text("revision", revision, or_none=True)
@@ -145,6 +150,21 @@ def convert(
     check_whole("threads", threads, 1, or_none=True)
     from_gguf = is_gguf(source)
     _check_source(source, from_gguf=from_gguf, requantize=requantize, merges=bool(merged))
+    budget: dict[str, Any] = {"fit": fit, "target_size": target_size, "target_bpw": target_bpw}
+    budget = {name: value for name, value in budget.items() if value is not None}
+    if budget:
+        if recipe is not None or not text:
+            raise SettingError(
+                f"{next(iter(budget))} is of no effect",
+                found="a recipe" if text else "text=False",
+                hint="Leave out one of them: both say how the text model is stored.",
+            )
+        from .fitting import fit as find_types
+
+        recipe = find_types(
+            source, types=types, imatrix=imatrix, revision=revision, threads=threads,
+            progress=progress, **budget,
+        ).recipe  # fmt: skip
     from .convert.converter import run
     from .convert.request import request_of
 

@@ -81,7 +81,7 @@ def convert_gguf(
         _check_unused(source, "a text model", unused)
         if not request.text:
             raise _other_kind(source, "a text model", "a projector", "text=False")
-        model, n_layer, n_expert = _model_source(gguf)
+        model, n_layer, n_expert = model_source(gguf)
         job = plan_model(
             model, request, output, n_layer=n_layer, n_expert=n_expert, requantize=requantize
         )
@@ -240,7 +240,7 @@ def _parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
     return parts
 
 
-def _model_source(gguf: GGUFFile) -> tuple[GGUFSource, int, int]:
+def model_source(gguf: GGUFFile) -> tuple[GGUFSource, int, int]:
     """A whole text model, of any of its parts; its layers and its experts."""
     from .runtime.files.model_file import check_architecture, check_parts
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..terminal.console import note
 from ..terminal.progress import byte_progress
 from . import values
-from .declare import argument, command, flag, given, json_flag, option
+from .declare import argument, command, flag, given, json_flag, option, usage_error
 from .model_name import check_name
 from .options import recipe_option, revision_option, type_option
-from .output import give
+from .output import give, present
+
+if TYPE_CHECKING:
+    from ..measure.choice import Fit
+
+_BUDGETS = ("fit", "target_size", "target_bpw")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,23 @@ class ConvertOptions:
         help="The file to write.  [default: SOURCE-RECIPE.gguf in this directory]",
     )  # fmt: skip
     recipe: str | None = recipe_option("Which type each tensor gets; see below.")
+    fit: str | None = option(
+        "--fit", kind=str, metavar="'GPU, N tokens'",
+        help="Instead of a recipe, choose types tensor by tensor for a machine and a context: "
+        "'h100, 131072 tokens', '2x rtx 4090, 64gb ram, 32k tokens'.",
+    )  # fmt: skip
+    target_size: str | None = option(
+        "--target-size", kind=str, metavar="SIZE",
+        help="The same for a file of this size, as in 45GB or 42GiB.",
+    )  # fmt: skip
+    target_bpw: float | None = option(
+        "--target-bpw", kind=float, metavar="BITS",
+        help="The same for so many bits a weight, as in 4.5.",
+    )  # fmt: skip
+    save_recipe: Path | None = option(
+        "--save-recipe", kind=values.FilePath(), metavar="FILE.json",
+        help="Write the types that were chosen to a file that --recipe takes.",
+    )  # fmt: skip
     types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
     imatrix: str | None = option(
         "--imatrix", kind=values.FilePath(path_type=str), metavar="FILE",
@@ -102,6 +126,7 @@ def convert(options: ConvertOptions) -> None:
     llama4 convert SOURCE --recipe iq4_xs --imatrix imatrix.gguf
     llama4 convert SOURCE --vision-only --vision-type q8_0
     llama4 convert scout-bf16-00001-of-00005.gguf --recipe int4
+    llama4 convert SOURCE --fit 'h100, 131072 tokens' --save-recipe h100.json
     """
     from ..conversion import convert as run_conversion
     from ..terminal.tables import report_view
@@ -113,10 +138,40 @@ def convert(options: ConvertOptions) -> None:
     settings["vision"] = not settings.pop("no_vision", False)
     settings["types"] = values.flattened(options.types)
     settings.pop("as_json", None)
+    fitted = _fitted(options, settings)
     try:
         with byte_progress() as progress:
             report = run_conversion(source, output, progress=progress, **settings)
     except KeyboardInterrupt:
         note("Give the same command again to resume.")
         raise
-    give(report.as_dict(), report, report_view, as_json=options.as_json)
+    record = report.as_dict()
+    if fitted is not None:
+        record["fit"] = fitted.as_dict()
+    give(record, report, report_view, as_json=options.as_json)
+
+
+def _fitted(options: ConvertOptions, settings: dict[str, Any]) -> Fit | None:
+    """Choose types where a budget was given, and put them in its place among the settings."""
+    budget = {name: settings.pop(name) for name in _BUDGETS if name in settings}
+    target = settings.pop("save_recipe", None)
+    if not budget:
+        if target is not None:
+            raise usage_error("--save-recipe goes with --fit, --target-size or --target-bpw")
+        return None
+    if "recipe" in settings or not settings["text"]:
+        raise usage_error("--fit, --target-size and --target-bpw choose the types of the model: "
+                          "leave out --recipe and --vision-only")  # fmt: skip
+    from ..fitting import fit
+    from ..terminal.fit_view import fit_view
+
+    shared = ("imatrix", "revision", "threads")
+    passed = {name: settings[name] for name in shared if name in settings}
+    with byte_progress() as progress:
+        found = fit(options.source, types=settings["types"], progress=progress, **budget, **passed)
+    if target is not None:
+        found.save(target)
+    settings["recipe"] = found.recipe
+    if not options.as_json:
+        present(found, fit_view)
+    return found

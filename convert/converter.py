@@ -64,7 +64,7 @@ def run(
     """
     started = time.monotonic()
     adapters = open_adapters(merge_lora)
-    checkpoint = _open(source, revision=revision, keep_source=keep_source)
+    checkpoint = open_source(source, revision=revision, keep_source=keep_source)
     try:
         job = prepare(checkpoint, request, output)
         job = merge_into(job, adapters, base_in(checkpoint, job.outputs)).with_form_notes()
@@ -120,7 +120,9 @@ def execute(
     return _report(job, resumed_at=before, seconds=time.monotonic() - started, spent=spent)
 
 
-def _open(source: str | os.PathLike[str], *, revision: str | None, keep_source: bool) -> Checkpoint:
+def open_source(
+    source: str | os.PathLike[str], *, revision: str | None, keep_source: bool
+) -> Checkpoint:
     """A directory where there is one, else a repository where the name can be one's."""
     is_here = is_listed(Path(source))
     if is_here and revision is not None:

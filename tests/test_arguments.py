@@ -95,6 +95,7 @@ def calls(
                 {"source": adapter, "output": out, "base": tiny_path, "dry_run": True},
             ),
             "doctor": Call(llama4_edge.doctor, {}),
+            "fit": Call(llama4_edge.fit, {"source": scout_checkpoint, "target_bpw": 1e-3}),
             "image_tiles": Call(
                 llama4_edge.image_tiles, {"picture": np.zeros((3, 3, 3), dtype=np.uint8)}
             ),

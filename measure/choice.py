@@ -1,0 +1,405 @@
+"""The choice of types for one model and one target, and what it is estimated to cost.
+
+Asks the planner for the budget where the target is a machine (`planner.budget`), and solves the
+choice exactly (`quant.knapsack`). Promises the same recipe for the same measurements. Reads no
+weight, and writes no model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..convert.from_gguf import GGUFSource, plan_model
+from ..convert.job import Job
+from ..convert.request import Request
+from ..errors import OutputError, SettingError
+from ..planner import Plan
+from ..planner.budget import MachineTarget, Room, smallest_room, weights_room
+from ..quant import Recipe, TensorType, role_of
+from ..quant.knapsack import Choice, Solution, solve
+from ..quant.recipe_file import make_recipe, write_recipe
+from ..quant.types import F16, TYPES
+from ..ranges import as_path
+from ..system.temporary import temporary_path
+from ..units import bytes_text
+from .reasons import FitReason, FittedTensor, reasons_for
+from .sensitivity import Measurement
+
+CANDIDATES = (
+    "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS",
+    "MXFP4", "Q3_K", "Q2_K",
+)  # fmt: skip
+"""The types that are chosen from."""
+
+Target = MachineTarget | int | float
+"""What a model is to fit: a machine, bytes of a file, or bits a weight."""
+
+_EMBEDDING = "token_embd.weight"
+_ALIGNMENT = 32  # of tensors in a GGUF
+_HEADER_ROUNDS = 3  # until the header, which holds the recipe, has its size
+_LONGEST_NAME, _LONGEST_SUMMARY = 64, 200
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Types for a budget, the reasons for them, and what they are estimated to cost.
+
+    Args:
+        source: what was measured.
+        asked: the budget in words.
+        recipe: what `convert` takes; `save` writes it to a file.
+        budget: bytes that the tensors may take.
+        bytes: of the GGUF's file, header and padding included.
+        bits_per_weight: of all tensors.
+        cost: the KL divergence from the source, in nats, that the errors are estimated to add up
+            to.
+        price: by how much ``cost`` would fall with one byte more.
+        gap: by how much another choice might be better; 0 but for enormous models.
+        tensors: those whose types can be chosen.
+        reasons: by kind of tensor, from what is worth most a byte on.
+        plan: of the file on the machine that was named.
+        notes: what else is to be known.
+    """
+
+    source: str
+    asked: str
+    recipe: Recipe
+    budget: int
+    bytes: int
+    bits_per_weight: float
+    cost: float
+    price: float
+    gap: float
+    tensors: tuple[FittedTensor, ...]
+    reasons: tuple[FitReason, ...]
+    plan: Plan | None
+    notes: tuple[str, ...]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe to a file that ``recipe`` of `convert` and `plan` takes.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_recipe(self.recipe, as_path("path", path))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "source": self.source,
+            "asked": self.asked,
+            "recipe": self.recipe.name,
+            "budget": self.budget,
+            "bytes": self.bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "cost": self.cost,
+            "price": self.price,
+            "gap": self.gap,
+            "tensors": [{**vars(one), "shape": list(one.shape)} for one in self.tensors],
+            "reasons": [
+                {**vars(one), "bits_per_weight": one.bits_per_weight} for one in self.reasons
+            ],
+            "plan": None if self.plan is None else self.plan.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is fitted: the plan of converting it to bf16, and the same as a GGUF's headers.
+
+    ``shapes`` are of the tensors whose types can be chosen, ``fixed`` the types of those that
+    somebody chose.
+    """
+
+    name: str
+    job: Job
+    headers: GGUFSource
+    n_layer: int
+    n_expert: int
+    n_expert_used: int
+    shapes: Mapping[str, tuple[int, ...]]
+    fixed: Mapping[str, TensorType]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the token embedding is the output matrix too."""
+        return "output.weight" not in self.shapes
+
+    def planned(self, recipe: Recipe) -> Job:
+        """The conversion with another recipe."""
+        return plan_model(
+            self.headers, request_for(recipe), None,
+            n_layer=self.n_layer, n_expert=self.n_expert, requantize=True,
+        )  # fmt: skip
+
+
+def request_for(recipe: Recipe, overrides: Sequence[tuple[str, TensorType]] = ()) -> Request:
+    """A conversion of the text model into one file."""
+    return Request(
+        text=True, vision=False, recipe=recipe, overrides=overrides, matrix=None, split_size=None,
+        matrices=F16,
+    )  # fmt: skip
+
+
+@contextmanager
+def header_file(job: Job) -> Iterator[Path]:
+    """A file with the header that a conversion would write, and a hole in place of each tensor."""
+    (part,) = job.text
+    with temporary_path("llama4-fit-") as path:
+        try:
+            with path.open("wb") as file:
+                file.write(part.header)
+                file.truncate(part.nbytes)
+        except OSError as error:
+            raise OutputError(
+                "the header of a planned file cannot be written to a temporary file",
+                found=error.strerror,
+                hint="Set TMPDIR to a directory with room for it.",
+            ) from None
+        yield path
+
+
+class Fitting:
+    """The choice for one model and one target."""
+
+    def __init__(self, model: Subject, target: Target, statistics: str | None) -> None:
+        self._model, self._target, self._statistics = model, target, statistics
+        self._measured: Mapping[str, Measurement] = {}
+        self._untyped = sum(
+            _padded(one.type, one.tensor.shape)
+            for one in model.job.assignments
+            if one.tensor.name not in model.shapes
+        )
+        # Looked up in main memory, where a machine's GPUs have no part in it.
+        self._outside: frozenset[str] = frozenset()
+
+    def check(self) -> None:
+        """Refuse a target, before anything is measured, that even the fewest bits do not meet.
+
+        Raises:
+            SettingError: it is too small.
+        """
+        if isinstance(self._target, MachineTarget):
+            if smallest_room(self._target, self._drawn) is None:
+                raise self._no_room(self._target)
+        else:
+            self._check_budget(self._budget())
+
+    def solved(self, measured: Mapping[str, Measurement]) -> Fit:
+        """The types for the target."""
+        self._measured = measured
+        if isinstance(self._target, MachineTarget):
+            return self._on_machine(self._target)
+        budget = self._budget()
+        found = self._fitted(budget)
+        if isinstance(self._target, int):
+            for _ in range(_HEADER_ROUNDS):
+                if found.bytes <= self._target:
+                    break
+                budget -= found.bytes - self._target
+                found = self._fitted(budget)
+        return found
+
+    @property
+    def _asked(self) -> str:
+        """The target in words."""
+        if isinstance(self._target, int):
+            return f"{bytes_text(self._target, digits=2)}"
+        if isinstance(self._target, float):
+            return f"{self._target:g} bits a weight"
+        return self._target.text
+
+    def _budget(self) -> int:
+        """What tensors may take of a file, or with so many bits."""
+        tensors = self._model.job.assignments
+        if isinstance(self._target, float):
+            return int(sum(prod(one.tensor.shape) for one in tensors) * self._target / 8)
+        assert isinstance(self._target, int)
+        (part,) = self._model.job.text
+        header = part.nbytes - sum(_padded(one.type, one.tensor.shape) for one in tensors)
+        return self._target - header
+
+    def _on_machine(self, target: MachineTarget) -> Fit:
+        """For the room that a plan leaves."""
+        room = weights_room(target, self._drawn)
+        if room is None:
+            raise self._no_room(target)
+        self._outside = self._unbudgeted(on_gpus=room.on_gpus)
+        found = self._fitted(room.nbytes)
+        return replace(found, plan=room.plan, notes=(_where(room), *found.notes))
+
+    def _no_room(self, target: MachineTarget) -> SettingError:
+        return SettingError(
+            "fit names a machine without room for the model, even with the fewest bits",
+            found=target.text,
+            expected=f"room for {bytes_text(self._smallest())} of weights beside the context",
+            hint="Name another machine, more memory, or fewer tokens.",
+        )
+
+    def _check_budget(self, budget: int) -> None:
+        smallest = self._smallest()
+        if smallest > budget:
+            raise SettingError(
+                f"{'target_size' if isinstance(self._target, int) else 'target_bpw'} is less than "
+                "the fewest bits take",
+                found=f"{self._asked}, {bytes_text(max(budget, 0), digits=2)} of tensors",
+                expected=f"at least {bytes_text(smallest, digits=2)} of them",
+            )
+
+    @contextmanager
+    def _drawn(self, nbytes: int | None, on_gpus: bool) -> Iterator[Path]:
+        """A file with the best types for so many bytes, as far as its header goes."""
+        self._outside = self._unbudgeted(on_gpus=on_gpus)
+        budget = self._smallest() if nbytes is None else max(nbytes, self._smallest())
+        types, _ = self._solve(budget)
+        with header_file(self._model.planned(self._recipe(types, {}))) as path:
+            yield path
+
+    def _unbudgeted(self, *, on_gpus: bool) -> frozenset[str]:
+        return frozenset({_EMBEDDING} if on_gpus and not self._model.tied else ())
+
+    def _smallest(self) -> int:
+        """What all tensors of the budget take with the fewest bits."""
+        return self._untyped + sum(
+            min(_padded(one, self._model.shapes[name]) for one in self._types_for(name))
+            for name in self._model.shapes
+            if name not in self._outside
+        )
+
+    def _types_for(self, name: str) -> list[TensorType]:
+        """The types that a tensor may have."""
+        fixed = self._model.fixed.get(name)
+        if fixed is not None:
+            return [fixed]
+        measured = self._measured.get(name)
+        if measured is None:
+            row = self._model.shapes[name][-1]
+            found = [TYPES[it] for it in CANDIDATES if TYPES[it].fits(row)]
+        else:
+            found = [one for one in measured.errors if one.name in CANDIDATES]
+        if name in self._outside:
+            return [one for one in found if one.name == "Q8_0"] or found
+        return found
+
+    def _solve(self, budget: int) -> tuple[dict[str, TensorType], Solution]:
+        """The types of least cost whose bytes, with those of all other tensors, are the budget's.
+
+        Raises:
+            ValueError: there are none.
+        """
+        names = list(self._model.shapes)
+        allowed = [self._types_for(name) for name in names]
+        options = [
+            [
+                Choice(
+                    0 if name in self._outside else _padded(one, self._model.shapes[name]),
+                    self._cost(name, one),
+                )
+                for one in types
+            ]
+            for name, types in zip(names, allowed, strict=True)
+        ]
+        solution = solve(options, budget - self._untyped)
+        chosen = zip(names, allowed, solution.chosen, strict=True)
+        return {name: types[number] for name, types, number in chosen}, solution
+
+    def _cost(self, name: str, tensor_type: TensorType) -> float:
+        """What a type costs; nothing before that is measured, so that the smallest is chosen."""
+        measured = self._measured.get(name)
+        return 0.0 if measured is None else measured.cost(tensor_type)
+
+    def _fitted(self, budget: int) -> Fit:
+        """The types for so many bytes of tensors."""
+        self._check_budget(budget)
+        types, solution = self._solve(budget)
+        notes = self._notes(types, solution)
+        record = {
+            "made_by": f"llama4-edge {__version__}, fit",
+            "asked": self._asked,
+            "budget_bytes": budget,
+            "expected_kl": float(f"{solution.cost:.6g}"),
+            "imatrix": None if self._statistics is None else Path(self._statistics).name,
+        }
+        recipe = self._recipe(types, record)
+        job = self._model.planned(recipe)
+        parameters = sum(prod(one.tensor.shape) for one in job.assignments)
+        tensors = tuple(self._tensor(name, one) for name, one in types.items())
+        return Fit(
+            source=self._model.name,
+            asked=self._asked,
+            recipe=recipe,
+            budget=budget,
+            bytes=sum(part.nbytes for part in job.text),
+            bits_per_weight=8
+            * sum(it.type.nbytes(it.tensor.shape) for it in job.assignments)
+            / parameters,
+            cost=solution.cost,
+            price=solution.price,
+            gap=solution.gap,
+            tensors=tensors,
+            reasons=reasons_for(tensors, self._measured, self._outside),
+            plan=None,
+            notes=notes,
+        )
+
+    def _tensor(self, name: str, chosen: TensorType) -> FittedTensor:
+        measured = self._measured[name]
+        return FittedTensor(
+            name=name,
+            role=role_of(name),
+            shape=measured.shape,
+            type=chosen.name,
+            bytes=chosen.nbytes(measured.shape),
+            error=measured.errors[chosen],
+            share=measured.share,
+            cost=measured.cost(chosen),
+            fixed=name in self._model.fixed,
+        )
+
+    def _recipe(self, types: Mapping[str, TensorType], record: Mapping[str, Any]) -> Recipe:
+        name = re.sub(r"[^a-z0-9.]+", "-", f"fit-{self._asked.lower()}").strip("-.")[:_LONGEST_NAME]
+        pairs = [(tensor, one.name.lower()) for tensor, one in types.items()]
+        summary = f"chosen tensor by tensor for {self._asked}"[:_LONGEST_SUMMARY]
+        return make_recipe(name, pairs, "q8_0", summary=summary, notes=record)
+
+    def _notes(self, types: Mapping[str, TensorType], solution: Solution) -> tuple[str, ...]:
+        notes = []
+        rounded = [name for name, one in types.items() if self._cost(name, one)]
+        if not set(rounded) - self._outside:
+            notes.append("everything fits as it is: no tensor in the budget is rounded")
+        if any(len(shape) == 3 for shape in self._model.shapes.values()):
+            notes.append("the experts of a layer's matrix are one tensor, and so of one type")
+        if self._statistics is None:
+            notes.append(
+                "without activation statistics (imatrix): inputs are estimated from norms and "
+                "weights, and encoders weigh all columns alike"
+            )
+        if solution.gap:
+            notes.append(f"another choice might cost {solution.gap:.2g} less: memory ran short")
+        return tuple(notes)
+
+
+def _padded(tensor_type: TensorType, shape: tuple[int, ...]) -> int:
+    """What a tensor takes in a file."""
+    return -(-tensor_type.nbytes(shape) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _where(room: Room) -> str:
+    """Where the weights lie for which there is room."""
+    if room.on_gpus:
+        return "all weights lie on the GPUs but the token embedding, which is outside the budget"
+    if room.plan.experts_on_cpu:
+        on_cpu = bytes_text(room.plan.experts_on_cpu)
+        return (
+            f"the fewest bits do not fit on the GPUs alone: {on_cpu} of experts are in main memory"
+        )
+    return "the weights lie in main memory"
