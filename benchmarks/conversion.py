@@ -1,13 +1,14 @@
 """Conversion compared with llama.cpp's own two steps and with the limits of this machine.
 
-    python -m benchmarks.conversion [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm]
+    python -m benchmarks.conversion [--experts 6] [--recipes q8_0,q4_0,q4_k_m] [--warm] [--imatrix]
 
 Writes a slice of Scout (its widths and vocabulary, four layers of a few experts, random weights),
 then converts it with `llama4 convert` and with the peer: convert_hf_to_gguf.py to bf16, once, then
 llama.cpp's quantizer for each recipe. The script is the one in llama-cpp-python's source package,
 the quantizer that of the installed llama-cpp-python. Every step is a process of its own, whose wall
 time and peak memory the kernel reports. Tensors are compared byte for byte. Every step starts with
-a cold page cache, or with a warm one (--warm).
+a cold page cache, or with a warm one (--warm). With --imatrix both weigh errors with the same
+importance matrix, of random numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from benchmarks.peer import OUT, peer_sources
 from demo.checkpoint import SCOUT_LIKE, Geometry, write_checkpoint
 from llama4_edge.quant import type_named
 from llama4_edge.quant.encode import encode_bf16, f32_to_bf16
+from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.quant.importance_file import importance_bytes
 from llama4_edge.runtime.files.gguf_file import read_gguf
 
 SLICE = replace(
@@ -40,6 +43,15 @@ _QUANTIZE = """
 import ctypes, sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = int(sys.argv[3])
+if sys.argv[4:]:
+    from llama4_edge.quant.importance_file import read_importance
+    entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+    weights = {name: one.weights() for name, one in read_importance(sys.argv[4]).tensors.items()}
+    entries = [
+        entry(name.encode(), data.ctypes.data_as(pointer), data.size)
+        for name, data in weights.items()
+    ]
+    params.imatrix = (entry * (len(entries) + 1))(*entries, entry())
 source, target = (path.encode() for path in sys.argv[1:3])
 sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)))
 """
@@ -96,15 +108,16 @@ def disk_bytes_per_second(directory: Path, nbytes: int = 2 << 30) -> float:
     return nbytes / seconds
 
 
-def encoder_numbers_per_second(name: str) -> float:
+def encoder_numbers_per_second(name: str, *, weighed: bool) -> float:
     """The speed of the encoder of one type, on all cores."""
     tensor_type, cores = type_named(name), os.cpu_count() or 1
     rows = np.random.default_rng(0).standard_normal((256, 5120), dtype=np.float32)
     halves = f32_to_bf16(rows)
+    weights = np.random.default_rng(1).lognormal(0, 2, 5120).astype(np.float32)
 
     def encode(_: int) -> None:
         out = np.empty(tensor_type.nbytes(rows.shape), np.uint8)
-        encode_bf16(halves, tensor_type, out)
+        encode_bf16(halves, tensor_type, out, weights if weighed else None)
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(encode, range(cores)))
@@ -138,13 +151,28 @@ def same_tensors(our_path: Path, peer_path: Path) -> bool:
     return True
 
 
-def encoder_seconds(path: Path) -> float:
+def encoder_seconds(path: Path, *, weighed: bool) -> float:
     """The least time to encode the tensors of a file, on all cores."""
     numbers: Counter[str] = Counter()
     # Not by the gguf package, which takes 1 GB for a vocabulary: a child counts that as its own.
     for tensor in read_gguf(path).tensors:
         numbers[tensor.type] += prod(tensor.shape)
-    return sum(count / encoder_numbers_per_second(name) for name, count in numbers.items())
+    return sum(
+        count / encoder_numbers_per_second(name, weighed=weighed) for name, count in numbers.items()
+    )
+
+
+def write_imatrix(bf16: Path, path: Path) -> Path:
+    """Write an importance matrix of random numbers for the layers of a model."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for tensor in read_gguf(bf16).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            shape = (tensor.shape[2] if len(tensor.shape) == 3 else 1, tensor.shape[0])
+            sums = rng.lognormal(0, 2, shape).astype(np.float32)
+            tensors[tensor.name] = Activations(sums, np.full(shape[0], 512, np.int64))
+    path.write_bytes(importance_bytes(Importance(tensors)))
+    return path
 
 
 def write_slice(directory: Path, geometry: Geometry, tokenizer: Path) -> Path:
@@ -164,6 +192,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=6)
     parser.add_argument("--recipes", default="q8_0,q4_0,q4_k_m")
     parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--imatrix", action="store_true")
     parser.add_argument("--directory", type=Path, default=OUT)
     arguments = parser.parse_args()
     directory: Path = arguments.directory
@@ -194,12 +223,22 @@ def main() -> None:
         [*script, "--outfile", str(bf16), str(source)], PYTHONPATH=str(peer / "gguf-py")
     )
     print(f"peer, step 1 (bf16): {first.seconds:.0f} s, {first.peak_bytes / 1e9:.2f} GB RSS")
+    matrix = write_imatrix(bf16, directory / "imatrix.gguf") if arguments.imatrix else None
     for recipe in arguments.recipes.split(","):
-        compare(recipe, source, bf16, first, disk, warm=arguments.warm)
+        compare(recipe, source, bf16, first, disk, warm=arguments.warm, matrix=matrix)
     bf16.unlink()
 
 
-def compare(recipe: str, source: Path, bf16: Path, first: Step, disk: float, *, warm: bool) -> None:
+def compare(
+    recipe: str,
+    source: Path,
+    bf16: Path,
+    first: Step,
+    disk: float,
+    *,
+    warm: bool,
+    matrix: Path | None,
+) -> None:
     """Print times, memory, ratio, limit and equality of bytes for one recipe."""
     from llama4_edge.quant import recipe_named
 
@@ -210,15 +249,17 @@ def compare(recipe: str, source: Path, bf16: Path, first: Step, disk: float, *, 
     prepare([bf16], warm=False)
     prepare(shards, warm=warm)
     command = Path(sys.executable).with_name("llama4")
-    ours = measure(
-        [str(command), "convert", str(source), "-o", str(ours_path), "--recipe", recipe, "--force"]
-    )
+    weighed = [] if matrix is None else ["--imatrix", str(matrix)]
+    convert = [str(command), "convert", str(source), "-o", str(ours_path), "--recipe", recipe]
+    ours = measure([*convert, *weighed, "--no-vision", "--force"])
     file_type = str(recipe_named(recipe).file_type)
     prepare(shards, warm=False)
     prepare([bf16], warm=warm)
-    second = measure([sys.executable, "-c", _QUANTIZE, str(bf16), str(peer_path), file_type])
+    second = measure(
+        [sys.executable, "-c", _QUANTIZE, str(bf16), str(peer_path), file_type, *weighed[1:]]
+    )
     both = first + second
-    encoder = encoder_seconds(ours_path)
+    encoder = encoder_seconds(ours_path, weighed=bool(weighed))
     transfer = ((0 if warm else source_bytes) + ours_path.stat().st_size) / disk
     same = same_tensors(ours_path, peer_path)
     print(
