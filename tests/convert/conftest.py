@@ -14,6 +14,8 @@ import pytest
 
 from demo.checkpoint import SCOUT_LIKE
 from llama4_edge.convert import hub as hub_shards
+from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.fixtures import MakeCheckpoint
 from tests.hub_server import HubServer, running_hub
 
@@ -152,3 +154,15 @@ def add_tensor(checkpoint: Path, name: str, shape: tuple[int, ...]) -> None:
         checkpoint / "model.safetensors.index.json",
         lambda index: index["weight_map"].update({name: shard.name}),
     )
+
+
+def random_importance(model: Path, seed: int = 1) -> Importance:
+    """Statistics of random numbers for the layers of a GGUF, each expert's its own."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for tensor in read_gguf(model).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            shape = (1 if len(tensor.shape) == 2 else tensor.shape[2], tensor.shape[0])
+            sums = rng.lognormal(0, 2, shape).astype(np.float32)
+            tensors[tensor.name] = Activations(sums, rng.integers(1, 99, shape[0]))
+    return Importance(tensors)

@@ -15,7 +15,8 @@ from demo.checkpoint import SCOUT_LIKE
 from llama4_edge import convert
 from llama4_edge.convert import slabs
 from llama4_edge.errors import CheckpointError, UnsupportedError
-from tests.convert.conftest import edit_json
+from llama4_edge.quant.importance_file import importance_bytes
+from tests.convert.conftest import edit_json, random_importance
 from tests.convert.test_resume import interrupted, small_slabs  # noqa: F401
 from tests.fixtures import MakeCheckpoint
 from tests.hub_server import running_hub
@@ -57,6 +58,24 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes_in_small_slabs(
         report = convert(tmp_path / "model", target, recipe=recipe)
         assert 0.5 <= report.resumed_at < 1
         assert target.read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_with_an_importance_matrix_it_is_what_its_numbers_become(
+    name: str, tokenizer: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    write_form(tmp_path / "model", name, SMALL, tokenizer)
+    exact = "keep" if name in ("f16", "f32") else "bf16"
+    numbers = Path(convert(tmp_path / "model", tmp_path / "numbers.gguf", recipe=exact).output)
+    matrix = tmp_path / "imatrix.gguf"
+    matrix.write_bytes(importance_bytes(random_importance(numbers)))
+    convert(numbers, tmp_path / "expected.gguf", recipe="q4_0", imatrix=matrix)
+    request.getfixturevalue("small_slabs")
+    convert(tmp_path / "model", tmp_path / "out.gguf", recipe="q4_0", imatrix=matrix)
+    expected = (tmp_path / "expected.gguf").read_bytes()
+    assert (tmp_path / "out.gguf").read_bytes() == expected
+    convert(numbers, tmp_path / "plain.gguf", recipe="q4_0")
+    assert (tmp_path / "plain.gguf").read_bytes() != expected
 
 
 @pytest.mark.parametrize("name", ["fp8", "nf4", "modelopt-fp8", FUSED])
