@@ -151,7 +151,7 @@ def same_tensors(our_path: Path, peer_path: Path) -> bool:
     return True
 
 
-def encoder_seconds(path: Path, *, weighed: bool) -> float:
+def encoder_seconds(path: Path, *, weighed: bool = False) -> float:
     """The least time to encode the tensors of a file, on all cores."""
     numbers: Counter[str] = Counter()
     # Not by the gguf package, which takes 1 GB for a vocabulary: a child counts that as its own.
