@@ -285,6 +285,7 @@ def _encode_tile(tensor_type: TensorType, spread: float, seed: int) -> _Tile:
     row = max(tensor_type.block, 32)
     length = tensor_type.nbytes((TILE_NUMBERS,))
     data = np.empty(2 * length, np.uint8)
-    encode_rows(numbers.reshape(-1, row), tensor_type, data[:length])
+    equal = np.ones(row, np.float32) if tensor_type.needs_importance else None
+    encode_rows(numbers.reshape(-1, row), tensor_type, data[:length], equal)
     data[length:] = data[:length]
     return _Tile(data.data, length, tensor_type.block_bytes)

@@ -47,6 +47,12 @@ _INTERFACE = 2
 _GOOD, _NOT_FINITE, _OVERFLOW = 0, 1, 2
 _FORMATS = {np.dtype(np.uint16): 0, np.dtype(np.float16): 1, np.dtype(np.float32): 2}
 
+# The types whose codes are points of a grid. ggml's encoders search for the nearest one; where sums
+# of squares overflow they find none, and abort the process. Larger numbers than this do not fit
+# these types, and with an importance up to that nothing overflows.
+_GRIDS = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+_GRID_NUMBER, _GRID_IMPORTANCE = 1e9, 1e15
+
 # Numbers that are widened at a time for ggml's encoders.
 _PIECE = 1 << 20
 
@@ -122,7 +128,7 @@ def _encode(
     if status == _NOT_FINITE:
         raise ValueError("NaN or infinity")
     if status == _OVERFLOW:
-        raise ValueError(_too_large(tensor_type, importance))
+        raise _unfit(tensor_type, importance)
     assert status == _GOOD, f"no encoder for {tensor_type.name} on {instruction_set}"
     return seconds.value
 
@@ -158,17 +164,35 @@ def _encode_by_ggml(
     count, length = rows.shape
     assert rows.dtype == np.float32 and rows.flags.c_contiguous and out.flags.c_contiguous
     assert out.nbytes == count * tensor_type.row_bytes(length)
+    if tensor_type.name in _GRIDS:
+        _check_for_grid(rows, tensor_type, importance)
     _ggml().ggml_quantize_chunk(
         tensor_type.ggml_id, rows.ctypes.data, out.ctypes.data, 0, count, length,
         _importance_of(length, importance),
     )  # fmt: skip
     if not are_valid(out, tensor_type):
-        raise ValueError(_too_large(tensor_type, importance))
+        raise _unfit(tensor_type, importance)
 
 
-def _too_large(tensor_type: TensorType, importance: Floats | None) -> str:
+def _unfit(tensor_type: TensorType, importance: Floats | None) -> ValueError:
+    """A block has a scale that the type does not hold: for MXFP4 that is one of 2^-128."""
+    size = "small" if tensor_type.name == "MXFP4" else "large"
     beside = "" if importance is None else ", or their importance"
-    return f"values too large for {tensor_type.name}{beside}"
+    return ValueError(f"values too {size} for {tensor_type.name}{beside}")
+
+
+def _check_for_grid(rows: Floats, tensor_type: TensorType, importance: Floats | None) -> None:
+    """Refuse what ggml aborts the process for: without importance, or where its sums overflow.
+
+    Raises:
+        ValueError: that is so.
+    """
+    if importance is None and tensor_type.needs_importance:
+        raise ValueError(f"{tensor_type.name} needs an importance")
+    if not max(rows.max(), -rows.min()) <= _GRID_NUMBER:
+        raise _unfit(tensor_type, importance)
+    if importance is not None and not importance.max() <= _GRID_IMPORTANCE:
+        raise ValueError(f"importance too large for {tensor_type.name}")
 
 
 def _importance_of(length: int, importance: Floats | None) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -256,9 +256,40 @@ def _queries_per_key(tensors: Sequence[TensorSpec]) -> int:
     return queries // keys
 
 
+def check_importance(assignments: Sequence[Assignment], weighed: Container[str]) -> None:
+    """Refuse types of so few bits that they need an importance matrix, where there is none.
+
+    Args:
+        assignments: the model's.
+        weighed: the names of the tensors that an importance matrix is given for.
+
+    Raises:
+        RecipeError: a tensor that is not among them has such a type.
+    """
+    absent = [
+        assigned
+        for assigned in assignments
+        if assigned.type.needs_importance and assigned.tensor.name not in weighed
+    ]
+    if absent:
+        first, more = absent[0], len(absent) - 1
+        raise RecipeError(
+            f"{first.type.name.lower()} needs an importance matrix",
+            found=f"none for {first.tensor.name}" + (f" and {more:,} more" if more else ""),
+            expected="activation statistics of each tensor of that type",
+            hint="`llama4 calibrate` measures them; imatrix takes their file.",
+        )
+
+
 # Where a row is not a whole number of blocks, llama.cpp takes a type of nearly the same bits with
 # blocks of 32, and F16 where even that does not fit. Source: tensor_type_fallback, llama-quant.cpp.
 _FALLBACK = {
+    "IQ1_S": "IQ4_NL",
+    "IQ1_M": "IQ4_NL",
+    "IQ2_XXS": "IQ4_NL",
+    "IQ2_XS": "IQ4_NL",
+    "IQ2_S": "IQ4_NL",
+    "IQ3_XXS": "IQ4_NL",
     "IQ3_S": "IQ4_NL",
     "IQ4_XS": "IQ4_NL",
     "Q2_K": "Q4_0",
@@ -334,9 +365,15 @@ _FILE_TYPES = {
     "Q4_K": 14,
     "Q5_K": 16,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
     "IQ4_NL": 25,
     "IQ3_S": 26,
+    "IQ2_S": 28,
     "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
     "MXFP4": 38,
 }

@@ -44,12 +44,21 @@ class TensorType:
         return rows * self.row_bytes(shape[-1])
 
     @property
+    def needs_importance(self) -> bool:
+        """Whether llama.cpp writes it only with an importance matrix."""
+        return self.name in _NEED_IMPORTANCE
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits that one number takes, scales included."""
         return self.block_bytes * 8 / self.block
 
 
-# The types that llama-quantize writes without an importance matrix, in its own spelling.
+# What is left of numbers in so few bits would be garbage otherwise. Source: tensor_requires_imatrix
+# in llama-quant.cpp.
+_NEED_IMPORTANCE = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+
+# The types that llama-quantize writes, in its own spelling.
 TYPES: dict[str, TensorType] = {
     tensor_type.name: tensor_type
     for tensor_type in (
@@ -69,7 +78,13 @@ TYPES: dict[str, TensorType] = {
         TensorType("MXFP4", 39, 32, 17),
         TensorType("IQ3_S", 21, 256, 110),
         TensorType("Q3_K", 11, 256, 110),
+        TensorType("IQ3_XXS", 18, 256, 98),
         TensorType("Q2_K", 10, 256, 84),
+        TensorType("IQ2_S", 22, 256, 82),
+        TensorType("IQ2_XS", 17, 256, 74),
+        TensorType("IQ2_XXS", 16, 256, 66),
+        TensorType("IQ1_M", 29, 256, 56),
+        TensorType("IQ1_S", 19, 256, 50),
     )
 }
 
@@ -85,7 +100,7 @@ def type_named(name: str) -> TensorType:
     """The type called `name`, in any case (``q4_k``, ``Q8_0``).
 
     Raises:
-        RecipeError: no such type, or one that llama.cpp writes only with an importance matrix.
+        RecipeError: no such type.
     """
     tensor_type = TYPES.get(name.upper())
     if tensor_type is None:

@@ -10,7 +10,6 @@ import pytest
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from llama4_edge.errors import RecipeError
 from llama4_edge.quant.encode import (
     _library_directory,
     bf16_to_f32,
@@ -81,11 +80,6 @@ def test_sizes_are_those_of_the_gguf_package() -> None:
         assert type_named(name.lower()) is tensor_type
     assert TYPES["Q4_K"].bits_per_weight == 4.5
     assert TYPES["Q8_0"].nbytes((3, 5, 64)) == 3 * 5 * 2 * 34
-
-
-def test_a_type_that_needs_an_importance_matrix_is_refused() -> None:
-    with pytest.raises(RecipeError, match="found 'iq2_xxs', expected one of f32, f16"):
-        type_named("iq2_xxs")
 
 
 def test_another_build_of_the_encoders_is_another_version(tmp_path: Path) -> None:
