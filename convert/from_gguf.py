@@ -39,7 +39,7 @@ from ..quant.types import TYPES
 from .forms import CODES, Weight
 from .forms.blocks import Blocks
 from .gguf_writer import GGUFWriter, packed
-from .importance import MATRIX_KEYS, ImportanceMatrix
+from .importance import MATRIX_KEYS, ImportanceMatrix, matrix_use
 from .job import Job, all_slabs, identity_of, target_file
 from .metadata import RECIPE_FILE_KEY, RECIPE_KEY
 from .names import Target
@@ -344,7 +344,7 @@ def _job(
         notes=tuple(notes),
         layout={},
         encodes=not verbatim and not is_projector,
-        importance=matrix.use(assignments, _encoded(source, assignments)) if matrix else None,
+        importance=matrix_use(matrix, assignments, _encoded(source, assignments)),
     )
 
 

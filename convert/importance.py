@@ -21,7 +21,7 @@ from ..quant import Assignment, TensorSpec, TensorType
 from ..quant.encode import Floats
 from ..quant.importance import Activations, Importance
 from ..quant.importance_file import read_importance
-from ..quant.recipes import is_typed
+from ..quant.recipes import check_importance, is_typed
 from ..quant.types import MXFP4, Q8_0
 from ..untrusted import brief
 from .report import MatrixUse
@@ -88,6 +88,10 @@ class ImportanceMatrix:
         """The places of a model's tensors, with the weights of their columns."""
         return {name: replace(it, columns=self._columns(it)) for name, it in outputs.items()}
 
+    def has(self, spec: TensorSpec) -> bool:
+        """Whether it has weights for a tensor."""
+        return self._activations(spec) is not None
+
     def _columns(self, output: Output) -> ColumnWeights | None:
         spec = TensorSpec(output.name, output.shape)
         if not takes_weights(output.type) or not is_typed(spec):
@@ -107,27 +111,6 @@ class ImportanceMatrix:
         if found is not None and spec.name == _EMBEDDING:
             return found.reshaped(shape)
         return self.importance.shaped(spec.name, shape)
-
-    def use(self, assignments: Iterable[Assignment], encoded: Iterable[str]) -> MatrixUse:
-        """How much of a conversion it weighs.
-
-        Args:
-            assignments: the types of the text model's tensors.
-            encoded: the names of those that are encoded, and not copied.
-        """
-        names = set(encoded)
-        taking = [
-            one.tensor
-            for one in assignments
-            if one.tensor.name in names and is_typed(one.tensor) and takes_weights(one.type)
-        ]
-        without = tuple(spec.name for spec in taking if self._activations(spec) is None)
-        return MatrixUse(
-            file=str(self.path),
-            entries=len(self.importance.tensors),
-            weighed=len(taking) - len(without),
-            without=without,
-        )
 
     def _other_model(self, found: str, expected: str) -> ModelFileError:
         return ModelFileError(
@@ -165,6 +148,38 @@ def open_matrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
         while data := file.read(_READ_BYTES):
             digest.update(data)
     return ImportanceMatrix(Path(path), importance, digest.hexdigest())
+
+
+def matrix_use(
+    matrix: ImportanceMatrix | None, assignments: Iterable[Assignment], encoded: Iterable[str]
+) -> MatrixUse | None:
+    """How much of a conversion a matrix weighs; None where there is no matrix.
+
+    Args:
+        matrix: the one that is given.
+        assignments: the types of the text model's tensors.
+        encoded: the names of those that are encoded, and not copied.
+
+    Raises:
+        RecipeError: a type cannot do without, and the matrix has nothing for its tensor.
+    """
+    names = set(encoded)
+    taking = [
+        one
+        for one in assignments
+        if one.tensor.name in names and is_typed(one.tensor) and takes_weights(one.type)
+    ]
+    specs = [one.tensor for one in taking]
+    weighed = {spec.name for spec in specs if matrix is not None and matrix.has(spec)}
+    check_importance(taking, weighed)
+    if matrix is None:
+        return None
+    return MatrixUse(
+        file=str(matrix.path),
+        entries=len(matrix.importance.tensors),
+        weighed=len(weighed),
+        without=tuple(spec.name for spec in specs if spec.name not in weighed),
+    )
 
 
 def takes_weights(tensor_type: TensorType) -> bool:

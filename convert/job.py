@@ -18,6 +18,7 @@ from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import cached_repository
+from .importance import matrix_use
 from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
 from .metadata import ROPE_FREQS, rope_factors
@@ -110,7 +111,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
             wanted.
         UnsupportedError: llama.cpp could not run what it would become.
         VocabularyError: llama.cpp would read the tokenizer differently.
-        RecipeError: an override that fits no tensor.
+        RecipeError: an override that fits no tensor, or a type that needs an importance matrix.
         ModelFileError: the importance matrix is of another model.
         OutputError: `output` cannot be the name of a file.
     """
@@ -208,8 +209,12 @@ def _text_job(
 
 
 def _matrix_use(model: _Model | None, request: Request) -> MatrixUse | None:
-    """What the importance matrix does for the text model."""
-    if model is None or request.matrix is None:
+    """What the importance matrix does for the text model.
+
+    Raises:
+        RecipeError: a type needs one.
+    """
+    if model is None:
         return None
     types = {one.tensor.name: one.type for one in model.assignments}
     encoded = (
@@ -218,7 +223,7 @@ def _matrix_use(model: _Model | None, request: Request) -> MatrixUse | None:
         for target in tensor.targets
         if tensor.kept is not types[target.name]
     )
-    return request.matrix.use(model.assignments, encoded)
+    return matrix_use(request.matrix, model.assignments, encoded)
 
 
 def _vision_job(

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from demo.checkpoint import SCOUT_LIKE
 from llama4_edge import convert
 from llama4_edge.convert import output, slabs
 from llama4_edge.convert.importance import takes_weights
-from llama4_edge.errors import ModelFileError, OutputError, SettingError
+from llama4_edge.errors import ModelFileError, OutputError, RecipeError, SettingError
 from llama4_edge.quant.encode import encode_rows
 from llama4_edge.quant.importance import Activations, Importance
 from llama4_edge.quant.importance_file import importance_bytes
@@ -57,7 +58,11 @@ def write(path: Path, shapes: Shapes, seed: int = 1, **about: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("tensor_type", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize(
+    "tensor_type",
+    [one for one in TYPES.values() if not one.needs_importance],
+    ids=lambda it: it.name,
+)
 def test_the_types_that_take_weights_are_those_whose_bytes_change(tensor_type: TensorType) -> None:
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((8, 256)).astype(np.float32)
@@ -270,3 +275,28 @@ def test_a_tied_model_may_have_a_matrix_with_an_output(
     )
     assert report.importance is not None
     assert report.importance.without == ("token_embd.weight",)
+
+
+def test_types_that_need_weights_are_refused_without_them_before_anything_is_written(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    wide = make_checkpoint(replace(SCOUT_LIKE, experts=2, shards=1, vision=None))
+    out = tmp_path / "out.gguf"
+    bf16 = convert(wide, tmp_path / "bf16.gguf", recipe="bf16", vision=False).output
+    shapes = {f"blk.{layer}.ffn_down_exps.weight": (2, 256) for layer in range(SCOUT_LIKE.layers)}
+    matrix = write(tmp_path / "imatrix.gguf", shapes)
+    first = r"iq2_xxs needs an importance matrix, found none for blk\.0\.ffn_(\w+)_exps\.weight"
+    for source in (wide, bf16):
+        for types, given, more in (
+            ([("down_exps", "iq2_xxs")], None, SCOUT_LIKE.layers - 1),
+            ([("exps", "iq2_xxs")], matrix, 2 * SCOUT_LIKE.layers - 1),
+        ):
+            with pytest.raises(RecipeError, match=rf"{first} and {more} more, expected"):
+                convert(source, out, types=types, imatrix=given, vision=False)
+            assert not out.exists() and not list(tmp_path.glob("out*"))
+    report = convert(wide, out, types=[("down_exps", "iq3_xxs")], imatrix=matrix, vision=False)
+    chosen = {tensor.name: tensor.type for tensor in read_gguf(report.output).tensors}
+    assert chosen["blk.0.ffn_down_exps.weight"] == "IQ3_XXS"
+    # What is in the file already needs no matrix to stay.
+    kept = convert(out, tmp_path / "kept.gguf", types=[("down_exps", "iq3_xxs")])
+    assert {tensor.name: tensor.type for tensor in read_gguf(kept.output).tensors} == chosen

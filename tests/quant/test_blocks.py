@@ -114,7 +114,7 @@ def test_what_is_halfway_between_two_values_gets_the_larger_one(name: str) -> No
     values = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
     group = np.concatenate([(values[1:] + values[:-1]) / 2, values, [1]])
     numbers = np.tile(group, (1, 8)).astype(np.float32)
-    importance = np.tile(np.repeat(np.float32([0, 1]), [15, 17]), 8)
+    importance = np.tile(np.repeat(np.array([0, 1], np.float32), [15, 17]), 8)
     agree(numbers, TYPES[name], importance)
     out = np.empty(TYPES[name].nbytes((1, 256)), np.uint8)
     encode_rows(numbers, TYPES[name], out, importance)
@@ -174,9 +174,9 @@ def test_what_ggml_aborts_the_process_for_is_refused(name: str, weighed: bool) -
     numbers = np.full((1, 256), 1e20, np.float32)
     importance = np.ones(256, np.float32) if weighed else None
     out = np.empty(TYPES[name].nbytes(numbers.shape), np.uint8)
-    for bad in (1e20, np.nan, np.inf):
+    for bad, what in ((1e20, f"values too large for {name}"), (np.nan, "NaN"), (np.inf, "NaN")):
         numbers[0, 17] = bad
-        with pytest.raises(ValueError, match=f"values too large for {name}"):
+        with pytest.raises(ValueError, match=what):
             encode_rows(numbers, TYPES[name], out, importance)
     if importance is not None:
         importance[9] = 1e37

@@ -132,7 +132,7 @@ def test_a_recipe_s_name_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"types": [["ffn", "q4_k", "x"]]}, r"types\[0\] is not a pair, found a list of 3"),
         ({"types": [["ffn", "q4_k"], "ffn"]}, r"types\[1\] is not a pair, found 'ffn'"),
         ({"types": [["ffn", 4]]}, r"types\[0\] is not a pair"),
-        ({"types": [["ffn", "iq1_s"]]}, r"types\[0\] has an unknown tensor type, found 'iq1_s'"),
+        ({"types": [["ffn", "iq5_s"]]}, r"types\[0\] has an unknown tensor type, found 'iq5_s'"),
         ({"types": [["ffn(", "q4_k"]]}, r"types\[0\] is not a regular expression"),
         ({"types": [["", "q4_k"]]}, r"types\[0\] is not a pattern .* 1 to 1000 letters"),
         ({"types": [["x" * 1001, "q4_k"]]}, r"types\[0\] is not a pattern .* 1 to 1000 letters"),
