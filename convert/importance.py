@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import ModelFileError
 from ..quant import Assignment, TensorSpec, TensorType
 from ..quant.encode import Floats
-from ..quant.importance import Activations, Importance
+from ..quant.importance import Activations, Counts, Importance
 from ..quant.importance_file import read_importance
 from ..quant.recipes import check_importance, is_typed
 from ..quant.types import MXFP4, Q8_0
@@ -82,24 +84,20 @@ class ImportanceMatrix:
             first = next(iter(entries), "no tensor")
             raise self._other_model(brief(first), "the names of this model's tensors")
         for spec in tensors:
-            self._activations(spec)
+            self.find(spec)
 
     def weigh(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
         """The places of a model's tensors, with the weights of their columns."""
         return {name: replace(it, columns=self._columns(it)) for name, it in outputs.items()}
 
-    def has(self, spec: TensorSpec) -> bool:
-        """Whether it has weights for a tensor."""
-        return self._activations(spec) is not None
-
     def _columns(self, output: Output) -> ColumnWeights | None:
         spec = TensorSpec(output.name, output.shape)
         if not takes_weights(output.type) or not is_typed(spec):
             return None
-        found = self._activations(spec)
+        found = self.find(spec)
         return None if found is None else ColumnWeights(found, output.shape[-2])
 
-    def _activations(self, spec: TensorSpec) -> Activations | None:
+    def find(self, spec: TensorSpec) -> Activations | None:
         """What it has for a tensor; None where it has nothing.
 
         Raises:
@@ -169,16 +167,19 @@ def matrix_use(
         for one in assignments
         if one.tensor.name in names and is_typed(one.tensor) and takes_weights(one.type)
     ]
-    specs = [one.tensor for one in taking]
-    weighed = {spec.name for spec in specs if matrix is not None and matrix.has(spec)}
+    found = {one.tensor.name: matrix.find(one.tensor) if matrix else None for one in taking}
+    weighed = {name: one for name, one in found.items() if one is not None}
     check_importance(taking, weighed)
     if matrix is None:
         return None
+    unseen = {name: _zeros(one.counts) for name, one in weighed.items()}
     return MatrixUse(
         file=str(matrix.path),
         entries=len(matrix.importance.tensors),
         weighed=len(weighed),
-        without=tuple(spec.name for spec in specs if spec.name not in weighed),
+        without=tuple(name for name in found if name not in weighed),
+        unseen={name: experts for name, experts in unseen.items() if experts},
+        substituted={name: one.starved.experts for name, one in weighed.items() if one.starved},
     )
 
 
@@ -188,6 +189,11 @@ def takes_weights(tensor_type: TensorType) -> bool:
 
 
 _LAYER = re.compile(r"blk\.(\d{1,6})\.", re.ASCII)
+
+
+def _zeros(counts: Counts) -> tuple[int, ...]:
+    """Which are 0."""
+    return tuple(np.flatnonzero(counts == 0).tolist())
 
 
 def _cut(text: str) -> str:

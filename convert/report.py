@@ -24,13 +24,28 @@ class MatrixUse:
     """What an importance matrix did for a conversion.
 
     `entries` is how many tensors the `file` has weights of, `weighed` how many were encoded with
-    them; `without` names those that could have been, of which it has none.
+    them; `without` names those that could have been, of which it has none. Of weighed tensors,
+    `unseen` has the experts that no token reached, whose columns all weigh the same, and
+    `substituted` those that too few did, for which the file has substitutes.
     """
 
     file: str
     entries: int
     weighed: int
     without: tuple[str, ...]
+    unseen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    substituted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return {
+            "file": self.file,
+            "entries": self.entries,
+            "weighed": self.weighed,
+            "without": list(self.without),
+            "unseen": {name: list(experts) for name, experts in self.unseen.items()},
+            "substituted": {name: list(experts) for name, experts in self.substituted.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,6 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON."""
-        used = self.importance
         return {
             "source": self.source,
             "output": self.output,
@@ -99,5 +113,5 @@ class Report:
             "left_out": list(self.left_out),
             "notes": list(self.notes),
             "layout": dict(self.layout),
-            "importance": None if used is None else {**vars(used), "without": list(used.without)},
+            "importance": self.importance and self.importance.as_dict(),
         }

@@ -130,8 +130,27 @@ def _importance_lines(used: MatrixUse) -> Iterator[tuple[str, str]]:
         return
     yield "importance", f"{used.weighed:,} tensors weighed with {used.file}"
     if used.without:
-        shown, more = used.without[:_SHOWN], len(used.without) - _SHOWN
-        yield "no weights", ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+        yield "no weights", _listed(used.without)
+    for label, weighed, tensors in (
+        ("no tokens", "with all columns alike", used.unseen),
+        ("few tokens", "with the file's substitutes", used.substituted),
+    ):
+        if tensors:
+            count = sum(map(len, tensors.values()))
+            where = _listed([_expert_text(*item) for item in tensors.items()])
+            yield label, f"{count:,} experts, weighed {weighed}: {where}"
+
+
+def _expert_text(name: str, experts: Sequence[int]) -> str:
+    """``blk.1.ffn_up_exps.weight 3 7``: a tensor with its experts, of which the first are shown."""
+    more = " …" if len(experts) > _SHOWN else ""
+    return f"{name} {' '.join(map(str, experts[:_SHOWN]))}{more}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few of them."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def report_view(report: Report) -> RenderableType:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from demo.checkpoint import SCOUT_LIKE
 from llama4_edge import convert
@@ -15,10 +18,11 @@ from llama4_edge.convert import output, slabs
 from llama4_edge.convert.importance import takes_weights
 from llama4_edge.errors import ModelFileError, OutputError, RecipeError, SettingError
 from llama4_edge.quant.encode import encode_rows
-from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.quant.importance import Activations, Importance, Starved
 from llama4_edge.quant.importance_file import importance_bytes
 from llama4_edge.quant.types import TYPES, TensorType
 from llama4_edge.runtime.files.gguf_file import read_gguf
+from llama4_edge.terminal.tables import report_view
 from tests.adapters import halves, write_peft
 from tests.fixtures import MakeCheckpoint
 
@@ -45,16 +49,20 @@ def shapes(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Shapes
     }
 
 
-def write(path: Path, shapes: Shapes, seed: int = 1, **about: object) -> Path:
+def random_importance_of(shapes: Shapes, seed: int = 1) -> Importance:
     rng = np.random.default_rng(seed)
-    tensors = {
-        name: Activations(
-            rng.lognormal(0, 2, shape).astype(np.float32), np.full(shape[0], 16, np.int64)
-        )
-        for name, shape in shapes.items()
-    }
-    importance = Importance(tensors, **about)  # type: ignore[arg-type]
-    path.write_bytes(importance_bytes(importance))
+    return Importance(
+        {
+            name: Activations(
+                rng.lognormal(0, 2, shape).astype(np.float32), np.full(shape[0], 16, np.int64)
+            )
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def write(path: Path, shapes: Shapes, seed: int = 1, **about: Any) -> Path:
+    path.write_bytes(importance_bytes(replace(random_importance_of(shapes, seed), **about)))
     return path
 
 
@@ -86,6 +94,8 @@ def test_the_report_says_what_was_weighed_and_what_had_no_weights(
         "entries": len(some),
         "weighed": sum("gate_inp" not in name for name in some),
         "without": ["token_embd.weight", "blk.1.attn_k.weight"],
+        "unseen": {},
+        "substituted": {},
     }
     metadata = read_gguf(report.output).metadata
     assert {key: value for key, value in metadata.items() if "imatrix" in key} == {
@@ -263,6 +273,29 @@ def test_it_is_of_the_text_model_alone_and_is_not_overwritten(
     with pytest.raises(OutputError, match=r"imatrix\.gguf is a file that is read"):
         convert(checkpoint, matrix, imatrix=matrix, force=True, vision=False)
     assert matrix.read_bytes() == before
+
+
+def test_experts_that_saw_no_tokens_or_few_are_named(
+    checkpoint: Path, shapes: Shapes, tmp_path: Path
+) -> None:
+    tensors = dict(random_importance_of(shapes).tensors)
+    few, none = "blk.0.ffn_up_exps.weight", "blk.2.ffn_down_exps.weight"
+    counts = tensors[none].counts.copy()
+    counts[[0, 3]] = 0
+    tensors[none] = replace(tensors[none], counts=counts)
+    measured = Starved((1,), tensors[few].sums[1:2], np.array([2], np.int64))
+    tensors[few] = replace(tensors[few], starved=measured)
+    matrix = tmp_path / "imatrix.gguf"
+    matrix.write_bytes(importance_bytes(Importance(tensors)))
+    report = convert(checkpoint, tmp_path / "out.gguf", recipe="q4_0", imatrix=matrix)
+    assert report.importance is not None
+    assert report.importance.unseen == {none: (0, 3)}
+    assert report.importance.substituted == {few: (1,)}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report_view(report))
+    text = " ".join(console.export_text().split())
+    assert f"no tokens 2 experts, weighed with all columns alike: {none} 0 3 " in text
+    assert f"few tokens 1 experts, weighed with the file's substitutes: {few} 1 " in text
 
 
 def test_a_tied_model_may_have_a_matrix_with_an_output(
