@@ -23,8 +23,10 @@ from .conversion import convert
 
 if TYPE_CHECKING:
     from .async_model import AsyncModel, AsyncStream
+    from .calibration import CalibrationProgress, calibrate
     from .chat.answer import Completion, Stream
     from .chat.conversation import Conversation, Message
+    from .chat.conversation_file import read_conversations
     from .chat.documents import with_documents
     from .chat.events import (
         AnswerEnded,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from .gguf_conversion import merge, split
     from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
+    from .measure.calibrated import Calibration, ExpertCounts
     from .measure.choice import Fit
     from .measure.divergence import Estimate, Statistics
     from .measure.questions import Question, read_questions
@@ -107,6 +110,8 @@ _MODULES = {
     "BenchResult": "measure.speed",
     "BenchTest": "measure.speed",
     "BusyError": "errors",
+    "Calibration": "measure.calibrated",
+    "CalibrationProgress": "calibration",
     "Candidate": "evaluation",
     "CheckpointError": "errors",
     "CompareProgress": "evaluation",
@@ -122,6 +127,7 @@ _MODULES = {
     "EngineError": "errors",
     "EngineSettings": "runtime.settings",
     "Estimate": "measure.divergence",
+    "ExpertCounts": "measure.calibrated",
     "Fallback": "convert.report",
     "FileSummary": "quant.summary",
     "Finding": "runtime.doctor",
@@ -175,6 +181,7 @@ _MODULES = {
     "VocabularyError": "errors",
     "WorkerError": "errors",
     "bench": "measure.speed",
+    "calibrate": "calibration",
     "compare": "evaluation",
     "convert_lora": "conversion",
     "diff": "comparison",
@@ -186,6 +193,7 @@ _MODULES = {
     "merge": "gguf_conversion",
     "plan": "planner.planning",
     "pull": "hub.pull",
+    "read_conversations": "chat.conversation_file",
     "read_questions": "measure.questions",
     "read_recipe": "quant.recipe_file",
     "run_tools": "tool_loop",
@@ -209,6 +217,8 @@ __all__ = [
     "BenchResult",
     "BenchTest",
     "BusyError",
+    "Calibration",
+    "CalibrationProgress",
     "Candidate",
     "CheckpointError",
     "CompareProgress",
@@ -224,6 +234,7 @@ __all__ = [
     "EngineError",
     "EngineSettings",
     "Estimate",
+    "ExpertCounts",
     "Fallback",
     "FileSummary",
     "Finding",
@@ -277,6 +288,7 @@ __all__ = [
     "WorkerError",
     "__version__",
     "bench",
+    "calibrate",
     "compare",
     "convert",
     "convert_lora",
@@ -289,6 +301,7 @@ __all__ = [
     "merge",
     "plan",
     "pull",
+    "read_conversations",
     "read_questions",
     "read_recipe",
     "run_tools",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,13 +14,12 @@ from . import values
 from .declare import argument, command, flag, group, json_flag, option, verbose_flag
 from .options import kv_types
 from .output import give, show_warnings
+from .stdin import text_of_file
 
 if TYPE_CHECKING:
     from ..evaluation import Candidate
     from ..measure.questions import Question
     from ..runtime.settings import KVType
-
-_MAX_TEXT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def compare(options: CompareOptions) -> None:
         found = run_compare(
             options.reference,
             _candidates(options),
-            text=None if asked.text is None else _text(asked.text),
+            text=None if asked.text is None else text_of_file(asked.text),
             questions=() if asked.questions is None else _questions(asked.questions),
             special=asked.special,
             save=asked.save,
@@ -176,16 +174,6 @@ def _settings(options: CompareOptions) -> dict[str, Any]:
         "workers": options.workers,
     }
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _text(name: str) -> str:
-    from ..errors import SettingError
-    from ..untrusted import Reader
-
-    reader = Reader(SettingError, _MAX_TEXT)
-    if name == "-":
-        return reader.decoded(sys.stdin.buffer.read(_MAX_TEXT), "standard input")
-    return reader.text(name)
 
 
 def _questions(name: str) -> list[Question]:

@@ -11,7 +11,12 @@ import select
 import stat
 import sys
 
+from ..errors import SettingError
 from ..terminal.prompt import MOST_BYTES, decode, too_long
+from ..units import told_apart
+from ..untrusted import Reader
+
+_MOST_TEXT = 1 << 30
 
 
 def read_prompt(
@@ -79,3 +84,20 @@ def _descriptor() -> int | None:
         return sys.stdin.fileno()
     except OSError:
         return None
+
+
+def text_of_file(name: str) -> str:
+    """A long text for a model to read; - is standard input.
+
+    Raises:
+        SettingError: it cannot be read, is not UTF-8, or has more than a GiB.
+    """
+    reader = Reader(SettingError, _MOST_TEXT)
+    if name != "-":
+        return reader.text(name)
+    # sys.stdin is None when the process was started with stdin closed.
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(_MOST_TEXT + 1)
+    if len(data) > _MOST_TEXT:
+        found, limit = told_apart(len(data), _MOST_TEXT)
+        raise SettingError("standard input is too long", found=found, expected=f"at most {limit}")
+    return reader.decoded(data, "standard input")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..ranges import check_whole, wrong_type
 from ..system.memory import host_memory
+from .activations import ActivationSums
 from .adapters import LoadedAdapters, Scales
 from .bindings.memory import MemoryReport
 from .cache import Cache, Held
@@ -236,6 +237,19 @@ class Engine:
             self.last_prompt = tuple(checked)
         self.scheduler.resume(request, checked)
 
+    def observe(self, activations: ActivationSums) -> None:
+        """Have what is multiplied from now on added up; the context is made anew, and is empty.
+
+        Whoever waits for an answer must not be there. Steps in C++ (`Steps`) are not seen.
+
+        Raises:
+            EngineError: llama.cpp cannot make the context again.
+        """
+        self._check()
+        self._handles.activations = activations
+        self._handles.make_context(self.settings)
+        self._set_up()
+
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer (end of text, turn, …)."""
         self._check()
@@ -350,6 +364,7 @@ class Engine:
         tokens: Sequence[int],
         n_last: int,
         take: TakeRows,
+        features: Features | None = None,
     ) -> None:
         """The same after each of the last ``n_last`` tokens, without a copy of all of them.
 
@@ -362,10 +377,10 @@ class Engine:
             As `logits`; SettingError: ``n_last`` is not a number of these tokens.
         """
         self._check()
-        prompt = self._checks.tokens(tokens)
+        prompt = self._checks.tokens(tokens, features)
         self._checks.room(prompt)
         check_whole("n_last", n_last, 0, len(prompt))
-        self._each_rows(prompt, n_last, None, self.adapters.of(None), take)
+        self._each_rows(prompt, n_last, features, self.adapters.of(None), take)
 
     def _each_rows(
         self,

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ..architecture import ATTENTION_CHUNK
 from ..errors import EngineError, WorkerError
+from .activations import ActivationSums
 from .adapters import Scales
 from .bindings.adapters import NativeAdapters
 from .bindings.batch import Batch
@@ -55,6 +56,7 @@ class Handles:
     cells each of them has in the chunked layers, ``n_decoded`` counts the batches: the
     logits are those of the last one. ``is_copying`` is whether cells of a sequence will be
     copied to another one before the next batch. ``adapters`` are None where there are none.
+    ``activations`` sees what contexts that are made from then on compute, None where nobody does.
 
     Args:
         path: a GGUF that ``check_model_file`` accepted.
@@ -88,6 +90,7 @@ class Handles:
         self._ends: dict[int, bool] = dict.fromkeys(end_ids, True)
         self._end_ids = tuple(self._ends)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
+        self.activations: ActivationSums | None = None
         self.n_decoded = 0
         self.workers = connect(settings.workers)
         self.thread = self.workers.thread
@@ -115,7 +118,8 @@ class Handles:
             EngineError: llama.cpp cannot; there is none then.
             AllocationError: with the adapters, it takes more memory than a device has.
         """
-        params = context_params(settings)
+        observer = None if self.activations is None else self.activations.native
+        params = context_params(settings, observer)
         self.n_parallel = settings.n_parallel
 
         def make() -> None:

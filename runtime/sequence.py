@@ -497,6 +497,8 @@ def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
             handles.llama.llama_synchronize(handles.context)
     if status != _INVALID:
         handles.is_copying = False
+    if status != 0 and handles.activations is not None:
+        handles.activations.spoil()
     if status == _ABORTED:
         return False
     if status != 0:

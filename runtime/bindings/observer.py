@@ -73,7 +73,7 @@ class Observer:
     def __init__(self, *, output: bool, stops: bool) -> None:
         self._library = _native()
         names = ("ggml_backend_buffer_is_host", "ggml_backend_tensor_get", "ggml_nbytes")
-        functions = [native_function(name, None) for name in names]
+        functions: list[Any] = [native_function(name, None) for name in names]
         addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
         ggml = _Ggml(*addresses, _operation("MUL_MAT"), _operation("MUL_MAT_ID"), 0)
         self.argument: int | None = self._library.llama4_edge_observer(
@@ -81,7 +81,7 @@ class Observer:
         )
         if not self.argument:
             raise EngineError("no memory for activation statistics")
-        self.callback = ctypes.cast(self._library.llama4_edge_observe, ctypes.c_void_p).value
+        self.callback: Any = self._library.llama4_edge_observe
 
     def close(self) -> None:
         """Forget all; closing twice is harmless."""

@@ -16,6 +16,7 @@ from ..placement import CPU, check_count, check_split
 from ..settings import EngineSettings, tensor_type
 from .devices import NativeDevice, cpu_buffer_type, no_device, offload_devices
 from .library import llama
+from .observer import Observer
 from .thread import NativeThread
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type (llama.h)
@@ -91,8 +92,11 @@ def model_params(
     return ModelParams(native, devices, tuple(kept))
 
 
-def context_params(settings: EngineSettings) -> Any:
-    """How a context is made; ``llama_context_params``, which points to nothing.
+def context_params(settings: EngineSettings, observer: Observer | None = None) -> Any:
+    """How a context is made; ``llama_context_params``, which points to nothing else.
+
+    Args:
+        observer: sees each graph, and has to outlive the context.
 
     Raises:
         EngineError: llama.cpp's library does not load.
@@ -114,6 +118,9 @@ def context_params(settings: EngineSettings) -> Any:
     # The cache of the chunked layers holds one chunk: 1.2 GiB for Scout instead of 36 of 48
     # layers' share of the whole context.
     params.swa_full = False
+    if observer is not None:
+        params.cb_eval = ctypes.cast(observer.callback, type(params.cb_eval))
+        params.cb_eval_user_data = observer.argument
     return params
 
 

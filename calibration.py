@@ -1,0 +1,504 @@
+"""Activation statistics of a model, for encoders that round what matters less: `calibrate`.
+
+Reads texts, and conversations with pictures, and sums the squares of what each matrix is multiplied
+with, as llama-imatrix does. Promises that what was interrupted goes on where it was, to the same
+bytes, and that a result is whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import exp, isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .chat.prompt import Messages, Prompt
+from .errors import (
+    ContextFullError,
+    DamagedTensorError,
+    ImageError,
+    ModelFileError,
+    OutputError,
+    SettingError,
+    TemplateError,
+)
+from .measure.calibrated import Calibration, expert_counts, most_tokens
+from .model import Model
+from .opening import names_of
+from .quant.importance import Activations, Floats, Importance, merged
+from .quant.importance_file import importance_bytes, read_importance
+from .quant.importance_state import CalibrationState, read_state
+from .quant.starved import with_substitutes
+from .ranges import as_path, as_tuple, check_callback, check_flag, check_text, check_whole
+from .runtime.activations import ActivationSums, Total
+from .runtime.bindings.candidates import log_sum
+from .runtime.files.model_file import ModelInfo, check_model_file
+from .runtime.fingerprint import sampled_digest
+from .runtime.rows import TakeRows
+from .system.cores import usable_threads
+from .system.files import disk_hint, write_atomically
+from .untrusted import brief
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+DEFAULT_CHUNK = 512
+"""Tokens of a chunk, as in llama-imatrix."""
+
+DEFAULT_OUTPUT = "imatrix.gguf"
+_LEAST_CHUNK = 8
+_CONVERSATION = 8192  # tokens that a conversation may have, its pictures included
+_MOST_OUTPUTS = 512  # tokens that are read at a time
+_SAVE_EVERY = 30.0  # seconds, or twenty times what saving takes
+
+
+@dataclass(frozen=True)
+class CalibrationProgress:
+    """`done` of `total` steps, a chunk of the text or a conversation each.
+
+    Args:
+        before: steps that an interrupted calibration had done.
+        n_tokens: that were read since.
+        perplexity: of the chunks so far; None where it is not computed.
+    """
+
+    done: int
+    total: int
+    before: int
+    n_tokens: int
+    perplexity: float | None
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] = DEFAULT_OUTPUT,
+    *,
+    text: str | None = None,
+    conversations: Sequence[Messages] = (),
+    merge: Sequence[str | os.PathLike[str]] = (),
+    datasets: Sequence[str] = (),
+    n_ctx: int | None = None,
+    n_chunks: int | None = None,
+    first_chunk: int = 0,
+    special: bool = False,
+    process_output: bool = False,
+    perplexity: bool = True,
+    projector: str | os.PathLike[str] | None = None,
+    n_threads: int | None = None,
+    devices: Sequence[str] | None = None,
+    workers: Sequence[str] = (),
+    progress: Callable[[CalibrationProgress], None] | None = None,
+) -> Calibration:
+    """Sum what each matrix of a model is multiplied with, for `convert` and llama-quantize.
+
+        >>> found = calibrate("scout-bf16.gguf", "imatrix.gguf", text=wikitext)
+        >>> found.coverage
+        1.0
+
+    Each expert's sums are its own. Experts that saw fewer than 32 tokens get what the others of
+    their layer saw beside their own, and what was measured stays in the file for merging. A
+    calibration that was interrupted, by whatever, goes on when it is called again: at most half a
+    minute of it is lost.
+
+    Args:
+        model: a GGUF, best in bf16 or q8_0.
+        output: the file to write, llama.cpp's GGUF form; it must not exist. Beside it lies, until
+            it is whole, ``output.partial``.
+        text: is cut into chunks of ``n_ctx`` tokens, the first one of each replaced by the
+            beginning-of-text token. What is left at its end is not read.
+        conversations: messages as `Model.chat` takes them, with pictures: what the model sees of
+            these counts. Each is read as a whole, 8192 tokens at most.
+        merge: files of statistics of this model whose sums are added, of either form.
+        datasets: names of the texts, kept in the file.
+        n_ctx: tokens of a chunk, at least 8; None is 512.
+        n_chunks: how many chunks are read at most; None is all.
+        first_chunk: how many chunks at the beginning of the text are left out.
+        special: whether the text of a control token becomes that token.
+        process_output: whether the output's matrix has statistics too.
+        perplexity: whether that of the second half of each chunk is computed, beside.
+        projector, n_threads, devices, workers: see `Model`.
+        progress: called after each step.
+
+    Raises:
+        SettingError: there is nothing to read or merge; the text is shorter than two chunks; a
+            conversation is too long.
+        ModelFileError: the model is not a whole Llama 4 GGUF; a file of statistics is damaged, or
+            of another model.
+        DamagedTensorError: the model computes NaN.
+        OutputError: the output exists, cannot be written, or ``output.partial`` is of a calibration
+            of something else.
+        EngineError: llama.cpp failed.
+    """
+    target = Path(as_path("output", output))
+    check_text("text", text, or_none=True)
+    check_callback("progress", progress)
+    check_whole("n_ctx", n_ctx, _LEAST_CHUNK, or_none=True)
+    check_whole("n_chunks", n_chunks, 1, or_none=True)
+    check_whole("first_chunk", first_chunk, 0)
+    for name, value in (
+        ("special", special), ("process_output", process_output), ("perplexity", perplexity),
+    ):  # fmt: skip
+        check_flag(name, value)
+    talks = as_tuple("conversations", conversations, "conversations")
+    names = as_tuple("datasets", datasets, "texts")
+    for one in names:
+        check_text("datasets", one)
+    files = [as_path("merge", one) for one in as_tuple("merge", merge, "paths")]
+    info = check_model_file(as_path("model", model))
+    if text is None and not talks and not files:
+        raise SettingError(
+            "nothing to calibrate with", expected="text, conversations, or files to merge"
+        )
+    _check_target(target)
+    parts = [_of_model(read_importance(file), info) for file in files]
+    job = _Job(
+        info=info,
+        text=text,
+        talks=talks,
+        n_ctx=n_ctx or DEFAULT_CHUNK,
+        n_chunks=n_chunks,
+        first_chunk=first_chunk,
+        special=special,
+        output=process_output,
+        perplexity=perplexity and text is not None,
+    )
+    result = _Result()
+    if text is not None or talks:
+        machine = {
+            "projector": projector,
+            "n_threads": n_threads,
+            "devices": None if devices is None else names_of("devices", devices),
+            "workers": names_of("workers", workers),
+        }
+        result = _read(job, machine, _partial(target), progress or _silent)
+        parts.append(_as_importance(result.totals, names, job.n_ctx))
+    whole = with_substitutes(merged(parts, job.n_ctx))
+    _write(target, importance_bytes(whole))
+    _partial(target).unlink(missing_ok=True)
+    return Calibration(
+        output=os.fspath(target),
+        n_tensors=len(whole.tensors),
+        n_tokens=most_tokens(whole),
+        n_chunks=result.n_chunks,
+        n_conversations=result.n_conversations,
+        n_ctx=job.n_ctx,
+        perplexity=result.perplexity,
+        layers=expert_counts(whole),
+    )
+
+
+def _silent(_: CalibrationProgress) -> None:
+    """Nobody wants to know."""
+
+
+# --- files
+
+
+def _partial(target: Path) -> Path:
+    """Where a calibration is kept that is not done yet."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def _check_target(target: Path) -> None:
+    """Before hours of work: the result can be written."""
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{target} exists", hint="Give another name, or move it away.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be written", found=f"no directory {target.parent}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    # One temporary name: who is killed leaves one file.
+    temporary = path.with_name(f".{path.name[:200]}.new")
+    try:
+        write_atomically(path, data, temporary=temporary)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written", found=error.strerror, hint=disk_hint(error)
+        ) from error
+
+
+def _of_model(importance: Importance, info: ModelInfo) -> Importance:
+    """Statistics that are those of this model, as far as shapes tell."""
+    shapes = {tensor.name: tensor.shape for tensor in info.tensors}
+    tensors: dict[str, Activations] = {}
+    for name, one in importance.tensors.items():
+        shape = shapes.get(name, (0,))
+        shaped = one.reshaped((shape[2] if len(shape) > 2 else 1, shape[0]))
+        if shaped is None:
+            found = "{} matrices of {} columns".format(*one.sums.shape)
+            raise ModelFileError(
+                f"{importance.name} is of another model than {info.path}",
+                found=f"{found} of {brief(name)}",
+                expected=f"those of a tensor of {' x '.join(map(str, shape))}",
+                hint="Merge statistics of the same model.",
+            )
+        tensors[name] = shaped
+    return replace(importance, tensors=tensors)
+
+
+def _as_importance(
+    totals: Mapping[str, Total], datasets: tuple[str, ...], n_ctx: int
+) -> Importance:
+    tensors = {
+        name: Activations(sums.astype(np.float32), counts)
+        for name, (sums, counts) in totals.items()
+    }
+    return Importance(tensors, datasets=datasets, chunk_size=n_ctx)
+
+
+# --- reading
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is read, and how."""
+
+    info: ModelInfo
+    text: str | None
+    talks: tuple[Messages, ...]
+    n_ctx: int
+    n_chunks: int | None
+    first_chunk: int
+    special: bool
+    output: bool
+    perplexity: bool
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What was read."""
+
+    totals: Mapping[str, Total] = field(default_factory=dict)
+    n_chunks: int = 0
+    n_conversations: int = 0
+    perplexity: tuple[float, float] | None = None
+
+
+def _read(
+    job: _Job,
+    machine: Mapping[str, Any],
+    partial: Path,
+    report: Callable[[CalibrationProgress], None],
+) -> _Result:
+    n_ctx = job.n_ctx
+    if job.talks:
+        n_ctx = max(n_ctx, min(_CONVERSATION, job.info.hparams.n_ctx_train))
+    n_outputs = min(_MOST_OUTPUTS, n_ctx)
+    with ExitStack() as stack:
+        sums = ActivationSums(output=job.output, logits=job.perplexity)
+        stack.callback(sums.close)  # after the model
+        model = stack.enter_context(
+            Model(job.info.path, n_ctx=n_ctx, n_outputs=n_outputs, cache_ram=0, **machine)
+        )
+        model.engine.observe(sums)
+        reading = _Reading(model, sums, job, partial)
+        reading.resume()
+        reading.read_all(report)
+        return _Result(sums.totals, reading.n_chunks, len(job.talks), reading.perplexity)
+
+
+class _Reading:
+    """Reads one text after the other, chunks first, and keeps how far it is."""
+
+    def __init__(self, model: Model, sums: ActivationSums, job: _Job, partial: Path) -> None:
+        self._model, self._sums, self._job, self._partial = model, sums, job, partial
+        self._bos = model.vocabulary.bos_id if model.vocabulary.add_bos else None
+        self._tokens = self._chunked()
+        self.n_chunks = len(self._tokens) // job.n_ctx
+        self._total = self.n_chunks + len(job.talks)
+        self._nll, self._nll2, self._n_predicted = 0.0, 0.0, 0
+        self._saved_at, self._save_took = time.monotonic(), 0.0
+        self._of = {
+            "model": sampled_digest("llama4.", job.info.parts).hex(),
+            "text": hashlib.sha256(self._tokens.tobytes()).hexdigest(),
+            "conversations": self._digest_of_talks(),
+            "settings": f"n_ctx={job.n_ctx}, process_output={job.output}, "
+            f"perplexity={job.perplexity}",
+        }
+
+    @property
+    def perplexity(self) -> tuple[float, float] | None:
+        """Of what was predicted so far, and its standard error."""
+        if self._n_predicted < 2:
+            return None
+        mean = self._nll / self._n_predicted
+        variance = max(self._nll2 / self._n_predicted - mean * mean, 0.0)
+        return exp(mean), exp(mean) * sqrt(variance / (self._n_predicted - 1))
+
+    def resume(self) -> None:
+        """Go on where a run before this was; or see that what is to be kept can be.
+
+        Raises:
+            OutputError: it was of something else.
+        """
+        if not self._partial.exists():
+            self._save()
+            return
+        state = read_state(self._partial)
+        for name, digest in self._of.items():
+            if state.of.get(name) != digest:
+                raise OutputError(
+                    f"{self._partial} is of a calibration that was interrupted, of another {name}"
+                    if name != "settings"
+                    else f"{self._partial} is of a calibration with other settings",
+                    found=state.of.get(name) if name == "settings" else None,
+                    expected=digest if name == "settings" else None,
+                    hint="Calibrate as then to go on, or remove it to begin anew.",
+                )
+        totals = {name: Total(sums, counts) for name, (sums, counts) in state.tensors.items()}
+        self._sums.restore(totals, min(state.done, self._total))
+        self._nll, self._nll2 = state.numbers["nll"], state.numbers["nll2"]
+        self._n_predicted = int(state.numbers["n_predicted"])
+
+    def read_all(self, report: Callable[[CalibrationProgress], None]) -> None:
+        """Read what is left, and keep it."""
+        before, n_tokens = self._sums.n_added, 0
+        try:
+            with ThreadPoolExecutor(usable_threads(), "perplexity") as pool:
+                for number in range(before, self._total):
+                    n_tokens += self._read_one(number, pool)
+                    so_far = None if self.perplexity is None else self.perplexity[0]
+                    report(CalibrationProgress(number + 1, self._total, before, n_tokens, so_far))
+                    self._save_sometimes()
+            self._save()
+        except OutputError:
+            raise
+        except BaseException:
+            with suppress(OutputError):
+                self._save()
+            raise
+
+    def _read_one(self, number: int, pool: ThreadPoolExecutor) -> int:
+        """Read a chunk or a conversation; how many tokens it has."""
+        engine, nll = self._model.engine, np.empty(0)
+        if number < self.n_chunks:
+            n_ctx = self._job.n_ctx
+            tokens = self._tokens[number * n_ctx : (number + 1) * n_ctx]
+            positions, features = tokens.tolist(), None
+            if self._bos is not None:
+                positions[0] = self._bos
+            take: TakeRows = _skip
+            if self._job.perplexity:
+                nll = np.empty(n_ctx - 1 - n_ctx // 2)
+                take = partial(_predict, tokens, nll, pool)
+        else:
+            prompt = self._model.with_features(self._prompt(number - self.n_chunks))
+            positions, features, take = prompt.positions, prompt.features, _skip
+
+        def add() -> bool:
+            if not self._sums.add():
+                return False
+            self._nll += float(nll.sum())
+            self._nll2 += float((nll * nll).sum())
+            self._n_predicted += len(nll)
+            return True
+
+        added = False
+        while not added:  # again where a batch was given up by what was meant for another
+            engine.in_thread(self._sums.begin)
+            engine.each_logits(positions, len(positions), take, features)
+            added = engine.in_thread(add)
+        return len(positions)
+
+    def _chunked(self) -> npt.NDArray[np.int32]:
+        """The tokens of the text that are read."""
+        job = self._job
+        if job.text is None:
+            return np.empty(0, np.int32)
+        tokens = self._model.tokenize(job.text, special=job.special, add_bos=self._bos is not None)
+        left = len(tokens) - job.first_chunk * job.n_ctx
+        if left < 2 * job.n_ctx:
+            raise SettingError(
+                "the text is too short",
+                found=f"{max(left, 0)} tokens",
+                expected=f"at least {2 * job.n_ctx}, two chunks of n_ctx",
+                hint="Give a longer text, or a smaller n_ctx.",
+            )
+        count = min(left // job.n_ctx, job.n_chunks or left)
+        begin = job.first_chunk * job.n_ctx
+        return np.array(tokens[begin : begin + count * job.n_ctx], np.int32)
+
+    def _prompt(self, number: int) -> Prompt:
+        """A conversation as the model reads it."""
+        messages = self._job.talks[number]
+        try:
+            prompt = self._model.chat_prompt(messages)
+        except ContextFullError as error:
+            raise SettingError(
+                f"conversation {number + 1} is too long",
+                found=error.found,
+                expected=error.expected,
+                hint="Divide it, or leave it out.",
+            ) from error
+        except (ImageError, TemplateError, SettingError) as error:
+            raise type(error)(
+                f"conversation {number + 1}: {error.problem}",
+                found=error.found,
+                expected=error.expected,
+                hint=error.hint,
+            ) from error
+        return prompt
+
+    def _digest_of_talks(self) -> str:
+        """Of what the model reads of conversations; the names of pictures' rows are digests."""
+        digest = hashlib.sha256()
+        for number in range(len(self._job.talks)):
+            digest.update(np.array(self._prompt(number).positions, np.int64).tobytes() + b"\0")
+        return digest.hexdigest()
+
+    # --- what is kept
+
+    def _save_sometimes(self) -> None:
+        if time.monotonic() - self._saved_at > max(_SAVE_EVERY, 20 * self._save_took):
+            self._save()
+
+    def _save(self) -> None:
+        begun = time.monotonic()
+        state = CalibrationState(
+            self._of,
+            self._sums.n_added,
+            {"nll": self._nll, "nll2": self._nll2, "n_predicted": self._n_predicted},
+            self._sums.totals,
+        )
+        _write(self._partial, state.data())
+        self._saved_at = time.monotonic()
+        self._save_took = self._saved_at - begun
+
+
+def _skip(_: int, rows: Floats) -> None:
+    """Of a text whose logits are of no use."""
+
+
+def _predict(
+    tokens: npt.NDArray[np.int32],
+    nll: npt.NDArray[np.float64],
+    pool: ThreadPoolExecutor,
+    place: int,
+    rows: Floats,
+) -> None:
+    """Write how unlikely the model finds the tokens of the second half of a chunk.
+
+    Args:
+        place: that of the token after which the first of these logits are.
+    """
+    first = len(tokens) // 2
+
+    def one(at: int) -> None:
+        logits = rows[at - place]
+        most = float(logits.max())
+        if not isfinite(most):
+            raise DamagedTensorError("the model computes NaN or infinite logits")
+        nll[at - first] = log_sum(logits, most) - float(logits[tokens[at + 1]])
+
+    for _ in pool.map(one, range(max(place, first), min(place + len(rows), len(tokens) - 1))):
+        pass

@@ -1,0 +1,59 @@
+"""Experts that saw too few tokens for statistics of their own, and what stands in for these.
+
+Below 32 tokens the mean of an expert's own squares is a worse estimate than that of all others of
+its layer; and where 32 tokens of the others' are added to what an expert saw, the estimate is best,
+however many these were (the demo model's experts, each compared with 10,000 tokens of its own). So
+that is what is done for starved experts. The columns of an expert's gate and up matrices are those
+of the residual stream, which all experts share: column by column the others' mean is added. Those
+of its down matrix are its own neurons, to which the others' say nothing but how large they are: all
+get the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .importance import Activations, Floats, Importance, Starved
+
+FEWEST = 32
+"""Tokens of an expert that has statistics of its own."""
+
+_ADDED = 32  # tokens of the others'
+
+
+def with_substitutes(importance: Importance) -> Importance:
+    """The same statistics, with substitutes for those of starved experts."""
+    return replace(
+        importance,
+        tensors={name: _substituted(name, one) for name, one in importance.tensors.items()},
+    )
+
+
+def _substituted(name: str, one: Activations) -> Activations:
+    measured = one.measured()
+    starved = np.flatnonzero(measured.counts < FEWEST)
+    if len(measured.counts) < 2 or not len(starved) or not measured.counts.any():
+        return measured
+    sums, counts = measured.sums.copy(), measured.counts.copy()
+    for expert in starved.tolist():
+        count = measured.counts[expert]
+        added = _ADDED * _mean_of_others(measured, expert, alike="ffn_down" not in name)
+        mean = (measured.sums[expert] + added) / np.float32(count + _ADDED)
+        # llama.cpp takes a count of 0 for no statistics.
+        counts[expert] = max(count, 1)
+        sums[expert] = mean * np.float32(counts[expert])
+    kept = Starved(tuple(starved.tolist()), measured.sums[starved], measured.counts[starved])
+    return Activations(sums, counts, kept)
+
+
+def _mean_of_others(measured: Activations, expert: int, *, alike: bool) -> Floats:
+    """The mean squares that the other experts saw: of each column, or where these are not alike,
+    of all columns."""
+    others = np.arange(len(measured.counts)) != expert
+    if not measured.counts[others].any():
+        others[:] = True  # nobody else saw anything
+    sums = measured.sums[others].sum(0, dtype=np.float64)
+    mean = (sums / measured.counts[others].sum()).astype(np.float32)
+    return mean if alike else np.full_like(mean, mean.mean(dtype=np.float64))

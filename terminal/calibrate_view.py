@@ -1,0 +1,118 @@
+"""What `calibrate` shows: how far it is, and then how many tokens the experts of each layer saw.
+
+Does not measure anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING
+
+from .console import screen
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..calibration import CalibrationProgress
+    from ..measure.calibrated import Calibration, ExpertCounts
+
+
+@contextmanager
+def calibrate_progress() -> Iterator[Callable[[CalibrationProgress], None] | None]:
+    """Draw a bar on stderr; yields what to give to ``calibrate(progress=…)``."""
+    err = screen()
+    if err is None:
+        yield None
+        return
+    from time import monotonic
+
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("loading", total=None, rate="")
+        begun: float | None = None
+
+        def show(at: CalibrationProgress) -> None:
+            nonlocal begun
+            if begun is None:
+                # The first step is over; what an interrupted run had done says nothing of the rate.
+                begun = monotonic()
+                bar.reset(task, total=at.total, completed=at.done)
+                first_tokens.append(at.n_tokens)
+            seconds = monotonic() - begun
+            rate = (at.n_tokens - first_tokens[0]) / seconds if seconds > 0.1 else 0.0
+            text = "reading" if at.perplexity is None else f"perplexity {at.perplexity:.4f}"
+            bar.update(
+                task,
+                description=text,
+                completed=at.done,
+                total=at.total,
+                rate=f"{rate:,.0f} tokens/s" if rate else "",
+            )
+
+        first_tokens: list[int] = []
+        yield show
+
+
+def calibrate_view(found: Calibration) -> RenderableType:
+    """What was found, experts last."""
+    from rich.console import Group
+
+    from .tables import facts_grid
+
+    read = [f"{found.n_tokens:,} tokens"]
+    if found.n_chunks:
+        read.append(f"{found.n_chunks:,} chunks of {found.n_ctx:,}")
+    if found.n_conversations:
+        read.append(f"{found.n_conversations:,} conversations")
+    facts = [("read", ", ".join(read))]
+    if found.perplexity is not None:
+        facts.append(("perplexity", "{:.4f} ± {:.4f}".format(*found.perplexity)))
+    facts.append(("statistics", f"of {found.n_tensors:,} tensors"))
+    if found.layers:
+        facts.append(("experts", _coverage(found)))
+    facts.append(("wrote", found.output))
+    if not found.layers:
+        return facts_grid(facts)
+    return Group(facts_grid(facts), "", _experts_table(found.layers))
+
+
+def _coverage(found: Calibration) -> str:
+    starved = sum(len(layer.starved) for layer in found.layers)
+    if not starved:
+        return f"all saw {found.fewest} tokens or more"
+    return (
+        f"{starved:,} saw fewer than {found.fewest} tokens, and get what others of their layer saw"
+    )
+
+
+def _experts_table(layers: tuple[ExpertCounts, ...]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layer", "fewest tokens", "median", "most"):
+        table.add_column(heading, justify="right")
+    is_any = any(layer.starved for layer in layers)
+    if is_any:
+        table.add_column("starved experts (tokens)", overflow="fold")
+    for layer in layers:
+        counts = layer.counts
+        cells = [layer.layer, min(counts), round(median(counts)), max(counts)]
+        starved = ", ".join(f"{expert} ({counts[expert]})" for expert in layer.starved)
+        table.add_row(*(f"{cell:,}" for cell in cells), *([starved] if is_any else []))
+    return table
