@@ -41,6 +41,7 @@ from .quant.starved import with_substitutes
 from .ranges import as_path, as_tuple, check_callback, check_flag, check_text, check_whole
 from .runtime.activations import ActivationSums, Total
 from .runtime.bindings.candidates import log_sum
+from .runtime.checks import context_full
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.fingerprint import sampled_digest
 from .runtime.rows import TakeRows
@@ -58,7 +59,8 @@ DEFAULT_OUTPUT = "imatrix.gguf"
 _LEAST_CHUNK = 8
 _CONVERSATION = 8192  # tokens that a conversation may have, its pictures included
 _MOST_OUTPUTS = 512  # tokens that are read at a time
-_SAVE_EVERY = 30.0  # seconds, or twenty times what saving takes
+_SAVE_EVERY = 30.0  # seconds
+_SAVE_COST = 20  # times what saving takes, at least
 
 
 @dataclass(frozen=True)
@@ -430,9 +432,11 @@ class _Reading:
 
     def _prompt(self, number: int) -> Prompt:
         """A conversation as the model reads it."""
-        messages = self._job.talks[number]
+        most = self._model.engine.settings.n_ctx
         try:
-            prompt = self._model.chat_prompt(messages)
+            prompt = self._model.chat_prompt(self._job.talks[number])
+            if len(prompt) > most:
+                raise context_full(len(prompt), most)
         except ContextFullError as error:
             raise SettingError(
                 f"conversation {number + 1} is too long",
@@ -459,7 +463,7 @@ class _Reading:
     # --- what is kept
 
     def _save_sometimes(self) -> None:
-        if time.monotonic() - self._saved_at > max(_SAVE_EVERY, 20 * self._save_took):
+        if time.monotonic() - self._saved_at > max(_SAVE_EVERY, _SAVE_COST * self._save_took):
             self._save()
 
     def _save(self) -> None:

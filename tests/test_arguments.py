@@ -79,6 +79,11 @@ def calls(
     with llama4_edge.Model(tiny_path, n_ctx=64) as model:
         yield {
             "bench": Call(measured, {"path": tiny_path, "grid": grid}),
+            "calibrate": Call(
+                llama4_edge.calibrate,
+                {"model": tiny_path, "output": tiny_path, "text": "x", "n_chunks": 1},
+            ),
+            "read_conversations": Call(llama4_edge.read_conversations, {"path": out}),
             "compare": Call(llama4_edge.compare, {"reference": out, "text": "x"}),
             "Candidate": Call(llama4_edge.Candidate, {"path": out}),
             "Question": Call(
@@ -163,8 +168,8 @@ def calls(
 
 # Beside these there are values that the library returns, and errors.
 NAMES = (
-    "bench", "compare", "Candidate", "Question", "read_questions", "convert", "convert_lora",
-    "diff", "doctor", "image_tiles",
+    "bench", "calibrate", "read_conversations", "compare", "Candidate", "Question",
+    "read_questions", "convert", "convert_lora", "diff", "doctor", "image_tiles",
     "with_documents", "with_images", "inspect",
     "merge", "plan", "pull", "split", "BenchGrid",
     "BenchTest", "Conversation", "Conversation.load", "Conversation.save", "Conversation.user",

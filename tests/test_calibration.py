@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from PIL import Image
 
+from demo.training import MODEL
 from llama4_edge import (
     CalibrationProgress,
     Model,
@@ -32,7 +34,8 @@ from llama4_edge.quant.importance import Importance
 from llama4_edge.quant.importance_file import importance_bytes, read_importance
 from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.activations import ActivationSums
-from tests.gguf_maker import EXPERTS, TinyModel
+from tests.fixtures import MakeGGUF, MakeProjector
+from tests.gguf_maker import EXPERTS
 from tests.tiny_model import with_chat_tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 8
@@ -45,11 +48,18 @@ def calibrated(model: Path, output: Path, **settings: Any) -> Importance:
     return read_importance(output)
 
 
-def layer_0_inputs(tiny: TinyModel, rows: np.ndarray) -> np.ndarray:
-    """What blk.0.attn_q of the tiny model is multiplied with, for rows of embeddings."""
+def chunks_of(model: Model) -> list[list[int]]:
+    """What is read of the text."""
+    bos = [model.vocabulary.bos_id] if model.vocabulary.add_bos else []
+    tokens = model.tokenize(TEXT, add_bos=bool(bos))
+    starts = range(0, len(tokens) - CHUNK + 1, CHUNK)
+    return [[*bos, *tokens[at + len(bos) : at + CHUNK]] for at in starts]
+
+
+def normed(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What blk.0.attn_q is multiplied with, for rows of embeddings."""
     mean = np.square(rows.astype(np.float64)).mean(-1, keepdims=True)
-    normed = rows / np.sqrt(mean + 1e-5)
-    return normed * tiny.tensors["blk.0.attn_norm.weight"]
+    return rows / np.sqrt(mean + 1e-5) * weight
 
 
 def test_inputs_of_the_first_layer_are_those_of_numpy(tmp_path: Path) -> None:
@@ -58,11 +68,9 @@ def test_inputs_of_the_first_layer_are_those_of_numpy(tmp_path: Path) -> None:
     path = tiny.write(tmp_path / "tiny.gguf")
     found = calibrated(path, tmp_path / "i.gguf")
     with Model(path, n_ctx=CHUNK, n_threads=1) as model:
-        tokens = np.array(model.tokenize(TEXT, add_bos=True))
-        bos = model.vocabulary.bos_id
-    tokens = tokens[: len(tokens) // CHUNK * CHUNK].reshape(-1, CHUNK)
-    tokens[:, 0] = bos
-    inputs = layer_0_inputs(tiny, tiny.tensors["token_embd.weight"][tokens.ravel()])
+        tokens = np.array(chunks_of(model))
+    embeddings = tiny.tensors["token_embd.weight"][tokens.ravel()]
+    inputs = normed(embeddings, tiny.tensors["blk.0.attn_norm.weight"])
     for name in ("attn_q", "attn_k", "attn_v"):
         one = found.tensors[f"blk.0.{name}.weight"]
         assert one.counts.tolist() == [tokens.size]
@@ -88,10 +96,8 @@ def test_perplexity_is_that_of_the_second_half_of_chunks(tiny_path: Path, tmp_pa
     found = calibrate(tiny_path, tmp_path / "i.gguf", text=TEXT, n_ctx=CHUNK, n_threads=1)
     nll = []
     with Model(tiny_path, n_ctx=CHUNK, n_threads=1) as model:
-        tokens = model.tokenize(TEXT, add_bos=True)
-        for begin in range(0, found.n_chunks * CHUNK, CHUNK):
-            chunk = tokens[begin : begin + CHUNK]
-            chunk[0] = tokens[0]
+        assert len(chunks_of(model)) == found.n_chunks
+        for chunk in chunks_of(model):
             logits = model.logits(chunk)[CHUNK // 2 : -1].astype(np.float64)
             logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
             nll += [-row[token] for row, token in zip(logprobs, chunk[CHUNK // 2 + 1 :])]  # noqa: B905
@@ -125,14 +131,14 @@ def test_the_report_has_what_each_expert_saw(tiny_path: Path, tmp_path: Path) ->
 # --- interrupted
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a caller in the middle."""
 
 
 def stop_after(count: int) -> Any:
     def progress(at: CalibrationProgress) -> None:
         if at.done == count:
-            raise Stop
+            raise StopError
 
     return progress
 
@@ -142,13 +148,11 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(tiny_path: Path, tmp_pat
     first = calibrate(tiny_path, whole, text=TEXT, n_ctx=CHUNK, n_threads=1)
     assert first.n_chunks > 3
     for count in (1, 3):
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             calibrated(tiny_path, parts, progress=stop_after(count))
         assert not parts.exists() and (tmp_path / "parts.gguf.partial").exists()
     steps: list[CalibrationProgress] = []
-    again = calibrate(
-        tiny_path, parts, text=TEXT, n_ctx=CHUNK, n_threads=1, progress=steps.append
-    )
+    again = calibrate(tiny_path, parts, text=TEXT, n_ctx=CHUNK, n_threads=1, progress=steps.append)
     assert (steps[0].done, steps[0].before) == (4, 3)
     assert parts.read_bytes() == whole.read_bytes()
     assert again.perplexity == first.perplexity
@@ -159,7 +163,7 @@ def test_a_killed_process_loses_what_was_not_saved_yet(tiny_path: Path, tmp_path
     script = f"""
 import os, signal
 from llama4_edge import calibrate, calibration
-calibration._SAVE_EVERY = -1
+calibration._SAVE_EVERY = calibration._SAVE_COST = -1
 def kill(at):
     if at.done == 3: os.kill(os.getpid(), signal.SIGKILL)
 calibrate({str(tiny_path)!r}, {str(tmp_path / "i.gguf")!r}, text={TEXT!r}, n_ctx={CHUNK},
@@ -178,7 +182,7 @@ def test_a_calibration_of_something_else_is_not_gone_on_with(
     tiny_path: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "i.gguf"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         calibrated(tiny_path, output, progress=stop_after(1))
     changed = with_chat_tokens()
     changed.tensors["blk.0.attn_q.weight"] += 0.5
@@ -211,8 +215,9 @@ def test_a_full_disk_loses_nothing_that_was_saved(
         write(*arguments, **settings)
 
     monkeypatch.setattr(calibration, "_SAVE_EVERY", -1)
+    monkeypatch.setattr(calibration, "_SAVE_COST", -1)
     monkeypatch.setattr(calibration, "write_atomically", full)
-    with pytest.raises(OutputError, match="cannot be written, found No space left.*Free some"):
+    with pytest.raises(OutputError, match=r"cannot be written, found No space left.*Free some"):
         calibrated(tiny_path, output)
     monkeypatch.undo()
     steps: list[CalibrationProgress] = []
@@ -307,7 +312,7 @@ def test_a_starved_expert_is_named_and_encoded_better_than_without_a_substitute(
     record = found.as_dict()
     assert record["layers"][2]["starved"] == [{"expert": STARVED, "tokens": 0}]
     importance = read_importance(tmp_path / "i.gguf")
-    truths = calibrated(fed, tmp_path / "fed.gguf", text=TEXT * 4)
+    truths = calibrated(fed, tmp_path / "truth.gguf", text=TEXT * 4)
     tiny = with_chat_tokens()
     for name in ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight"):
         one, weights = importance.tensors[name], importance.weights(name)
@@ -322,7 +327,7 @@ def test_a_starved_expert_is_named_and_encoded_better_than_without_a_substitute(
         # llama.cpp takes 1 for all columns of an expert that saw nothing.
         without = error_of(matrix, np.ones_like(really), really)
         best = error_of(matrix, really, really)
-        assert error_of(matrix, weights[STARVED], really) < best + 0.2 * (without - best)
+        assert error_of(matrix, weights[STARVED], really) < best + 0.5 * (without - best)
     down = importance.weights("blk.0.ffn_down_exps.weight")
     # The columns of its down matrix are its own neurons: nothing is known of them.
     assert down is not None and np.ptp(down[STARVED]) == 0 < np.ptp(down[0])
@@ -331,7 +336,7 @@ def test_a_starved_expert_is_named_and_encoded_better_than_without_a_substitute(
 def test_merging_adds_no_substitutes(tmp_path: Path) -> None:
     fed, starving = models_with_a_starved_expert(tmp_path)
     calibrated(starving, tmp_path / "starved.gguf")
-    alone = calibrated(fed, tmp_path / "fed.gguf").tensors
+    alone = calibrated(fed, tmp_path / "alone.gguf").tensors
     both = calibrated(fed, tmp_path / "both.gguf", merge=[tmp_path / "starved.gguf"]).tensors
     name = "blk.0.ffn_up_exps.weight"
     expected = alone[name].measured()
@@ -342,39 +347,45 @@ def test_merging_adds_no_substitutes(tmp_path: Path) -> None:
 # --- pictures
 
 
+def numbers_of(path: Path, *names: str) -> list[np.ndarray]:
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    every = [
+        gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type) for name in names
+    ]
+    return [np.array(one) for one in every]
+
+
 def test_what_the_model_sees_of_a_picture_counts(
-    tiny_projector_path: Path, tmp_path: Path
+    make_gguf: MakeGGUF, make_projector: MakeProjector, tmp_path: Path
 ) -> None:
-    tiny = with_picture_tokens()
-    path = tiny.write(tmp_path / "tiny.gguf")
-    picture = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
+    demo, projector = make_gguf(MODEL), make_projector(MODEL)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    picture = Image.fromarray(noise)
     picture.save(tmp_path / "picture.png")
-    lines = [
-        {"messages": [{"role": "user", "content": [
-            {"type": "image", "image": "picture.png"}, {"type": "text", "text": "What is it?"},
-        ]}, {"role": "assistant", "content": "Noise."}]},
-        {"messages": [{"role": "user", "content": "Hello!"}]},
-    ]  # fmt: skip
+    parts = [{"type": "image", "image": "picture.png"}, {"type": "text", "text": "What is it?"}]
+    talks = [
+        [{"role": "user", "content": parts}, {"role": "assistant", "content": "Noise."}],
+        [{"role": "user", "content": "Hello!"}],
+    ]
     file = tmp_path / "talks.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
+    file.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
     found = calibrate(
-        path, tmp_path / "i.gguf", conversations=read_conversations(file), n_threads=1,
-        projector=tiny_projector_path,
+        demo, tmp_path / "i.gguf", conversations=read_conversations(file), n_threads=1,
+        projector=projector,
     )  # fmt: skip
+    embeddings, norm = numbers_of(demo, "token_embd.weight", "blk.0.attn_norm.weight")
     rows = []
-    with Model(path, n_ctx=256, n_threads=1, projector=tiny_projector_path) as model:
-        features = model.image_features(tmp_path / "picture.png").reshape(-1, 64)
+    with Model(demo, n_ctx=512, n_threads=1, projector=projector) as model:
+        features = model.image_features(tmp_path / "picture.png")
+        left = iter(features.reshape(-1, features.shape[-1]))
         for messages in read_conversations(file):
-            left = iter(features)
-            for position in model.chat_prompt(messages).positions:
-                embedding = tiny.tensors["token_embd.weight"][position]
-                rows.append(next(left) if position < 0 else embedding)
-    assert sum(1 for row in rows if any(row is one for one in features)) or len(features) == 4
+            positions = model.chat_prompt(messages).positions
+            rows += [next(left) if one < 0 else embeddings[one] for one in positions]
+    assert next(left, None) is None
     assert (found.n_conversations, found.n_tokens, found.perplexity) == (2, len(rows), None)
-    inputs = layer_0_inputs(tiny, np.array(rows))
     sums = read_importance(tmp_path / "i.gguf").tensors["blk.0.attn_q.weight"].sums[0]
-    # Features are computed in f16.
-    assert sums == pytest.approx(np.square(inputs).sum(0), rel=2e-3)
+    expected = np.square(normed(np.array(rows), norm)).sum(0)
+    assert sums == pytest.approx(expected, rel=1e-3)
 
 
 # --- refused

@@ -38,7 +38,7 @@ struct Sums {
     int64_t n_matrices, row_length;
     std::vector<double> sums;
     std::vector<int64_t> counts;
-    bool seen;
+    bool seen = false;
 };
 
 // Sums of an input, for the next matrix that has the same one.
@@ -120,7 +120,7 @@ class Observer {
         const std::string name = name_of(t->src[0]);
         const Tensor *matrix = t->src[0], *input = t->src[1], *ids = t->op == ggml.mul_mat_id ? t->src[2] : nullptr;
         const int64_t n_matrices = matrix->ne[2] * matrix->ne[3];
-        Sums &total = all[name];
+        Sums &total = of(name);
         // A matrix that comes again does so in another graph, which may have other numbers in the same places.
         if (total.seen) {
             inputs.clear();
@@ -148,10 +148,16 @@ class Observer {
         return true;
     }
 
-    std::unordered_map<std::string, Sums> all;
+    std::deque<std::pair<const std::string, Sums>> all; // in the order of the graph
     std::string error;
 
   private:
+    Sums &of(const std::string &name) {
+        Sums *&found = places[name];
+        if (!found) found = &all.emplace_back(name, Sums()).second;
+        return *found;
+    }
+
     // What comes after it is the output's matrix.
     static bool is_last(const Tensor *t) { return !std::strcmp(t->name, "result_norm"); }
 
@@ -221,6 +227,7 @@ class Observer {
 
     const Ggml ggml;
     const bool output, stops;
+    std::unordered_map<std::string, Sums *> places;
     std::deque<Input> inputs;
     std::vector<char> data_copy, ids_copy;
 };
@@ -255,7 +262,7 @@ bool llama4_edge_observe(const Tensor *t, bool ask, void *argument) {
     return false;
 }
 
-// Writes what was seen to `out`, of `size` elements, in no order; returns how many there are.
+// Writes what was seen to `out`, of `size` elements, in the order of the graph; returns how many there are.
 int64_t llama4_edge_observed(void *observer, Observed *out, int64_t size) {
     auto &all = static_cast<Observer *>(observer)->all;
     int64_t n = 0;

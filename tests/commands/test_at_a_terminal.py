@@ -51,6 +51,21 @@ def test_ctrl_c_leaves_a_conversion_to_be_gone_on_with(
     assert names == ["mmproj-model-f16.gguf", "model.gguf"]
 
 
+def test_ctrl_c_leaves_a_calibration_to_be_gone_on_with(
+    terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path
+) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "i.gguf"
+    text.write_text("What is said twice is heard once, and what is said once is not. " * 2000)
+    words = ("calibrate", scout_bf16, "-f", text, "-o", output, "-c", 128, "-t", 1)
+    one = terminal(*words)
+    one.wait_for(r"perplexity [\d.]+ .*tokens/s")
+    one.press("\x03")
+    exit_code, shown = one.wait_for_end()
+    assert (exit_code, output.exists()) == (130, False)
+    assert shown.splitlines()[-2:] == ["Give the same command again to resume.", "interrupted"]
+    assert (tmp_path / "i.gguf.partial").exists()
+
+
 def test_a_chat_at_a_terminal(terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path) -> None:
     chat = terminal("chat", scout_bf16, *LONG)
     chat.wait_for("32,768 tokens of context")
