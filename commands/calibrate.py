@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -119,7 +120,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
     show_warnings(verbose=options.verbose)
     read = options.read
-    named = {
+    named: dict[str, Any] = {
         "output": options.output,
         "n_ctx": read.n_ctx,
         "n_chunks": read.n_chunks,

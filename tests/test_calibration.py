@@ -34,10 +34,12 @@ from llama4_edge.quant.importance import Importance
 from llama4_edge.quant.importance_file import importance_bytes, read_importance
 from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.activations import ActivationSums
+from llama4_edge.system.files import write_atomically
 from tests.fixtures import MakeGGUF, MakeProjector
-from tests.gguf_maker import EXPERTS
+from tests.gguf_maker import EXPERTS, N_VOCAB
 from tests.tiny_model import with_chat_tokens
 
+BEGIN = N_VOCAB - 4
 TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 8
 CHUNK = 64
 
@@ -50,7 +52,7 @@ def calibrated(model: Path, output: Path, **settings: Any) -> Importance:
 
 def chunks_of(model: Model) -> list[list[int]]:
     """What is read of the text."""
-    bos = [model.vocabulary.bos_id] if model.vocabulary.add_bos else []
+    bos: list[int] = [BEGIN] if model.vocabulary.add_bos else []
     tokens = model.tokenize(TEXT, add_bos=bool(bos))
     starts = range(0, len(tokens) - CHUNK + 1, CHUNK)
     return [[*bos, *tokens[at + len(bos) : at + CHUNK]] for at in starts]
@@ -59,7 +61,7 @@ def chunks_of(model: Model) -> list[list[int]]:
 def normed(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """What blk.0.attn_q is multiplied with, for rows of embeddings."""
     mean = np.square(rows.astype(np.float64)).mean(-1, keepdims=True)
-    return rows / np.sqrt(mean + 1e-5) * weight
+    return np.asarray(rows / np.sqrt(mean + 1e-5) * weight)
 
 
 def test_inputs_of_the_first_layer_are_those_of_numpy(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "i.gguf"
-    write, left = calibration.write_atomically, [3]
+    write, left = write_atomically, [3]
 
     def full(*arguments: Any, **settings: Any) -> None:
         left[0] -= 1

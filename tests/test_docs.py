@@ -159,7 +159,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in CHECKPOINTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / "demo" / "Llama-4-Tiny")
-    (tmp_path / "wiki.test.raw").write_text(TEXT, encoding="utf-8")
+    for name in ("wiki.test.raw", "code.txt"):
+        (tmp_path / name).write_text(TEXT, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
     logger = logging.getLogger("llama4_edge")
@@ -182,10 +183,27 @@ def demo_reference(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.fixture(scope="session")
+def demo_importance(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the model in the box multiplies with while it reads the text of the pages."""
+    path = tmp_path_factory.mktemp("importance") / "imatrix.gguf"
+    llama4_edge.calibrate(demo_gguf, path, text=TEXT, n_threads=1)
+    return path
+
+
 @pytest.fixture
-def full_shelf(shelf: Path, demo_gguf: Path, demo_projector: Path, demo_reference: Path) -> Path:
-    """The same with the GGUFs of the pages, a picture, a document, a session and predictions."""
+def full_shelf(
+    shelf: Path,
+    demo_gguf: Path,
+    demo_projector: Path,
+    demo_reference: Path,
+    demo_importance: Path,
+) -> Path:
+    """The same with the GGUFs of the pages, a picture, a document, a session, predictions and
+    activation statistics."""
     shutil.copy(demo_reference, shelf / "scout.reference")
+    for name in ("imatrix.gguf", "scout.imatrix.gguf", "more.gguf"):
+        shutil.copy(demo_importance, shelf / name)
     for name in MODELS:
         (shelf / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(demo_gguf, shelf / name)  # a conversion writes through links
@@ -279,6 +297,8 @@ def test_a_command_of_the_pages_does_what_is_shown(
         ]
     if arguments[0] in ("convert", "convert-lora"):
         arguments.append("--force")
+    if arguments[0] == "calibrate":
+        (full_shelf / arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)
     if "--save" in arguments:
         (full_shelf / arguments[arguments.index("--save") + 1]).unlink()
     result = CliRunner().invoke(main, arguments, input="", catch_exceptions=False)
