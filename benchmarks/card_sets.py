@@ -9,7 +9,8 @@
 Of each, the split that cards speak of: MMLU-Pro's test, GPQA's diamond, MMMU's validation,
 MMMU-Pro's standard questions with ten options and its vision questions, MathVista's testmini.
 Parquet needs pyarrow; the same rows may stand in files of JSON Lines, JSON or CSV of the same
-names, pictures as files beside them, data URLs or base64.
+names, pictures as files beside them, data URLs or base64. A folder may be called as its repository
+is, and a file ``DIR/mmlu-pro.jsonl`` is a whole set.
 
 Prompts ask, as Meta's evaluations of Llama 3 say and those of Llama 4 do not, without examples, for
 steps and then a line with the best answer; MathVista's questions come with its own hint. The words
@@ -152,12 +153,15 @@ The best answer is X."""
 _PLAIN_VISION = "What is in the picture?"
 
 
+_ReadRow = Callable[[Record, Path], Item]
+
+
 @dataclass(frozen=True)
 class Part:
-    """Some files of a task: those whose path below its folder matches, and what a row is."""
+    """Some files of a task: those whose path matches, from its end, and what a row is."""
 
     files: str
-    read: Callable[[Record, Path], Item]
+    read: _ReadRow
 
 
 @dataclass(frozen=True)
@@ -176,36 +180,57 @@ class Task:
         Raises:
             SettingError: there are none; a file cannot be read, or a row is none.
         """
-        for part in self.parts:
-            files = self._files(directory, part)
+        parts = self._parts(directory)
+        for read, files in parts:
             count = sum(map(_count, files))
             if not count:
                 raise SettingError(f"{files[0]} has no rows", hint="Download it again.")
-            places = set(_places(count, limit, len(self.parts)))
+            places = set(_places(count, limit, len(parts)))
             for number, (row, path) in enumerate(_records(files)):
                 if number in places:
-                    yield part.read(row, path)
+                    yield read(row, path)
 
     def count(self, directory: Path, limit: int | None = None) -> int:
         """How many `items` has."""
-        counts = [sum(map(_count, self._files(directory, part))) for part in self.parts]
-        return sum(len(_places(count, limit, len(self.parts))) for count in counts)
+        parts = self._parts(directory)
+        return sum(len(_places(sum(map(_count, files)), limit, len(parts))) for _, files in parts)
 
-    def _files(self, directory: Path, part: Part) -> list[Path]:
-        root = directory / self.name
+    def place(self, directory: Path) -> Path | None:
+        """Its folder, or the file that is all of it; None where there is neither."""
+        names = (self.name, self.source.partition("/")[2].lower().replace("_", "-"))
+        try:
+            found = [
+                path
+                for path in sorted(directory.iterdir())
+                if (path.name if path.is_dir() else path.stem).lower().replace("_", "-") in names
+                and (path.is_dir() or path.suffix in _READERS)
+            ]
+        except OSError as error:
+            raise SettingError(f"{directory} cannot be read", found=error.strerror) from error
+        return found[0] if found else None
+
+    def _parts(self, directory: Path) -> list[tuple[_ReadRow, list[Path]]]:
+        place = self.place(directory)
+        if place is not None and place.is_file():
+            return [(self.parts[0].read, [place])]
+        return [
+            (part.read, self._files(place or directory / self.name, part)) for part in self.parts
+        ]
+
+    def _files(self, folder: Path, part: Part) -> list[Path]:
         files = sorted(
             path
-            for path in root.rglob("*")
-            if re.search(part.files, path.relative_to(root).as_posix())
-            and not any(name.startswith(".") for name in path.relative_to(root).parts)
+            for path in folder.rglob("*")
+            if path.match(part.files)
+            and not any(name.startswith(".") for name in path.relative_to(folder).parts)
         )
         for suffix in _READERS:
             if found := [path for path in files if path.suffix == suffix]:
                 return found
         raise SettingError(
-            f"{root} has no questions of {self.title}",
-            expected=f"the files of {self.source}, or their rows in one of {part.files!r}",
-            hint=f"`hf download {self.source} --repo-type dataset --local-dir {root}`",
+            f"{folder} has no questions of {self.title}",
+            expected=f"{part.files}, as {' or '.join(_READERS)}",
+            hint=f"`hf download {self.source} --repo-type dataset --local-dir {folder}`",
         )
 
 
@@ -326,20 +351,15 @@ def _mmmu(row: Record, path: Path) -> Item:
 
 
 def _mmmu_pro(row: Record, path: Path) -> Item:
-    return _choice(
-        row, f"standard {row.text('id')}", "standard", _options(row), row.text("answer").strip(),
-        pictures=_numbered(row, path),
-    )  # fmt: skip
-
-
-def _mmmu_pro_vision(row: Record, path: Path) -> Item:
+    """Of the standard questions, or one that is in its picture."""
+    options, answer, name = _options(row), row.text("answer").strip(), row.text("id")
+    if row.fields.get("question"):
+        pictures = _numbered(row, path)
+        return _choice(row, name, "standard", options, answer, pictures=pictures)
     picture = _picture(row.fields.get("image"), path)
     if picture is None:
         raise row.fault("image", "a picture")
-    return _choice(
-        row, f"vision {row.text('id')}", "vision", _options(row), row.text("answer").strip(),
-        question="", pictures={1: picture},
-    )  # fmt: skip
+    return _choice(row, name, "vision", options, answer, question="", pictures={1: picture})
 
 
 def _mathvista(row: Record, path: Path) -> Item:
@@ -432,23 +452,22 @@ def _picture(value: object, path: Path) -> bytes | None:
 TASKS = {
     task.name: task
     for task in (
-        Task("mmlu-pro", "MMLU-Pro", "TIGER-Lab/MMLU-Pro", (Part(r"(^|/)test[^/]*$", _mmlu_pro),)),
-        Task("gpqa", "GPQA Diamond", "Idavidrein/gpqa", (Part(r"gpqa_diamond[^/]*$", _gpqa),)),
+        Task("mmlu-pro", "MMLU-Pro", "TIGER-Lab/MMLU-Pro", (Part("test*", _mmlu_pro),)),
+        Task("gpqa", "GPQA Diamond", "Idavidrein/gpqa", (Part("gpqa_diamond*", _gpqa),)),
         Task(
-            "mmmu", "MMMU", "MMMU/MMMU", (Part(r"(^|/)validation[^/]*$", _mmmu),),
-            shows_pictures=True,
+            "mmmu", "MMMU", "MMMU/MMMU", (Part("validation*", _mmmu),), shows_pictures=True,
         ),
         Task(
             "mmmu-pro", "MMMU-Pro", "MMMU/MMMU_Pro",
             (
-                Part(r"^standard \(10 options\)/test[^/]*$", _mmmu_pro),
-                Part(r"^vision/test[^/]*$", _mmmu_pro_vision),
+                Part("standard (10 options)/test*", _mmmu_pro),
+                Part("vision/test*", _mmmu_pro),
             ),
             shows_pictures=True,
         ),
         Task(
-            "mathvista", "MathVista", "AI4Math/MathVista",
-            (Part(r"testmini[^/]*$", _mathvista),), shows_pictures=True,
+            "mathvista", "MathVista", "AI4Math/MathVista", (Part("*testmini*", _mathvista),),
+            shows_pictures=True,
         ),
     )
 }  # fmt: skip

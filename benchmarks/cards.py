@@ -133,7 +133,7 @@ def chosen_tasks(directory: Path, names: str | None) -> list[Task]:
         SettingError: there is none of that name, or no folder.
     """
     if names is None:
-        found = [task for task in TASKS.values() if (directory / task.name).is_dir()]
+        found = [task for task in TASKS.values() if task.place(directory) is not None]
         if not found:
             raise SettingError(
                 f"{directory} has no folder of a task", expected=f"one of {', '.join(TASKS)}"

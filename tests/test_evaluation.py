@@ -132,6 +132,20 @@ def test_settings_that_a_candidate_cannot_have_are_refused_first(
     assert not steps
 
 
+def test_predictions_of_a_model_that_is_unsure_of_everything_take_two_bytes_a_token(
+    full_vocabulary_bf16: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "unsure.reference"
+    other = Candidate(full_vocabulary_bf16, n_expert_used=2)
+    found = compared(full_vocabulary_bf16, other, n_ctx=16, n_chunks=2, save=saved)
+    # Random weights find no token much likelier than another: llama-perplexity keeps as much.
+    most = found.n_tokens * (2 * 202_048 + 20)
+    assert 0.99 * most < saved.stat().st_size < most + 2**12
+    statistics = found.candidates[0].statistics
+    assert statistics is not None and 1e-4 < statistics.kl_mean.value < 1
+    assert compare(saved, [other], n_threads=1).candidates == found.candidates
+
+
 def test_progress_counts_each_model(scout_bf16: Path, scout_int4: Path) -> None:
     steps: list[CompareProgress] = []
     found = compared(scout_bf16, scout_int4, progress=steps.append)

@@ -145,7 +145,6 @@ def test_mmmu_pro(tmp_path: Path) -> None:
     lines(folder / "vision" / name, [{**row, "image": encoded(BLUE)}] * 3)
     found = items("mmmu-pro", tmp_path)
     assert [item.group for item in found] == ["standard"] * 3 + ["vision"] * 3
-    assert found[0].id != found[3].id
     picture, text = found[3].content()
     assert picture == {"type": "image", "image": BLUE}
     assert "A, B, C, D, E, F, G, H, I or J" in text["text"]
@@ -196,6 +195,24 @@ def test_mathvista_as_json_with_files_of_pictures(tmp_path: Path) -> None:
     (folder / "annot_testmini.json").write_text(json.dumps({"1": {**row, "image": "../../x"}}))
     with pytest.raises(SettingError, match=r"has no picture, found \.\./\.\./x"):
         items("mathvista", tmp_path)
+
+
+def test_a_set_may_be_one_file_or_be_called_as_its_repository(tmp_path: Path) -> None:
+    lines(tmp_path / "mmlu_pro.jsonl", [MMLU_PRO])
+    assert len(items("mmlu-pro", tmp_path)) == 1
+    lines(tmp_path / "MMMU_Pro" / "vision" / "test.jsonl", [{}])
+    with pytest.raises(
+        SettingError, match=r"standard \(10 options\)/test\*, as .parquet or .jsonl"
+    ):
+        items("mmmu-pro", tmp_path)
+    row = {**MMMU, "answer": "B"}
+    lines(
+        tmp_path / "flat" / "mmmu-pro.jsonl",
+        [row, {**row, "question": None, "image": encoded(RED)}],
+    )
+    assert [one.group for one in items("mmmu-pro", tmp_path / "flat")] == ["standard", "vision"]
+    with pytest.raises(SettingError, match="cannot be read, found No such file"):
+        items("mmmu-pro", tmp_path / "absent")
 
 
 def test_some_of_many_are_from_all_over(tmp_path: Path) -> None:
