@@ -277,7 +277,7 @@ def check_importance(assignments: Sequence[Assignment], weighed: Container[str])
             f"{first.type.name.lower()} needs an importance matrix",
             found=f"none for {first.tensor.name}" + (f" and {more:,} more" if more else ""),
             expected="activation statistics of each tensor of that type",
-            hint="`llama4 calibrate` measures them; imatrix takes their file.",
+            hint="Give the file that `llama4 calibrate` makes: imatrix=FILE",
         )
 
 
