@@ -51,6 +51,11 @@ _SAVE_AS = "Save it as PNG or JPEG."
 _DATA = "the image data"
 """What errors call a picture that is bytes."""
 
+_ORIENTATION = 0x0112  # of EXIF
+
+# Pillow's pieces of a picture: smaller ones stay with the process when the picture is gone.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
+
 _ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 # Which warnings are shown is a setting of the whole process.
@@ -75,8 +80,8 @@ def open_picture(picture: PictureInput, *, allow_download: bool = False) -> RGB:
     if isinstance(picture, np.ndarray):
         return _of_array(picture)
     if isinstance(picture, Image.Image):
-        return _decoded("the picture", picture)
-    return pixels_of(*bytes_of(picture, allow_download=allow_download))
+        return np.array(_decoded("the picture", picture))
+    return np.array(pixels_of(*bytes_of(picture, allow_download=allow_download)))
 
 
 def is_file(picture: object) -> TypeGuard[FileInput]:
@@ -206,7 +211,7 @@ def _of_array(array: npt.NDArray[np.uint8]) -> RGB:
 
 
 def pixels_of(name: str, data: bytes) -> RGB:
-    """The pixels of the first frame in a file's bytes.
+    """The pixels of the first frame in a file's bytes, to be read.
 
     Args:
         name: what errors call it.
@@ -249,14 +254,13 @@ def _opened(name: str, data: bytes) -> Image.Image:
 
 
 def _decoded(name: str, image: Image.Image) -> RGB:
-    """The pixels of an image that is opened, upright and without transparency."""
+    """The pixels of an image that is opened, upright and without transparency, to be read."""
     _check_size(name, *image.size)
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            upright = _upright(image)
-            return np.array(_rgb(upright))
+            return np.asarray(_rgb(_upright(image)))
     except ImageError:
         raise
     except Exception as error:
@@ -264,8 +268,10 @@ def _decoded(name: str, image: Image.Image) -> RGB:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is, where that cannot be read."""
+    """Turned as its EXIF says; as it is, where that cannot be read, or says nothing."""
     try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image  # exif_transpose would give a copy
         return ImageOps.exif_transpose(image)
     except Exception:
         return image
@@ -286,7 +292,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if "A" not in image.getbands() and "a" not in image.getbands() and transparency is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     over = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, over).convert("RGB")

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from ..body import Schema
-from .openai import MOST_STOPS, LoraField
+from .openai import MOST_STOPS, DataUrl, LoraField
 
 _HOSTED = r"^(web_search|web_fetch|code_execution|tool_search_tool_[a-z0-9]+)_\d{8}$"
 
@@ -58,7 +58,7 @@ class UrlSource(Wire):
     """A picture's ``data:`` URL. Others are refused, because the server fetches nothing."""
 
     type: Literal["url"]
-    url: str
+    url: DataUrl
 
 
 class ImageBlock(Wire):

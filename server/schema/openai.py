@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from ...runtime.sampling import MAX_SEED, MAX_WINDOW, Sampling
 from ..body import Schema
@@ -225,21 +225,23 @@ class RefusalPart(Schema):
     refusal: str
 
 
+def _data_url(url: str) -> str:
+    if url[:5].lower() != "data:":
+        raise ValueError(
+            "a picture comes as a data URL (data:image/png;base64,...): this server fetches nothing"
+        )
+    return url
+
+
+DataUrl = Annotated[str, AfterValidator(_data_url)]
+"""A picture's URL, in every protocol."""
+
+
 class ImageURL(Schema):
     """A picture as a data URL."""
 
-    url: str
+    url: DataUrl
     detail: Literal["auto", "low", "high"] | None = Field(None, description=_NO_EFFECT)
-
-    @field_validator("url")
-    @classmethod
-    def _is_data(cls, url: str) -> str:
-        if url[:5].lower() != "data:":
-            raise ValueError(
-                "a picture comes as a data URL (data:image/png;base64,...): this server fetches "
-                "nothing"
-            )
-        return url
 
 
 class ImagePart(Schema):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..body import Schema
-from .openai import LoraField, SamplingFields
+from .openai import DataUrl, LoraField, SamplingFields
 
 _NO_EFFECT = "Accepted; it changes nothing here."
 
@@ -42,18 +42,8 @@ class InputImage(Wire):
     """A picture as a ``data:`` URL."""
 
     type: Literal["input_image"]
-    image_url: str
+    image_url: DataUrl
     detail: Any = Field(None, description=_NO_EFFECT)
-
-    @field_validator("image_url")
-    @classmethod
-    def _is_data(cls, url: str) -> str:
-        if url[:5].lower() != "data:":
-            raise ValueError(
-                "a picture comes as a data URL (data:image/png;base64,...): this server fetches "
-                "nothing"
-            )
-        return url
 
 
 Part = Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]
