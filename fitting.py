@@ -16,15 +16,25 @@ from pathlib import Path
 
 from .convert.converter import open_source
 from .convert.from_gguf import GGUFSource, plan_model
+from .convert.importance import ImportanceMatrix, open_matrix
 from .convert.job import Job, prepare
 from .errors import SettingError
 from .gguf_conversion import is_gguf, model_source
-from .measure.choice import CANDIDATES, Fit, Fitting, Subject, Target, header_file, request_for
+from .measure.choice import (
+    CANDIDATES,
+    BitsTarget,
+    Fit,
+    Fitting,
+    SizeTarget,
+    Subject,
+    Target,
+    header_file,
+    request_for,
+)
 from .measure.sensitivity import Measurement, measure_tensors
 from .planner.budget import machine_target
 from .progress import Progress
 from .quant import TensorType, assign_types, recipe_named, type_overrides
-from .quant.importance_file import read_importance
 from .quant.recipes import is_typed
 from .quant.types import TYPES
 from .ranges import (
@@ -38,6 +48,7 @@ from .ranges import (
 )
 from .runtime.files.gguf_file import read_gguf
 from .runtime.files.model_file import check_model_file
+from .units import bytes_text
 
 _MOST_BITS = 32.0
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(i?)B?", re.IGNORECASE)
@@ -91,18 +102,18 @@ def fit(
     check_whole("threads", threads, 1, or_none=True)
     check_callback("progress", progress)
     name = as_path("source", source)
-    statistics = None if imatrix is None else as_path("imatrix", imatrix)
-
+    matrix = None if imatrix is None else open_matrix(as_path("imatrix", imatrix))
     overrides = type_overrides(as_tuple("types", types, "(regex, type) pairs"))
     with _opened(name, overrides, revision) as model:
-        fitting = Fitting(model, target, statistics)
+        if matrix is not None:
+            matrix.check([one.tensor for one in model.job.assignments], model.n_layer)
+        fitting = Fitting(model, target, matrix)
         fitting.check()
-        return fitting.solved(_measured(model, statistics, threads, progress))
+        return fitting.solved(_measured(model, matrix, threads, progress))
 
 
 def _target(fit: object, target_size: object, target_bpw: object) -> Target:
     """The one target that is given: a machine, bytes, or bits."""
-
     given = [value for value in (fit, target_size, target_bpw) if value is not None]
     if len(given) != 1:
         raise SettingError(
@@ -115,14 +126,14 @@ def _target(fit: object, target_size: object, target_bpw: object) -> Target:
         assert isinstance(fit, str)
         return machine_target(fit)
     if isinstance(target_size, str):
-        return _size_named(target_size)
+        return SizeTarget(target_size.strip(), _size_named(target_size))
     if target_size is not None:
         check_whole("target_size", target_size, 1, 2**63)
         assert isinstance(target_size, int)
-        return target_size
+        return SizeTarget(bytes_text(target_size, digits=2), target_size)
     if not is_number(target_bpw) or not 0 < float(target_bpw) <= _MOST_BITS:  # type: ignore[arg-type]
         raise outside("target_bpw", target_bpw, f"a number of bits up to {_MOST_BITS:g}")
-    return float(target_bpw)  # type: ignore[arg-type]
+    return BitsTarget(float(target_bpw))  # type: ignore[arg-type]
 
 
 def _size_named(text: str) -> int:
@@ -142,7 +153,6 @@ def _opened(
     name: str, overrides: Sequence[tuple[str, TensorType]], revision: str | None
 ) -> Iterator[Subject]:
     """The model in a checkpoint or a GGUF."""
-
     bf16 = recipe_named("bf16")
     if is_gguf(name):
         if revision is not None:
@@ -167,14 +177,12 @@ def _model(
     name: str, job: Job, headers: GGUFSource, overrides: Sequence[tuple[str, TensorType]]
 ) -> Subject:
     """What is known once the headers are read."""
-
     with header_file(job) as path:
         hparams = check_model_file(path, needs_tokenizer=False).hparams
     typed = [one for one in job.assignments if is_typed(one.tensor)]
     given = {one.tensor.name: one.type for one in typed if one.type.name != "BF16"}
     if overrides:
         # What was asked to stay in bf16 too.
-
         other = assign_types(
             recipe_named("f16"), [one.tensor for one in job.assignments],
             n_layer=hparams.n_layer, n_expert=hparams.n_expert,
@@ -195,18 +203,17 @@ def _model(
 
 def _measured(
     model: Subject,
-    statistics: str | None,
+    matrix: ImportanceMatrix | None,
     threads: int | None,
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, Measurement]:
     """What each type of each tensor costs."""
-
     tried = {TYPES[name] for name in CANDIDATES} | set(model.fixed.values())
     return measure_tensors(
         model.job,
         model.shapes,
         sorted(tried, key=lambda it: it.ggml_id),
-        None if statistics is None else read_importance(statistics),
+        None if matrix is None else matrix.importance,
         n_expert_used=model.n_expert_used,
         n_layer=model.n_layer,
         threads=threads,

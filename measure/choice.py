@@ -16,9 +16,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
+
 from .._version import __version__
 from ..convert.from_gguf import GGUFSource, plan_model
+from ..convert.gguf_writer import packed
+from ..convert.importance import ImportanceMatrix
 from ..convert.job import Job
+from ..convert.metadata import NO_TOKENIZER
 from ..convert.request import Request
 from ..errors import OutputError, SettingError
 from ..planner import Plan
@@ -39,8 +44,29 @@ CANDIDATES = (
 )  # fmt: skip
 """The types that are chosen from."""
 
-Target = MachineTarget | int | float
-"""What a model is to fit: a machine, bytes of a file, or bits a weight."""
+
+@dataclass(frozen=True)
+class SizeTarget:
+    """A file of so many bytes at most, and how that was said."""
+
+    text: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class BitsTarget:
+    """So many bits a weight on average, all tensors counted."""
+
+    bits: float
+
+    @property
+    def text(self) -> str:
+        """The target in words."""
+        return f"{self.bits:g} bits a weight"
+
+
+Target = MachineTarget | SizeTarget | BitsTarget
+"""What a model is to fit."""
 
 _EMBEDDING = "token_embd.weight"
 _ALIGNMENT = 32  # of tensors in a GGUF
@@ -136,8 +162,22 @@ class Subject:
 
     def planned(self, recipe: Recipe) -> Job:
         """The conversion with another recipe."""
+        return self._planned(self.headers, recipe)
+
+    def drawn(self, recipe: Recipe) -> Job:
+        """The same without a tokenizer, which takes llama.cpp a second to read, and a plan needs
+        not."""
+        kept = {
+            key: value
+            for key, value in self.headers.metadata.items()
+            if not key.startswith("tokenizer.")
+        }
+        kept[gguf.Keys.Tokenizer.MODEL] = packed(NO_TOKENIZER)
+        return self._planned(replace(self.headers, metadata=kept), recipe)
+
+    def _planned(self, headers: GGUFSource, recipe: Recipe) -> Job:
         return plan_model(
-            self.headers, request_for(recipe), None,
+            headers, request_for(recipe), None,
             n_layer=self.n_layer, n_expert=self.n_expert, requantize=True,
         )  # fmt: skip
 
@@ -171,8 +211,8 @@ def header_file(job: Job) -> Iterator[Path]:
 class Fitting:
     """The choice for one model and one target."""
 
-    def __init__(self, model: Subject, target: Target, statistics: str | None) -> None:
-        self._model, self._target, self._statistics = model, target, statistics
+    def __init__(self, model: Subject, target: Target, matrix: ImportanceMatrix | None) -> None:
+        self._model, self._target, self._matrix = model, target, matrix
         self._measured: Mapping[str, Measurement] = {}
         self._untyped = sum(
             _padded(one.type, one.tensor.shape)
@@ -201,32 +241,23 @@ class Fitting:
             return self._on_machine(self._target)
         budget = self._budget()
         found = self._fitted(budget)
-        if isinstance(self._target, int):
+        if isinstance(self._target, SizeTarget):
             for _ in range(_HEADER_ROUNDS):
-                if found.bytes <= self._target:
+                if found.bytes <= self._target.nbytes:
                     break
-                budget -= found.bytes - self._target
+                budget -= found.bytes - self._target.nbytes
                 found = self._fitted(budget)
         return found
-
-    @property
-    def _asked(self) -> str:
-        """The target in words."""
-        if isinstance(self._target, int):
-            return f"{bytes_text(self._target, digits=2)}"
-        if isinstance(self._target, float):
-            return f"{self._target:g} bits a weight"
-        return self._target.text
 
     def _budget(self) -> int:
         """What tensors may take of a file, or with so many bits."""
         tensors = self._model.job.assignments
-        if isinstance(self._target, float):
-            return int(sum(prod(one.tensor.shape) for one in tensors) * self._target / 8)
-        assert isinstance(self._target, int)
+        if isinstance(self._target, BitsTarget):
+            return int(sum(prod(one.tensor.shape) for one in tensors) * self._target.bits / 8)
+        assert isinstance(self._target, SizeTarget)
         (part,) = self._model.job.text
         header = part.nbytes - sum(_padded(one.type, one.tensor.shape) for one in tensors)
-        return self._target - header
+        return self._target.nbytes - header
 
     def _on_machine(self, target: MachineTarget) -> Fit:
         """For the room that a plan leaves."""
@@ -235,7 +266,8 @@ class Fitting:
             raise self._no_room(target)
         self._outside = self._unbudgeted(on_gpus=room.on_gpus)
         found = self._fitted(room.nbytes)
-        return replace(found, plan=room.plan, notes=(_where(room), *found.notes))
+        plan = replace(room.plan, path=self._model.name)
+        return replace(found, plan=plan, notes=(_where(room), *found.notes))
 
     def _no_room(self, target: MachineTarget) -> SettingError:
         return SettingError(
@@ -248,10 +280,10 @@ class Fitting:
     def _check_budget(self, budget: int) -> None:
         smallest = self._smallest()
         if smallest > budget:
+            setting = "target_size" if isinstance(self._target, SizeTarget) else "target_bpw"
             raise SettingError(
-                f"{'target_size' if isinstance(self._target, int) else 'target_bpw'} is less than "
-                "the fewest bits take",
-                found=f"{self._asked}, {bytes_text(max(budget, 0), digits=2)} of tensors",
+                f"{setting} is less than the fewest bits take",
+                found=f"{self._target.text}, {bytes_text(max(budget, 0), digits=2)} of tensors",
                 expected=f"at least {bytes_text(smallest, digits=2)} of them",
             )
 
@@ -261,7 +293,7 @@ class Fitting:
         self._outside = self._unbudgeted(on_gpus=on_gpus)
         budget = self._smallest() if nbytes is None else max(nbytes, self._smallest())
         types, _ = self._solve(budget)
-        with header_file(self._model.planned(self._recipe(types, {}))) as path:
+        with header_file(self._model.drawn(self._recipe(types, {}))) as path:
             yield path
 
     def _unbudgeted(self, *, on_gpus: bool) -> frozenset[str]:
@@ -324,10 +356,11 @@ class Fitting:
         notes = self._notes(types, solution)
         record = {
             "made_by": f"llama4-edge {__version__}, fit",
-            "asked": self._asked,
+            "asked": self._target.text,
             "budget_bytes": budget,
             "expected_kl": float(f"{solution.cost:.6g}"),
-            "imatrix": None if self._statistics is None else Path(self._statistics).name,
+            "imatrix": None if self._matrix is None else self._matrix.path.name,
+            "imatrix_sha256": None if self._matrix is None else self._matrix.digest,
         }
         recipe = self._recipe(types, record)
         job = self._model.planned(recipe)
@@ -335,7 +368,7 @@ class Fitting:
         tensors = tuple(self._tensor(name, one) for name, one in types.items())
         return Fit(
             source=self._model.name,
-            asked=self._asked,
+            asked=self._target.text,
             recipe=recipe,
             budget=budget,
             bytes=sum(part.nbytes for part in job.text),
@@ -366,9 +399,11 @@ class Fitting:
         )
 
     def _recipe(self, types: Mapping[str, TensorType], record: Mapping[str, Any]) -> Recipe:
-        name = re.sub(r"[^a-z0-9.]+", "-", f"fit-{self._asked.lower()}").strip("-.")[:_LONGEST_NAME]
+        name = re.sub(r"[^a-z0-9.]+", "-", f"fit-{self._target.text.lower()}").strip("-.")[
+            :_LONGEST_NAME
+        ]
         pairs = [(tensor, one.name.lower()) for tensor, one in types.items()]
-        summary = f"chosen tensor by tensor for {self._asked}"[:_LONGEST_SUMMARY]
+        summary = f"chosen tensor by tensor for {self._target.text}"[:_LONGEST_SUMMARY]
         return make_recipe(name, pairs, "q8_0", summary=summary, notes=record)
 
     def _notes(self, types: Mapping[str, TensorType], solution: Solution) -> tuple[str, ...]:
@@ -378,7 +413,7 @@ class Fitting:
             notes.append("everything fits as it is: no tensor in the budget is rounded")
         if any(len(shape) == 3 for shape in self._model.shapes.values()):
             notes.append("the experts of a layer's matrix are one tensor, and so of one type")
-        if self._statistics is None:
+        if self._matrix is None:
             notes.append(
                 "without activation statistics (imatrix): inputs are estimated from norms and "
                 "weights, and encoders weigh all columns alike"

@@ -13,6 +13,8 @@ from math import prod
 from ..quant.types import TensorType
 from .sensitivity import Measurement, kind_of
 
+_SHORT = 48  # characters
+
 
 @dataclass(frozen=True)
 class FittedTensor:
@@ -142,12 +144,16 @@ def _why(group: Sequence[FittedTensor], worth: float, outside: Collection[str]) 
 
 
 def _types_text(group: Sequence[FittedTensor]) -> str:
-    """The types of a kind, the most frequent one first, the others with their layers."""
+    """The types of a kind, the most frequent one first: with their layers, or how many these are
+    where that would be long."""
     layers: dict[str, list[int]] = defaultdict(list)
     for one in group:
         layers[one.type].append(kind_of(one.name)[0] or 0)
     first, *others = sorted(layers, key=lambda it: (-len(layers[it]), it))
-    return "; ".join([first, *(f"{it} in {ranges_text(layers[it])}" for it in others)])
+    text = "; ".join([first, *(f"{it} in {ranges_text(layers[it])}" for it in others)])
+    if len(text) <= _SHORT:
+        return text
+    return ", ".join(f"{it} x{len(layers[it])}" for it in (first, *others))
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

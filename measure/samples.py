@@ -27,7 +27,9 @@ SAMPLE_NUMBERS = 1 << 19
 """Numbers of a tensor that are read, all of a smaller one: 2,048 superblocks, of which the error of
 a type is known to about one part in a hundred."""
 
-_EXPERTS = 8  # of a tensor, evenly spread
+MOST_MATRICES = 8
+"""Experts of a tensor that are read."""
+
 _BANDS = 8  # of neighbouring rows in a matrix, for the same reason
 _ALIGNED = 32  # rows: whole items of every form, and of use to a disk
 
@@ -41,18 +43,12 @@ class Rows:
     rows: Floats
 
 
-def sampled_matrices(count: int) -> list[int]:
-    """Which of a tensor's matrices are sampled."""
-    taken = min(count, _EXPERTS)
-    return [number * count // taken for number in range(taken)]
-
-
 def read_samples(
     job: Job,
     shapes: Mapping[str, tuple[int, ...]],
     take: Callable[[Rows], None],
     *,
-    whole: bool = False,
+    matrices: Mapping[str, Sequence[int]] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Read rows of the tensors in `shapes`, and hand them over in the order of the files.
@@ -61,7 +57,8 @@ def read_samples(
         job: a planned conversion.
         shapes: of the tensors that are wanted, by their names in the GGUF.
         take: called in one thread, for some rows after the other; they change when it returns.
-        whole: read all rows.
+        matrices: which matrices of each tensor to read, where it is not read as a whole; None is
+            all of all tensors, every row.
         progress: called with the bytes read so far.
 
     Raises:
@@ -75,7 +72,7 @@ def read_samples(
     }
     slabs = []
     for tensor in sorted(job.tensors, key=lambda it: (it.stored.file, it.stored.offset)):
-        slabs += _slabs(tensor, outputs, whole=whole)
+        slabs += _slabs(tensor, outputs, matrices)
     total, done = sum(slab.source_bytes for slab in slabs), 0
 
     def on_slab(slab: Slab) -> None:
@@ -88,7 +85,11 @@ def read_samples(
     run_pipeline(slabs, job.shards, sink, threads=1, seconds=Tally(), on_slab=on_slab)
 
 
-def _slabs(tensor: MappedTensor, outputs: Mapping[str, Output], *, whole: bool) -> list[Slab]:
+def _slabs(
+    tensor: MappedTensor,
+    outputs: Mapping[str, Output],
+    matrices: Mapping[str, Sequence[int]] | None,
+) -> list[Slab]:
     """The parts of a stored tensor that are read."""
     if not any(target.name in outputs for target in tensor.targets):
         return []
@@ -105,30 +106,33 @@ def _slabs(tensor: MappedTensor, outputs: Mapping[str, Output], *, whole: bool) 
         for slab in slabs
         for share in slab.shares
         if share.output.part >= 0
-        for cut in _cuts(slab, share, whole=whole)
+        for cut in _cuts(slab, share, matrices)
     ]
 
 
-def _cuts(slab: Slab, share: Share, *, whole: bool) -> list[Slab]:
+def _cuts(slab: Slab, share: Share, matrices: Mapping[str, Sequence[int]] | None) -> list[Slab]:
     """What is wanted of a slab's share."""
     count = share.last - share.first
-    if whole:
+    if matrices is None:
         return [_cut(slab, share, share.first, count)]
     cuts = []
-    for begin, end in wanted_rows(share.output.shape):
+    for begin, end in wanted_rows(share.output.shape, matrices[share.output.name]):
         first, last = max(begin, share.row), min(end, share.row + count)
         if first < last:
             cuts.append(_cut(slab, share, share.first + first - share.row, last - first))
     return cuts
 
 
-def wanted_rows(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The rows of a tensor that are sampled, counted through all its matrices: begins and ends."""
-    matrices, rows = prod(shape[:-2]), shape[-2] if len(shape) > 1 else 1
+def wanted_rows(shape: tuple[int, ...], taken: Sequence[int]) -> list[tuple[int, int]]:
+    """The rows of a tensor that are sampled, counted through all its matrices: begins and ends.
+
+    Args:
+        taken: the matrices that are sampled, where they are not read as a whole.
+    """
+    count, rows = prod(shape[:-2]), shape[-2]
     if prod(shape) <= SAMPLE_NUMBERS:
-        return [(0, matrices * rows)]
-    taken = sampled_matrices(matrices)
-    bands = _BANDS if matrices == 1 else 1
+        return [(0, count * rows)]
+    bands = _BANDS if count == 1 else 1
     band = SAMPLE_NUMBERS // shape[-1] // len(taken) // bands
     band = min(max(band // _ALIGNED, 1) * _ALIGNED, rows)
     ranges = []

@@ -30,12 +30,12 @@ import numpy.typing as npt
 from ..convert.job import Job
 from ..progress import Progress
 from ..quant.encode import Floats, decode_blocks, encode_rows
-from ..quant.importance import Importance
+from ..quant.importance import Activations, Importance
 from ..quant.roles import role_of
 from ..quant.types import TensorType
 from ..system.cores import usable_threads
 from ..system.threads import end
-from .samples import Rows, read_samples
+from .samples import MOST_MATRICES, Rows, read_samples
 
 FACTORS: Mapping[str, float] = {
     "token_embd": 0.34,
@@ -100,19 +100,25 @@ def measure_tensors(
         job: a planned conversion of the model, whose source is read.
         shapes: of the tensors whose type is to be chosen.
         types: those that are tried, where rows are whole blocks of them.
-        importance: activation statistics, which weigh columns as a conversion with them does.
+        importance: activation statistics of this model, which weigh columns as a conversion with
+            them does.
         progress: called with the bytes read so far.
 
     Raises:
         DamagedTensorError: a number is NaN or infinite.
         CheckpointError: a file cannot be read.
-        ModelFileError: the statistics are of another model.
     """
     inputs = _Inputs(job, shapes, importance)
     pool = ThreadPoolExecutor(threads or usable_threads(), "fit")
     try:
         sums = {name: _Sums(name, shape, types, inputs) for name, shape in shapes.items()}
-        read_samples(job, shapes, lambda rows: sums[rows.tensor].add(rows, pool), progress=progress)
+        read_samples(
+            job,
+            shapes,
+            lambda rows: sums[rows.tensor].add(rows, pool),
+            matrices={name: inputs.sampled(name) for name in shapes},
+            progress=progress,
+        )
     finally:
         end(pool)
     powers = _powers(sums, shapes, inputs, n_expert_used)
@@ -149,20 +155,32 @@ class _Inputs:
 
     def weights(self, name: str) -> Floats | None:
         """What a conversion weighs columns with, [n_matrices, row_length]."""
-        if self._importance is None:
-            return None
-        shape = self._shapes[name]
-        return self._importance.weights(name, (prod(shape[:-2]), shape[-1]))
+        found = self._activations(name)
+        return None if found is None else found.weights()
 
     def uses(self, name: str) -> npt.NDArray[np.float64]:
         """The share of tokens that each matrix sees, [n_matrices]."""
-        count = prod(self._shapes[name][:-2])
-        found = None if self._importance is None else self._importance.tensors.get(name)
-        measured = None if found is None else found.measured()
-        if measured is None or len(measured.counts) != count or not measured.counts.any():
+        found = self._activations(name)
+        counts = None if found is None else found.measured().counts
+        if counts is None or not counts.any():
+            count = prod(self._shapes[name][:-2])
             return np.full(count, 1 / count)
-        uses: npt.NDArray[np.float64] = measured.counts / measured.counts.sum()
+        uses: npt.NDArray[np.float64] = counts / counts.sum()
         return uses
+
+    def sampled(self, name: str) -> list[int]:
+        """Which matrices to look at: those that are used most, or any that are evenly spread."""
+        uses = self.uses(name)
+        count, taken = len(uses), min(len(uses), MOST_MATRICES)
+        if len(set(uses.tolist())) == 1:
+            return [number * count // taken for number in range(taken)]
+        return sorted(np.argsort(-uses, kind="stable")[:taken].tolist())
+
+    def _activations(self, name: str) -> Activations | None:
+        shape = self._shapes[name]
+        if self._importance is None or name not in self._importance:
+            return None
+        return self._importance.tensors[name].reshaped((prod(shape[:-2]), shape[-1]))
 
     def powers(self, name: str) -> Floats | None:
         """Mean squares, [n_matrices, row_length] or [1, row_length]; None where they are unknown
@@ -202,7 +220,7 @@ def _norms(job: Job) -> dict[str, Floats]:
     def take(rows: Rows) -> None:
         norms[rows.tensor] = rows.rows.reshape(-1).copy()
 
-    read_samples(job, shapes, take, whole=True)
+    read_samples(job, shapes, take)
     return norms
 
 
