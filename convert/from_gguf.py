@@ -39,7 +39,7 @@ from ..quant.types import TYPES
 from .forms import CODES, Weight
 from .forms.blocks import Blocks
 from .gguf_writer import GGUFWriter, packed
-from .importance import MATRIX_KEYS, ImportanceMatrix, matrix_use
+from .importance import MATRIX_KEYS, ImportanceMatrix, check_recipe, matrix_use
 from .job import Job, all_slabs, identity_of, target_file
 from .metadata import RECIPE_FILE_KEY, RECIPE_KEY
 from .names import Target
@@ -123,6 +123,7 @@ def plan_model(
     if recipe.name == KEEP:
         recipe = keeping({tensor.name: tensor.type for tensor in source.tensors})
     matrix = request.matrix
+    check_recipe(recipe, matrix)
     if matrix is not None:
         matrix.check(specs, n_layer)
     chosen = assign_types(

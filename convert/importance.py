@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ModelFileError
-from ..quant import Assignment, TensorSpec, TensorType
+from ..errors import ModelFileError, RecipeError
+from ..quant import Assignment, Recipe, TensorSpec, TensorType
 from ..quant.encode import Floats
 from ..quant.importance import Activations, Counts, Importance
 from ..quant.importance_file import read_importance
@@ -146,6 +146,19 @@ def open_matrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
         while data := file.read(_READ_BYTES):
             digest.update(data)
     return ImportanceMatrix(Path(path), importance, digest.hexdigest())
+
+
+def check_recipe(recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
+    """Refuse a recipe that needs an importance matrix where there is none.
+
+    Raises:
+        RecipeError: it is one of those.
+    """
+    if recipe.needs_importance and matrix is None:
+        raise RecipeError(
+            f"recipe {recipe.name} needs an importance matrix",
+            hint="`llama4 calibrate` measures one; imatrix takes its file.",
+        )
 
 
 def matrix_use(

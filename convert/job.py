@@ -18,7 +18,7 @@ from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
 from .directories import cached_repository
-from .importance import matrix_use
+from .importance import check_recipe, matrix_use
 from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
 from .metadata import ROPE_FREQS, rope_factors
@@ -121,6 +121,7 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
     if request.text:
         text = read_text_model(checkpoint)
         text, recipe = settle_recipe(text, request.recipe, checkpoint.shards)
+        check_recipe(recipe, request.matrix)
         types = recipe.name
         vocabulary = read_vocabulary(checkpoint, text.config)
         target = target_file(output, f"{_name(checkpoint)}-{types}.gguf")

@@ -8,8 +8,9 @@ llama-quant.cpp, as far as Llama 4 meets it. Knows tensors by GGUF name and shap
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .types import (
     BF16,
@@ -28,7 +29,12 @@ from .types import (
     Q5_K,
     Q6_K,
     Q8_0,
+    TYPES,
     TensorType,
+)
+
+IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S = (
+    TYPES[name] for name in ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 )
 
 
@@ -62,6 +68,7 @@ class Counters:
 
     attention_values: int = 0
     ffn_down: int = 0
+    others: Counter[str] = field(default_factory=Counter)
 
 
 Mix = Callable[[TensorSpec, ModelFacts, Counters], TensorType]
@@ -129,6 +136,15 @@ def _first_eighth_or_mixtral(at: _Position) -> bool:
     return _first_eighth(at) or (at.model.n_expert == 8 and _more_bits(at))
 
 
+def _middle(at: _Position) -> bool:
+    """All but the first and the last eighth."""
+    return at.count // 8 <= at.index < 7 * at.count // 8
+
+
+def _shared_or_many_experts(at: _Position) -> bool:
+    return _shared(at) or at.model.n_expert >= 4
+
+
 def _shared(at: _Position) -> bool:
     """Four heads or more share a value, so that its matrix is small."""
     return at.model.queries_per_key >= 4
@@ -145,42 +161,92 @@ def _first(count: int) -> _Where:
 class _Mixture:
     """A line of the table: the types of a file type, whose number in llama.cpp is `file_type`.
 
-    `base` is what most tensors get. `values` and `downs` are the rules for ``attn_v`` and
-    ``ffn_down``, of which the first that holds decides; `attention_output` is another type for
-    that. A model of eight experts was taken for Mixtral: it has Q8_0 for keys and values, and, if
-    `mixtral`, Q5_K for the output of attention.
+    `base` is what most tensors get. `values`, `downs` and `gates` are the rules for ``attn_v``,
+    ``ffn_down``, and ``ffn_gate`` and ``ffn_up``, of which the first that holds decides. `output`
+    and `embedding` are the types of the matrices at the ends; `projection`, `queries` and `keys`
+    those of attention's. A model of eight experts was taken for Mixtral, whose values and keys have
+    types of their own, and, if `mixtral`, Q5_K for the output of attention. If `counted`, it is not
+    its layer that says where a ``ffn_down`` lies, but how many were before it.
     """
 
     file_type: int
     base: TensorType
     values: _Rules = ()
     downs: _Rules = ()
-    attention_output: TensorType | None = None
+    projection: TensorType | None = None
     mixtral: bool = False
+    gates: _Rules = ()
+    output: TensorType = Q6_K
+    embedding: TensorType | None = None
+    queries: TensorType | None = None
+    keys: TensorType | None = None
+    eight_values: TensorType | None = Q8_0
+    eight_keys: TensorType = Q8_0
+    counted: bool = False
 
     def mix(self, spec: TensorSpec, model: ModelFacts, counters: Counters) -> TensorType:
         """The type of a tensor; see `Mix`."""
+        name = spec.name
         if _is_output(spec, model):
-            return Q6_K if self.base.fits(spec.shape[-1]) else Q8_0
-        if ".attn_v." in spec.name:
-            at = _Position(counters.attention_values, model.attention_values, model)
-            counters.attention_values += 1
-            return Q8_0 if model.n_expert == 8 else self._by(self.values, at)
-        if ".attn_k." in spec.name:
-            return Q8_0 if model.n_expert == 8 else self.base
-        if ".attn_output." in spec.name:
-            if model.n_expert == 8:
-                return Q5_K if self.mixtral else self.base
-            return self.attention_output or self.base
-        if "ffn_down" in spec.name:
+            return self.output if self.base.fits(spec.shape[-1]) else Q8_0
+        if name == "token_embd.weight":
+            return self.embedding or self.base
+        if ".attn_" in name:
+            return self._attention(name, model, counters)
+        if "ffn_down" in name:
             # A model of one expert is "not a mixture" there, and its tensors are counted instead.
-            index = layer_of(spec.name) if model.n_expert > 1 else counters.ffn_down
+            by_layer = model.n_expert > 1 and not self.counted
+            index = layer_of(name) if by_layer else counters.ffn_down
             counters.ffn_down += 1
             return self._by(self.downs, _Position(index, model.n_layer, model))
-        return self.base
+        part = next((it for it in ("ffn_gate", "ffn_up") if it in name), None)
+        if part is None:
+            return self.base
+        index = layer_of(name) if model.n_expert > 1 else counters.others[part]
+        counters.others[part] += 1
+        return self._by(self.gates, _Position(index, model.n_layer, model))
+
+    def _attention(self, name: str, model: ModelFacts, counters: Counters) -> TensorType:
+        if ".attn_v." in name:
+            at = _Position(counters.attention_values, model.attention_values, model)
+            counters.attention_values += 1
+            if model.n_expert == 8 and self.eight_values:
+                return self.eight_values
+            return self._by(self.values, at)
+        if ".attn_k." in name:
+            return self.eight_keys if model.n_expert == 8 else self.keys or self.base
+        if ".attn_q." in name:
+            return self.queries or self.base
+        if model.n_expert == 8:
+            return Q5_K if self.mixtral else self.base
+        return self.projection or self.base
 
     def _by(self, rules: _Rules, at: _Position) -> TensorType:
         return next((tensor_type for where, tensor_type in rules if where(at)), self.base)
+
+
+def _very_low(
+    file_type: int,
+    base: TensorType,
+    more: TensorType,
+    *,
+    embedding: TensorType,
+    projection: TensorType | None = None,
+) -> _Mixture:
+    """A mixture around two bits, or one: `more` is what sensitive matrices get."""
+    return _Mixture(
+        file_type,
+        base,
+        values=((_shared_or_many_experts, Q4_K), (_all, more)),
+        downs=((_first_eighth, more),),
+        projection=projection,
+        mixtral=True,
+        output=Q5_K,
+        embedding=embedding,
+        eight_values=None,
+        eight_keys=Q4_K,
+        counted=True,
+    )
 
 
 def _is_output(spec: TensorSpec, model: ModelFacts) -> bool:
@@ -224,6 +290,34 @@ _MIXTURES: dict[str, _Mixture] = {
     "IQ3_M": _Mixture(
         27, IQ3_S, ((_all, Q4_K),), ((_first_eighth_or_mixtral, Q4_K),), Q4_K, mixtral=True
     ),
+    "Q2_K_S": _Mixture(21, Q2_K, ((_shared, Q4_K),), ((_first_eighth, Q4_K),)),
+    "IQ3_XS": _Mixture(
+        22,
+        IQ3_S,
+        ((_shared, Q4_K),),
+        mixtral=True,
+        gates=((_middle, IQ3_XXS),),
+        queries=IQ3_XXS,
+        keys=IQ3_XXS,
+    ),
+    "IQ3_XXS": _Mixture(
+        23,
+        IQ3_XXS,
+        ((_shared, Q4_K),),
+        (),
+        IQ3_S,
+        mixtral=True,
+        output=Q5_K,
+        embedding=IQ3_S,
+        queries=IQ2_S,
+        keys=IQ2_S,
+    ),
+    "IQ2_M": _very_low(29, IQ2_S, IQ3_S, embedding=IQ3_S, projection=IQ3_S),
+    "IQ2_S": _very_low(28, IQ2_XS, IQ3_S, embedding=IQ3_S, projection=IQ3_S),
+    "IQ2_XS": _very_low(20, IQ2_XS, Q2_K, embedding=Q2_K),
+    "IQ2_XXS": _very_low(19, IQ2_XXS, Q2_K, embedding=Q2_K),
+    "IQ1_M": _very_low(31, IQ1_M, Q2_K, embedding=Q2_K, projection=IQ2_XXS),
+    "IQ1_S": _very_low(24, IQ1_S, Q2_K, embedding=Q2_K, projection=IQ2_XXS),
     "IQ4_XS": _Mixture(30, IQ4_XS, _IQ4_VALUES, _IQ4_DOWNS, mixtral=True),
 }
 
@@ -235,3 +329,8 @@ LLAMA_CPP: dict[str, tuple[int, TensorType, Mix]] = {
     "MXFP4_MOE": (38, MXFP4, _experts_in_mxfp4),
 }
 """File types by llama-quantize's names: llama.cpp's number, what most tensors get, and the mix."""
+
+NEED_IMPORTANCE = frozenset(
+    ("Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+)
+"""Those that llama-quantize writes with an importance matrix alone."""

@@ -184,7 +184,7 @@ def _made(
     rules = tuple(_rule(pair, f"{of}types[{place}]") for place, pair in enumerate(types))
     base = _type(default, f"{of}default")
     text = _text(name, summary, rules, base, notes, of)
-    return Recipe(name, summary or "a recipe file", None, same(base), rules, text, path)
+    return Recipe(name, summary or "a recipe file", None, same(base), rules, text=text, path=path)
 
 
 def _check_words(name: str, summary: str, of: str) -> None:

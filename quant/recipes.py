@@ -21,7 +21,17 @@ from pathlib import Path
 from ..errors import RecipeError, did_you_mean
 from ..ranges import value_text
 from ..untrusted import brief
-from .mixes import LLAMA_CPP, Counters, Mix, ModelFacts, TensorSpec, layer_of, same, trimmed
+from .mixes import (
+    LLAMA_CPP,
+    NEED_IMPORTANCE,
+    Counters,
+    Mix,
+    ModelFacts,
+    TensorSpec,
+    layer_of,
+    same,
+    trimmed,
+)
 from .roles import role_of
 from .types import BF16, F16, F32, Q4_K, Q8_0, TYPES, TensorType
 
@@ -78,7 +88,8 @@ class Recipe:
     """A named policy: what the first of the `rules` that means a tensor says, else the `mix`.
 
     `file_type` is llama.cpp's number for it (``llama_ftype``); None is that of the type which most
-    numbers get. A recipe that can be written to a file has its `text`, and one that was read from a
+    numbers get. Without an importance matrix, one that `needs_importance` is only planned with. A
+    recipe that can be written to a file has its `text`, and one that was read from a
     file its `path`.
     """
 
@@ -87,6 +98,7 @@ class Recipe:
     file_type: int | None
     mix: Mix
     rules: tuple[TypeRule, ...] = ()
+    needs_importance: bool = False
     text: str | None = None
     path: Path | None = None
 
@@ -130,7 +142,7 @@ def assign_types(
         attention_values=sum(".attn_v.weight" in spec.name for spec in tensors),
         queries_per_key=_queries_per_key(tensors),
         tied=all(spec.name != "output.weight" for spec in tensors),
-        has_importance=has_importance,
+        has_importance=has_importance or recipe.needs_importance,
     )
     counters = Counters()
     assigned: dict[str, Assignment] = {}
@@ -316,7 +328,9 @@ def _experts_in(tensor_type: TensorType) -> Mix:
 def _as_llama_cpp(name: str, summary: str = "") -> Recipe:
     file_type, base, mix = LLAMA_CPP[name]
     bits = f"as llama-quantize's {name}: {base.bits_per_weight:.3g} bits for most"
-    return Recipe(name.lower(), summary or bits, file_type, mix)
+    needs = name in NEED_IMPORTANCE
+    summary = summary or (f"{bits}, with --imatrix" if needs else bits)
+    return Recipe(name.lower(), summary, file_type, mix, needs_importance=needs)
 
 
 DEFAULT_RECIPE = "int4"
@@ -325,7 +339,8 @@ KEEP = "keep"
 # Of llama.cpp's, more bits first.
 _BY_BITS = (
     *("Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "Q4_0"),
-    *("IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS"),
+    *("IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
 )
 
 # The file types are llama.cpp's LLAMA_FTYPE_MOSTLY_*; 14 (Q4_K_S) says "mostly Q4_K".

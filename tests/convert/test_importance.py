@@ -203,6 +203,19 @@ def test_another_matrix_is_noticed_by_a_conversion_that_goes_on(
     assert target.read_bytes() == Path(whole.output).read_bytes()
 
 
+@pytest.mark.parametrize("recipe", ["iq3_xxs", "q2_k_s"])
+def test_a_recipe_that_needs_a_matrix_is_refused_without_one(
+    recipe: str, checkpoint: Path, shapes: Shapes, tmp_path: Path
+) -> None:
+    bf16 = convert(checkpoint, tmp_path / "bf16.gguf", recipe="bf16", vision=False).output
+    for source in (checkpoint, bf16):
+        with pytest.raises(RecipeError, match=f"recipe {recipe} needs an importance matrix"):
+            convert(source, tmp_path / "out.gguf", recipe=recipe)
+        matrix = write(tmp_path / "imatrix.gguf", shapes)
+        report = convert(source, tmp_path / "o.gguf", recipe=recipe, imatrix=matrix, force=True)
+        assert report.importance is not None
+
+
 def deeper(shapes: Shapes) -> Shapes:
     return {**shapes, "blk.9.attn_q.weight": shapes["blk.0.attn_q.weight"]}
 

@@ -76,9 +76,12 @@ def test_every_recipe_of_llama_cpp_has_its_types_with_and_without_a_matrix(
     for key, text in json.loads(done.stdout).items():
         number, has_importance = key.split()
         (name,) = (name for name, (other, *_) in LLAMA_CPP.items() if str(other) == number)
+        recipe = RECIPES[name.lower()]
+        if recipe.needs_importance and has_importance == "False":
+            continue  # llama-quantize says types, but writes none
         theirs = {it[1]: (it[3] or it[2]).upper() for it in LINE.finditer(text)}
         assigned = assign_types(
-            RECIPES[name.lower()], specs, n_layer=hparams.n_layer, n_expert=hparams.n_expert,
+            recipe, specs, n_layer=hparams.n_layer, n_expert=hparams.n_expert,
             has_importance=has_importance == "True",
         )  # fmt: skip
         assert {it.tensor.name: it.type.name for it in assigned} == theirs, key

@@ -261,7 +261,14 @@ def test_a_caller_that_stops_in_the_middle_stops_the_check(tmp_path: Path) -> No
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[pytest.mark.heavy] * name.startswith("iq3"))  # by ggml, slowly
+        for name, recipe in RECIPES.items()
+        if not recipe.needs_importance
+    ],
+)
 def test_a_converted_model_is_sound(
     recipe: str, make_gguf: MakeGGUF, scout_checkpoint: Path
 ) -> None:
