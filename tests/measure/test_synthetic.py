@@ -51,7 +51,14 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("recipe", list(RECIPES))
+# IQ3, IQ2 and IQ1 are encoded by ggml, slowly.
+EVERY = [
+    pytest.param(name, marks=[pytest.mark.heavy] * name.startswith(("iq3", "iq2", "iq1")))
+    for name in RECIPES
+]
+
+
+@pytest.mark.parametrize("recipe", EVERY)
 def test_every_recipe_s_file_is_what_its_blueprint_says_and_sound(
     config: Path, tmp_path: Path, recipe: str
 ) -> None:
