@@ -97,6 +97,7 @@ bench: $(VENV)/.test $(VENV)/.native $(BENCH_MODEL)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.encoders
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.placement
 	$(BIN)/python -m benchmarks.sampling

@@ -144,6 +144,11 @@ def check_architecture(gguf: GGUFFile) -> None:
             expected="llama4",
             hint=f"Give the GGUF of the text model, and this one with it: --mmproj {gguf.path}",
         )
+    if gguf.metadata.get("general.type") == "imatrix":
+        raise ModelFileError(
+            f"{gguf.path} has activation statistics of a model, not a model",
+            hint=f"Give them with it: llama4 convert MODEL --imatrix {gguf.path}",
+        )
     said = f"architecture {brief(architecture)}"
     raise ModelFileError(
         f"{gguf.path} is not a Llama 4 model",

@@ -14,6 +14,7 @@ import pytest
 from llama4_edge.errors import ModelFileError
 from llama4_edge.quant.importance import Activations, Importance, Starved
 from llama4_edge.quant.importance_file import importance_bytes, read_importance
+from llama4_edge.runtime.files.model_file import check_model_file
 
 SUMS = np.array([[1, 2, 3], [0, 0, 0], [4, 5, 6]], np.float32)
 IMPORTANCE = Importance(
@@ -77,6 +78,13 @@ def test_another_reader_of_gguf_finds_what_llama_imatrix_writes(tmp_path: Path) 
     ]
     assert (tensors["blk.0.ffn_up_exps.weight.in_sum2"].data == SUMS).all()
     assert tensors["blk.0.ffn_up_exps.weight.counts"].data.ravel().tolist() == [7, 0, 9]
+
+
+def test_it_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    path.write_bytes(importance_bytes(IMPORTANCE))
+    with pytest.raises(ModelFileError, match=r"statistics of a model, not a model.*--imatrix"):
+        check_model_file(path)
 
 
 def test_the_older_form_is_read(tmp_path: Path) -> None:
