@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +33,11 @@ from demo.training.encoding import Encoded, encode
 from demo.training.evaluate import picture_questions
 from demo.training.lessons.conversation import Conversation, Turn
 from demo.training.lessons.mixture import examination
-from llama4_edge import Candidate, Comparison, Model, compare, convert, with_images
+from llama4_edge import Candidate, CompareProgress, Comparison, Model, compare, convert, with_images
 from llama4_edge.chat.prompt import Prompt
+from llama4_edge.convert.presets import PRESETS
+from llama4_edge.convert.vision import VISION_TYPES, assign_vision_types, vision_targets
+from llama4_edge.convert.vision_config import parse_vision
 from llama4_edge.measure.divergence import Divergence, Prediction, Statistics
 from llama4_edge.measure.results import ModelResult, wilson
 from llama4_edge.planner.geometry import Geometry, open_geometry
@@ -175,7 +179,14 @@ def compare_on(file: Path, candidates: Sequence[Candidate], talks: Sequence[Enco
     """What `compare` finds on long conversations, the file itself being the reference."""
     with Model(file, n_ctx=512) as model:
         text = "".join(model.detokenize(talk.ids, special=True) for talk in talks)
-    return compare(file, candidates, text=text, special=True, n_ctx=_CHUNK, n_threads=1)
+    return compare(
+        file, candidates, text=text, special=True, n_ctx=_CHUNK, n_threads=1, progress=report
+    )
+
+
+def report(at: CompareProgress) -> None:
+    """How far a comparison is, on stderr."""
+    print(f"{at.model}: chunk {at.done} of {at.total}", file=sys.stderr, flush=True)
 
 
 def compared(
@@ -282,7 +293,7 @@ def vision_table(file: Path, count: int) -> None:
     """What each type of the tower's matrices costs and saves."""
     talks = picture_questions(count)
     print_heading(
-        f"Vision towers, answers to {count} questions about pictures", "file", *_STATISTICS,
+        f"Vision towers, answers to {count} questions about pictures", "Scout's", *_STATISTICS,
         "word for word", "features: relative error", "least cosine",
     )  # fmt: skip
     kept: list[Prediction] = []
@@ -298,9 +309,19 @@ def vision_table(file: Path, count: int) -> None:
         kept = kept or answers.kept()
         exact = features if exact is None else exact
         print_row(
-            kind, bytes_text(projector.stat().st_size), *statistics_cells(answers.beside(kept)),
+            kind, tower_size(kind), *statistics_cells(answers.beside(kept)),
             answers.share, *feature_cells(features, exact),
         )  # fmt: skip
+
+
+def tower_size(kind: str) -> str:
+    """What Scout's tower and projector take."""
+    preset = PRESETS["scout"]
+    config = parse_vision({"vision_config": preset.vision})
+    assert config is not None
+    targets = vision_targets(config, preset.config["hidden_size"])
+    assigned = assign_vision_types(targets, VISION_TYPES[kind])
+    return bytes_text(sum(one.type.nbytes(one.tensor.shape) for one in assigned))
 
 
 def about_pictures(model: Model, talk: Conversation) -> Asked:
