@@ -104,14 +104,12 @@ def run(arguments: argparse.Namespace, kept: Path) -> None:
     counts = {task.name: task.count(arguments.data, arguments.limit) for task in tasks}
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise SettingError(f"{arguments.json.parent} is not a directory", hint="Make it first.")
+    towers = [tower_of(info, arguments.mmproj, tasks) for info in infos]
     with Answers.opened(kept) as answers:
-        models = [
-            Asking(arguments, path, info, answers)
-            for path, info in zip(arguments.models, infos, strict=True)
+        scores = [
+            Asking(arguments, info, tower, answers).scores(tasks, counts)
+            for info, tower in zip(infos, towers, strict=True)
         ]
-        for model in models:
-            model.check(tasks)
-        scores = [model.scores(tasks, counts) for model in models]
     published = card_of(infos[0])
     names = [path.name for path in arguments.models]
     print(table(names, tasks, scores, published))
@@ -124,6 +122,26 @@ def card_of(info: ModelInfo) -> Mapping[str, float]:
     """What Meta published of the model; nothing of another."""
     hparams = info.hparams
     return PUBLISHED.get(_MODELS.get((hparams.n_layer, hparams.n_expert), ""), {})
+
+
+def tower_of(info: ModelInfo, named: Path | None, tasks: Sequence[Task]) -> Path | None:
+    """The file of the model's vision tower, if a task has pictures.
+
+    Raises:
+        SettingError: there is none.
+        ModelFileError: it is not one for this model, or there are several.
+    """
+    shown = [task.name for task in tasks if task.shows_pictures]
+    if not shown:
+        return None
+    tower = Pictures(info, named).path()
+    if tower is None:
+        raise SettingError(
+            f"{info.path} has no vision tower",
+            found=f"the task {shown[0]}",
+            hint="Give --mmproj, or --tasks mmlu-pro,gpqa.",
+        )
+    return tower
 
 
 def chosen_tasks(directory: Path, names: str | None) -> list[Task]:
@@ -210,7 +228,7 @@ class Answers:
 
     @classmethod
     def opened(cls, path: Path) -> Answers:
-        """What is there is known; a last line that was not finished is cut off.
+        """What is there is known, but for what could not be asked; half a line is cut off.
 
         Raises:
             SettingError: it cannot be read or written, or holds something else.
@@ -220,7 +238,7 @@ class Answers:
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             lines = [json.loads(line) for line in whole.splitlines()]
-            known = {line["key"]: line for line in lines}
+            known = {line["key"]: line for line in lines if "error" not in line}
             file = path.open("r+", encoding="utf-8")
             file.truncate(len(whole))
             file.seek(len(whole))
@@ -254,26 +272,12 @@ class Asking:
     """One model, and what it is asked."""
 
     def __init__(
-        self, arguments: argparse.Namespace, path: Path, info: ModelInfo, answers: Answers
+        self, arguments: argparse.Namespace, info: ModelInfo, tower: Path | None, answers: Answers
     ) -> None:
-        self._arguments, self._path, self._info, self._answers = arguments, path, info, answers
-        self._digest = _digest(path)
-        self._tower = Pictures(info, arguments.mmproj).path()
-        self._tower_digest = None if self._tower is None else _digest(self._tower)
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Whether it can be asked, before hours are spent on another.
-
-        Raises:
-            SettingError: it has no vision tower, and a task has pictures.
-        """
-        shown = [task.name for task in tasks if task.shows_pictures]
-        if shown and self._tower is None:
-            raise SettingError(
-                f"{self._path} has no vision tower",
-                found=f"the task {shown[0]}",
-                hint="Give --mmproj, or --tasks mmlu-pro,gpqa.",
-            )
+        self._arguments, self._info, self._tower, self._answers = arguments, info, tower, answers
+        self._path = info.path
+        self._digest = f"{info.bytes} {_digest(info.path)}"
+        self._tower_digest = None if tower is None else _digest(tower)
 
     def scores(self, tasks: Sequence[Task], counts: Mapping[str, int]) -> dict[str, Score]:
         """What the model scores in each task; it is only opened for what is not known."""

@@ -119,10 +119,14 @@ def test_the_same_command_goes_on_after_ctrl_c(
 def test_a_question_that_does_not_fit_counts_as_wrong(
     models: tuple[Path, Path], sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (models[1], "--data", sets, "--tasks", "gpqa", "-c", 16, "--json", tmp_path / "o.json")
-    assert main([str(word) for word in (*words, "-t", 1)]) == 0
+    words = [models[1], "--data", sets, "--tasks", "gpqa", "--json", tmp_path / "o.json", "-t", 1]
+    words += ["--max-tokens", 48, "--plain"]
+    assert main([str(word) for word in (*words, "-c", 8)]) == 0
     assert "| 0.0% (0.0% to 56.2%), 3 not asked |" in capsys.readouterr().out
     assert json.loads((tmp_path / "o.json").read_text())["gpqa"]["models"][0]["not_asked"] == 3
+    assert main([str(word) for word in (*words, "-c", 512)]) == 0  # they are asked again
+    (found,) = json.loads((tmp_path / "o.json").read_text())["gpqa"]["models"]
+    assert found["not_asked"] == 0 and found["right"] >= 2
 
 
 def test_mistakes_are_one_line(
@@ -141,6 +145,7 @@ def test_mistakes_are_one_line(
         assert main([str(word) for word in (*usual, *words)]) == 1
         printed = capsys.readouterr()
         (line,) = printed.err.splitlines()
+        assert not (tmp_path / "answers.jsonl").exists()
         assert line.startswith("error: ") and said in line and not printed.out
         assert models[0].stat().st_size == size
     assert main([str(models[0].with_name("absent.gguf")), "--data", str(sets)]) == 1
