@@ -7,7 +7,8 @@ Knows nothing of files or of which tensor gets which type.
 
 Encoders take an importance, float32 [row_length], contiguous: how much an error in each number of
 a row counts, the same for all rows, as llama-quantize hands it to ``ggml_quantize_chunk``: finite,
-none below 0. Without one they are ggml's reference encoders; some types ignore it.
+none below 0. Without one they are ggml's reference encoders; Q8_0 and MXFP4 ignore it. Where no
+number of a block counts, all become 0 in most types, as ggml has it.
 """
 
 from __future__ import annotations

@@ -150,8 +150,8 @@ enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
 
 typedef std::chrono::duration<double> Seconds;
 
-// Calls visit(row, number, numbers) for each ROWS rows, from row `first` to before row `last`, and each `size`
-// numbers of them, as float32, until it does not return GOOD. Adds to `gathering` the time that it took to get
+// Calls visit(row, block, numbers) for each ROWS rows, from row `first` to before row `last`, and each `size` numbers
+// of them, as float32, until it does not return GOOD. Adds to `gathering` the time that it took to get
 // rows side by side.
 template <typename Item, typename Visit>
 Status walk(const Source<Item> &source, bool (*widen)(const void *, size_t, float *), size_t first, size_t last,
@@ -163,9 +163,9 @@ Status walk(const Source<Item> &source, bool (*widen)(const void *, size_t, floa
         gather(source, first, last - first, number, depth, tiles);
         gathering += std::chrono::steady_clock::now() - started;
         for (size_t r = 0; r < last - first; r += ROWS)
-            for (size_t i = 0; i < depth; i += size) {
+            for (size_t i = 0, block = number / size; i < depth; i += size, block++) {
                 if (!widen(&tiles[r / WIDTH][i][r % WIDTH], size, numbers)) return NOT_FINITE;
-                const Status status = visit(first + r, number + i, numbers);
+                const Status status = visit(first + r, block, numbers);
                 if (status != GOOD) return status;
             }
     }
@@ -194,10 +194,10 @@ Status encode(const Kernels &kernels, const Type &type, Format format, const Sou
             if (status != GOOD) return status;
             for (float &sum : squares) sum /= (float)source.length;
         }
-        const Status status = pass([&](size_t row, size_t number, const float *numbers) {
-            const Block block = {numbers, importance ? importance + number : nullptr, squares + (row - first)};
-            if (encoder(block, lines)) return OVERFLOW;
-            uint8_t *to = out + row * stride + number / type.numbers * type.bytes;
+        const Status status = pass([&](size_t row, size_t index, const float *numbers) {
+            const float *counts = importance ? importance + index * type.numbers : nullptr;
+            if (encoder(Block{numbers, counts, squares + (row - first)}, lines)) return OVERFLOW;
+            uint8_t *to = out + row * stride + index * type.bytes;
             type.pack((const vb *)lines, Place{to, stride, (int)std::min<size_t>(last - row, ROWS)});
             return GOOD;
         });

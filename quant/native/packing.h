@@ -61,11 +61,9 @@ ALWAYS_INLINE void scatter(const vb *lines, int count, Place place, int at) {
 
 // The two lines that an f16 takes.
 ALWAYS_INLINE void scatter_f16(const vb *lines, Place place, int at) {
-    for (int row = 0; row < place.rows; row++) {
-        uint8_t *to = place.first + row * place.stride + at;
-        to[0] = lines[0][row];
-        to[1] = lines[1][row];
-    }
+    const vb halves[2] = {interleave_low(lines[0], lines[1]), interleave_high(lines[0], lines[1])};
+    for (int row = 0; row < place.rows; row++)
+        memcpy(place.first + row * place.stride + at, (const uint8_t *)halves + 2 * row, 2);
 }
 
 // Less than ROWS lines of codes to the blocks, from byte `at` of each.

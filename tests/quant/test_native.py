@@ -19,6 +19,7 @@ from llama4_edge.quant.encode import (
     _encode_by_ggml,
     _native,
     bf16_to_f32,
+    decode_blocks,
     encode_bf16,
     encode_rows,
     f32_to_bf16,
@@ -183,6 +184,16 @@ def test_any_type_takes_any_rows_and_importance(name: str) -> None:
     for rows in (numbers, numbers.astype(np.float32)):
         with pytest.raises(ValueError, match="NaN or infinity"):
             encode_rows(rows, TYPES[name], out)
+
+
+@pytest.mark.parametrize("name", sorted({*TYPE_NAMES} - {"Q8_0", "MXFP4", "Q5_1", "Q4_1"}))
+def test_numbers_none_of_which_counts_become_zero(name: str) -> None:
+    """As ggml's do. Q8_0 and MXFP4 ignore importance, Q5_1 and Q4_1 start from the extremes."""
+    halves = f32_to_bf16(normal(np.random.default_rng(4), (5, 512)).astype(np.float32))
+    importance = np.repeat(np.array([1, 0], np.float32), 256)
+    out, decoded = ours(halves, TYPES[name], "portable", importance), np.empty((5, 512), np.float32)
+    decode_blocks(out, TYPES[name], decoded)
+    assert decoded[:, :256].any() and not decoded[:, 256:].any()
 
 
 @pytest.mark.parametrize("name", TYPE_NAMES)
