@@ -8,7 +8,7 @@ none of them. Knows no format itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,12 +153,7 @@ def convert(
     budget: dict[str, Any] = {"fit": fit, "target_size": target_size, "target_bpw": target_bpw}
     budget = {name: value for name, value in budget.items() if value is not None}
     if budget:
-        if recipe is not None or not text:
-            raise SettingError(
-                f"{next(iter(budget))} is of no effect",
-                found="a recipe" if text else "text=False",
-                hint="Leave out one of them: both say how the text model is stored.",
-            )
+        _check_budget(budget, recipe=recipe, text=text)
         from .fitting import fit as find_types
 
         recipe = find_types(
@@ -182,6 +177,16 @@ def convert(
         dry_run=dry_run, threads=threads, progress=progress, check_headers=_check_headers,
         merge_lora=merged,
     )  # fmt: skip
+
+
+def _check_budget(budget: Mapping[str, object], *, recipe: object, text: bool) -> None:
+    """Raise where types are not to be chosen, though there is a budget for them."""
+    if recipe is not None or not text:
+        raise SettingError(
+            f"{next(iter(budget))} is of no effect",
+            found="a recipe" if text else "text=False",
+            hint="Leave out one of them: both say how the text model is stored.",
+        )
 
 
 def _check_source(source: str, *, from_gguf: bool, requantize: bool, merges: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from demo.checkpoint import SCOUT_LIKE
-from llama4_edge import convert
+from llama4_edge import convert, diff
 from llama4_edge.convert import output, slabs
 from llama4_edge.convert.importance import takes_weights
 from llama4_edge.errors import ModelFileError, OutputError, RecipeError, SettingError
@@ -25,8 +25,10 @@ from llama4_edge.runtime.files.gguf_file import read_gguf
 from llama4_edge.terminal.tables import report_view
 from tests.adapters import halves, write_peft
 from tests.fixtures import MakeCheckpoint
+from tests.hub_server import HubServer
 
 from .conftest import SMALL, SMALL_WITH_TOWER
+from .on_hub import NAME, SHARDS
 from .test_resume import stop_at
 
 Shapes = dict[str, tuple[int, int]]
@@ -133,6 +135,17 @@ def test_from_a_gguf_the_file_is_that_of_the_checkpoint(
     assert not any("imatrix" in key for key in read_gguf(again.output).metadata)
     kept = convert(ours.output, tmp_path / "kept.gguf", recipe="keep")
     assert "quantize.imatrix.file" in read_gguf(kept.output).metadata
+
+
+def test_from_the_hub_every_tensor_is_that_of_the_directory(
+    published: HubServer, make_checkpoint: MakeCheckpoint, shapes: Shapes, tmp_path: Path
+) -> None:
+    matrix = write(tmp_path / "imatrix.gguf", shapes)
+    local = make_checkpoint(replace(SMALL, shards=SHARDS))
+    ours = convert(NAME, tmp_path / "ours.gguf", recipe="q4_0", imatrix=matrix)
+    theirs = convert(local, tmp_path / "theirs.gguf", recipe="q4_0", imatrix=matrix)
+    assert diff(ours.output, theirs.output).tensors == ()
+    assert ours.importance == theirs.importance
 
 
 def test_slabs_of_any_size_have_the_weights_of_their_experts(
