@@ -5,7 +5,8 @@
 The input is rows of normally distributed numbers at the width of Scout: f32 for ggml's encoders,
 bf16 for ours, as in a checkpoint; with importance, channels count as differently as in an
 importance matrix. ggml's encoders are those of the installed llama-cpp-python. All are measured
-alternately, on each instruction set that the processor has.
+alternately, on each instruction set that the processor has. Types that only ggml encodes have its
+rate alone.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def compare(kind: TensorType, numbers: Floats, importance: Floats | None, second
         "ggml": partial(_encode_by_ggml, numbers, kind, theirs, importance)
     }
     outputs = []
-    for name in instruction_sets():
+    for name in instruction_sets() if kind in NATIVE else ():
         for suffix, rows in (("", halves), (" transposing", columns)):
             outputs.append(np.empty_like(theirs))
             encoders[name + suffix] = partial(_encode, name, rows, kind, outputs[-1], importance)
@@ -64,9 +65,9 @@ def compare(kind: TensorType, numbers: Floats, importance: Floats | None, second
         for name, value in zip(list(encoders)[1:], ours, strict=True)
     )
     same = all((theirs == out).all() for out in outputs)
+    verdict = f"; {rates}; {'the same bytes' if same else 'DIFFERENT BYTES'}" if ours else ""
     print(
-        f"{kind.name}{'' if importance is None else ' with importance'}: ggml {ggml:.1f}; {rates}; "
-        f"{'the same bytes' if same else 'DIFFERENT BYTES'}",
+        f"{kind.name}{'' if importance is None else ' with importance'}: ggml {ggml:.1f}{verdict}",
         flush=True,
     )
 
@@ -84,7 +85,7 @@ def main() -> None:
     kinds = [type_named(name) for name in arguments.types.split(",")] if arguments.types else NATIVE
     print("million numbers a second")
     for kind in sorted(kinds, key=lambda kind: (-kind.bits_per_weight, kind.name)):
-        for given in (None, importance):
+        for given in (importance,) if kind.needs_importance else (None, importance):
             compare(kind, numbers, given, arguments.seconds / ROUNDS)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -32,6 +33,8 @@ from demo.training.lessons.picture import Picture
 from llama4_edge import Conversation
 from llama4_edge.cli import main
 from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.quant.encode import NATIVE, decode_blocks, encode_rows
+from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.bindings.build import BACKENDS, METAL
 from llama4_edge.runtime.workers.worker import local_workers
 from tests.adapters import adapter_of, control_vector_of, halves, write_peft
@@ -454,6 +457,37 @@ def test_recipes_weigh_what_the_page_says(row: list[str]) -> None:
     plan = planned("--recipe", name, "--gpu", "4x h200")
     weights = sum(device["weights_bytes"] for device in plan["devices"])
     assert f"{weights / 1e9:.0f} GB" == row[3]
+
+
+TYPE_ROWS = table("docs/reference/recipes.md", "type")
+
+
+def test_the_types_of_the_page_are_those_that_are_quantized() -> None:
+    named = {row[0].strip("`").upper(): row for row in TYPE_ROWS}
+    quantized = [one for one in TYPES.values() if one.quantized]
+    assert set(named) == {one.name for one in quantized}
+    assert [float(row[1]) for row in TYPE_ROWS] == sorted(
+        (one.bits_per_weight for one in quantized), reverse=True
+    )
+    for one in quantized:
+        _, bits, _, encoder, plain, *_ = named[one.name]
+        assert float(bits) == one.bits_per_weight
+        assert encoder.startswith("ours" if one in NATIVE else "ggml's")
+        assert plain[0].isdigit() != one.needs_importance
+
+
+@pytest.mark.parametrize("row", TYPE_ROWS, ids=lambda row: row[0])
+def test_types_lose_what_the_page_says(row: list[str]) -> None:
+    tensor_type = TYPES[row[0].strip("`").upper()]
+    if tensor_type.needs_importance:
+        pytest.skip("ggml makes its tables for seconds")
+    numbers = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
+    data = np.empty(tensor_type.nbytes(numbers.shape), np.uint8)
+    encode_rows(numbers, tensor_type, data)
+    decoded = np.empty_like(numbers)
+    decode_blocks(data, tensor_type, decoded)
+    error = np.sqrt(np.mean((decoded - numbers) ** 2) / np.mean(numbers**2))
+    assert f"{error * 100:.1f}%" == row[2]
 
 
 def test_the_cache_takes_what_the_page_says() -> None:
