@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def call_tool(call: ToolCall, tools: Sequence[Tool]) -> ToolResult:
     begun = time.monotonic()
     try:
         value = _function(call, tools)(call.arguments)
-        if asyncio.iscoroutine(value):
+        if inspect.iscoroutine(value):
             value.close()
             raise SettingError(f"{call.name} is an async function", expected="an AsyncModel")
         return ToolResult(call, result_text(value), seconds=time.monotonic() - begun)
@@ -67,7 +68,7 @@ async def call_tool_async(call: ToolCall, tools: Sequence[Tool]) -> ToolResult:
             value = await function(call.arguments)
         else:
             value = await asyncio.to_thread(function, call.arguments)
-            if asyncio.iscoroutine(value):
+            if inspect.iscoroutine(value):
                 value = await value
         return ToolResult(call, result_text(value), seconds=time.monotonic() - begun)
     except Exception as error:
@@ -130,4 +131,6 @@ def _plain(value: Any) -> Any:
         return dump(mode="json")
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
+    if isinstance(value, Iterator | AsyncIterator):
+        raise TypeError(f"the function gave a {type(value).__name__}, expected a value or a list")
     return str(value)

@@ -86,7 +86,9 @@ class ToolCalls:
         """
         from ..chat.tool_results import CallError, call_tool, failed
 
-        note(f"→ {_call_text(call)}")
+        text = _call_text(call)
+        # Whoever is asked sees all of it.
+        note(f"→ {text if self._ask is not None else _shortened(text)}")
         if call.error is None and not self._may(call.name):
             result = failed(call, CallError("the user refused this call"))
         else:
@@ -121,9 +123,9 @@ def ask_at_terminal(question: str) -> str:
 def _call_text(call: ToolCall) -> str:
     """A call as Python would write it."""
     if call.error is not None and not call.arguments:
-        return _shortened(f"{call.name}({call.arguments_json}): {call.error}")
+        return f"{call.name}({call.arguments_json}): {call.error}"
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-    return _shortened(f"{call.name}({arguments})")
+    return f"{call.name}({arguments})"
 
 
 def _shortened(text: str) -> str:

@@ -323,6 +323,15 @@ def test_results_are_text_or_json(value: object, text: str | None) -> None:
     assert content == (text or "[1, 2]")
 
 
+def test_a_generator_is_no_result() -> None:
+    def f() -> object:
+        return (number for number in range(3))
+
+    f.__annotations__ = {}
+    content = call_tool(ToolCall("1", "f"), as_tools([f])).content
+    assert content == "Error: TypeError: the function gave a generator, expected a value or a list"
+
+
 def test_ctrl_c_in_a_function_is_no_result() -> None:
     def f() -> None:
         raise KeyboardInterrupt

@@ -102,6 +102,18 @@ def test_each_call_is_shown_and_asked_about(
     assert shown.count("← Hello Ana") == 4
 
 
+def test_all_of_a_long_call_is_shown_to_whoever_is_asked(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{'x' * 2000} and more"
+    long = ToolCall("1", "greet", {"name": name})
+    _, ask = answering("y")
+    ToolCalls(read_tools([module], may_ask=True), ask)(long)
+    assert "and more" in capsys.readouterr().err.replace("\n", " ").partition("←")[0]
+    ToolCalls(read_tools([module], may_ask=True), None)(long)
+    assert "and more" not in capsys.readouterr().err
+
+
 def test_nobody_is_asked_where_that_was_said(module: str) -> None:
     assert ToolCalls(read_tools([module], may_ask=True), None)(CALL).content == "Hello Ana"
 
