@@ -45,15 +45,23 @@ _UNWEIGHED = (Q8_0, MXFP4)
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """A file of activation statistics: what it says, and a `digest` of its bytes."""
+    """A file of activation statistics: what it says, and a `digest` of its bytes.
 
-    path: Path
+    `name` is the file's as it was given, which llama-quantize writes down.
+    """
+
+    name: str
     importance: Importance
     digest: str
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.name)
+
     def metadata(self) -> dict[str, str | int]:
         """What a GGUF says of it, in llama-quantize's keys and order."""
-        keys: dict[str, str | int] = {FILE_KEY: _cut(os.fspath(self.path))}
+        keys: dict[str, str | int] = {FILE_KEY: _cut(self.name)}
         if self.importance.datasets:
             keys[DATASET_KEY] = _cut(self.importance.datasets[0])
         keys[ENTRIES_KEY] = len(self.importance.tensors)
@@ -145,7 +153,7 @@ def open_matrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
     with Path(path).open("rb") as file:
         while data := file.read(_READ_BYTES):
             digest.update(data)
-    return ImportanceMatrix(Path(path), importance, digest.hexdigest())
+    return ImportanceMatrix(os.fspath(path), importance, digest.hexdigest())
 
 
 def check_recipe(recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
@@ -157,7 +165,7 @@ def check_recipe(recipe: Recipe, matrix: ImportanceMatrix | None) -> None:
     if recipe.needs_importance and matrix is None:
         raise RecipeError(
             f"recipe {recipe.name} needs an importance matrix",
-            hint="`llama4 calibrate` measures one; imatrix takes its file.",
+            hint="Measure one with `llama4 calibrate`, and give it: imatrix=FILE",
         )
 
 
@@ -187,7 +195,7 @@ def matrix_use(
         return None
     unseen = {name: _zeros(one.counts) for name, one in weighed.items()}
     return MatrixUse(
-        file=str(matrix.path),
+        file=matrix.name,
         entries=len(matrix.importance.tensors),
         weighed=len(weighed),
         without=tuple(name for name in found if name not in weighed),

@@ -48,7 +48,9 @@ CASES = [
     *(
         ("scout", recipe)
         for recipe in NUMBERS
+        # Of the others each has its type, or its rule, from one of these.
         if recipe not in ("f16", "bf16", "iq3_s", "iq3_m", *LOW)
+        and not recipe.endswith(("_s", "_l"))
     ),
     *(("maverick", recipe) for recipe in ("q4_k_m", "q2_k", "iq4_xs")),
     *(("odd", recipe) for recipe in ("q4_k_m", "q2_k", "iq4_xs")),
