@@ -18,6 +18,7 @@ from .convert.converter import open_source
 from .convert.from_gguf import GGUFSource, plan_model
 from .convert.importance import ImportanceMatrix, open_matrix
 from .convert.job import Job, prepare
+from .convert.target import disk_shortage
 from .errors import SettingError
 from .gguf_conversion import is_gguf, model_source
 from .measure.choice import (
@@ -76,7 +77,7 @@ def fit(
 
     Args:
         source: a checkpoint directory, a repository on the hub (whose shards are fetched, and kept
-            for the conversion), or a GGUF, as `convert` takes them.
+            in its cache), or a GGUF, as `convert` takes them.
         fit: a machine and a context, ``"2x rtx 4090, 64gb ram, 32768 tokens"``: the budget is the
             largest for which that context fits with all weights but the token embedding on the
             GPUs; or, if the smallest weights do not fit there or there is no GPU, in all memory.
@@ -95,6 +96,7 @@ def fit(
         SettingError: none or several of `fit`, `target_size` and `target_bpw`; a machine that is
             not understood; or a budget that even the fewest bits do not meet.
         RecipeError: no such type, or an override that fits no tensor.
+        OutputError: the disk is too small for a repository's shards.
         Llama4EdgeError: the source or the statistics cannot be read.
     """
     target = _target(fit, target_size, target_bpw)
@@ -164,9 +166,15 @@ def _opened(
         )  # fmt: skip
         yield _model(name, job, headers, overrides)
         return
+    # Read twice, here and by the conversion; to be fetched once.
     checkpoint = open_source(name, revision=revision, keep_source=True)
     try:
         job = prepare(checkpoint, request_for(bf16, overrides), None)
+        need = checkpoint.shards.disk_need(job.files)
+        if need is not None:
+            shortage = disk_shortage(need.directory, need.nbytes, f"all of {name}", encodes=False)
+            if shortage is not None:
+                raise shortage
         with header_file(job) as path:
             yield _model(name, job, model_source(read_gguf(path))[0], overrides)
     finally:

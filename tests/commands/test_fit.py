@@ -1,0 +1,59 @@
+"""`llama4 convert --fit`, `--target-size` and `--target-bpw`, as a person gives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llama4_edge import fit
+from tests.command_line import Command, the_error
+
+
+def test_what_was_chosen_is_shown_written_down_and_written_again(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    chosen = fit(scout_checkpoint, target_bpw=4.6)
+    done = llama4(
+        "convert", scout_checkpoint, "-o", "a.gguf", "--no-vision", "--target-bpw", 4.6,
+        "--save-recipe", "fit.json",
+    )  # fmt: skip
+    assert (done.exit_code, done.stderr) == (0, "")
+    for reason in chosen.reasons:
+        assert f"\n{reason.kind} " in f"\n{done.stdout}"
+    assert "fits         4.6 bits a weight" in done.stdout
+    assert f"{chosen.cost:.2g} nats" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["wrote", "a.gguf"]
+    again = llama4(
+        "convert", scout_checkpoint, "-o", "b.gguf", "--no-vision", "--recipe", "fit.json"
+    )
+    assert again.exit_code == 0, again.stderr
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_json_has_the_report_and_the_fit(llama4: Command, scout_checkpoint: Path) -> None:
+    done = llama4("convert", scout_checkpoint, "--dry-run", "--fit", "h100, 1k tokens", "--json")
+    record = json.loads(done.stdout)
+    assert record["recipe"] == "fit-h100-1k-tokens"
+    assert record["outputs"][0].endswith("-fit-h100-1k-tokens.gguf")
+    found = record["fit"]
+    assert found["asked"] == "h100, 1k tokens" and found["plan"]["fits"]
+    assert found["cost"] == sum(one["cost"] for one in found["tensors"])
+    assert {"kind", "types", "bytes", "worth", "why"} <= found["reasons"][0].keys()
+
+
+def test_errors_name_the_flags(llama4: Command, scout_checkpoint: Path) -> None:
+    for flags, error in (
+        (("--target-size", "1M"), "target_size (--target-size) is less than the fewest bits take"),
+        (("--target-size", "much"), "target_size (--target-size) is outside its range"),
+        (("--target-bpw", 99), "target_bpw (--target-bpw) is outside its range"),
+        (("--fit", "h1000"), "there is no GPU called 'h1000'"),
+        (("--fit", "1G ram", "--target-bpw", 4), "found 2 of them"),
+    ):
+        assert error in the_error(llama4("convert", scout_checkpoint, "--dry-run", *flags))
+    for words, error in (
+        (("--target-bpw", 4, "--recipe", "int4"), "leave out --recipe"),
+        (("--target-bpw", 4, "--vision-only"), "leave out --recipe and --vision-only"),
+        (("--save-recipe", "x.json"), "--save-recipe goes with --fit"),
+    ):
+        refused = llama4("convert", scout_checkpoint, "--dry-run", *words)
+        assert refused.exit_code == 2 and error in " ".join(refused.stderr.split())
