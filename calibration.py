@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from math import exp, isfinite, sqrt
+from math import exp, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,18 @@ import numpy as np
 from .chat.prompt import Messages, Prompt
 from .errors import (
     ContextFullError,
-    DamagedTensorError,
     ImageError,
-    ModelFileError,
     OutputError,
     SettingError,
     TemplateError,
 )
-from .measure.calibrated import Calibration, expert_counts, most_tokens
+from .measure.calibrated import (
+    Calibration,
+    expert_counts,
+    most_tokens,
+    of_model,
+    unlikelihoods,
+)
 from .model import Model
 from .opening import names_of
 from .quant.importance import Activations, Floats, Importance, merged
@@ -40,14 +44,12 @@ from .quant.importance_state import CalibrationState, read_state
 from .quant.starved import with_substitutes
 from .ranges import as_path, as_tuple, check_callback, check_flag, check_text, check_whole
 from .runtime.activations import ActivationSums, Total
-from .runtime.bindings.candidates import log_sum
 from .runtime.checks import context_full
 from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.fingerprint import sampled_digest
-from .runtime.rows import TakeRows
+from .runtime.settings import EngineSettings
 from .system.cores import usable_threads
 from .system.files import disk_hint, write_atomically
-from .untrusted import brief
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,7 +67,7 @@ _SAVE_COST = 20  # times what saving takes, at least
 
 @dataclass(frozen=True)
 class CalibrationProgress:
-    """`done` of `total` steps, a chunk of the text or a conversation each.
+    """`done` of `total` chunks of the text and conversations.
 
     Args:
         before: steps that an interrupted calibration had done.
@@ -161,7 +163,7 @@ def calibrate(
             "nothing to calibrate with", expected="text, conversations, or files to merge"
         )
     _check_target(target)
-    parts = [_of_model(read_importance(file), info) for file in files]
+    parts = [of_model(read_importance(file), info) for file in files]
     job = _Job(
         info=info,
         text=text,
@@ -229,25 +231,6 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _of_model(importance: Importance, info: ModelInfo) -> Importance:
-    """Statistics that are those of this model, as far as shapes tell."""
-    shapes = {tensor.name: tensor.shape for tensor in info.tensors}
-    tensors: dict[str, Activations] = {}
-    for name, one in importance.tensors.items():
-        shape = shapes.get(name, (0,))
-        shaped = one.reshaped((shape[2] if len(shape) > 2 else 1, shape[0]))
-        if shaped is None:
-            found = "{} matrices of {} columns".format(*one.sums.shape)
-            raise ModelFileError(
-                f"{importance.name} is of another model than {info.path}",
-                found=f"{found} of {brief(name)}",
-                expected=f"those of a tensor of {' x '.join(map(str, shape))}",
-                hint="Merge statistics of the same model.",
-            )
-        tensors[name] = shaped
-    return replace(importance, tensors=tensors)
-
-
 def _as_importance(
     totals: Mapping[str, Total], datasets: tuple[str, ...], n_ctx: int
 ) -> Importance:
@@ -292,15 +275,26 @@ def _read(
     partial: Path,
     report: Callable[[CalibrationProgress], None],
 ) -> _Result:
-    n_ctx = job.n_ctx
+    n_ctx, n_parallel = job.n_ctx, 1
     if job.talks:
         n_ctx = max(n_ctx, min(_CONVERSATION, job.info.hparams.n_ctx_train))
-    n_outputs = min(_MOST_OUTPUTS, n_ctx)
+    elif n_ctx % _MOST_OUTPUTS:
+        # As many chunks at a time as llama-imatrix has. Of few tokens of a chunk ggml's attention
+        # sums otherwise than of 64 and more, as there are where 512 divide it.
+        n_parallel = max(EngineSettings.n_batch // n_ctx, 1)
+    n_outputs = min(_MOST_OUTPUTS, n_ctx) if n_parallel == 1 else n_parallel * n_ctx
     with ExitStack() as stack:
         sums = ActivationSums(output=job.output, logits=job.perplexity)
         stack.callback(sums.close)  # after the model
         model = stack.enter_context(
-            Model(job.info.path, n_ctx=n_ctx, n_outputs=n_outputs, cache_ram=0, **machine)
+            Model(
+                job.info.path,
+                n_ctx=n_ctx,
+                n_parallel=n_parallel,
+                n_outputs=n_outputs,
+                cache_ram=0,
+                **machine,
+            )
         )
         model.engine.observe(sums)
         reading = _Reading(model, sums, job, partial)
@@ -317,7 +311,12 @@ class _Reading:
         self._bos = model.vocabulary.bos_id if model.vocabulary.add_bos else None
         self._tokens = self._chunked()
         self.n_chunks = len(self._tokens) // job.n_ctx
-        self._total = self.n_chunks + len(job.talks)
+        together = model.engine.settings.n_parallel
+        self._groups = [
+            range(begin, min(begin + together, self.n_chunks))
+            for begin in range(0, self.n_chunks, together)
+        ]
+        self._n_units = len(self._groups) + len(job.talks)
         self._nll, self._nll2, self._n_predicted = 0.0, 0.0, 0
         self._saved_at, self._save_took = time.monotonic(), 0.0
         self._of = {
@@ -358,19 +357,21 @@ class _Reading:
                     hint="Calibrate as then to go on, or remove it to begin anew.",
                 )
         totals = {name: Total(sums, counts) for name, (sums, counts) in state.tensors.items()}
-        self._sums.restore(totals, min(state.done, self._total))
+        self._sums.restore(totals, min(state.done, self._n_units))
         self._nll, self._nll2 = state.numbers["nll"], state.numbers["nll2"]
         self._n_predicted = int(state.numbers["n_predicted"])
 
     def read_all(self, report: Callable[[CalibrationProgress], None]) -> None:
         """Read what is left, and keep it."""
-        before, n_tokens = self._sums.n_added, 0
+        total, n_tokens = self._steps(self._n_units), 0
+        before = self._steps(self._sums.n_added)
         try:
             with ThreadPoolExecutor(usable_threads(), "perplexity") as pool:
-                for number in range(before, self._total):
-                    n_tokens += self._read_one(number, pool)
+                for unit in range(self._sums.n_added, self._n_units):
+                    n_tokens += self._read_one(unit, pool)
                     so_far = None if self.perplexity is None else self.perplexity[0]
-                    report(CalibrationProgress(number + 1, self._total, before, n_tokens, so_far))
+                    done = self._steps(unit + 1)
+                    report(CalibrationProgress(done, total, before, n_tokens, so_far))
                     self._save_sometimes()
             self._save()
         except OutputError:
@@ -380,37 +381,65 @@ class _Reading:
                 self._save()
             raise
 
-    def _read_one(self, number: int, pool: ThreadPoolExecutor) -> int:
-        """Read a chunk or a conversation; how many tokens it has."""
-        engine, nll = self._model.engine, np.empty(0)
-        if number < self.n_chunks:
-            n_ctx = self._job.n_ctx
-            tokens = self._tokens[number * n_ctx : (number + 1) * n_ctx]
-            positions, features = tokens.tolist(), None
-            if self._bos is not None:
-                positions[0] = self._bos
-            take: TakeRows = _skip
+    def _steps(self, n_units: int) -> int:
+        """How many chunks and conversations so many of what is read at a time are."""
+        groups = self._groups[:n_units]
+        return sum(map(len, groups)) + n_units - len(groups)
+
+    def _read_one(self, unit: int, pool: ThreadPoolExecutor) -> int:
+        """Read some chunks or a conversation; how many tokens they have."""
+        engine, sums = self._model.engine, self._sums
+        nll = np.empty(0)
+        if unit < len(self._groups):
+            chunks = [self._chunk(number) for number in self._groups[unit]]
+            n_tokens = sum(map(len, chunks))
             if self._job.perplexity:
-                nll = np.empty(n_ctx - 1 - n_ctx // 2)
-                take = partial(_predict, tokens, nll, pool)
+                nll = np.empty((len(chunks), self._job.n_ctx - 1 - self._job.n_ctx // 2))
+            decode = partial(self._decode, chunks, nll, pool)
         else:
-            prompt = self._model.with_features(self._prompt(number - self.n_chunks))
-            positions, features, take = prompt.positions, prompt.features, _skip
+            prompt = self._model.with_features(self._prompt(unit - len(self._groups)))
+            n_tokens, tokens = len(prompt), prompt.positions
+            decode = partial(engine.each_logits, tokens, n_tokens, _skip, prompt.features)
 
         def add() -> bool:
-            if not self._sums.add():
+            if not sums.add():
                 return False
             self._nll += float(nll.sum())
             self._nll2 += float((nll * nll).sum())
-            self._n_predicted += len(nll)
+            self._n_predicted += nll.size
             return True
 
         added = False
         while not added:  # again where a batch was given up by what was meant for another
-            engine.in_thread(self._sums.begin)
-            engine.each_logits(positions, len(positions), take, features)
+            engine.in_thread(sums.begin)
+            decode()
             added = engine.in_thread(add)
-        return len(positions)
+        return n_tokens
+
+    def _chunk(self, number: int) -> npt.NDArray[np.int32]:
+        n_ctx = self._job.n_ctx
+        return self._tokens[number * n_ctx : (number + 1) * n_ctx]
+
+    def _decode(
+        self,
+        chunks: Sequence[npt.NDArray[np.int32]],
+        nll: npt.NDArray[np.float64],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Decode chunks, and write how unlikely their tokens are where that is wanted."""
+
+        def take(number: int, rows: Floats, place: int = 0) -> None:
+            if len(nll):
+                unlikelihoods(chunks[number], nll[number], pool, place, rows)
+
+        bos = [] if self._bos is None else [self._bos]
+        prompts = [[*bos, *chunk[len(bos) :].tolist()] for chunk in chunks]
+        if len(prompts) > 1:
+            self._model.engine.logits_of_each(prompts, take)
+            return
+        (prompt,) = prompts
+        engine = self._model.engine
+        engine.each_logits(prompt, len(prompt), lambda place, rows: take(0, rows, place))
 
     def _chunked(self) -> npt.NDArray[np.int32]:
         """The tokens of the text that are read."""
@@ -481,28 +510,3 @@ class _Reading:
 
 def _skip(_: int, rows: Floats) -> None:
     """Of a text whose logits are of no use."""
-
-
-def _predict(
-    tokens: npt.NDArray[np.int32],
-    nll: npt.NDArray[np.float64],
-    pool: ThreadPoolExecutor,
-    place: int,
-    rows: Floats,
-) -> None:
-    """Write how unlikely the model finds the tokens of the second half of a chunk.
-
-    Args:
-        place: that of the token after which the first of these logits are.
-    """
-    first = len(tokens) // 2
-
-    def one(at: int) -> None:
-        logits = rows[at - place]
-        most = float(logits.max())
-        if not isfinite(most):
-            raise DamagedTensorError("the model computes NaN or infinite logits")
-        nll[at - first] = log_sum(logits, most) - float(logits[tokens[at + 1]])
-
-    for _ in pool.map(one, range(max(place, first), min(place + len(rows), len(tokens) - 1))):
-        pass

@@ -1,16 +1,25 @@
-"""What a calibration found, as values: how many tokens each expert saw, and which saw too few.
+"""What a calibration found, as values, and what is asked of a file of statistics and of logits.
 
-Knows neither models nor how anything was measured.
+Opens no models.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
-from ..quant.importance import Importance
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DamagedTensorError, ModelFileError
+from ..quant.importance import Activations, Floats, Importance
 from ..quant.starved import FEWEST
+from ..runtime.bindings.candidates import log_sum
+from ..runtime.files.model_file import ModelInfo
+from ..untrusted import brief
 
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down)_exps\.weight")
 
@@ -97,3 +106,47 @@ def most_tokens(importance: Importance) -> int:
     """How many tokens the tensor saw that saw most."""
     counts = (int(one.measured().counts.max()) for one in importance.tensors.values())
     return max(counts, default=0)
+
+
+def of_model(importance: Importance, info: ModelInfo) -> Importance:
+    """Statistics that are those of this model, as far as shapes tell."""
+    shapes = {tensor.name: tensor.shape for tensor in info.tensors}
+    tensors: dict[str, Activations] = {}
+    for name, one in importance.tensors.items():
+        shape = shapes.get(name, (0,))
+        shaped = one.reshaped((shape[2] if len(shape) > 2 else 1, shape[0]))
+        if shaped is None:
+            found = "{} matrices of {} columns".format(*one.sums.shape)
+            raise ModelFileError(
+                f"{importance.name} is of another model than {info.path}",
+                found=f"{found} of {brief(name)}",
+                expected=f"those of a tensor of {' x '.join(map(str, shape))}",
+                hint="Merge statistics of the same model.",
+            )
+        tensors[name] = shaped
+    return replace(importance, tensors=tensors)
+
+
+def unlikelihoods(
+    tokens: npt.NDArray[np.int32],
+    nll: npt.NDArray[np.float64],
+    pool: Executor,
+    place: int,
+    rows: Floats,
+) -> None:
+    """Write how unlikely the model finds the tokens of the second half of a chunk.
+
+    Args:
+        place: that of the token after which the first of these logits are.
+    """
+    first = len(tokens) // 2
+
+    def one(at: int) -> None:
+        logits = rows[at - place]
+        most = float(logits.max())
+        if not isfinite(most):
+            raise DamagedTensorError("the model computes NaN or infinite logits")
+        nll[at - first] = log_sum(logits, most) - float(logits[tokens[at + 1]])
+
+    for _ in pool.map(one, range(max(place, first), min(place + len(rows), len(tokens) - 1))):
+        pass

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -37,7 +37,7 @@ from .logprobs import TokenLogprobs
 from .main_memory import usual_cache
 from .placement import CPU
 from .request import Request
-from .rows import TakeRows, each_rows, pieces_of
+from .rows import TakeEach, TakeRows, each_rows, pieces_of, rows_of_each
 from .sampling import Sampling
 from .scheduler import Scheduler
 from .scoring import Scoring
@@ -381,6 +381,32 @@ class Engine:
         self._checks.room(prompt)
         check_whole("n_last", n_last, 0, len(prompt))
         self._each_rows(prompt, n_last, features, self.adapters.of(None), take)
+
+    def logits_of_each(self, prompts: Sequence[Sequence[int]], take: TakeEach) -> None:
+        """The logits after each token of several prompts, which are decoded in one batch.
+
+        Args:
+            prompts: at most ``n_parallel``, of no more than ``n_batch`` and ``n_outputs`` tokens
+                together.
+            take: called with the number of a prompt and its logits, a view of [n_tokens, n_vocab]
+                which is valid for the call, in the engine's thread.
+
+        Raises:
+            As `logits`; SettingError: they are too many.
+        """
+        self._check()
+        checked = [self._checks.tokens(prompt) for prompt in prompts]
+        for prompt in checked:
+            self._checks.room(prompt)
+        check_whole("prompts", len(checked), 0, self.settings.n_parallel)
+        most = min(self._handles.n_batch, self.settings.n_outputs)
+        check_whole("tokens of all prompts", sum(map(len, checked)), 0, most)
+        if not any(checked):
+            return
+        with ExitStack() as stack:
+            scales = self.adapters.of(None)
+            requests = [stack.enter_context(self._lent_sequence(scales)) for _ in checked]
+            rows_of_each(self._handles, requests, checked, take)
 
     def _each_rows(
         self,

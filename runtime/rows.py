@@ -17,6 +17,9 @@ from .handles import Handles
 from .request import Request
 from .sequence import Piece, decode, with_rows
 
+TakeEach = Callable[[int, npt.NDArray[np.float32]], None]
+"""Called with the number of a prompt and the logits after each of its tokens, a view."""
+
 TakeRows = Callable[[int, npt.NDArray[np.float32]], None]
 """Called with the place of a token and the logits after it and those that follow it, a view."""
 
@@ -74,3 +77,42 @@ def each_rows(
         pass
     if request.error is not None:
         raise request.error
+
+
+def rows_of_each(
+    handles: Handles,
+    requests: Sequence[Request],
+    prompts: Sequence[Sequence[int]],
+    take: TakeEach,
+) -> None:
+    """Decode several prompts in one batch, each in the sequence that its request has.
+
+    Raises:
+        EngineError: llama.cpp failed, or what ended a request.
+    """
+
+    def rows() -> bool:
+        handles.thread.rearm()
+        pieces = {}
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if (sequence := request.sequence) is None:
+                return True
+            sequence.settle()
+            sequence.keep(0)
+            pieces[number] = Piece(sequence, prompt, len(prompt))
+        # In the order of the sequences, as `decode` wants them.
+        order = sorted(pieces, key=lambda number: pieces[number].sequence.number)
+        if not decode(handles, [pieces[number] for number in order]):
+            return False  # an abort that was meant for an earlier batch hit this one
+        every = pieces[order[0]].sequence.output_rows(sum(map(len, prompts)))
+        for number in order:
+            count = len(prompts[number])
+            take(number, every[:count])
+            every = every[count:]
+        return True
+
+    while not handles.thread.call(rows):
+        pass
+    for request in requests:
+        if request.error is not None:
+            raise request.error

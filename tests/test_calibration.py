@@ -40,8 +40,9 @@ from tests.gguf_maker import EXPERTS, N_VOCAB
 from tests.tiny_model import with_chat_tokens
 
 BEGIN = N_VOCAB - 4
-TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 8
-CHUNK = 64
+TEXT = "The quick brown fox jumps over the lazy dog, again and again. " * 64
+CHUNK = 512
+SHORT = 64  # of which 32 are read at a time
 
 
 def calibrated(model: Path, output: Path, **settings: Any) -> Importance:
@@ -50,12 +51,12 @@ def calibrated(model: Path, output: Path, **settings: Any) -> Importance:
     return read_importance(output)
 
 
-def chunks_of(model: Model) -> list[list[int]]:
+def chunks_of(model: Model, n_ctx: int) -> list[list[int]]:
     """What is read of the text."""
     bos: list[int] = [BEGIN] if model.vocabulary.add_bos else []
     tokens = model.tokenize(TEXT, add_bos=bool(bos))
-    starts = range(0, len(tokens) - CHUNK + 1, CHUNK)
-    return [[*bos, *tokens[at + len(bos) : at + CHUNK]] for at in starts]
+    starts = range(0, len(tokens) - n_ctx + 1, n_ctx)
+    return [[*bos, *tokens[at + len(bos) : at + n_ctx]] for at in starts]
 
 
 def normed(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -64,20 +65,21 @@ def normed(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.sqrt(mean + 1e-5) * weight)
 
 
-def test_inputs_of_the_first_layer_are_those_of_numpy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_ctx", [SHORT, CHUNK])
+def test_inputs_of_the_first_layer_are_those_of_numpy(tmp_path: Path, n_ctx: int) -> None:
     tiny = with_chat_tokens()
     tiny.tensors["blk.0.attn_norm.weight"] = np.linspace(0.1, 2, 64, dtype=np.float32)
     path = tiny.write(tmp_path / "tiny.gguf")
-    found = calibrated(path, tmp_path / "i.gguf")
-    with Model(path, n_ctx=CHUNK, n_threads=1) as model:
-        tokens = np.array(chunks_of(model))
+    found = calibrated(path, tmp_path / "i.gguf", n_ctx=n_ctx)
+    with Model(path, n_ctx=n_ctx, n_threads=1) as model:
+        tokens = np.array(chunks_of(model, n_ctx))
     embeddings = tiny.tensors["token_embd.weight"][tokens.ravel()]
     inputs = normed(embeddings, tiny.tensors["blk.0.attn_norm.weight"])
     for name in ("attn_q", "attn_k", "attn_v"):
         one = found.tensors[f"blk.0.{name}.weight"]
         assert one.counts.tolist() == [tokens.size]
         assert one.sums[0] == pytest.approx(np.square(inputs).sum(0), rel=1e-5)
-    assert (found.n_chunks, found.chunk_size) == (len(tokens), CHUNK)
+    assert (found.n_chunks, found.chunk_size) == (len(tokens), n_ctx)
 
 
 def test_every_matrix_but_the_outputs_is_there(tiny_path: Path, tmp_path: Path) -> None:
@@ -94,19 +96,22 @@ def test_every_matrix_but_the_outputs_is_there(tiny_path: Path, tmp_path: Path) 
     assert importance_bytes(quick) == (tmp_path / "a.gguf").read_bytes()
 
 
-def test_perplexity_is_that_of_the_second_half_of_chunks(tiny_path: Path, tmp_path: Path) -> None:
-    found = calibrate(tiny_path, tmp_path / "i.gguf", text=TEXT, n_ctx=CHUNK, n_threads=1)
+@pytest.mark.parametrize("n_ctx", [SHORT, CHUNK])
+def test_perplexity_is_that_of_the_second_half_of_chunks(
+    tiny_path: Path, tmp_path: Path, n_ctx: int
+) -> None:
+    found = calibrate(tiny_path, tmp_path / "i.gguf", text=TEXT, n_ctx=n_ctx, n_threads=1)
     nll = []
-    with Model(tiny_path, n_ctx=CHUNK, n_threads=1) as model:
-        assert len(chunks_of(model)) == found.n_chunks
-        for chunk in chunks_of(model):
-            logits = model.logits(chunk)[CHUNK // 2 : -1].astype(np.float64)
+    with Model(tiny_path, n_ctx=n_ctx, n_threads=1) as model:
+        assert len(chunks_of(model, n_ctx)) == found.n_chunks
+        for chunk in chunks_of(model, n_ctx):
+            logits = model.logits(chunk)[n_ctx // 2 : -1].astype(np.float64)
             logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-            nll += [-row[token] for row, token in zip(logprobs, chunk[CHUNK // 2 + 1 :])]  # noqa: B905
+            nll += [-row[token] for row, token in zip(logprobs, chunk[n_ctx // 2 + 1 :])]  # noqa: B905
     assert found.perplexity is not None
-    assert found.perplexity[0] == pytest.approx(np.exp(np.mean(nll)), rel=1e-5)
+    assert found.perplexity[0] == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
     error = np.exp(np.mean(nll)) * np.std(nll) / np.sqrt(len(nll) - 1)
-    assert found.perplexity[1] == pytest.approx(error, rel=1e-4)
+    assert found.perplexity[1] == pytest.approx(error, rel=1e-3)
 
 
 def test_the_report_has_what_each_expert_saw(tiny_path: Path, tmp_path: Path) -> None:
@@ -194,7 +199,7 @@ def test_a_calibration_of_something_else_is_not_gone_on_with(
         (tiny_path, {"text": f"{TEXT}!" * 2}, "of another text"),
         (tiny_path, {"n_chunks": 2}, "of another text"),
         (tiny_path, {"conversations": ["Hello"]}, "of another conversations"),
-        (tiny_path, {"process_output": True}, "other settings, found n_ctx=64, process_output=F"),
+        (tiny_path, {"process_output": True}, "other settings, found n_ctx=512, process_output=F"),
     ):
         with pytest.raises(OutputError, match=f"i.gguf.partial is of .*{reason}"):
             calibrated(model, output, **settings)
@@ -307,14 +312,14 @@ def test_a_starved_expert_is_named_and_encoded_better_than_without_a_substitute(
     tmp_path: Path,
 ) -> None:
     fed, starving = models_with_a_starved_expert(tmp_path)
-    found = calibrate(starving, tmp_path / "i.gguf", text=TEXT * 4, n_ctx=CHUNK, n_threads=1)
+    found = calibrate(starving, tmp_path / "i.gguf", text=TEXT, n_ctx=CHUNK, n_threads=1)
     assert [one.starved for one in found.layers] == [(STARVED,)] * 4
     assert [one.counts[STARVED] for one in found.layers] == [0] * 4
     assert found.coverage == 1 - 1 / EXPERTS
     record = found.as_dict()
     assert record["layers"][2]["starved"] == [{"expert": STARVED, "tokens": 0}]
     importance = read_importance(tmp_path / "i.gguf")
-    truths = calibrated(fed, tmp_path / "truth.gguf", text=TEXT * 4)
+    truths = calibrated(fed, tmp_path / "truth.gguf", text=TEXT)
     tiny = with_chat_tokens()
     for name in ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight"):
         one, weights = importance.tensors[name], importance.weights(name)
@@ -397,7 +402,7 @@ def test_what_cannot_be_calibrated_is_refused(tiny_path: Path, tmp_path: Path) -
     output = tmp_path / "i.gguf"
     for settings, reason in (
         ({"text": None}, "nothing to calibrate with"),
-        ({"text": "short"}, r"too short, found \d+ tokens, expected at least 128"),
+        ({"text": "short"}, r"too short, found \d+ tokens, expected at least 1024"),
         ({"first_chunk": 100}, "too short, found 0 tokens"),
         ({"n_ctx": 7}, "n_ctx.*from 8 up"),
         ({"conversations": ["x" * 20_000]}, "conversation 1 is too long"),

@@ -106,7 +106,7 @@ def context_params(settings: EngineSettings, observer: Observer | None = None) -
     params.n_seq_max = settings.n_parallel
     params.n_batch = settings.n_batch
     params.n_ubatch = settings.n_ubatch
-    n_outputs = min(settings.n_outputs, settings.n_ctx, settings.n_batch)
+    n_outputs = min(settings.n_outputs, settings.n_ctx * settings.n_parallel, settings.n_batch)
     # A row for each sequence is reserved in any case, and llama.cpp aborts where that is more.
     params.n_outputs_max = max(n_outputs, settings.n_parallel)
     params.n_threads = settings.n_threads or decoding_threads()
