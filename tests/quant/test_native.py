@@ -283,6 +283,16 @@ def test_numbers_whose_squares_overflow_are_refused_where_ggml_makes_zeros_of_th
         encode_bf16(f32_to_bf16(numbers), TYPES["Q6_K"], out)
 
 
+@pytest.mark.parametrize("name", ["Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"])
+def test_importance_whose_sums_overflow_is_refused(name: str) -> None:
+    """ggml makes zeros of some such blocks."""
+    halves = f32_to_bf16(normal(np.random.default_rng(5), (3, 512)).astype(np.float32) * 1000)
+    out, importance = np.empty(TYPES[name].nbytes(halves.shape), np.uint8), np.ones(512, np.float32)
+    importance[256:] = 3e38
+    with pytest.raises(ValueError, match=f"values too large for {name}, or their importance"):
+        encode_bf16(halves, TYPES[name], out, importance)
+
+
 def test_the_portable_encoders_run_everywhere() -> None:
     assert instruction_sets()[-1] == "portable"
 
