@@ -61,7 +61,7 @@ DEFAULT_OUTPUT = "imatrix.gguf"
 _LEAST_CHUNK = 8
 _CONVERSATION = 8192  # tokens that a conversation may have, its pictures included
 _MOST_OUTPUTS = 512  # tokens that are read at a time
-_SAVE_EVERY = 30.0  # seconds
+_SAVE_EVERY = 3.0  # seconds
 _SAVE_COST = 20  # times what saving takes, at least
 
 
@@ -110,8 +110,8 @@ def calibrate(
 
     Each expert's sums are its own. Experts that saw fewer than 32 tokens get what the others of
     their layer saw beside their own, and what was measured stays in the file for merging. A
-    calibration that was interrupted, by whatever, goes on when it is called again: at most half a
-    minute of it is lost.
+    calibration that was interrupted, by whatever, goes on when it is called again: what is lost is
+    at most three seconds of it, or twenty times what saving its sums takes.
 
     Args:
         model: a GGUF, best in bf16 or q8_0.
@@ -123,7 +123,8 @@ def calibrate(
             these counts. Each is read as a whole, 8192 tokens at most.
         merge: files of statistics of this model whose sums are added, of either form.
         datasets: names of the texts, kept in the file.
-        n_ctx: tokens of a chunk, at least 8; None is 512.
+        n_ctx: tokens of a chunk, at least 8; None is 512, or that of the first file where files
+            are merged alone.
         n_chunks: how many chunks are read at most; None is all.
         first_chunk: how many chunks at the beginning of the text are left out.
         special: whether the text of a control token becomes that token.
@@ -164,11 +165,13 @@ def calibrate(
         )
     _check_target(target)
     parts = [of_model(read_importance(file), info) for file in files]
+    alone = text is None and not talks
+    chunk = (parts[0].chunk_size if alone else 0) or DEFAULT_CHUNK
     job = _Job(
         info=info,
         text=text,
         talks=talks,
-        n_ctx=n_ctx or DEFAULT_CHUNK,
+        n_ctx=n_ctx or chunk,
         n_chunks=n_chunks,
         first_chunk=first_chunk,
         special=special,
@@ -176,7 +179,7 @@ def calibrate(
         perplexity=perplexity and text is not None,
     )
     result = _Result()
-    if text is not None or talks:
+    if not alone:
         machine = {
             "projector": projector,
             "n_threads": n_threads,
@@ -187,7 +190,8 @@ def calibrate(
         parts.append(_as_importance(result.totals, names, job.n_ctx))
     whole = with_substitutes(merged(parts, job.n_ctx))
     _write(target, importance_bytes(whole))
-    _partial(target).unlink(missing_ok=True)
+    if not alone:
+        _partial(target).unlink(missing_ok=True)
     return Calibration(
         output=os.fspath(target),
         n_tensors=len(whole.tensors),

@@ -253,19 +253,22 @@ def test_a_batch_that_is_given_up_counts_once(
 
 
 def test_files_of_parts_are_that_of_the_whole(tiny_path: Path, tmp_path: Path) -> None:
-    whole = calibrated(tiny_path, tmp_path / "whole.gguf", n_chunks=4)
+    n_ctx = 256
+    chunks = {"n_ctx": n_ctx}
+    whole = calibrated(tiny_path, tmp_path / "whole.gguf", n_chunks=4, **chunks)
     one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
-    calibrated(tiny_path, one, n_chunks=2, datasets=["x"])
-    calibrated(tiny_path, two, n_chunks=2, first_chunk=2, merge=[one], datasets=["y"])
+    calibrated(tiny_path, one, n_chunks=2, datasets=["x"], **chunks)
+    more = {"first_chunk": 2, "merge": [one], "datasets": ["y"], **chunks}
+    calibrated(tiny_path, two, n_chunks=2, **more)
     both = read_importance(two)
     assert both.datasets == ("x", "y") and both.n_chunks == 4
     for name, expected in whole.tensors.items():
         found = both.tensors[name].measured()
         assert found.counts.tolist() == expected.measured().counts.tolist()
         assert found.sums == pytest.approx(expected.measured().sums, rel=1e-5)
-    alone = calibrate(tiny_path, tmp_path / "alone.gguf", merge=[two], n_ctx=CHUNK)
+    alone = calibrate(tiny_path, tmp_path / "alone.gguf", merge=[two])
     assert (tmp_path / "alone.gguf").read_bytes() == two.read_bytes()
-    assert (alone.n_chunks, alone.n_tokens) == (0, 4 * CHUNK)
+    assert (alone.n_chunks, alone.n_tokens) == (0, 4 * n_ctx)
 
 
 def test_files_of_another_model_are_not_merged(
