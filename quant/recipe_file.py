@@ -27,6 +27,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import factorial, prod
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ _FIELDS = ("version", "name", "summary", "types", "default", "notes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _LONGEST_SUMMARY = 200
 _LONGEST_PATTERN = 1000
-# What a regular expression of somebody else may repeat, so that it cannot search for hours: names
-# have 63 letters at most.
-_MOST_REPEATS = 3
+# Ways in which the regular expressions of somebody else may be tried at a place in a name, each and
+# all of them, so that they cannot search for hours.
+_MOST_WAYS, _MOST_WAYS_OF_ALL = 1 << 18, 1 << 20
+_LONGEST_NAME = 64
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
-_REPEAT = re.compile(r"[*+]|\{\d*,?\d*\}")
+_REPEAT = re.compile(r"[*+]|\{\d*,\d*\}")
 
 
 def as_recipe(value: str | os.PathLike[str] | Recipe) -> Recipe:
@@ -182,6 +184,12 @@ def _made(
     """The recipe of these entries; `of` begins its errors."""
     _check_words(name, summary, of)
     rules = tuple(_rule(pair, f"{of}types[{place}]") for place, pair in enumerate(types))
+    ways = sum(_ways(_plain(rule.pattern)) for rule in rules if not rule.is_name)
+    if ways > _MOST_WAYS_OF_ALL:
+        raise RecipeError(
+            f"{of}types have too many patterns that must be tried in many ways",
+            hint="Write names of tensors, or regular expressions with less of *, +, {}, ? and |.",
+        )
     base = _type(default, f"{of}default")
     text = _text(name, summary, rules, base, notes, of)
     return Recipe(name, summary or "a recipe file", None, same(base), rules, text=text, path=path)
@@ -235,14 +243,14 @@ def _rule(pair: object, of: str) -> TypeRule:
 
 def _check_regex(pattern: str, of: str) -> None:
     """Refuse what takes a regular expression longer than names are long."""
-    plain = _ESCAPE_OR_CLASS.sub("x", pattern)
+    plain = _plain(pattern)
     refused = None
     if not pattern or len(pattern) > _LONGEST_PATTERN:
         refused = f"1 to {_LONGEST_PATTERN} letters"
-    elif "(?" in plain.replace("(?:", "(") or re.search(r"(?:^|[^\\])(?:\\\\)*\\[1-9]", pattern):
+    elif "(?" in plain or re.search(r"(?:^|[^\\])(?:\\\\)*\\[1-9]", pattern):
         refused = "no references to groups, and none that look ahead or behind"
-    elif len(_REPEAT.findall(plain)) > _MOST_REPEATS:
-        refused = f"at most {_MOST_REPEATS} of *, + and {{}}"
+    elif _ways(plain) > _MOST_WAYS:
+        refused = "less of *, +, {}, ? and |, which must be tried one with the other"
     elif re.search(r"\)(?:[*+]|\{)", plain):
         refused = "*, + and {} behind a single letter or class, not behind a group"
     if refused:
@@ -251,6 +259,28 @@ def _check_regex(pattern: str, of: str) -> None:
             found=shown(pattern),
             expected=refused,
         )
+
+
+def _plain(pattern: str) -> str:
+    """A regular expression with a letter for each escape and each class, and one kind of group."""
+    return _ESCAPE_OR_CLASS.sub("x", pattern).replace("(?:", "(")
+
+
+def _ways(plain: str) -> int:
+    """In how many ways a regular expression, made plain, may be tried at one place in a name."""
+    repeats, optional = len(_REPEAT.findall(plain)), plain.count("?")
+    if repeats + optional > _LONGEST_NAME:
+        return _LONGEST_NAME**_LONGEST_NAME
+    ways, open_groups = 1, [1]
+    for letter in plain:
+        if letter == "(":
+            open_groups.append(1)
+        elif letter == "|":
+            open_groups[-1] += 1
+        elif letter == ")" and len(open_groups) > 1:
+            ways *= open_groups.pop()
+    ways *= prod(open_groups)
+    return ways * _LONGEST_NAME**repeats // factorial(repeats) * 2**optional
 
 
 def _type(name: str, of: str) -> TensorType:
