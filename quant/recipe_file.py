@@ -51,7 +51,7 @@ _LONGEST_PATTERN = 1000
 # Ways in which the regular expressions of somebody else may be tried at a place in a name, each and
 # all of them, so that they cannot search for hours.
 _MOST_WAYS, _MOST_WAYS_OF_ALL = 1 << 18, 1 << 20
-_LONGEST_NAME = 64
+_NAME_BITS = 6  # a name has 63 letters at most
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _REPEAT = re.compile(r"[*+]|\{\d*,\d*\}")
 
@@ -269,8 +269,6 @@ def _plain(pattern: str) -> str:
 def _ways(plain: str) -> int:
     """In how many ways a regular expression, made plain, may be tried at one place in a name."""
     repeats, optional = len(_REPEAT.findall(plain)), plain.count("?")
-    if repeats + optional > _LONGEST_NAME:
-        return _LONGEST_NAME**_LONGEST_NAME
     ways, open_groups = 1, [1]
     for letter in plain:
         if letter == "(":
@@ -280,7 +278,7 @@ def _ways(plain: str) -> int:
         elif letter == ")" and len(open_groups) > 1:
             ways *= open_groups.pop()
     ways *= prod(open_groups)
-    return ways * _LONGEST_NAME**repeats // factorial(repeats) * 2**optional
+    return (ways << _NAME_BITS * repeats + optional) // factorial(repeats)
 
 
 def _type(name: str, of: str) -> TensorType:
