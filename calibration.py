@@ -383,6 +383,8 @@ class _Reading:
         except BaseException:
             with suppress(OutputError):
                 self._save()
+            if not self._sums.n_added:
+                self._partial.unlink(missing_ok=True)
             raise
 
     def _steps(self, n_units: int) -> int:
@@ -401,7 +403,7 @@ class _Reading:
                 nll = np.empty((len(chunks), self._job.n_ctx - 1 - self._job.n_ctx // 2))
             decode = partial(self._decode, chunks, nll, pool)
         else:
-            prompt = self._model.with_features(self._prompt(unit - len(self._groups)))
+            prompt = self._prompt(unit - len(self._groups))
             n_tokens, tokens = len(prompt), prompt.positions
             decode = partial(engine.each_logits, tokens, n_tokens, _skip, prompt.features)
 
@@ -484,7 +486,7 @@ class _Reading:
                 expected=error.expected,
                 hint=error.hint,
             ) from error
-        return prompt
+        return self._model.with_features(prompt)
 
     def _digest_of_talks(self) -> str:
         """Of what the model reads of conversations; the names of pictures' rows are digests."""

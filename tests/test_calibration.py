@@ -25,6 +25,7 @@ from llama4_edge import (
 )
 from llama4_edge.errors import (
     DamagedTensorError,
+    EngineError,
     ModelFileError,
     OutputError,
     SettingError,
@@ -398,6 +399,19 @@ def test_what_the_model_sees_of_a_picture_counts(
     assert sums == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_projector_that_is_missing_is_missed_before_anything_is_read(
+    make_gguf: MakeGGUF, tmp_path: Path
+) -> None:
+    picture = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    talk = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    steps: list[CalibrationProgress] = []
+    with pytest.raises(EngineError, match="without a projector"):
+        calibrated(
+            make_gguf(MODEL), tmp_path / "i.gguf", conversations=[talk], progress=steps.append
+        )
+    assert not steps and not list(tmp_path.iterdir())
+
+
 # --- refused
 
 
@@ -428,4 +442,4 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
     path = broken.write(tmp_path / "broken.gguf")
     with pytest.raises(DamagedTensorError, match=r"blk.1.* is multiplied with NaN"):
         calibrated(path, tmp_path / "i.gguf", perplexity=False)
-    assert not (tmp_path / "i.gguf").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.gguf"]
