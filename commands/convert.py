@@ -116,6 +116,9 @@ def convert(options: ConvertOptions) -> None:
     A GGUF in bf16, f16, f32 or q8_0, split or not, becomes one of another recipe with its metadata:
     llama-quantize's bytes, and from bf16 those of the checkpoint. A projector takes --vision-type.
 
+    --fit, --target-size and --target-bpw choose the type of each tensor instead of a recipe, so
+    that the model fits and loses as little as it can. What was chosen, and why, is shown first.
+
     Everything is checked before anything is written, and files get their names when all are whole.
     An interrupted conversion resumes when the same command is given again.
 

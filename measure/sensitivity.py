@@ -335,7 +335,8 @@ def _silu_power(power: float) -> float:
     """The mean square of silu(x) where x is normally distributed with this mean square."""
     x = np.linspace(-8, 8, 401) * sqrt(power)
     density = np.exp(-np.square(x) / (2 * power)) if power else np.ones(1)
-    silu = x / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):
+        silu = x / (1 + np.exp(-x))
     return float((np.square(silu) * density).sum() / density.sum())
 
 

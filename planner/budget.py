@@ -107,12 +107,13 @@ smallest. With True, the token embedding is not counted."""
 
 def smallest_room(target: MachineTarget, draw: Draw) -> Room | None:
     """The room that the smallest weights take, or None where they have none."""
-    with draw(None, True) as path:
-        smallest = target.plan(path)
-    on_gpus = _is_on_gpus(smallest)
-    if not _has_room(smallest, on_gpus=on_gpus):
-        return None
-    return Room(_weights(smallest, on_gpus=on_gpus), smallest, on_gpus)
+    for outside in (True, False):
+        with draw(None, outside) as path:
+            smallest = target.plan(path)
+        on_gpus = outside and _is_on_gpus(smallest)
+        if _has_room(smallest, on_gpus=on_gpus):
+            return Room(_weights(smallest, on_gpus=on_gpus), smallest, on_gpus)
+    return None
 
 
 def weights_room(target: MachineTarget, draw: Draw) -> Room | None:
