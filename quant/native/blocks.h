@@ -8,12 +8,6 @@ ALWAYS_INLINE TARGET void numbers(const Block &block, int first, vf *x) {
     for (int i = 0; i < 32; i++) x[i] = number(block, first + i);
 }
 
-// Weights of 32 numbers, given the importance of each: that, times the root of a mean of squares and the number's
-// own square.
-ALWAYS_INLINE TARGET void weigh(const vf *x, const float *importance, vf mean_square, vf *weight) {
-    for (int i = 0; i < 32; i++) weight[i] = importance[i] * root(mean_square + x[i] * x[i]);
-}
-
 ALWAYS_INLINE TARGET Loudest loudest_of(const Block &block) {
     Loudest loudest = {};
     for (int i = 0; i < 32; i++) louder(loudest, number(block, i));
@@ -55,7 +49,7 @@ template <int middle>
 TARGET bool searched_symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
     vf x[32], weight[32];
     numbers(block, 0, x);
-    weigh(x, block.importance, load(block.mean_square), weight);
+    weigh<32>(x, block.importance, load(block.mean_square), weight);
     const Scale found = scale_search<32, middle>(x, weight);
     vi half = to_f16(found.scale);
     put_f16(half, bytes);
@@ -90,7 +84,7 @@ template <int top>
 TARGET bool searched_line(const Block &block, uint8_t (*bytes)[ROWS]) {
     vf x[32], weight[32];
     numbers(block, 0, x);
-    weigh(x, block.importance, load(block.mean_square), weight);
+    weigh<32>(x, block.importance, load(block.mean_square), weight);
     const Line found = line_search<top, 36>(x, weight, -0.9f, 0.05f);
     vi half = to_f16(found.scale), half_low = to_f16(found.low);
     put_f16(half, bytes);
@@ -203,7 +197,7 @@ ALWAYS_INLINE TARGET vf value_search(const vf *x, const vf *weight) {
 ALWAYS_INLINE TARGET vf value_scale(const Block &block, int first, vf mean_square) {
     vf x[32], weight[32];
     numbers(block, first, x);
-    if (block.importance) weigh(x, block.importance + first, mean_square, weight);
+    if (block.importance) weigh<32>(x, block.importance + first, mean_square, weight);
     else
         for (int i = 0; i < 32; i++) weight[i] = x[i] * x[i];
     return value_search(x, weight);

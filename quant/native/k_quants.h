@@ -51,15 +51,6 @@ TARGET bool q6_k(const Block &block, uint8_t (*bytes)[ROWS]) {
     return any(overflow) || overflows(half);
 }
 
-// Weights of numbers that also count by their size beside the mean square of their block; and their sum.
-template <int count>
-ALWAYS_INLINE TARGET vf weigh(const vf *x, const float *importance, vf mean_square, vf *weight) {
-    vf sum = {};
-    for (int i = 0; i < count; i++) weight[i] = importance[i] * root(mean_square + x[i] * x[i]);
-    for (int i = 0; i < count; i++) sum += weight[i];
-    return sum;
-}
-
 ALWAYS_INLINE TARGET vf sum_of_squares(const Block &block) {
     vf sum = {};
     for (int i = 0; i < 256; i++) sum += number(block, i) * number(block, i);

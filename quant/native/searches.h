@@ -13,6 +13,15 @@ ALWAYS_INLINE TARGET void louder(Loudest &loudest, vf x) {
     loudest.value = larger ? x : loudest.value;
 }
 
+// Weights of numbers that also count by their size beside a mean square of more of them; and their sum.
+template <int count>
+ALWAYS_INLINE TARGET vf weigh(const vf *x, const float *importance, vf mean_square, vf *weight) {
+    vf sum = {};
+    for (int i = 0; i < count; i++) weight[i] = importance[i] * root(mean_square + x[i] * x[i]);
+    for (int i = 0; i < count; i++) sum += weight[i];
+    return sum;
+}
+
 // Codes from -middle to middle - 1, each x = scale * code.
 struct Scale {
     vf scale;  // 0 where all numbers of the group are
