@@ -1,12 +1,13 @@
 """Experts that saw too few tokens for statistics of their own, and what stands in for these.
 
-Below 32 tokens the mean of an expert's own squares is a worse estimate than that of all others of
-its layer; and where 32 tokens of the others' are added to what an expert saw, the estimate is best,
-however many these were (the demo model's experts, each compared with 10,000 tokens of its own). So
-that is what is done for starved experts. The columns of an expert's gate and up matrices are those
-of the residual stream, which all experts share: column by column the others' mean is added. Those
-of its down matrix are its own neurons, to which the others' say nothing but how large they are: all
-get the same.
+Below 16 to 64 tokens, as tensors go, the mean of an expert's own squares is a worse estimate than
+that of all others of its layer; and where 32 tokens of the others' are added to what an expert saw,
+the estimate is best, or nearly, however many these were (``benchmarks/starved.py``, on the demo
+model). So that is done for experts that saw fewer than 32.
+
+The columns of an expert's gate and up matrices are those of the residual stream, which all experts
+share: column by column the others' mean is added. Those of its down matrix are its own neurons, to
+which the others' say nothing but how large they are: all get the same.
 """
 
 from __future__ import annotations
