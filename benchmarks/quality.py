@@ -1,82 +1,167 @@
-"""The cost of quantization: our recipes compared with llama.cpp's, on demo/Llama-4-Tiny.
+"""What each recipe costs a small model, with and without activation statistics.
 
-    python -m benchmarks.quality [--recipes int8,q8_0,int4,q4_k_m,q4_0]
+    python -m benchmarks.quality
+    python -m benchmarks.quality demo/out/Llama-4-Tiny-32E --imatrix --plot kl.png --json kl.json
+    python -m benchmarks.quality --recipes int4,q4_k_m,mine.json
 
-Converts the model with each recipe (llama.cpp's recipes give the bytes of llama-quantize) and asks
-every file the questions of the examination. Prints for each recipe the bits a weight, the share of
-correct answers, and, over the tokens of the correct answers, the mean KL divergence from the bf16
-file's predictions and how often the likeliest token is the same. A model of 6 million parameters
-has less redundancy than one of 108 billion: the figures do not hold for Scout.
+Converts the checkpoint with each recipe, llama.cpp's own among them (to llama-quantize's bytes), and
+compares every file with the one in bf16 by `llama4_edge.compare`: on the held-out conversations of
+the model in the box, every token of them, and on questions whose wrong answers differ from the right
+one in a word or a digit. The statistics (`--imatrix`) are those of other conversations. Beside what
+was measured stands what the recipe would weigh for Scout and for Maverick.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
 
 from benchmarks.peer import OUT
+from benchmarks.quality_texts import calibration_text, held_out_text, questions
 from demo.training import MODEL
-from demo.training.encoding import Encoded, encode
-from demo.training.evaluate import text_scores
-from demo.training.lessons.mixture import examination
-from llama4_edge import Model, convert
+from llama4_edge import CompareProgress, Comparison, calibrate, compare, convert, inspect
+from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.evaluation import ModelResult
+from llama4_edge.measure.divergence_plot import plot
 
-Predictions = npt.NDArray[np.float64]
+RECIPES = "int8,q6_k,q5_k_m,int4,q4_k_m,q4_k_s,iq4_xs,q4_0,q3_k_l,int3,q3_k_m,q3_k_s,q2_k"
+_PRESETS = ("scout", "maverick")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A file of a recipe: `bits` of an expert's weight, and bytes of the presets with it."""
+
+    recipe: str
+    imatrix: bool
+    file: Path
+    bits: float
+    sizes: dict[str, int]
+
+    def as_dict(self, result: ModelResult) -> dict[str, Any]:
+        """What is known of it, for JSON."""
+        names = {"recipe": self.recipe, "imatrix": self.imatrix, "expert_bits": self.bits}
+        sizes = {f"{preset}_bytes": size for preset, size in self.sizes.items()}
+        return {**names, **sizes, **result.as_dict()}
 
 
 def main() -> None:
-    """Convert and compare recipe by recipe."""
+    """Convert, compare, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--recipes", default="int8,q8_0,int4,q4_k_m,q4_0")
-    parser.add_argument("--directory", type=Path, default=OUT)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=MODEL)
+    parser.add_argument("--recipes", default=RECIPES, help="names and recipe files")
+    parser.add_argument("--imatrix", action="store_true", help="each with statistics as well")
+    parser.add_argument("--chunks", type=int, help="of 512 tokens; all by default")
+    parser.add_argument("--questions", type=int, default=120)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--directory", type=Path, default=OUT / "quality")
     arguments = parser.parse_args()
-    arguments.directory.mkdir(parents=True, exist_ok=True)
-    questions = examination()
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    encoded = [encode(tokenizer, question) for question in questions]
-    table = Table("recipe", "bits a weight", "correct answers", "mean KL", "same token")
-    reference: list[Predictions] = []
-    for recipe in ("bf16", *arguments.recipes.split(",")):
-        file = arguments.directory / f"llama-4-tiny-{recipe}.gguf"
-        report = convert(MODEL, file, recipe=recipe, force=True)
-        current = predictions(file, encoded)
-        reference = reference or current
-        divergence, same = compare(current, reference)
-        score = text_scores(file, questions, [])["text"]
-        table.add_row(
-            recipe,
-            f"{report.bits_per_weight:.2f}",
-            f"{score:.1%}",
-            f"{divergence:.2e}",
-            f"{same:.2%}",
-        )
-    Console().print(table)
+    directory = arguments.directory / arguments.checkpoint.name
+    directory.mkdir(parents=True, exist_ok=True)
+    reference = directory / "bf16.gguf"
+    convert(arguments.checkpoint, reference, recipe="bf16", vision=False, force=True)
+    imatrix = statistics_of(reference) if arguments.imatrix else None
+    recipes = arguments.recipes.split(",")
+    files = list(quantized(arguments.checkpoint, directory, recipes, imatrix))
+    found = compare(
+        reference,
+        [one.file for one in files],
+        text=held_out_text(),
+        special=True,
+        questions=questions(arguments.questions),
+        n_chunks=arguments.chunks,
+        n_threads=arguments.threads,
+        progress=show,
+    )
+    Console(width=160).print(table_of(files, found))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(record_of(files, found), indent=1) + "\n")
+    if arguments.plot is not None:
+        plot(found, arguments.plot)
 
 
-def predictions(file: Path, talks: list[Encoded]) -> list[Predictions]:
-    """For each answer the log-probabilities before each of its tokens, [tokens, vocabulary]."""
-    predictions = []
-    with Model(file, n_ctx=2048, n_threads=1) as model:
-        for talk in talks:
-            before = np.flatnonzero(talk.answers) - 1
-            logits = model.logits(talk.ids)[before].astype(np.float64)
-            predictions.append(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
-    return predictions
+def statistics_of(reference: Path) -> Path:
+    """The activation statistics of the calibration text, taken once."""
+    imatrix = reference.with_name("imatrix.gguf")
+    imatrix.unlink(missing_ok=True)
+    calibrate(reference, imatrix, text=calibration_text(), special=True)
+    return imatrix
 
 
-def compare(ours: list[Predictions], reference: list[Predictions]) -> tuple[float, float]:
-    """The mean KL divergence, and the share of tokens with the same likeliest token."""
-    all_ours, all_theirs = np.concatenate(ours), np.concatenate(reference)
-    divergence = (np.exp(all_theirs) * (all_theirs - all_ours)).sum(-1)
-    return float(divergence.mean()), float((all_ours.argmax(-1) == all_theirs.argmax(-1)).mean())
+def quantized(
+    checkpoint: Path, directory: Path, recipes: Iterable[str], imatrix: Path | None
+) -> Iterable[Quantized]:
+    """A file of each recipe, and where there are statistics another with them."""
+    for recipe in recipes:
+        sizes = {preset: blueprint(preset, recipe=recipe).nbytes for preset in _PRESETS}
+        name = Path(recipe).stem
+        for statistics in (None, imatrix) if imatrix else (None,):
+            label = name if statistics is None else f"{name}, imatrix"
+            file = directory / f"{label}.gguf"
+            convert(checkpoint, file, recipe=recipe, imatrix=statistics, vision=False, force=True)
+            yield Quantized(name, statistics is not None, file, expert_bits(file), sizes)
+
+
+def expert_bits(file: Path) -> float:
+    """Bits of an expert's weight."""
+    roles = {role.role: role for role in inspect(file).summary.roles}
+    return roles["expert"].bits_per_weight
+
+
+def show(progress: CompareProgress) -> None:
+    """A line for each model that is done."""
+    if progress.done == progress.total:
+        print(f"compared {Path(progress.model).stem}", flush=True)
+
+
+def table_of(files: Iterable[Quantized], found: Comparison) -> Table:
+    """What was found, a row for each file."""
+    table = Table(title=f"{found.n_tokens:,} predictions, {found.n_questions} questions")
+    for heading in ("recipe", "imatrix"):
+        table.add_column(heading)
+    for heading in (
+        *("MB", "experts' bits", "mean KL", "median", "99%", "max", "same top"),
+        *("perplexity", "right", *(f"{preset.capitalize()}, GB" for preset in _PRESETS)),
+    ):
+        table.add_column(heading, justify="right")
+    table.add_row("bf16", "", *cells_of(found.reference, 16.0, {}))
+    for one, result in zip(files, found.candidates, strict=True):
+        cells = cells_of(result, one.bits, one.sizes)
+        table.add_row(one.recipe, "yes" if one.imatrix else "", *cells)
+    return table
+
+
+def cells_of(result: ModelResult, bits: float, sizes: dict[str, int]) -> list[str]:
+    """A row's numbers."""
+    perplexity, right = result.perplexity, result.accuracy
+    assert result.bytes is not None and perplexity is not None
+    cells = [f"{result.bytes / 1e6:.2f}", f"{bits:.2f}"]
+    if result.statistics is None:
+        cells += ["", "", "", "", ""]
+    else:
+        kl, one = result.statistics.kl_mean, result.statistics
+        cells += [f"{kl.value:.2e} ± {kl.error:.0e}", f"{one.kl_median:.1e}", f"{one.kl_p99:.1e}"]
+        cells += [f"{one.kl_max:.2f}", f"{one.same_top.value:.2%}"]
+    cells.append(f"{perplexity.value:.4g}")
+    cells.append("" if right is None else f"{right.value:.1%}")
+    return [*cells, *(f"{size / 1e9:.1f}" for size in sizes.values())]
+
+
+def record_of(files: Iterable[Quantized], found: Comparison) -> dict[str, Any]:
+    """All of it, for JSON."""
+    pairs = zip(files, found.candidates, strict=True)
+    return {**found.as_dict(), "candidates": [one.as_dict(result) for one, result in pairs]}
 
 
 if __name__ == "__main__":

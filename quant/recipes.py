@@ -33,7 +33,7 @@ from .mixes import (
     trimmed,
 )
 from .roles import role_of
-from .types import BF16, F16, F32, Q4_K, Q8_0, TYPES, TensorType
+from .types import BF16, F16, F32, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, TYPES, TensorType
 
 _SHOWN = 5  # patterns that a note lists
 _WHOLE_NAME = re.compile(r"(?:token_embd|output|blk\.\d+\.\w+)\.weight", re.ASCII)
@@ -320,9 +320,17 @@ def _fit(spec: TensorSpec, wanted: TensorType) -> Assignment:
     return Assignment(spec, smaller if smaller.fits(row) else F16, wanted)
 
 
-def _experts_in(tensor_type: TensorType) -> Mix:
-    """Ours: routed experts in `tensor_type`, what every token passes through in 8 bits."""
-    return lambda spec, model, counters: tensor_type if role_of(spec.name) == "expert" else Q8_0
+def _by_role(
+    others: TensorType, *, expert_up: TensorType | None = None, **types: TensorType
+) -> Mix:
+    """Ours: the types of some roles, and that of everything else."""
+
+    def mix(spec: TensorSpec, model: ModelFacts, counters: Counters) -> TensorType:
+        if expert_up is not None and ".ffn_up_exps." in spec.name:
+            return expert_up
+        return types.get(role_of(spec.name), others)
+
+    return mix
 
 
 def _as_llama_cpp(name: str, summary: str = "") -> Recipe:
@@ -349,11 +357,24 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             DEFAULT_RECIPE,
-            "experts in 4 bits (Q4_K), everything else in 8: the default",
+            "experts in 4 bits (Q4_K), shared ones in 6, everything else in 8: the default",
             14,
-            _experts_in(Q4_K),
+            _by_role(Q8_0, expert=Q4_K, shared_expert=Q6_K, dense_ffn=Q6_K),
         ),
-        Recipe("int8", "everything in 8 bits (Q8_0)", 7, _experts_in(Q8_0)),
+        Recipe(
+            "int3",
+            "experts in 3 bits (Q3_K, up Q2_K), everything else in 5 to 8: for 64 GB of memory",
+            11,
+            _by_role(
+                Q6_K,
+                expert=Q3_K,
+                expert_up=Q2_K,
+                shared_expert=Q5_K,
+                dense_ffn=Q5_K,
+                attention=Q8_0,
+            ),
+        ),
+        Recipe("int8", "everything in 8 bits (Q8_0)", 7, same(Q8_0)),
         _as_llama_cpp("BF16", "as published, nothing lost"),
         _as_llama_cpp("F16", "half precision, as llama-quantize's F16"),
         *map(_as_llama_cpp, _BY_BITS),

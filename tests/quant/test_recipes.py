@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,12 +55,35 @@ def test_norms_and_routers_stay_in_f32(recipe: str) -> None:
     assert kept == {name for name in found if "_norm" in name or "gate_inp" in name}
 
 
-def test_int4_puts_experts_in_4_bits_and_the_rest_in_8() -> None:
-    found = types("int4", model())
-    assert {found[name] for name in found if "_exps" in name} == {"Q4_K"}
-    others = {name for name in found if "_exps" not in name and found[name] != "F32"}
-    assert {found[name] for name in others} == {"Q8_0"}
-    assert {"token_embd.weight", "output.weight", "blk.0.ffn_up_shexp.weight"} <= others
+def by_part(recipe: str) -> dict[str, str]:
+    """The type of each part that has one, the same in all layers; a dense layer is there too."""
+    dense = [TensorSpec(f"blk.0.ffn_{part}.weight", (512, 512)) for part in ("gate", "down")]
+    found = types(recipe, [*model(), *dense])
+    parts: dict[str, set[str]] = {}
+    for name, kind in found.items():
+        part = re.sub(r"blk\.\d+\.|\.weight", "", name)
+        if kind != "F32":
+            parts.setdefault(part, set()).add(kind)
+    return {part: kind for part, (kind,) in parts.items()}
+
+
+ENDS = ("token_embd", "output")
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate", "ffn_down")
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+def test_int4_puts_experts_in_4_bits_shared_ones_in_6_and_the_rest_in_8() -> None:
+    expected = dict.fromkeys((*ENDS, *ATTENTION), "Q8_0")
+    assert by_part("int4") == {
+        **expected, **dict.fromkeys(SHARED, "Q6_K"), **dict.fromkeys(EXPERTS, "Q4_K")
+    }  # fmt: skip
+
+
+def test_int3_puts_experts_in_3_bits_and_up_projections_in_2() -> None:
+    expected = dict.fromkeys(ENDS, "Q6_K") | dict.fromkeys(ATTENTION, "Q8_0")
+    expected |= dict.fromkeys(SHARED, "Q5_K") | dict.fromkeys(EXPERTS, "Q3_K")
+    assert by_part("int3") == expected | {"ffn_up_exps": "Q2_K"}
 
 
 def test_int8_puts_everything_in_8_bits() -> None:
@@ -128,7 +152,7 @@ def test_a_vector_stays_in_f32_however_many_ones_are_before_it() -> None:
 def test_file_types_are_llama_cpps() -> None:
     import llama_cpp
 
-    ours = {"int4": "Q4_K_S", "int8": "Q8_0", "keep": "BF16"}
+    ours = {"int3": "Q3_K_S", "int4": "Q4_K_S", "int8": "Q8_0", "keep": "BF16"}
     for name, recipe in RECIPES.items():
         number = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ours.get(name, name.upper())}")
         assert recipe.file_type == number
