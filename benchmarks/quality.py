@@ -4,11 +4,11 @@
     python -m benchmarks.quality demo/out/Llama-4-Tiny-32E --imatrix --plot kl.png --json kl.json
     python -m benchmarks.quality --recipes int4,q4_k_m,mine.json
 
-Converts the checkpoint with each recipe, llama.cpp's own among them (to llama-quantize's bytes), and
-compares every file with the one in bf16 by `llama4_edge.compare`: on the held-out conversations of
-the model in the box, every token of them, and on questions whose wrong answers differ from the right
-one in a word or a digit. The statistics (`--imatrix`) are those of other conversations. Beside what
-was measured stands what the recipe would weigh for Scout and for Maverick.
+Converts the checkpoint with each recipe, llama.cpp's own among them (to llama-quantize's bytes),
+and compares every file with the one in bf16 by `llama4_edge.compare`: on the held-out conversations
+of the model in the box, every token of them, and on questions whose wrong answers differ from the
+right one in a word or a digit. The statistics (`--imatrix`) are those of other conversations.
+Beside what was measured stands what the recipe would weigh for Scout and for Maverick.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ from rich.table import Table
 from benchmarks.peer import OUT
 from benchmarks.quality_texts import calibration_text, held_out_text, questions
 from demo.training import MODEL
-from llama4_edge import CompareProgress, Comparison, calibrate, compare, convert, inspect
+from llama4_edge import (
+    CompareProgress,
+    Comparison,
+    ModelResult,
+    calibrate,
+    compare,
+    convert,
+    inspect,
+)
 from llama4_edge.convert.blueprint import blueprint
-from llama4_edge.evaluation import ModelResult
 from llama4_edge.measure.divergence_plot import plot
 
-RECIPES = "int8,q6_k,q5_k_m,int4,q4_k_m,q4_k_s,iq4_xs,q4_0,q3_k_l,int3,q3_k_m,q3_k_s,q2_k"
+RECIPES = "int8,int4,q4_k_m,q4_k_s,iq4_xs,int3,q3_k_m,q3_k_s,q2_k"
 _PRESETS = ("scout", "maverick")
 
 
@@ -95,7 +102,7 @@ def statistics_of(reference: Path) -> Path:
     """The activation statistics of the calibration text, taken once."""
     imatrix = reference.with_name("imatrix.gguf")
     imatrix.unlink(missing_ok=True)
-    calibrate(reference, imatrix, text=calibration_text(), special=True)
+    calibrate(reference, imatrix, text=calibration_text(), special=True, perplexity=False)
     return imatrix
 
 

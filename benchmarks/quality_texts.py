@@ -17,7 +17,7 @@ from llama4_edge import Question
 _CHOICES = 4
 
 
-def calibration_text(lessons: int = 600) -> str:
+def calibration_text(lessons: int = 200) -> str:
     """Training lessons, in the order in which they are drawn."""
     rng = random.Random("calibration")
     return conversation_text(lesson(rng) for _ in range(lessons))

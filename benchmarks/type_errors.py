@@ -4,8 +4,8 @@
 
 Encodes rows of 8192 random numbers, without an importance matrix and with one, decodes them as ggml
 does, and prints the weighted error relative to the weighted numbers, sqrt(sum(w (x - q)^2) / sum(w
-x^2)). Numbers are normal or, with more that are large, of Student's t with 5 degrees of freedom; the
-columns' weights are squares of activations, log-normal, a sixth of them below an eighth of the
+x^2)). Numbers are normal or, with more that are large, of Student's t with 5 degrees of freedom;
+the columns' weights are squares of activations, log-normal, a sixth of them below an eighth of the
 median and a sixth above eight times that. It is no model's error: it orders types of one size.
 """
 
