@@ -34,7 +34,7 @@ COMMANDS = {
     "run": "Answer one prompt, on stdout.",
     "chat": "Talk with a model.",
     "serve": "Serve a model over HTTP, to programs and to browsers.",
-    "calibrate": "Measure what a model multiplies its weights with, to quantize it better.",
+    "calibrate": "Measure what a model multiplies its weights with.",
     "compare": "Measure what quantization did to a model.",
     "bench": "Measure how fast a model reads and answers.",
     "worker": "Lend this machine to a model that runs on another one.",

@@ -97,7 +97,7 @@ class CalibrateOptions:
 
 @command(CalibrateOptions)
 def calibrate(options: CalibrateOptions) -> None:
-    """Measure what a model multiplies its weights with, to quantize it better.
+    """Measure what a model multiplies its weights with.
 
     MODEL is a GGUF, best in bf16 or q8_0. The result is what llama.cpp calls an importance matrix:
     of each tensor, and of each expert, the sums of the squares of its inputs. `llama4 convert

@@ -44,6 +44,7 @@ def test_the_bare_command_shows_its_help(llama4: Command) -> None:
         "run",
         "chat",
         "serve",
+        "calibrate",
         "compare",
         "bench",
         "worker",
@@ -287,7 +288,17 @@ def test_every_command_that_takes_verbose_has_a_log_to_show(llama4: Command) -> 
         for name in COMMANDS
         if any("--verbose" in param.opts for param in command_named(name).params)
     }
-    assert takes == {"plan", "run", "chat", "serve", "compare", "bench", "worker", "doctor"}
+    assert takes == {
+        "plan",
+        "run",
+        "chat",
+        "serve",
+        "calibrate",
+        "compare",
+        "bench",
+        "worker",
+        "doctor",
+    }
     llama4("doctor", "-v")
     assert logging.getLogger("llama4_edge").level == logging.INFO
 
