@@ -31,8 +31,10 @@ from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 from .turns import Turns
 
 BURST_SECONDS = 0.005
-"""How long tokens are chosen before they are handed on: a person sees no delay. Waking a thread of
-an idle machine takes up to 0.2 ms, as long as a token of a small model."""
+"""How long tokens are chosen before they are handed on, at most: a person sees no delay. Waking a
+thread of an idle machine takes up to 0.2 ms, as long as a token of a small model."""
+
+_BURST_PART_EACH = 0.4  # of it for each that is answered: what is done for one costs all of them
 
 _LOST_AFTER = 0.5  # seconds
 _WORTH_STEPS = 2  # tokens
@@ -449,7 +451,7 @@ class Scheduler:
             return False
         begun = time.monotonic()
         pieces = [piece for _, piece in batch]
-        every = take_steps(self._handles, pieces, plain, most, BURST_SECONDS)
+        every = take_steps(self._handles, pieces, plain, most, self._burst_seconds)
         if every is None:
             return False
         now = time.monotonic()
@@ -467,6 +469,11 @@ class Scheduler:
             elif n_taken:
                 self._hand_on(request, request.n_chosen, now)
         return True
+
+    @property
+    def _burst_seconds(self) -> float:
+        """How long tokens are chosen before they are handed on."""
+        return BURST_SECONDS * min(_BURST_PART_EACH * len(self._running), 1.0)
 
     def _tokens_left(self, request: Request) -> int:
         """How many tokens can be chosen for it before something else is to be done."""
@@ -486,7 +493,7 @@ class Scheduler:
         """Let its reader see what is there, if it is time for that."""
         if n_chosen == 1:
             self._changed = True  # others may have waited for its prompt to be read
-        elif now - request.notified_at < BURST_SECONDS and 2 * request.unread < RUN_AHEAD:
+        elif now - request.notified_at < self._burst_seconds and 2 * request.unread < RUN_AHEAD:
             return
         if request.paced:
             request.notified_at = now
