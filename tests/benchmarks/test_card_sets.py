@@ -223,8 +223,9 @@ def test_some_of_many_are_from_all_over(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_as_the_hub_has_it(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     folder = tmp_path / "mmmu" / "Art"
     folder.mkdir(parents=True)
     row = {**MMMU, "image_1": {"bytes": RED, "path": "1.png"}, "image_2": None, "image_3": None}
