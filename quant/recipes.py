@@ -357,13 +357,13 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             DEFAULT_RECIPE,
-            "experts in 4 bits (Q4_K), shared ones in 6, everything else in 8: the default",
+            "experts in 4 bits, shared ones in 6, all else in 8: the default",
             14,
             _by_role(Q8_0, expert=Q4_K, shared_expert=Q6_K, dense_ffn=Q6_K),
         ),
         Recipe(
             "int3",
-            "experts in 3 bits (Q3_K, up Q2_K), everything else in 5 to 8: for 64 GB of memory",
+            "experts in 3 bits, all else in 5 to 8: for 64 GB of memory",
             11,
             _by_role(
                 Q6_K,

@@ -122,7 +122,7 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["convert", "x", "--type", "ffn_down"], "'ffn_down' is not REGEX=TYPE"),
         (["convert", "x", "--type", "=q4_k"], "'=q4_k' is not REGEX=TYPE"),
         (["convert", "x", "--type", "ffn="], "'ffn=' is not REGEX=TYPE"),
-        (["convert", "x", "--recipe", "int3"], "'int3' is not one of int4, int8"),
+        (["convert", "x", "--recipe", "int5"], "'int5' is not one of int4, int3, int8"),
         (["convert", "x", "--threads", "0"], "'--threads'"),
         (["convert"], "Missing argument 'SOURCE'"),
         (["inspect"], "Missing argument 'FILE'"),

@@ -126,7 +126,7 @@ def test_the_table_and_its_picture(llama4: Command, tmp_path: Path) -> None:
         (["scout", "--vram", "24"], "'24' is not a size of memory, such as 24G"),
         (["scout", "--ram", "0G"], "'0G' is not a size of memory"),
         (["scout", "-ctk", "q5_2"], "'q5_2' is not one of"),
-        (["scout", "--recipe", "int3"], "'int3' is not one of"),
+        (["scout", "--recipe", "int5"], "'int5' is not one of"),
     ],
 )
 def test_nonsense_is_a_usage_error(llama4: Command, arguments: list[str], message: str) -> None:

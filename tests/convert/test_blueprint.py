@@ -162,7 +162,7 @@ def test_what_is_no_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one of scout, scout-base, maverick, behemoth"):
         blueprint("scuot")
     with pytest.raises(RecipeError):
-        blueprint("scout", recipe="int3")
+        blueprint("scout", recipe="int5")
     shutil.copy(checkpoint / "config.json", tmp_path / "config.json")
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["text_config"]["attention_chunk_size"] = 4096

@@ -307,7 +307,7 @@ def test_a_revision_of_a_directory_is_refused(checkpoint: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("recipe", "types", "said"),
     [
-        ("int3", (), "unknown recipe, found 'int3', expected one of int4, int8, bf16"),
+        ("int5", (), "unknown recipe, found 'int5', expected one of int4, int3, int8"),
         ("int4", (("attn", "q9"),), "unknown tensor type, found 'q9'"),
         ("int4", (("[", "q8_0"),), "is not a regular expression"),
         ("int4", (("attn_nrom", "q8_0"),), "matches no tensor whose type can be chosen"),
