@@ -47,7 +47,7 @@ class ConvertOptions:
     )  # fmt: skip
     save_recipe: Path | None = option(
         "--save-recipe", kind=values.FilePath(), metavar="FILE.json",
-        help="Write the types that were chosen to a file that --recipe takes.",
+        help="Write the types that were chosen to a file that --recipe takes; with --dry-run too.",
     )  # fmt: skip
     types: tuple[tuple[tuple[str, str], ...], ...] = type_option()
     imatrix: str | None = option(
@@ -165,6 +165,8 @@ def _fitted(options: ConvertOptions, settings: dict[str, Any]) -> Fit | None:
     if "recipe" in settings or not settings["text"]:
         raise usage_error("--fit, --target-size and --target-bpw choose the types of the model: "
                           "leave out --recipe and --vision-only")  # fmt: skip
+    if target is not None:
+        _check_target(target, options.output)
     from ..fitting import fit
     from ..terminal.fit_view import fit_view
 
@@ -178,3 +180,12 @@ def _fitted(options: ConvertOptions, settings: dict[str, Any]) -> Fit | None:
     if not options.as_json:
         present(found, fit_view)
     return found
+
+
+def _check_target(target: Path, output: str | None) -> None:
+    """Raise where the recipe could not be written, before it is made."""
+    from ..quant.recipe_file import check_recipe_target
+
+    if output is not None and target.resolve() == Path(output).resolve():
+        raise usage_error("--save-recipe and --output are the same file")
+    check_recipe_target(target)

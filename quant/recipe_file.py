@@ -51,6 +51,7 @@ _LONGEST_PATTERN = 1000
 # Ways in which the regular expressions of somebody else may be tried at a place in a name, each and
 # all of them, so that they cannot search for hours.
 _MOST_WAYS, _MOST_WAYS_OF_ALL = 1 << 18, 1 << 20
+_MOST_PATTERNS = 4096  # Maverick has 700 tensors; each pattern is looked for in every name
 _NAME_BITS = 6  # a name has 63 letters at most
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _REPEAT = re.compile(r"[*+]|\{\d*,\d*\}")
@@ -148,11 +149,11 @@ def make_recipe(
 
 
 def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
-    """Write a recipe that `make_recipe` or a file made; an existing file is replaced.
+    """Write a recipe that `make_recipe` or a file made; an existing recipe file is replaced.
 
     Raises:
         RecipeError: it is one of `RECIPES`, whose types depend on the model.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or exists and is something else.
     """
     if not isinstance(recipe, Recipe):
         raise wrong_type("recipe", recipe, "a Recipe")
@@ -163,12 +164,36 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
             expected="one of a list of types, as make_recipe gives it",
             hint=f"Give its name: recipe={recipe.name}",
         )
+    check_recipe_target(path)
     try:
         write_atomically(path, recipe.text)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         hint = disk_hint(error) if isinstance(error, OSError) else None
         raise OutputError(f"{path} cannot be written", found=reason, hint=hint) from None
+
+
+def check_recipe_target(path: str | os.PathLike[str]) -> None:
+    """Raise where `write_recipe` would: before types are chosen, which takes minutes.
+
+    Raises:
+        OutputError: there is no such directory, or something else than a recipe file is there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written",
+            found="No such file or directory",
+            hint="Make the directory first.",
+        )
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        read_recipe(path)
+    except RecipeError:
+        raise OutputError(
+            f"{path} exists, and is not a recipe file", hint="Give another name, or move it away."
+        ) from None
 
 
 def _made(
@@ -183,6 +208,12 @@ def _made(
 ) -> Recipe:
     """The recipe of these entries; `of` begins its errors."""
     _check_words(name, summary, of)
+    if len(types) > _MOST_PATTERNS:
+        raise RecipeError(
+            f"{of}types have too many patterns",
+            found=f"{len(types):,}",
+            expected=f"at most {_MOST_PATTERNS:,}",
+        )
     rules = tuple(_rule(pair, f"{of}types[{place}]") for place, pair in enumerate(types))
     ways = sum(_ways(_plain(rule.pattern)) for rule in rules if not rule.is_name)
     if ways > _MOST_WAYS_OF_ALL:

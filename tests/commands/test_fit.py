@@ -57,3 +57,17 @@ def test_errors_name_the_flags(llama4: Command, scout_checkpoint: Path) -> None:
     ):
         refused = llama4("convert", scout_checkpoint, "--dry-run", *words)
         assert refused.exit_code == 2 and error in " ".join(refused.stderr.split())
+
+
+def test_where_the_recipe_cannot_be_written_is_seen_before_it_is_made(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    command = ("convert", scout_checkpoint, "-o", "a.gguf", "--target-bpw", 4.6, "--save-recipe")
+    error = the_error(llama4(*command, "model.gguf"))
+    assert "model.gguf exists, and is not a recipe file" in error
+    assert "nowhere/x.json cannot be written" in the_error(llama4(*command, "nowhere/x.json"))
+    refused = llama4(*command, "a.gguf")
+    assert refused.exit_code == 2 and "are the same file" in refused.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == b"GGUF"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

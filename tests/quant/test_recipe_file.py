@@ -228,3 +228,23 @@ def test_a_recipe_that_counts_tensors_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="recipe is of the wrong type"):
         write_recipe("int4", tmp_path / "out.json")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_but_a_recipe_is_replaced(tmp_path: Path) -> None:
+    recipe = make_recipe("mine", [], "q8_0")
+    path, model = tmp_path / "mine.json", tmp_path / "model.gguf"
+    write_recipe(recipe, path)
+    write_recipe(make_recipe("other", [], "q4_k"), path)
+    assert read_recipe(path).name == "other"
+    model.write_bytes(b"GGUF and years of work")
+    for taken in (model, tmp_path):
+        with pytest.raises(OutputError, match=r"exists, and is not a recipe file\. Give another"):
+            write_recipe(recipe, taken)
+    assert model.read_bytes() == b"GGUF and years of work"
+
+
+def test_patterns_without_end_are_refused(tmp_path: Path) -> None:
+    names = [(f"blk.{layer}.ffn", "q4_k") for layer in range(5000)]
+    with pytest.raises(RecipeError, match="too many patterns, found 5,000, expected at most 4,096"):
+        make_recipe("mine", names, "q8_0")
+    assert len(make_recipe("mine", names[:4096], "q8_0").rules) == 4096
