@@ -31,6 +31,35 @@ def saved_figure(
     Raises:
         OutputError: matplotlib is not installed, or the file cannot be written.
     """
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(down, across, figsize=size, squeeze=False)
+    try:
+        yield figure, panels
+        figure.tight_layout()
+        picture = BytesIO()
+        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
+        write_atomically(path, picture.getvalue())
+    except (OSError, ValueError) as error:
+        raise _cannot(path, getattr(error, "strerror", None) or error) from error
+    finally:
+        pyplot.close(figure)
+
+
+def check_figure(path: str | os.PathLike[str]) -> None:
+    """Raise where `saved_figure` would, before hours of measuring what is to be drawn.
+
+    Raises:
+        OutputError: matplotlib is not installed, or there can be no picture of that name.
+    """
+    formats = _pyplot().FigureCanvasBase.get_supported_filetypes()
+    path = Path(path)
+    if path.suffix[1:].lower() not in {"", *formats}:
+        raise _cannot(path, f"a name that ends in {path.suffix}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise _cannot(path, "a directory" if path.is_dir() else f"no directory {path.parent}")
+
+
+def _pyplot() -> Any:
     try:
         # Only here: it is an extra, and takes a second to import.
         import matplotlib
@@ -42,18 +71,12 @@ def saved_figure(
             "a plot needs matplotlib, which is not installed",
             hint="Install it with: pip install 'llama4-edge[plot]'",
         ) from error
-    figure, panels = pyplot.subplots(down, across, figsize=size, squeeze=False)
-    try:
-        yield figure, panels
-        figure.tight_layout()
-        picture = BytesIO()
-        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
-        write_atomically(path, picture.getvalue())
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{os.fspath(path)}: the plot cannot be written",
-            found=error,
-            hint="Give a .png, .svg or .pdf in a directory that exists.",
-        ) from error
-    finally:
-        pyplot.close(figure)
+    return pyplot
+
+
+def _cannot(path: str | os.PathLike[str], found: object) -> OutputError:
+    return OutputError(
+        f"{os.fspath(path)}: the plot cannot be written",
+        found=found,
+        hint="Give a .png, .svg or .pdf in a directory that exists.",
+    )

@@ -52,7 +52,7 @@ from .runtime.files.model_file import check_model_file
 from .units import bytes_text
 
 _MOST_BITS = 32.0
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(i?)B?", re.IGNORECASE | re.ASCII)
 
 
 def fit(
@@ -142,7 +142,7 @@ def _size_named(text: str) -> int:
     """Bytes of a file: ``45GB`` and ``45G`` are 45 * 10^9, ``45GiB`` are 45 * 2^30."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or not float(match[1]):
-        raise outside("target_size", text, "a number of bytes, such as '45GB' or '42GiB'")
+        raise outside("target_size", text, "a size with its unit, such as '45GB' or '42GiB'")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper()))
 

@@ -126,9 +126,12 @@ def compare(options: CompareOptions) -> None:
     llama4 compare scout-int4.gguf scout-int4.gguf -f wiki.test.raw -ctk f16,q8_0 -ctv q8_0,q4_0
     """
     from ..evaluation import compare as run_compare
+    from ..figures import check_figure
     from ..measure.divergence_plot import plot
 
     show_warnings(verbose=options.verbose)
+    if options.plot is not None:
+        check_figure(options.plot)
     asked, settings = options.asked, _settings(options)
     with compare_progress() as progress:
         found = run_compare(

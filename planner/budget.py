@@ -72,13 +72,15 @@ def machine_target(text: str) -> MachineTarget:
             size = int(float(memory[1]) * 1024 ** _POWERS[memory[2].lower()])
             (vram if memory[3].lower() == "vram" else ram).append(size)
         else:
-            gpus_named(part)
+            _check_gpu(part)
             gpus.append(part)
     for name, found in (("tokens", tokens), ("ram", ram)):
         if len(found) > 1:
             raise SettingError(
                 f"fit has two numbers of {name}", found=repr(text), expected=_EXPECTED
             )
+    if tokens == [0]:
+        raise SettingError("fit has no tokens", found=repr(text), expected=_EXPECTED)
     return MachineTarget(
         text=text,
         gpus=tuple(gpus),
@@ -86,6 +88,20 @@ def machine_target(text: str) -> MachineTarget:
         ram=ram[0] if ram else None,
         n_ctx=tokens[0] if tokens else None,
     )
+
+
+def _check_gpu(part: str) -> None:
+    """Refuse what is no GPU, saying how `fit` names others."""
+    try:
+        gpus_named(part)
+    except SettingError as error:
+        hint = (error.hint or "").replace("Give vram=BYTES for", "Write '24gb vram' for")
+        raise SettingError(
+            error.problem,
+            found=error.found,
+            expected=f"{error.expected}; or {_EXPECTED}",
+            hint=hint,
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {saved} cannot be written, found File too large")
     assert not list(saved.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["kl.gguf", "absent/kl.png"])
+def test_a_plot_that_cannot_be_written_is_seen_before_anything_is_read(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    done = CliRunner().invoke(
+        main, ["compare", "absent.gguf", "-f", "absent.txt", "--plot", name, "--json"]
+    )
+    assert json.loads(done.stdout)["problem"] == f"{name}: the plot cannot be written"

@@ -38,6 +38,8 @@ def test_words_of_a_machine(
     [
         ("h1000, 8k tokens", "no GPU called 'h1000'.*Did you mean"),
         ("h100, many tokens", "no GPU called 'many tokens'"),
+        ("h100, 32k", "no GPU called '32k'.*131072 tokens.*Write '24gb vram' for any other GPU"),
+        ("h100, 0 tokens", "fit has no tokens"),
         ("h100,, 8k tokens", "empty part"),
         ("", "empty part"),
         ("8k tokens, 16k tokens", "two numbers of tokens"),
