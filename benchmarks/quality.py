@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from demo.training import MODEL
 from llama4_edge import (
     CompareProgress,
     Comparison,
+    Llama4EdgeError,
     ModelResult,
     calibrate,
     compare,
@@ -36,7 +38,9 @@ from llama4_edge import (
     inspect,
 )
 from llama4_edge.convert.blueprint import blueprint
+from llama4_edge.figures import check_figure
 from llama4_edge.measure.divergence_plot import plot
+from llama4_edge.quant.recipe_file import as_recipe
 
 RECIPES = "int8,int4,q4_k_m,q4_k_s,iq4_xs,int3,q3_k_m,q3_k_s,q2_k"
 _PRESETS = ("scout", "maverick")
@@ -59,8 +63,24 @@ class Quantized:
         return {**names, **sizes, **result.as_dict()}
 
 
-def main() -> None:
-    """Convert, compare, and print."""
+def main() -> int:
+    """Convert, compare, and print; the exit status."""
+    try:
+        run()
+    except Llama4EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run() -> None:
+    """Convert, compare, and print what was asked for.
+
+    Raises:
+        Llama4EdgeError: the checkpoint, a recipe or the plot's name is none.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -74,12 +94,17 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--directory", type=Path, default=OUT / "quality")
     arguments = parser.parse_args()
+    recipes = arguments.recipes.split(",")
+    for recipe in recipes:  # hours before the last of them is needed
+        as_recipe(recipe)
+    if arguments.plot is not None:
+        check_figure(arguments.plot)
+    convert(arguments.checkpoint, recipe="bf16", vision=False, dry_run=True)
     directory = arguments.directory / arguments.checkpoint.name
     directory.mkdir(parents=True, exist_ok=True)
     reference = directory / "bf16.gguf"
     convert(arguments.checkpoint, reference, recipe="bf16", vision=False, force=True)
     imatrix = statistics_of(reference) if arguments.imatrix else None
-    recipes = arguments.recipes.split(",")
     files = list(quantized(arguments.checkpoint, directory, recipes, imatrix))
     found = compare(
         reference,
@@ -172,4 +197,4 @@ def record_of(files: Iterable[Quantized], found: Comparison) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
