@@ -97,7 +97,8 @@ def expert_counts(importance: Importance) -> tuple[ExpertCounts, ...]:
     for name, one in importance.tensors.items():
         if (match := _EXPERTS.fullmatch(name)) is not None:
             counts = tuple(one.measured().counts.tolist())
-            starved = () if one.starved is None else one.starved.experts
+            # Those of a layer that saw nothing have no substitutes, and are starved all the same.
+            starved = tuple(expert for expert, count in enumerate(counts) if count < FEWEST)
             layers[int(match[1])] = ExpertCounts(int(match[1]), counts, starved)
     return tuple(layers[number] for number in sorted(layers))
 

@@ -137,7 +137,7 @@ def merged(parts: Sequence[Importance], chunk_size: int) -> Importance:
         chunk_size: tokens of the chunks that the result counts.
 
     Raises:
-        ModelFileError: they are of models of other shapes.
+        ModelFileError: they are of models of other shapes, or too large together.
     """
     tensors: dict[str, Activations] = {}
     for part in parts:
@@ -164,7 +164,16 @@ def _sum(before: Activations, one: Activations, name: str, part: Importance) -> 
             found = f"{_shape(one.sums.shape)} of {brief(name)}"
             raise _other_model(part, found, _shape(before.sums.shape))
         same = reshaped
-    return Activations(same.sums + other.sums, same.counts + other.counts)
+    with np.errstate(over="ignore"):
+        sums = same.sums + other.sums
+    if not np.isfinite(sums).all():
+        raise ModelFileError(
+            f"{part.name} cannot be merged",
+            found=f"sums of {brief(name)} that are too large together",
+            expected="sums that float32 holds",
+            hint="Calibrate again: no model's are.",
+        )
+    return Activations(sums, same.counts + other.counts)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -93,6 +93,9 @@ def calibrate_view(found: Calibration) -> RenderableType:
 
 
 def _coverage(found: Calibration) -> str:
+    unseen = sum(not any(layer.counts) for layer in found.layers)
+    if unseen:
+        return f"those of {unseen:,} layers saw no token, and have no statistics"
     starved = sum(len(layer.starved) for layer in found.layers)
     if not starved:
         return f"all saw {found.fewest} tokens or more"

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llama4_edge.cli import main
-from llama4_edge.quant.importance_file import read_importance
+from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.quant.importance_file import importance_bytes, read_importance
 from tests.command_line import the_error
 
 TEXT = "What is said twice is heard once, and what is said once is not. " * 20
@@ -69,6 +70,20 @@ def test_files_are_merged_without_a_text(tiny_path: Path, text: Path, tmp_path: 
     done = calibrate(tiny_path, "--in-file", one, "--in-file", one, "-c", 64, "-o", both)
     assert done.exit_code == 0, done.output
     assert read_importance(both).n_chunks == 2 * read_importance(one).n_chunks
+
+
+def test_experts_of_which_nothing_is_known_are_not_said_to_have_seen_enough(
+    tiny_path: Path, text: Path, tmp_path: Path
+) -> None:
+    one, none = tmp_path / "one.gguf", tmp_path / "none.gguf"
+    assert calibrate(tiny_path, "-f", text, "-c", 64, "-o", one).exit_code == 0
+    known = read_importance(one)
+    empty = {name: Activations(0 * it.sums, 0 * it.counts) for name, it in known.tensors.items()}
+    none.write_bytes(importance_bytes(Importance(empty)))
+    done = calibrate(tiny_path, "--in-file", none, "-o", tmp_path / "out.gguf")
+    assert "those of 4 layers saw no token, and have no statistics" in done.stdout
+    record = calibrate(tiny_path, "--in-file", none, "-o", tmp_path / "b.gguf", "--json").stdout
+    assert json.loads(record)["coverage"] == 0
 
 
 def test_conversations_are_read_in_the_chat_format(tiny_path: Path, tmp_path: Path) -> None:

@@ -68,3 +68,9 @@ def test_statistics_of_another_model_are_not_merged() -> None:
         merged([one, Importance({"a": activations([[1], [2]], [1, 1])}, "two.gguf")], 512)
     with pytest.raises(ModelFileError, match=r"two.gguf is .*found none of the tensors of one.g"):
         merged([one, Importance({"b": EXPERTS}, "two.gguf")], 512)
+
+
+def test_sums_that_overflow_together_are_not_merged() -> None:
+    huge = Importance({"a": activations([[3e38]], [1])}, "huge.gguf")
+    with pytest.raises(ModelFileError, match=r"huge.gguf cannot be merged, found sums of a that"):
+        merged([huge, huge], 512)
