@@ -205,13 +205,15 @@ def recipe_name(word: str) -> str:
     from ..quant.recipe_file import is_recipe_file
     from ..quant.recipes import RECIPES
 
-    return word if is_recipe_file(word) else _one_of(word.lower(), tuple(RECIPES))
+    if is_recipe_file(word):
+        return word
+    return _one_of(word.lower(), tuple(RECIPES), other=", nor a recipe file")
 
 
-def _one_of(word: str, choices: Sequence[str]) -> str:
+def _one_of(word: str, choices: Sequence[str], other: str = "") -> str:
     if word not in choices:
         hint = did_you_mean(word, choices)
-        text = f"{word!r} is not one of {', '.join(choices)}"
+        text = f"{word!r} is not one of {', '.join(choices)}{other}"
         raise click.BadParameter(f"{text}. {hint}" if hint else text)
     return word
 

@@ -123,6 +123,7 @@ def test_help_does_not_load_llama_cpp() -> None:
         (["convert", "x", "--type", "=q4_k"], "'=q4_k' is not REGEX=TYPE"),
         (["convert", "x", "--type", "ffn="], "'ffn=' is not REGEX=TYPE"),
         (["convert", "x", "--recipe", "int5"], "'int5' is not one of int4, int3, int8"),
+        (["convert", "x", "--recipe", "mine"], "keep, nor a recipe file"),
         (["convert", "x", "--threads", "0"], "'--threads'"),
         (["convert"], "Missing argument 'SOURCE'"),
         (["inspect"], "Missing argument 'FILE'"),
