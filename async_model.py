@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
@@ -141,9 +142,20 @@ async def _until(
 
 
 def _reader() -> tuple[object, Callable[[], bool]]:
-    """The task that this is, and whether it still goes on."""
+    """The task that this is, and whether it still goes on.
+
+    Weakly: what ended a task keeps the answer that it read, which would keep the task.
+    """
     task = asyncio.current_task()
-    return task, lambda: task is None or not task.done()
+    if task is None:
+        return None, lambda: True
+    reader = weakref.ref(task)  # the same for the same task
+
+    def goes_on() -> bool:
+        task = reader()
+        return task is not None and not task.done()
+
+    return reader, goes_on
 
 
 def _teller(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

@@ -32,6 +32,7 @@ from .tools import checked_call
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from ..runtime.scheduler import Scheduler
     from .structure import Structure
 
 _A = TypeVar("_A", bound="Answer")
@@ -142,8 +143,9 @@ class Answer:
             adapters=settings.adapters,
         )
         # A forgotten answer is ended, be it for an interrupt in the next line. (What the engine
-        # knows of it does not keep it.)
-        forget = weakref.finalize(self, engine.scheduler.cancel, self._request)
+        # knows of it does not keep it, nor does an error that ended the request and was raised.)
+        request = weakref.ref(self._request)
+        forget = weakref.finalize(self, _forget, engine.scheduler, request)
         forget.atexit = False
         engine.scheduler.submit(self._request)
 
@@ -482,6 +484,12 @@ def closed_on_error(answers: Sequence[Answer]) -> Iterator[None]:
         for answer in answers:
             answer.close()
         raise
+
+
+def _forget(scheduler: Scheduler, request: weakref.ref[Request]) -> None:
+    """End a request whose answer nobody reads any more, if it goes on."""
+    if (one := request()) is not None:
+        scheduler.cancel(one)
 
 
 def _rate(count: int, seconds: float) -> float:

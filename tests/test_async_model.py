@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import time
+import weakref
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,31 @@ def test_a_stream_is_closed_by_its_block_and_when_it_is_forgotten(
         assert len((await model.generate("x", max_tokens=3)).tokens) == 3
 
     run(work())
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["cancelled", "failed"])
+def test_a_stream_whose_task_ended_early_is_kept_by_nothing(model: AsyncModel, fails: bool) -> None:
+    """A server reads the answers of each request in tasks, of which many end so."""
+
+    async def read(stream: AsyncStream) -> None:
+        async for _ in stream:
+            if fails:
+                raise RuntimeError
+
+    async def left() -> AsyncStream | None:
+        stream = await model.generate("Hello", sampling=WILD, stream=True)
+        kept = weakref.ref(stream)
+        task = asyncio.create_task(read(stream))
+        if not fails:
+            await asyncio.sleep(0.02)
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or isinstance(task.exception(), RuntimeError)
+        del stream, task
+        gc.collect()
+        return kept()
+
+    assert run(left()) is None
 
 
 def test_a_stream_is_cancelled_from_another_task(model: AsyncModel) -> None:

@@ -5,6 +5,7 @@ import gc
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -503,6 +504,20 @@ def test_a_stream_that_was_forgotten_keeps_nobody_waiting(endless: Model) -> Non
     gc.collect()
     with ThreadPoolExecutor(1) as pool:
         assert len(pool.submit(endless.generate, "x", max_tokens=3).result(60).tokens) == 3
+
+
+def test_a_stream_that_ended_in_an_error_is_kept_by_nothing(endless: Model) -> None:
+    stream = endless.generate("Hello", sampling=WILD, stream=True)
+    next(stream)
+    others = [endless.generate("x", sampling=WILD, stream=True) for _ in range(4)]
+    for other in others:
+        next(other)
+    with pytest.raises(EngineError, match="ended by a later request"):
+        list(stream)
+    kept = weakref.ref(stream)
+    del stream
+    gc.collect()
+    assert kept() is None
 
 
 def test_closing_lets_a_thread_go_that_waits_for_its_turn(tiny_path: Path) -> None:
