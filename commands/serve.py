@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import Llama4EdgeError, SettingError
+from ..system.allocator import return_large_blocks
 from ..terminal.progress import loading_progress, waiting_progress
 from ..untrusted import Reader
 from . import values
@@ -183,6 +184,7 @@ def _serve(options: ServeOptions, log: ServeLog) -> int:
 
     settings, tls = _settings(options), _tls(options.place)
     check_name(options.model, "serve")
+    return_large_blocks()
     slots = None if options.load.slot_save is None else Slots(options.load.slot_save)
 
     def opened(model: Model) -> None:
