@@ -101,7 +101,7 @@ def test_plan_then_load(model: Path) -> None:
 def test_convert_and_inspect(tmp_path: Path) -> None:
     output = tmp_path / "tiny-int4.gguf"
     lines = run("convert_and_inspect.py", CHECKPOINT, output)
-    assert lines[0] == "7.19 bits a weight"
+    assert lines[0] == "6.87 bits a weight"
     assert lines[-1] == "sound"
     assert output.is_file()
 

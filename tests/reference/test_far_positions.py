@@ -200,7 +200,7 @@ def decoded(
 def opened(gguf: Path, *, n_parallel: int = 1) -> Iterator[Handles]:
     """A context whose sequences share one cache."""
 
-    def unified(settings: EngineSettings) -> Any:
+    def unified(settings: EngineSettings, *others: Any) -> Any:
         params = context_params(settings)
         params.kv_unified = True
         return params
