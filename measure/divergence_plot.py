@@ -6,8 +6,9 @@ Draws, and computes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
 from ..figures import saved_figure
@@ -15,6 +16,8 @@ from ..figures import saved_figure
 if TYPE_CHECKING:
     from .results import Comparison
 
+# Where a name may stand, in points from what it names: the first place that is free is taken.
+_PLACES = [(right, up) for up in (9, -9, 21, -21, 33, -33) for right in (7, -7)]
 _GIB = 2**30
 _MIB = 2**20
 
@@ -35,12 +38,9 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
         raise OutputError("there is nothing to draw", expected="a text, and a candidate")
     unit, name = (_GIB, "GiB") if max(size for size, *_ in points) >= _GIB else (_MIB, "MiB")
     with saved_figure(path, 1, 1, (7.4, 4.8)) as (_, ((axes,),)):
-        for size, mean, label in points:
+        for size, mean, _ in points:
             axes.errorbar(
                 size / unit, mean.value, yerr=1.96 * mean.error, fmt="o", color="#0072B2", capsize=3
-            )
-            axes.annotate(
-                label, (size / unit, mean.value), xytext=(7, 5), textcoords="offset points"
             )
         axes.set_yscale("log")
         axes.set_xlabel(f"size of the file, {name}")
@@ -50,3 +50,24 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
         )
         axes.grid(visible=True, which="both", alpha=0.25)
         axes.margins(0.18)
+        _label(axes, [(label, size / unit, mean.value) for size, mean, label in points])
+
+
+def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Name the points, (label, x, y), each beside its own where no other name is."""
+    inside = axes.get_window_extent()
+    taken: list[Any] = []
+    for label, *point in points:
+        for right, up in _PLACES:
+            text = axes.annotate(
+                label, point, xytext=(right, up), textcoords="offset points",
+                ha="left" if right > 0 else "right", va="center",
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if box.x0 >= inside.x0 and box.x1 <= inside.x1 and not box.count_overlaps(taken):
+                break
+            text.remove()
+        else:  # there is no room for it
+            text = axes.annotate(label, point, xytext=(7, 9), textcoords="offset points")
+            box = text.get_window_extent()
+        taken.append(box)
