@@ -481,7 +481,10 @@ def _is_quick(row: list[str]) -> bool:
     return not TYPES[row[0].strip("`").upper()].needs_importance
 
 
-@pytest.mark.parametrize("row", [row for row in TYPE_ROWS if _is_quick(row)], ids=lambda row: row[0])
+QUICK_ROWS = [row for row in TYPE_ROWS if _is_quick(row)]
+
+
+@pytest.mark.parametrize("row", QUICK_ROWS, ids=lambda row: row[0])
 def test_types_lose_what_the_page_says(row: list[str]) -> None:
     tensor_type = TYPES[row[0].strip("`").upper()]
     numbers = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
