@@ -72,8 +72,8 @@ def fit(
         >>> found = fit("Llama-4-Scout-17B-16E-Instruct", fit="h100, 131072 tokens")
         >>> convert("Llama-4-Scout-17B-16E-Instruct", recipe=found.recipe)
 
-    Reads a part of the weights: some minutes for Scout. All experts of a layer's matrix are one
-    tensor of a GGUF, and so of one type.
+    Reads a part of the weights: of Scout less than a hundredth. All experts of a layer's matrix are
+    one tensor of a GGUF, and so of one type.
 
     Args:
         source: a checkpoint directory, a repository on the hub (whose shards are fetched, and kept

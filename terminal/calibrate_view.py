@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from .console import screen
+from .progress import step_bar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,40 +23,22 @@ if TYPE_CHECKING:
 @contextmanager
 def calibrate_progress() -> Iterator[Callable[[CalibrationProgress], None] | None]:
     """Draw a bar on stderr; yields what to give to ``calibrate(progress=…)``."""
-    err = screen()
-    if err is None:
-        yield None
-        return
-    from time import monotonic
-
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("loading", total=None, rate="")
+    with step_bar() as drawn:
+        if drawn is None:
+            yield None
+            return
+        bar, task = drawn
         begun: float | None = None
+        first_tokens = 0
 
         def show(at: CalibrationProgress) -> None:
-            nonlocal begun
+            nonlocal begun, first_tokens
             if begun is None:
                 # The first step is over; what an interrupted run had done says nothing of the rate.
-                begun = monotonic()
+                begun, first_tokens = monotonic(), at.n_tokens
                 bar.reset(task, total=at.total, completed=at.done)
-                first_tokens.append(at.n_tokens)
             seconds = monotonic() - begun
-            rate = (at.n_tokens - first_tokens[0]) / seconds if seconds > 0.1 else 0.0
+            rate = (at.n_tokens - first_tokens) / seconds if seconds > 0.1 else 0.0
             text = "reading" if at.perplexity is None else f"perplexity {at.perplexity:.4f}"
             bar.update(
                 task,
@@ -65,7 +48,6 @@ def calibrate_progress() -> Iterator[Callable[[CalibrationProgress], None] | Non
                 rate=f"{rate:,.0f} tokens/s" if rate else "",
             )
 
-        first_tokens: list[int] = []
         yield show
 
 

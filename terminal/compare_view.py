@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..units import bytes_text
-from .console import screen
+from .progress import step_bar
 from .visible import one_line
 
 if TYPE_CHECKING:
@@ -25,26 +25,11 @@ if TYPE_CHECKING:
 @contextmanager
 def compare_progress() -> Iterator[Callable[[CompareProgress], None] | None]:
     """Draw a bar for each model on stderr; yields what to give to ``compare(progress=…)``."""
-    err = screen()
-    if err is None:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
+    with step_bar() as drawn:
+        if drawn is None:
+            yield None
+            return
+        bar, task = drawn
 
         def show(at: CompareProgress) -> None:
             if at.done == 1:

@@ -17,6 +17,8 @@ from .console import screen
 from .visible import one_line
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from ..progress import Progress as Bytes
 
 # Below this many columns the tensor's name would push the time left off the line.
@@ -156,3 +158,32 @@ def _line(text: Callable[[], str]) -> Iterator[None]:
             timer.join()
         finally:
             live.stop()
+
+
+@contextmanager
+def step_bar() -> Iterator[tuple[Progress, TaskID] | None]:
+    """A bar of steps that are counted, on stderr, and its task, which has a `rate` in words.
+
+    Yields None where nothing is drawn.
+    """
+    err = screen()
+    if err is None:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield bar, bar.add_task("loading", total=None, rate="")
