@@ -277,8 +277,9 @@ def test_log_probabilities_come_with_their_tokens(client: openai.OpenAI, demo_mo
     assert part.type == "output_text"
     assert expected.logprobs is not None
     assert part.logprobs is not None
+    # Not to the last bit: the server may read the prompt in other batches than the model did.
     assert [one.logprob for one in part.logprobs] == pytest.approx(
-        [one.logprob for one in expected.logprobs]
+        [one.logprob for one in expected.logprobs], abs=1e-4
     )
     assert b"".join(bytes(one.bytes) for one in part.logprobs).decode() == part.text
     assert {len(one.top_logprobs) for one in part.logprobs} == {2}

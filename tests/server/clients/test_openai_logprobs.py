@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 from openai import OpenAI
 
 from tests.server.clients.openai_clients import EXPERTS, EXPERTS_ANSWER
@@ -48,4 +49,7 @@ def test_a_streams_probabilities_are_those_of_the_whole_answer(openai: OpenAI) -
     ]
     expected = whole.choices[0].logprobs.content
     assert [token.token for token in streamed] == [token.token for token in expected]
-    assert [token.logprob for token in streamed] == [token.logprob for token in expected]
+    # Not to the last bit: of the second prompt all but the last token was read before.
+    assert [token.logprob for token in streamed] == pytest.approx(
+        [token.logprob for token in expected], abs=1e-4
+    )
