@@ -30,17 +30,22 @@ from .conftest import SMALL, edit_text_config, shards_of
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# The child of a test: converts with small slabs and a journal written after each.
+# The child of a test: converts with small slabs and a journal written after each. With a third
+# argument, says when the first is written and waits there for the signal that is to end it.
 CONVERT = """
-import sys
+import sys, time
 from llama4_edge import convert
 from llama4_edge.convert import output, slabs
 slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000
 output.COMMIT_SECONDS = 0.0
-convert(sys.argv[1], sys.argv[2], threads=1)
+def hold(_):
+    print("written", flush=True)
+    time.sleep(600)
+convert(sys.argv[1], sys.argv[2], threads=1, progress=hold if sys.argv[3:] else None)
 """
 
-# Forks one conversion after the other, kills each at a random moment, and finishes it.
+# Forks one conversion after the other, kills each at a random moment, and finishes it. Each sets
+# the clock that kills it by itself, so that no moment comes too late, however busy the machine is.
 KILL_AT_RANDOM = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
@@ -54,25 +59,30 @@ convert(source, target, threads=1, dry_run=True)  # imports what planning needs
 started = time.monotonic()
 convert(source, target, threads=1, dry_run=True)
 planning = time.monotonic() - started
-convert(source, target, threads=1)
-writing = time.monotonic() - started - 2 * planning
+written = []
+convert(source, target, threads=1, progress=lambda _: written.append(time.monotonic()))
+a_slab = (written[-1] - written[0]) / len(written)
 target.unlink()
+
+def killed(seconds):
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # nothing handles SIGALRM
+
 random.seed(4)
 for number in range(20):
-    begun, begin = os.pipe()
+    n_slabs = random.randrange(1, len(written)) if number % 5 else 0
+    seconds = random.uniform(0, 2 * a_slab if n_slabs else planning)
     pid = os.fork()
     if not pid:
-        convert(source, target, threads=1, progress=lambda _: os.write(begin, b"."))
+        seen = []
+        def progress(step):
+            seen.append(step)
+            if len(seen) == n_slabs:
+                killed(seconds)
+        if not n_slabs:
+            killed(seconds)
+        convert(source, target, threads=1, progress=progress)
         os._exit(0)
-    os.close(begin)
-    if number % 5:  # once the first slab is written, however busy the machine is
-        os.read(begun, 1)
-        time.sleep(random.uniform(0, 1.2) * writing)
-    else:
-        time.sleep(random.uniform(0, 1) * planning)
-    os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    os.close(begun)
     whole = target.exists()
     report = convert(source, target, threads=1, force=whole)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
@@ -132,12 +142,14 @@ def test_a_stopped_conversion_leaves_nothing_under_the_final_name_and_goes_on(
     source = make_checkpoint(replace(SMALL, experts=16))
     target, journal = tmp_path / "o.gguf", tmp_path / "o.gguf.partial.json"
     command = [sys.executable, "-c", CONVERT, str(source), str(target)]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not journal.exists():
-        assert child.poll() is None
-        time.sleep(0.001)
-    child.send_signal(stop)
-    assert child.wait() != 0
+    with subprocess.Popen(
+        [*command, "hold"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"written\n"
+        assert journal.exists()
+        child.send_signal(stop)
+        assert child.wait() != 0
     assert not target.exists()
     subprocess.run(command, check=True)
     convert(source, tmp_path / "whole.gguf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -36,16 +37,30 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A hub whose patience and the client's are tenths of a second."""
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    monkeypatch.setattr(transfer, "HEADERS_SECONDS", 0.6)
-    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.4)
-    monkeypatch.setattr(transfer, "_ERROR_SECONDS", 0.4)
-    monkeypatch.setattr(hub_client, "_LISTING_SECONDS", 0.6)
+    """A hub that is asked once, by a client as patient as it is by itself."""
     with running_hub(monkeypatch, tmp_path) as server:
         monkeypatch.setattr(hub_client, "WAITS", ())
         server.add(NAME, {"big.gguf": CONTENT, "config.json": b"{}"})
         yield server
+
+
+PATIENCE = {
+    "timed out": (constants, "HF_HUB_DOWNLOAD_TIMEOUT"),
+    "no answer": (transfer, "HEADERS_SECONDS"),
+    "takes more": (hub_client, "_LISTING_SECONDS"),
+    "less than": (transfer, "STALL_SECONDS"),
+    "HTTP status 400": (transfer, "_ERROR_SECONDS"),
+}
+
+
+def with_little_patience(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """Tenths of a second for what this error says did not come in time; all else keeps its own.
+
+    So a machine that is busy fails nothing that comes, however late.
+    """
+    for words, (module, name) in PATIENCE.items():
+        if words in found:
+            monkeypatch.setattr(module, name, 0.3)
 
 
 def answer(data: bytes) -> Fault:
@@ -70,20 +85,21 @@ BAD = b"HTTP/1.1 400 Bad\r\n\r\n"
 FOUND = b"HTTP/1.1 302 Found\r\nLocation: /a\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 DRIP = 0.05
+SLOW = "no answer|timed out"  # the latter where a busy machine leaves out drops
 ANSWERS: dict[str, tuple[Fault, str]] = {
     "nothing, closed at once": (answer(b""), "disconnected"),
-    "nothing, for ever": (endless(b"", b"", DRIP), "timed out|no answer"),
-    "a header byte by byte": (endless(OK + b"X: ", b"x", DRIP), "no answer"),
-    "headers without end": (endless(OK, b"X: y\r\n" * 1000), "[Tt]oo|long|no answer"),
+    "nothing, for ever": (endless(b"", b"", DRIP), SLOW),
+    "a header byte by byte": (endless(OK + b"X: ", b"x", DRIP), SLOW),
+    "headers without end": (endless(OK, b"X: y\r\n" * 1000), "[Tt]oo|long"),
     "one header without end": (endless(OK + b"X: ", b"x" * 65536), "[Tt]oo|long"),
     "100 continue for ever": (
         endless(b"", CONTINUE, 0.01),
-        "no answer",
+        SLOW,
     ),
     "HTTP/0.9": (answer(b"<html>hello</html>"), "illegal status line|disconnected"),
     "an early hint for ever": (
         endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", 0.01),
-        "no answer",
+        SLOW,
     ),
     "a body byte by byte": (
         endless(OK + b"Content-Length: 1000000\r\n\r\n", b" ", DRIP),
@@ -121,7 +137,7 @@ ANSWERS: dict[str, tuple[Fault, str]] = {
     ),
     "an error byte by byte": (
         endless(BAD, b"x", DRIP),
-        "HTTP status 400|no answer",
+        "HTTP status 400",
     ),
     "a compressed error": (
         status(400, BOMB, Content_Encoding="gzip"),
@@ -176,9 +192,12 @@ ANSWERS: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.mark.parametrize(("fault", "found"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_an_answer_that_is_none_is_one_error(hub: HubServer, fault: Fault, found: str) -> None:
+def test_an_answer_that_is_none_is_one_error(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, fault: Fault, found: str
+) -> None:
     hub.faults = [fault]
-    began = time.monotonic()
+    if fault.pause:
+        with_little_patience(monkeypatch, found)
     tracemalloc.start()
     try:
         with pytest.raises(HubError, match=found) as caught:
@@ -186,7 +205,8 @@ def test_an_answer_that_is_none_is_one_error(hub: HubServer, fault: Fault, found
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    if not fault.pause:
+        assert not re.search(SLOW, str(caught.value))
     assert peak < 4 * LISTING_BYTES
     assert len(str(caught.value)) < 1000
     assert "hf_secret" not in str(caught.value)
@@ -301,14 +321,14 @@ def test_a_listing_of_other_types_is_one_error(hub: HubServer, data: bytes) -> N
 
 
 def test_many_files_are_read_in_moments_and_too_many_are_refused(hub: HubServer) -> None:
-    began = time.monotonic()
     few = listing(*(named(f"directory/number {number}") for number in range(50_000)))
+    began = time.thread_time()
     assert len(parse_listing(few, NAME)[1]) == 50_000
+    assert time.thread_time() - began < 10  # comparing each with each takes minutes
     many = listing(*(named(f"directory/number {number}") for number in range(300_000)))
     hub.faults = [Fault("GET /api", status=200, body=many)]
     with pytest.raises(HubError, match=r"more than 8\.0 MiB"):
         find_repository(NAME)
-    assert time.monotonic() - began < 5
 
 
 def test_names_that_differ_by_case_do_not_lie_side_by_side() -> None:
@@ -394,21 +414,24 @@ BODIES: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize(("fault", "found"), BODIES.values(), ids=BODIES.keys())
 def test_a_file_that_is_none_is_one_error(
-    hub: HubServer, tmp_path: Path, fault: Fault, found: str
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, found: str
 ) -> None:
     remote = find_repository(NAME)
     hub.faults = [fault]
-    began = time.monotonic()
     target = tmp_path / "big.gguf"
-    with pytest.raises(HubError, match=found) as caught:
-        remote.download("big.gguf", target)
-    assert time.monotonic() - began < 5
-    assert len(str(caught.value)) < 1000
-    assert not target.exists()
-    assert sum(path.stat().st_size for path in tmp_path.glob("big*")) <= SIZE
-    if "checksum" not in found:  # the head of a file is not compared with anything
-        with pytest.raises(HubError):
-            remote.read("big.gguf", 0, SIZE)
+    with monkeypatch.context() as slow:
+        if fault.pause:
+            with_little_patience(slow, found)
+        with pytest.raises(HubError, match=found) as caught:
+            remote.download("big.gguf", target)
+        if not fault.pause:
+            assert not re.search(SLOW, str(caught.value))
+        assert len(str(caught.value)) < 1000
+        assert not target.exists()
+        assert sum(path.stat().st_size for path in tmp_path.glob("big*")) <= SIZE
+        if "checksum" not in found:  # the head of a file is not compared with anything
+            with pytest.raises(HubError):
+                remote.read("big.gguf", 0, SIZE)
     hub.faults = []
     with suppress(HubError):  # what came before was damaged
         remote.download("big.gguf", target)

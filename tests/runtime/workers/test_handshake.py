@@ -123,7 +123,7 @@ def test_a_worker_whose_numbers_would_end_the_process_is_refused(
     answers = answer(*PROTOCOL) + number(devices, 4) + number(alignment, 8) + number(max_size, 8)
     port = stranger(answers, hang_up=False)
     with pytest.raises(WorkerError, match=re.escape(complaint)):
-        greet("127.0.0.1", port, "somewhere:5", patience=5.0)
+        greet("127.0.0.1", port, "somewhere:5", patience=60.0)
 
 
 def test_an_answer_that_trickles_in_ends_with_the_patience() -> None:
@@ -138,10 +138,10 @@ def test_an_answer_that_trickles_in_ends_with_the_patience() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        begun = time.monotonic()
-        with pytest.raises(WorkerError, match="is not a worker"):
+        # On a machine so busy that no byte came in time, the other.
+        with pytest.raises(WorkerError, match="is not a worker|does not answer") as caught:
             greet("127.0.0.1", listener.getsockname()[1], "somewhere:5", patience=0.5)
-        assert time.monotonic() - begun < 15.0  # all of it would take 36 or more
+        assert caught.value.found != repr(answer(*PROTOCOL)[:11])  # the first answer, whole
         thread.join()
 
 
