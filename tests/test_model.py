@@ -592,8 +592,8 @@ def test_ctrl_c_ends_the_request_of_its_thread_alone(several: Model) -> None:
             main = threading.main_thread().ident
             assert main is not None
             timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
+                timer.start()
                 while True:
                     several.generate("Hello", sampling=WILD)
             timer.join()

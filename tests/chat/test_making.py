@@ -11,6 +11,7 @@ import pytest
 from llama4_edge.chat import making
 from llama4_edge.chat.making import GivenUpError, Makers, go_on
 from llama4_edge.errors import BusyError, SettingError
+from tests.asking import until
 
 
 class Endless:
@@ -42,22 +43,28 @@ def endless() -> Iterator[Endless]:
     endless.ending.set()
 
 
+@pytest.fixture(autouse=True)
+def nothing_else_is_made() -> None:
+    """What tests before this one began has ended."""
+    until(lambda: threads() == 0)
+
+
 def threads() -> int:
     return sum(thread.name == "compiling" for thread in threading.enumerate())
 
 
 def test_what_is_made_is_the_result_and_what_is_raised_too() -> None:
     makers = Makers()
-    assert makers.begin(lambda: 5, "regex").result(10) == 5
+    assert makers.begin(lambda: 5, "regex").result(30) == 5
     with pytest.raises(ZeroDivisionError):
-        makers.begin(lambda: 1 // 0, "regex").result(10)
-    assert asyncio.run(makers.begin(lambda: 5, "regex").awaited(10)) == 5
+        makers.begin(lambda: 1 // 0, "regex").result(30)
+    assert asyncio.run(makers.begin(lambda: 5, "regex").awaited(30)) == 5
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(makers.begin(lambda: 1 // 0, "regex").awaited(10))
+        asyncio.run(makers.begin(lambda: 1 // 0, "regex").awaited(30))
 
 
 def test_however_many_are_given_up_no_more_are_made_at_a_time(endless: Endless) -> None:
-    makers, before = Makers(), threads()
+    makers = Makers()
     for _ in range(making.MOST_AT_ONCE):
         begun = makers.begin(endless.stubborn, "grammar")
         assert endless.begun.acquire(timeout=30)
@@ -68,7 +75,7 @@ def test_however_many_are_given_up_no_more_are_made_at_a_time(endless: Endless) 
             makers.begin(endless.stubborn, "regex").result(0.001)
         with pytest.raises(BusyError):
             asyncio.run(makers.begin(endless.stubborn, "regex").awaited(0.001))
-    assert threads() - before == making.MOST_AT_ONCE
+    assert threads() == making.MOST_AT_ONCE
     assert not endless.begun.acquire(blocking=False)  # none of those was begun
     endless.ending.set()
     assert makers.begin(lambda: "goes on", "regex").result(30) == "goes on"
@@ -101,8 +108,10 @@ def test_more_than_may_wait_are_refused_at_once(
 
 def test_our_own_code_ends_when_nobody_waits_any_more(endless: Endless) -> None:
     makers = Makers()
+    begun = makers.begin(endless.polite, "schema")
+    assert endless.begun.acquire(timeout=30)
     with pytest.raises(SettingError):
-        makers.begin(endless.polite, "schema").result(0.01)
+        begun.result(0.01)
     assert endless.gave_up.acquire(timeout=30)
 
 
@@ -121,10 +130,7 @@ def test_a_task_that_is_cancelled_gives_up_what_it_waits_for(endless: Endless) -
 
 
 def test_threads_end_when_there_is_nothing_to_make() -> None:
-    makers, before = Makers(), threads()
+    makers = Makers()
     for _ in range(20):
-        assert makers.begin(lambda: 1, "regex").result(10) == 1
-    for thread in threading.enumerate():
-        if thread.name == "compiling" and threads() > before:
-            thread.join(10)
-    assert threads() <= before
+        assert makers.begin(lambda: 1, "regex").result(30) == 1
+    until(lambda: threads() == 0)

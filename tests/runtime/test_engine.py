@@ -295,8 +295,8 @@ def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path
     with Engine(tiny_path, settings) as engine:
         expected = engine.logits(tokens[:40])[-1]
         engine.clear()
-        timer = interrupt_after(0.5)
         with pytest.raises(KeyboardInterrupt):
+            timer = interrupt_after(0.5)
             engine.prefill(tokens)
         timer.join()
         held = engine.tokens

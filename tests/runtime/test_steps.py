@@ -361,7 +361,8 @@ def test_answers_of_many_threads_are_those_alone(
 
 def test_closing_ends_what_goes_on(tiny_path: Path, taken: list[Taken]) -> None:
     for _ in range(10):
-        with Engine(tiny_path, replace(THREE, n_ctx=4096)) as engine:
+        # (So many tokens that no answer comes to its end meanwhile, however late it is closed.)
+        with Engine(tiny_path, replace(THREE, n_ctx=2**16)) as engine:
             requests = [
                 engine.request(prompt, GREEDY, None, go_on, paced=False) for prompt in PROMPTS
             ]
@@ -369,9 +370,7 @@ def test_closing_ends_what_goes_on(tiny_path: Path, taken: list[Taken]) -> None:
                 engine.scheduler.submit(request)
             for request in requests:
                 engine.scheduler.wait(request, lambda request=request: request.n_chosen > 0)  # type: ignore[misc]
-            # (A call lasts for a minute now, unless it is told to stop.)
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 10
+            # (A call lasts for a minute now, or until an answer ends, unless it is told to stop.)
         for request in requests:
             assert isinstance(request.error, EngineError)
             assert request.error.problem == "the model was closed"

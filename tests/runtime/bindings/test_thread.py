@@ -133,9 +133,13 @@ def test_calls_of_many_threads_are_made_one_at_a_time(thread: NativeThread) -> N
 
 
 def test_a_thread_is_used_again_where_it_is_current_and_ended_where_it_was_made() -> None:
-    before = threading.active_count()
+    before = threading.enumerate()
+
+    def started() -> int:
+        return sum(one not in before for one in threading.enumerate())
+
     with native_thread() as outer:
-        assert threading.active_count() == before + 1
+        assert started() == 1
 
         def work() -> bool:
             with native_thread() as inner:
@@ -143,7 +147,8 @@ def test_a_thread_is_used_again_where_it_is_current_and_ended_where_it_was_made(
 
         assert outer.call(work)
         assert outer.call(work)
-    assert threading.active_count() == before
+        assert started() == 1
+    assert started() == 0
 
 
 # --- interrupted
@@ -186,11 +191,15 @@ def test_an_interrupted_call_that_waits_for_its_turn_is_never_begun(thread: Nati
 
     asking, outcome = in_background(lambda: thread.call(slow))
     begun.wait(30)
-    timer = threading.Timer(0.1, interrupt_main_thread)
-    timer.start()
+
+    def interrupt() -> None:
+        until(lambda: len(thread._pending) == 2)
+        interrupt_main_thread()
+
     with pytest.raises(KeyboardInterrupt):
+        interrupting, _ = in_background(interrupt)
         thread.call(made.set)
-    timer.join()
+    interrupting.join()
     go_on.set()
     asking.join()
     assert outcome == [True]  # and the one that ran was not disturbed

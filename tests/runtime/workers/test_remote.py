@@ -203,9 +203,9 @@ def test_ctrl_c_gives_up_a_worker_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 0.2)
     engine = Engine(tiny_path, on(worker))
-    after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
-    after(0.6, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
+        after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
+        after(0.6, lambda: os.kill(os.getpid(), signal.SIGINT))
         use(engine)
     with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
         engine.prefill(PROMPT[:5])
@@ -218,10 +218,10 @@ def test_a_second_ctrl_c_does_not_wait(
 ) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 1000.0)
     engine = Engine(tiny_path, on(worker))
-    after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
-    for seconds in (0.6, 0.9):
-        after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
+        after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
+        for seconds in (0.6, 0.9):
+            after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
         use(engine)
     assert engine._handles.workers.lost
 
@@ -232,8 +232,8 @@ def test_ctrl_c_leaves_a_living_worker_as_it_is(
 ) -> None:
     with Engine(tiny_path, on(unharmed)) as engine:
         expected = engine.logits(PROMPT[:20])
-        after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
+            after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
             use(engine)
         assert (engine.logits(PROMPT[:20]) == expected).all()
 
@@ -262,7 +262,7 @@ def test_models_of_a_process_share_a_worker_and_leave_it_when_the_last_closes(
         assert (one.logits(PROMPT[:20]) == expected).all()
         with pytest.raises(WorkerError, match="It serves one program at a time"):
             greet(host, port, name, patience=0.2)
-    greet(host, port, name, patience=5.0)
+    greet(host, port, name, patience=60.0)
 
 
 def test_engines_on_a_worker_open_and_close_without_growing(
@@ -272,9 +272,9 @@ def test_engines_on_a_worker_open_and_close_without_growing(
         usable(tiny_path, on(unharmed))
         return len(list(Path("/dev/fd").iterdir())), threading.active_count()
 
-    first = cycle()
-    for _ in range(5):
-        assert cycle() == first
+    counts = [cycle() for _ in range(6)]
+    # A thread that a test before this one left may end meanwhile.
+    assert all(now <= before for now, before in zip(counts[-1], counts[0], strict=True))
 
 
 def test_devices_of_workers_are_counted_in_their_order(unharmed: Worker) -> None:
@@ -291,7 +291,7 @@ def test_devices_of_workers_are_counted_in_their_order(unharmed: Worker) -> None
 def test_the_same_worker_under_two_names_is_refused(unharmed: Worker) -> None:
     with pytest.raises(SettingError, match="a worker is named twice, found localhost"):
         connect((unharmed.endpoint, f"localhost:{unharmed.port}"))
-    greet(unharmed.address, unharmed.port, unharmed.endpoint, patience=5.0)
+    greet(unharmed.address, unharmed.port, unharmed.endpoint, patience=60.0)
 
 
 # --- processes

@@ -36,17 +36,20 @@ def wait_until_gone(pid: int) -> None:
 
 
 def test_a_worker_says_what_it_lends_and_ends_with_the_block() -> None:
+    before = host_memory()
     with running_worker(port=0, n_threads=1) as worker:
         port = worker.port
         (device,) = worker.devices
         memory = host_memory()
         assert (device.name, device.type, device.total_bytes) == ("CPU", "cpu", memory.total)
-        assert 0.5 * memory.free < worker.lent_bytes < memory.free
+        # What is free changes with all that runs on the machine.
+        free = sorted((before.free, memory.free))
+        assert 0.5 * free[0] < worker.lent_bytes < free[1]
         assert worker.endpoint == worker.reached_at == f"127.0.0.1:{port}"
-        greet("127.0.0.1", port, "here", patience=5.0)
+        greet("127.0.0.1", port, "here", patience=60.0)
     assert worker.process.returncode == -signal.SIGKILL
     with pytest.raises(WorkerError, match="Connection refused"):
-        greet("127.0.0.1", port, "here", patience=5.0)
+        greet("127.0.0.1", port, "here", patience=60.0)
 
 
 def test_local_workers_are_as_many_as_were_asked_for() -> None:
@@ -54,7 +57,7 @@ def test_local_workers_are_as_many_as_were_asked_for() -> None:
         assert len(set(endpoints)) == 2
         for endpoint in endpoints:
             host, _, port = endpoint.partition(":")
-            greet(host, int(port), endpoint, patience=5.0)
+            greet(host, int(port), endpoint, patience=60.0)
 
 
 def test_a_worker_that_listens_everywhere_is_warned_of_and_reached_by_name(
@@ -130,14 +133,15 @@ def test_a_client_takes_no_more_memory_than_the_worker_lends() -> None:
         lent = worker.lent_bytes
         with greeted(worker) as client:
             free, total = asked(client, GET_DEVICE_MEMORY, bytes(4))
-            assert 0.9 * lent < free <= lent < total
+            # Others may have taken some of it meanwhile.
+            assert 0.8 * min(lent, host_memory().free) < free <= lent < total
             # More is refused, and the client hears it.
             assert asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, total)) == (0, 0)
             buffer, size = asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, lent // 2))
             assert (buffer > 0, size) == (True, lent // 2)
             assert asked(client, ALLOC_BUFFER, struct.pack("<IQ", 0, lent * 3 // 5)) == (0, 0)
             left, _ = asked(client, GET_DEVICE_MEMORY, bytes(4))
-            assert 0.4 * lent < left <= lent - lent // 2
+            assert 0.8 * min(lent // 2, host_memory().free) < left <= lent - lent // 2
         # Seventeen bytes that announce a message of more than there is.
         for announced in (total, 2**40, 2**62):
             with greeted(worker) as client, suppress(ConnectionResetError):
@@ -145,7 +149,7 @@ def test_a_client_takes_no_more_memory_than_the_worker_lends() -> None:
                 assert client.recv(1) == b""
         used = psutil.Process(worker.process.pid).memory_info().rss
         assert used < 2**28
-        greet(worker.address, worker.port, "here", patience=5.0)
+        greet(worker.address, worker.port, "here", patience=60.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says what the kernel does")

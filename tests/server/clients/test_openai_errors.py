@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import openai as library
@@ -12,6 +10,7 @@ from openai import OpenAI
 
 from llama4_edge import Model
 from llama4_edge.server.settings import ServerSettings
+from llama4_edge.server.state import Served
 from tests.server.clients.openai_clients import openai_client
 from tests.server.running import running_server
 
@@ -76,8 +75,14 @@ def test_a_server_that_is_busy_is_asked_again_after_the_time_it_says(tiny_model:
     n_parallel = tiny_model.engine.settings.n_parallel
     with running_server(tiny_model, ServerSettings(max_queue=0)) as server:
         statuses: list[int] = []
-        server.server.observers.append(lambda record: statuses.append(record.status))
         with ExitStack() as others:
+
+            def note(record: Served) -> None:
+                statuses.append(record.status)
+                if len(statuses) == 2:
+                    others.close()
+
+            server.server.observers.append(note)
             # As if they were being answered.
             others.enter_context(server.server.queue.admitted(n_parallel, n_parallel))
             with (
@@ -86,10 +91,6 @@ def test_a_server_that_is_busy_is_asked_again_after_the_time_it_says(tiny_model:
             ):
                 ask(impatient)
             assert int(caught.value.response.headers["retry-after"]) >= 1
-            with ThreadPoolExecutor(1) as pool, openai_client(server, max_retries=3) as patient:
-                answer = pool.submit(ask, patient)
-                while len(statuses) < 2:
-                    time.sleep(0.01)
-                others.close()
-                assert answer.result(30).choices
+            with openai_client(server, max_retries=3) as patient:
+                assert ask(patient).choices
         assert statuses == [429, 429, 200]
