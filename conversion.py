@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .convert.lora.base import Base
     from .convert.output import Part
     from .convert.report import Report
+    from .measure.choice import Fit
     from .progress import Progress
     from .quant import Recipe
 
@@ -67,6 +68,7 @@ def convert(
     dry_run: bool = False,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    on_fit: Callable[[Fit], None] | None = None,
 ) -> Report:
     """Convert the checkpoint, or the GGUF, `source` to the GGUF file `output`.
 
@@ -114,6 +116,8 @@ def convert(
         dry_run: check and plan everything, write nothing; too small a disk is a note then.
         threads: encoders that work at the same time; by default one for each core.
         progress: called after each slab with the bytes read so far.
+        on_fit: called with the types that were chosen for `fit`, `target_size` or `target_bpw`,
+            before anything is written.
 
     Returns:
         What was written, by role.
@@ -134,6 +138,7 @@ def convert(
     """
     check_text("revision", revision, or_none=True)
     check_callback("progress", progress)
+    check_callback("on_fit", on_fit)
     flags = {
         "text": text,
         "vision": vision,
@@ -152,31 +157,46 @@ def convert(
     _check_source(source, from_gguf=from_gguf, requantize=requantize, merges=bool(merged))
     budget: dict[str, Any] = {"fit": fit, "target_size": target_size, "target_bpw": target_bpw}
     budget = {name: value for name, value in budget.items() if value is not None}
-    if budget:
-        _check_budget(budget, recipe=recipe, text=text)
-        from .fitting import fit as find_types
 
-        recipe = find_types(
-            source, types=types, imatrix=imatrix, revision=revision, threads=threads,
-            progress=progress, **budget,
-        ).recipe  # fmt: skip
-    from .convert.converter import run
-    from .convert.request import request_of
+    def write(
+        recipe: str | os.PathLike[str] | Recipe | None, *, types_follow: bool = False
+    ) -> Report:
+        from .convert.converter import run
+        from .convert.request import request_of
 
-    request = request_of(
-        text=text, vision=vision, recipe=recipe, types=types, imatrix=imatrix,
-        split_size=split_size, vision_type=vision_type,
-    )  # fmt: skip
-    if from_gguf:
-        return convert_gguf(
-            Path(source), target, request, revision=revision, requantize=requantize, force=force,
-            dry_run=dry_run, threads=threads, progress=progress, planned_file=_planned_file,
+        request = request_of(
+            text=text, vision=vision, recipe=recipe, types=types, imatrix=imatrix,
+            split_size=split_size, vision_type=vision_type,
         )  # fmt: skip
-    return run(
-        source, target, request, revision=revision, keep_source=keep_source, force=force,
-        dry_run=dry_run, threads=threads, progress=progress, check_headers=_check_headers,
-        merge_lora=merged,
+        replaces = force or (types_follow and split_size is not None)
+        if from_gguf:
+            return convert_gguf(
+                Path(source), target, request, revision=revision, requantize=requantize,
+                force=replaces, dry_run=dry_run, threads=threads, progress=progress,
+                planned_file=_planned_file, types_follow=types_follow,
+            )  # fmt: skip
+        return run(
+            source, target, request, revision=revision, keep_source=keep_source, force=replaces,
+            dry_run=dry_run, threads=threads, progress=progress, check_headers=_check_headers,
+            merge_lora=merged, types_follow=types_follow,
+        )  # fmt: skip
+
+    if not budget:
+        return write(recipe)
+    _check_budget(budget, recipe=recipe, text=text)
+    from .fitting import fewest_bits
+    from .fitting import fit as find_types
+
+    # Measuring takes minutes: what would be refused whatever it finds is refused before. How many
+    # parts there are to be, and so what they are called, it finds.
+    write(fewest_bits(**budget), types_follow=True)
+    found = find_types(
+        source, types=types, imatrix=imatrix, vision=vision, vision_type=vision_type,
+        revision=revision, threads=threads, progress=progress, **budget,
     )  # fmt: skip
+    if on_fit is not None:
+        on_fit(found)
+    return write(found.recipe)
 
 
 def _check_budget(budget: Mapping[str, object], *, recipe: object, text: bool) -> None:

@@ -12,13 +12,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .convert.converter import open_source
 from .convert.from_gguf import GGUFSource, plan_model
 from .convert.importance import ImportanceMatrix, open_matrix
-from .convert.job import Job, prepare
+from .convert.job import Job, planned_projector, prepare
+from .convert.output import Part
 from .convert.target import disk_shortage
+from .convert.vision import DEFAULT_VISION_TYPE, vision_type_named
 from .errors import SettingError
 from .gguf_conversion import is_gguf, model_source
 from .measure.choice import (
@@ -30,18 +33,20 @@ from .measure.choice import (
     Subject,
     Target,
     header_file,
+    recipe_until_chosen,
     request_for,
 )
 from .measure.sensitivity import Measurement, measure_tensors
 from .planner.budget import machine_target
 from .progress import Progress
-from .quant import TensorType, assign_types, recipe_named, type_overrides
+from .quant import Recipe, TensorType, assign_types, recipe_named, type_overrides
 from .quant.recipes import is_typed
 from .quant.types import TYPES
 from .ranges import (
     as_path,
     as_tuple,
     check_callback,
+    check_flag,
     check_text,
     check_whole,
     is_number,
@@ -63,6 +68,8 @@ def fit(
     target_bpw: float | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     types: Sequence[tuple[str, str]] = (),
+    vision: bool = True,
+    vision_type: str | None = None,
     revision: str | None = None,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -88,9 +95,14 @@ def fit(
             errors, here and in the conversion, which is to be given them too. Without them, norms
             and weights say about how large activations are.
         types: (regex, type name) pairs that decide before the budget does.
+        vision: whether a checkpoint's vision tower is to lie on the machine too, as `convert`
+            writes it beside the model: `fit` keeps room for it where an opened model has it, on
+            the first GPU that it fits, or in main memory. Of no effect on a GGUF.
+        vision_type: what the tower's matrices are stored as, as `convert` takes it.
         revision: of the repository.
         threads: encoders that work at the same time; by default one for each core.
-        progress: called with the bytes read so far.
+        progress: called with the bytes read so far; then, for a machine, with each plan that is
+            tried in words (`Progress.activity`).
 
     Raises:
         SettingError: none or several of `fit`, `target_size` and `target_bpw`; a machine that is
@@ -100,18 +112,45 @@ def fit(
         Llama4EdgeError: the source or the statistics cannot be read.
     """
     target = _target(fit, target_size, target_bpw)
+    check_flag("vision", vision)
     check_text("revision", revision, or_none=True)
     check_whole("threads", threads, 1, or_none=True)
     check_callback("progress", progress)
+    matrices = vision_type_named(DEFAULT_VISION_TYPE if vision_type is None else vision_type)
     name = as_path("source", source)
     matrix = None if imatrix is None else open_matrix(as_path("imatrix", imatrix))
     overrides = type_overrides(as_tuple("types", types, "(regex, type) pairs"))
-    with _opened(name, overrides, revision) as model:
+    with _opened(name, overrides, revision, matrices if vision else None) as model:
         if matrix is not None:
             matrix.check([one.tensor for one in model.job.assignments], model.n_layer)
         fitting = Fitting(model, target, matrix)
         fitting.check()
-        return fitting.solved(_measured(model, matrix, threads, progress))
+        last = Progress(0, 0, "")
+
+        def on_progress(at: Progress) -> None:
+            nonlocal last
+            last = at
+            if progress is not None:
+                progress(at)
+
+        def on_plan(nbytes: int) -> None:
+            on_progress(replace(last, activity=f"planning for {bytes_text(nbytes)} of weights"))
+
+        return fitting.solved(_measured(model, matrix, threads, on_progress), on_plan)
+
+
+def fewest_bits(
+    *,
+    fit: str | None = None,
+    target_size: int | str | None = None,
+    target_bpw: float | None = None,
+) -> Recipe:
+    """A recipe that is called like the one that `fit` will choose, with about the fewest bits.
+
+    Raises:
+        SettingError: as `fit`.
+    """
+    return recipe_until_chosen(_target(fit, target_size, target_bpw))
 
 
 def _target(fit: object, target_size: object, target_bpw: object) -> Target:
@@ -152,9 +191,13 @@ def _size_named(text: str) -> int:
 
 @contextmanager
 def _opened(
-    name: str, overrides: Sequence[tuple[str, TensorType]], revision: str | None
+    name: str,
+    overrides: Sequence[tuple[str, TensorType]],
+    revision: str | None,
+    matrices: TensorType | None,
 ) -> Iterator[Subject]:
-    """The model in a checkpoint or a GGUF."""
+    """The model in a checkpoint or a GGUF; with `matrices`, a checkpoint's vision tower beside it,
+    of this type."""
     bf16 = recipe_named("bf16")
     if is_gguf(name):
         if revision is not None:
@@ -164,7 +207,7 @@ def _opened(
             headers, request_for(bf16, overrides), None,
             n_layer=n_layer, n_expert=n_expert, requantize=True,
         )  # fmt: skip
-        yield _model(name, job, headers, overrides)
+        yield _model(name, job, headers, overrides, None)
         return
     # Read twice, here and by the conversion; to be fetched once.
     checkpoint = open_source(name, revision=revision, keep_source=True)
@@ -175,17 +218,23 @@ def _opened(
             shortage = disk_shortage(need.directory, need.nbytes, f"all of {name}", encodes=False)
             if shortage is not None:
                 raise shortage
-        with header_file(job) as path:
-            yield _model(name, job, model_source(read_gguf(path))[0], overrides)
+        projector = None if matrices is None else planned_projector(checkpoint, matrices)
+        with header_file(job.text[0]) as path:
+            headers = model_source(read_gguf(path))[0]
+            yield _model(name, job, headers, overrides, projector)
     finally:
         checkpoint.shards.close()
 
 
 def _model(
-    name: str, job: Job, headers: GGUFSource, overrides: Sequence[tuple[str, TensorType]]
+    name: str,
+    job: Job,
+    headers: GGUFSource,
+    overrides: Sequence[tuple[str, TensorType]],
+    projector: Part | None,
 ) -> Subject:
     """What is known once the headers are read."""
-    with header_file(job) as path:
+    with header_file(job.text[0]) as path:
         hparams = check_model_file(path, needs_tokenizer=False).hparams
     typed = [one for one in job.assignments if is_typed(one.tensor)]
     given = {one.tensor.name: one.type for one in typed if one.type.name != "BF16"}
@@ -202,10 +251,12 @@ def _model(
         job=job,
         headers=headers,
         n_layer=hparams.n_layer,
+        n_ctx_train=hparams.n_ctx_train,
         n_expert=hparams.n_expert,
         n_expert_used=hparams.n_expert_used,
         shapes={one.tensor.name: one.tensor.shape for one in typed},
         fixed=given,
+        projector=projector,
     )
 
 

@@ -53,10 +53,12 @@ def convert_gguf(
     threads: int | None,
     progress: Callable[[Progress], None] | None,
     planned_file: Callable[[Sequence[Part]], AbstractContextManager[Path]],
+    types_follow: bool = False,
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes, of a GGUF.
 
     Args:
+        types_follow: as of `converter.execute`.
         planned_file: writes the headers of planned parts into temporary files, and is the first of
             them while its block runs.
     """
@@ -88,7 +90,7 @@ def convert_gguf(
     _check_planned(job, planned_file)
     return execute(
         job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
-        beside=request.files,
+        beside=request.files, types_follow=types_follow,
     )  # fmt: skip
 
 

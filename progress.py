@@ -9,10 +9,12 @@ from dataclasses import dataclass
 class Progress:
     """`bytes_done` of `bytes_total`; `item` is the tensor or file in work.
 
-    `bytes_before` were done when the job began, because it resumed an interrupted one.
+    `bytes_before` were done when the job began, because it resumed an interrupted one. `activity`
+    says in words what is done where no bytes are read meanwhile.
     """
 
     bytes_done: int
     bytes_total: int
     item: str
     bytes_before: int = 0
+    activity: str = ""

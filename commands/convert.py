@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from .output import give, present
 
 if TYPE_CHECKING:
     from ..measure.choice import Fit
+    from ..progress import Progress
 
 _BUDGETS = ("fit", "target_size", "target_bpw")
 
@@ -132,6 +135,7 @@ def convert(options: ConvertOptions) -> None:
     llama4 convert SOURCE --fit 'h100, 131072 tokens' --save-recipe h100.json
     """
     from ..conversion import convert as run_conversion
+    from ..terminal.fit_view import fit_view
     from ..terminal.tables import report_view
 
     check_name(options.source, "convert")
@@ -141,24 +145,59 @@ def convert(options: ConvertOptions) -> None:
     settings["vision"] = not settings.pop("no_vision", False)
     settings["types"] = values.flattened(options.types)
     settings.pop("as_json", None)
-    fitted = _fitted(options, settings)
+    recipe_file = _recipe_file(options, settings)
+    fits: list[Fit] = []
+    bar = _Bar()
+
+    def on_fit(found: Fit) -> None:
+        fits.append(found)
+        if recipe_file is not None:
+            found.save(recipe_file)
+        if not options.as_json:
+            with bar.away():
+                present(found, fit_view)
+
     try:
-        with byte_progress() as progress:
-            report = run_conversion(source, output, progress=progress, **settings)
+        with bar:
+            report = run_conversion(source, output, progress=bar.show, on_fit=on_fit, **settings)
     except KeyboardInterrupt:
-        note("Give the same command again to resume.")
+        if fits or not settings.keys() & set(_BUDGETS):
+            note("Give the same command again to resume.")
         raise
     record = report.as_dict()
-    if fitted is not None:
-        record["fit"] = fitted.as_dict()
+    if fits:
+        record["fit"] = fits[0].as_dict()
     give(record, report, report_view, as_json=options.as_json)
 
 
-def _fitted(options: ConvertOptions, settings: dict[str, Any]) -> Fit | None:
-    """Choose types where a budget was given, and put them in its place among the settings."""
-    budget = {name: settings.pop(name) for name in _BUDGETS if name in settings}
-    target = settings.pop("save_recipe", None)
-    if not budget:
+class _Bar:
+    """A bar that makes way for what is shown in between."""
+
+    def __enter__(self) -> _Bar:
+        self._stack = ExitStack()
+        self._show = self._stack.enter_context(byte_progress())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def show(self, at: Progress) -> None:
+        """Draw how far the job is."""
+        if self._show is not None:
+            self._show(at)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Have no bar while the block runs, and another one after it."""
+        self._stack.close()
+        yield
+        self._show = self._stack.enter_context(byte_progress())
+
+
+def _recipe_file(options: ConvertOptions, settings: dict[str, Any]) -> Path | None:
+    """Where the types that are chosen for a budget are written to, if anywhere."""
+    target: Path | None = settings.pop("save_recipe", None)
+    if not settings.keys() & set(_BUDGETS):
         if target is not None:
             raise usage_error("--save-recipe goes with --fit, --target-size or --target-bpw")
         return None
@@ -167,19 +206,7 @@ def _fitted(options: ConvertOptions, settings: dict[str, Any]) -> Fit | None:
                           "leave out --recipe and --vision-only")  # fmt: skip
     if target is not None:
         _check_target(target, options.output)
-    from ..fitting import fit
-    from ..terminal.fit_view import fit_view
-
-    shared = ("imatrix", "revision", "threads")
-    passed = {name: settings[name] for name in shared if name in settings}
-    with byte_progress() as progress:
-        found = fit(options.source, types=settings["types"], progress=progress, **budget, **passed)
-    if target is not None:
-        found.save(target)
-    settings["recipe"] = found.recipe
-    if not options.as_json:
-        present(found, fit_view)
-    return found
+    return target
 
 
 def _check_target(target: Path, output: str | None) -> None:

@@ -29,7 +29,7 @@ from .job import Job, prepare
 from .kept import rounded_notes
 from .lora.base import base_in
 from .lora.merge import merge_into, open_adapters
-from .output import Part, PartialOutput, finish_interrupted
+from .output import Part, PartialOutput, finish_interrupted, may_lack_names
 from .pipeline import Tally, run_pipeline
 from .presets import PRESETS
 from .report import Fallback, Report
@@ -54,10 +54,12 @@ def run(
     progress: Callable[[Progress], None] | None,
     check_headers: Callable[[Path, Sequence[Part], Sequence[Part]], None],
     merge_lora: Sequence[tuple[str, float]] = (),
+    types_follow: bool = False,
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes, of a checkpoint.
 
     Args:
+        types_follow: as of `execute`.
         merge_lora: adapters with the scale of each, in the order in which they are added.
         check_headers: is given the checkpoint's path and the planned parts of the text model and of
             the projector, and raises an error where either could not be opened.
@@ -72,6 +74,7 @@ def run(
         return execute(
             job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
             beside=[*(it.adapter.path for it in adapters), *request.files],
+            types_follow=types_follow,
         )  # fmt: skip
     finally:
         checkpoint.shards.close()
@@ -86,10 +89,13 @@ def execute(
     progress: Callable[[Progress], None] | None,
     started: float,
     beside: Collection[Path] = (),
+    types_follow: bool = False,
 ) -> Report:
     """Write what a job has planned, or in a `dry_run` say what would be written.
 
     Args:
+        types_follow: the job has the fewest bits in place of types that are not chosen yet: nothing
+            is written, and refused is what would be with any types.
         started: when the conversion began, on ``time.monotonic``'s clock.
         beside: directories whose files are read too, and are not replaced.
 
@@ -102,7 +108,9 @@ def execute(
     if dry_run:
         shortage = room_shortage(job.parts, need, encodes=job.encodes)
         return _report(job, notes=[str(shortage)] if shortage else [])
-    if finish_interrupted(job.parts, job.identity, force=force):
+    if types_follow:
+        force = force or may_lack_names(job.parts)
+    elif finish_interrupted(job.parts, job.identity, force=force):
         return _report(job, resumed_at=1.0, seconds=time.monotonic() - started)
     check_target(
         job.parts,
@@ -113,6 +121,8 @@ def execute(
         sources=need,
         encodes=job.encodes,
     )
+    if types_follow:
+        return _report(job)
     spent = Tally()
     with PartialOutput(job.parts, job.identity, force=force) as partial:
         before = _write_tensors(job, partial, threads or usable_threads(), spent, progress)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..errors import CheckpointError, OutputError
-from ..quant import Assignment, Recipe, recipe_notes
+from ..quant import Assignment, Recipe, TensorType, recipe_notes
 from ..quant.encode import encoder_version
 from .checkpoint import Checkpoint
 from .config import ModelConfig, parse_config
@@ -175,6 +175,22 @@ def prepare(checkpoint: Checkpoint, request: Request, output: str | os.PathLike[
         encodes=request.text,
         importance=_matrix_use(model, request),
     )
+
+
+def planned_projector(checkpoint: Checkpoint, matrices: TensorType) -> Part | None:
+    """The file of the vision tower and its projector, or None where a checkpoint has none.
+
+    Raises:
+        CheckpointError, UnsupportedError: as `prepare`.
+    """
+    if not _has_vision(checkpoint, spell(checkpoint.tensors).vision):
+        return None
+    request = Request(
+        text=False, vision=True, recipe=None, overrides=(), matrix=None, split_size=None,
+        matrices=matrices,
+    )  # fmt: skip
+    (part,) = prepare(checkpoint, request, None).projector
+    return part
 
 
 def _has_vision(checkpoint: Checkpoint, stored: Mapping[str, StoredTensor]) -> bool:

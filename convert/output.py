@@ -396,6 +396,21 @@ def finish_interrupted(parts: Sequence[Part], identity: Mapping[str, str], *, fo
     return True
 
 
+def may_lack_names(parts: Sequence[Part]) -> bool:
+    """Whether a conversion was stopped while it gave parts their names, perhaps this one.
+
+    For a conversion whose types, and so whose bytes, are not chosen yet: `finish_interrupted` says
+    afterwards whether it is the same one.
+
+    Raises:
+        OutputError: a temporary name is taken by something that is not a part under way.
+    """
+    _check_partials(parts, force=False)
+    journal = _read_journal(_journal_of(parts))
+    is_finishing = journal is not None and journal[2]
+    return is_finishing and all(part.partial.exists() != part.path.exists() for part in parts)
+
+
 def _check_partials(parts: Sequence[Part], *, force: bool) -> None:
     """Refuse to write into a file that no conversion has left; with `force` it is removed.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,6 +24,7 @@ from ..convert.gguf_writer import packed
 from ..convert.importance import ImportanceMatrix
 from ..convert.job import Job
 from ..convert.metadata import NO_TOKENIZER
+from ..convert.output import Part
 from ..convert.request import Request
 from ..errors import OutputError, SettingError
 from ..planner import Plan
@@ -143,17 +144,19 @@ class Subject:
     """What is fitted: the plan of converting it to bf16, and the same as a GGUF's headers.
 
     ``shapes`` are of the tensors whose types can be chosen, ``fixed`` the types of those that
-    somebody chose.
+    somebody chose, and ``projector`` is the file for pictures that lies beside the model.
     """
 
     name: str
     job: Job
     headers: GGUFSource
     n_layer: int
+    n_ctx_train: int
     n_expert: int
     n_expert_used: int
     shapes: Mapping[str, tuple[int, ...]]
     fixed: Mapping[str, TensorType]
+    projector: Part | None
 
     @property
     def tied(self) -> bool:
@@ -190,10 +193,19 @@ def request_for(recipe: Recipe, overrides: Sequence[tuple[str, TensorType]] = ()
     )  # fmt: skip
 
 
+def recipe_until_chosen(target: Target) -> Recipe:
+    """A recipe of the name that types for this target will have, with about the fewest bits."""
+    return make_recipe(_recipe_name(target), [], "q2_k", summary="until types are chosen")
+
+
+def _recipe_name(target: Target) -> str:
+    name = re.sub(r"[^a-z0-9.]+", "-", f"fit-{target.text.lower()}").strip("-.")
+    return name[:_LONGEST_NAME]
+
+
 @contextmanager
-def header_file(job: Job) -> Iterator[Path]:
+def header_file(part: Part) -> Iterator[Path]:
     """A file with the header that a conversion would write, and a hole in place of each tensor."""
-    (part,) = job.text
     with temporary_path("llama4-fit-") as path:
         try:
             with path.open("wb") as file:
@@ -229,16 +241,24 @@ class Fitting:
             SettingError: it is too small.
         """
         if isinstance(self._target, MachineTarget):
-            if smallest_room(self._target, self._drawn) is None:
-                raise self._no_room(self._target)
+            self._check_context(self._target)
+            with self._projector() as projector:
+                if smallest_room(self._target, self._drawn, projector) is None:
+                    raise self._no_room(self._target)
         else:
             self._check_budget(self._budget())
 
-    def solved(self, measured: Mapping[str, Measurement]) -> Fit:
-        """The types for the target."""
+    def solved(
+        self, measured: Mapping[str, Measurement], on_plan: Callable[[int], None] | None = None
+    ) -> Fit:
+        """The types for the target.
+
+        Args:
+            on_plan: as of `weights_room`.
+        """
         self._measured = measured
         if isinstance(self._target, MachineTarget):
-            return self._on_machine(self._target)
+            return self._on_machine(self._target, on_plan)
         budget = self._budget()
         found = self._fitted(budget)
         if isinstance(self._target, SizeTarget):
@@ -259,22 +279,45 @@ class Fitting:
         header = part.nbytes - sum(_padded(one.type, one.tensor.shape) for one in tensors)
         return self._target.nbytes - header
 
-    def _on_machine(self, target: MachineTarget) -> Fit:
+    def _on_machine(self, target: MachineTarget, on_plan: Callable[[int], None] | None) -> Fit:
         """For the room that a plan leaves."""
-        room = weights_room(target, self._drawn)
+        with self._projector() as projector:
+            room = weights_room(target, self._drawn, projector, on_plan)
         if room is None:
             raise self._no_room(target)
         self._outside = self._unbudgeted(on_gpus=room.on_gpus)
         found = self._fitted(room.nbytes)
-        plan = replace(room.plan, path=self._model.name)
-        return replace(found, plan=plan, notes=(_where(room), *found.notes))
+        images = room.plan.images and replace(room.plan.images, path="")
+        plan = replace(room.plan, path=self._model.name, images=images)
+        return replace(found, plan=plan, notes=(*_where(room), *found.notes))
+
+    @contextmanager
+    def _projector(self) -> Iterator[Path | None]:
+        """The header of the file for pictures."""
+        if self._model.projector is None:
+            yield None
+            return
+        with header_file(self._model.projector) as path:
+            yield path
+
+    def _check_context(self, target: MachineTarget) -> None:
+        """Refuse more tokens than the model was trained for."""
+        trained = self._model.n_ctx_train
+        if target.n_ctx is not None and target.n_ctx > trained:
+            raise SettingError(
+                f"fit asks for a longer context than {self._model.name} was trained for",
+                found=f"{target.n_ctx} tokens in {target.text!r}",
+                expected=f"at most {trained} tokens",
+            )
 
     def _no_room(self, target: MachineTarget) -> SettingError:
         return SettingError(
             "fit names a machine without room for the model, even with the fewest bits",
             found=target.text,
-            expected=f"room for {bytes_text(self._smallest())} of weights beside the context",
-            hint="Name another machine, more memory, or fewer tokens.",
+            expected=f"room for {bytes_text(self._smallest())} of weights beside the context"
+            + ("" if self._model.projector is None else " and the vision tower"),
+            hint="Name another machine, more memory, or fewer tokens."
+            + ("" if self._model.projector is None else " Without pictures: vision=False"),
         )
 
     def _check_budget(self, budget: int) -> None:
@@ -293,7 +336,8 @@ class Fitting:
         self._outside = self._unbudgeted(on_gpus=on_gpus)
         budget = self._smallest() if nbytes is None else max(nbytes, self._smallest())
         types, _ = self._solve(budget)
-        with header_file(self._model.drawn(self._recipe(types, {}))) as path:
+        (part,) = self._model.drawn(self._recipe(types, {})).text
+        with header_file(part) as path:
             yield path
 
     def _unbudgeted(self, *, on_gpus: bool) -> frozenset[str]:
@@ -399,12 +443,9 @@ class Fitting:
         )
 
     def _recipe(self, types: Mapping[str, TensorType], record: Mapping[str, Any]) -> Recipe:
-        name = re.sub(r"[^a-z0-9.]+", "-", f"fit-{self._target.text.lower()}").strip("-.")[
-            :_LONGEST_NAME
-        ]
         pairs = [(tensor, one.name.lower()) for tensor, one in types.items()]
         summary = f"chosen tensor by tensor for {self._target.text}"[:_LONGEST_SUMMARY]
-        return make_recipe(name, pairs, "q8_0", summary=summary, notes=record)
+        return make_recipe(_recipe_name(self._target), pairs, "q8_0", summary=summary, notes=record)
 
     def _notes(self, types: Mapping[str, TensorType], solution: Solution) -> tuple[str, ...]:
         notes = []
@@ -428,13 +469,20 @@ def _padded(tensor_type: TensorType, shape: tuple[int, ...]) -> int:
     return -(-tensor_type.nbytes(shape) // _ALIGNMENT) * _ALIGNMENT
 
 
-def _where(room: Room) -> str:
-    """Where the weights lie for which there is room."""
+def _where(room: Room) -> Iterator[str]:
+    """Where the weights lie for which there is room, and what else there is room for."""
     if room.on_gpus:
-        return "all weights lie on the GPUs but the token embedding, which is outside the budget"
-    if room.plan.experts_on_cpu:
+        yield "all weights lie on the GPUs but the token embedding, which is outside the budget"
+    elif room.plan.experts_on_cpu:
         on_cpu = bytes_text(room.plan.experts_on_cpu)
-        return (
+        yield (
             f"the fewest bits do not fit on the GPUs alone: {on_cpu} of experts are in main memory"
         )
-    return "the weights lie in main memory"
+    else:
+        yield "the weights lie in main memory"
+    images = room.plan.images
+    if images is not None:
+        yield (
+            f"{bytes_text(images.weights_bytes + images.compute_bytes)} are kept for pictures: the "
+            "vision tower, its projector and their buffers"
+        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingError
+from ..vision.layout import TILE_SIZE
 from .gpus import gpus_named
 from .plan import DevicePlan, Plan
 from .planning import plan
@@ -41,11 +42,12 @@ class MachineTarget:
     ram: int | None
     n_ctx: int | None
 
-    def plan(self, path: Path) -> Plan:
-        """Where a model goes there, with a cache in f16."""
+    def plan(self, path: Path, projector: Path | None = None) -> Plan:
+        """Where a model goes there, with a cache in f16, and with room for its projector."""
         return plan(
-            path, n_ctx=self.n_ctx, kv_type="f16", gpus=self.gpus, vram=self.vram, ram=self.ram
-        )
+            path, n_ctx=self.n_ctx, kv_type="f16", gpus=self.gpus, vram=self.vram, ram=self.ram,
+            projector=projector, image_size=None if projector is None else (TILE_SIZE, TILE_SIZE),
+        )  # fmt: skip
 
 
 def machine_target(text: str) -> MachineTarget:
@@ -121,32 +123,47 @@ Draw = Callable[[int | None, bool], AbstractContextManager[Path]]
 smallest. With True, the token embedding is not counted."""
 
 
-def smallest_room(target: MachineTarget, draw: Draw) -> Room | None:
-    """The room that the smallest weights take, or None where they have none."""
+def smallest_room(target: MachineTarget, draw: Draw, projector: Path | None = None) -> Room | None:
+    """The room that the smallest weights take, or None where they have none.
+
+    Args:
+        projector: the file for pictures, for which room is kept too.
+    """
     for outside in (True, False):
         with draw(None, outside) as path:
-            smallest = target.plan(path)
+            smallest = target.plan(path, projector)
         on_gpus = outside and _is_on_gpus(smallest)
         if _has_room(smallest, on_gpus=on_gpus):
             return Room(_weights(smallest, on_gpus=on_gpus), smallest, on_gpus)
     return None
 
 
-def weights_room(target: MachineTarget, draw: Draw) -> Room | None:
+def weights_room(
+    target: MachineTarget,
+    draw: Draw,
+    projector: Path | None = None,
+    on_plan: Callable[[int], None] | None = None,
+) -> Room | None:
     """The most bytes of weights for which there is room, or None where the fewest have none.
 
     All on the GPUs if the smallest weights fit there; otherwise in all memory together, experts in
     main memory first, as a plan has it.
+
+    Args:
+        projector: the file for pictures, for which room is kept too.
+        on_plan: called with the bytes of weights that are planned for next.
     """
-    best = smallest_room(target, draw)
+    best = smallest_room(target, draw, projector)
     if best is None:
         return None
     on_gpus = best.on_gpus
     low, high = best.nbytes, _most(best.plan, on_gpus=on_gpus)
     nbytes = high
     for _ in range(_ROUNDS):
+        if on_plan is not None:
+            on_plan(nbytes)
         with draw(nbytes, on_gpus) as path:
-            found = target.plan(path)
+            found = target.plan(path, projector)
         if _has_room(found, on_gpus=on_gpus):
             best, low = Room(nbytes, found, on_gpus), nbytes
         else:

@@ -67,14 +67,22 @@ def byte_progress() -> Iterator[Callable[[Bytes], None] | None]:
     if err.width >= _WIDE:
         columns.insert(2, DownloadColumn(binary_units=True))
         columns.append(TextColumn("{task.fields[item]}", markup=False))
+    columns.append(TextColumn("{task.description}", markup=False))
 
     # Transient: the report that follows says how it went, and an error stands alone.
     with Progress(*columns, console=err, transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, item="")
         begun = False
+        words: TaskID | None = None
 
         def show(at: Bytes) -> None:
-            nonlocal begun
+            nonlocal begun, words
+            if at.activity and words is None:
+                # No bytes pass meanwhile: a bar that only moves, and the words on every width.
+                words = bar.add_task("", total=None, item="")
+            if words is not None:
+                bar.update(words, visible=bool(at.activity), description=one_line(at.activity))
+                bar.update(task, visible=not at.activity)
             if not begun:
                 # What an interrupted job had done says nothing about the rate of this one.
                 bar.reset(task, total=at.bytes_total, completed=at.bytes_before)

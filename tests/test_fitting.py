@@ -12,7 +12,7 @@ import pytest
 import llama4_edge
 from demo.training import MODEL
 from llama4_edge import Fit, Progress, fit
-from llama4_edge.errors import ModelFileError, RecipeError, SettingError
+from llama4_edge.errors import ModelFileError, OutputError, RecipeError, SettingError
 from llama4_edge.measure.choice import CANDIDATES
 from llama4_edge.quant.importance import Activations, Importance
 from llama4_edge.quant.importance_file import importance_bytes
@@ -88,6 +88,111 @@ def test_sizes_in_words_are_those_of_files(scout_checkpoint: Path, scout_bf16: P
     for text in ("", "45", "GB", "-1GB", "45 gigabytes", "0GB", "1e3GB"):
         with pytest.raises(SettingError, match="target_size is outside its range"):
             fit(scout_checkpoint, target_size=text)
+
+
+@pytest.mark.parametrize("source", ["scout_checkpoint", "scout_bf16"])
+def test_a_target_that_exists_is_refused_before_anything_is_measured(
+    source: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path: Path = request.getfixturevalue(source)
+    steps: list[Progress] = []
+
+    def refused(target: Path) -> str:
+        with pytest.raises(OutputError) as caught:
+            llama4_edge.convert(path, target, target_bpw=4.6, progress=steps.append)
+        return str(caught.value)
+
+    (tmp_path / "a.gguf").write_bytes(b"precious")
+    assert "a.gguf exists" in refused(tmp_path / "a.gguf")
+    (tmp_path / f"{path.stem.removesuffix('-bf16')}-fit-4.6-bits-a-weight.gguf").touch()
+    assert "fit-4.6-bits-a-weight.gguf exists" in refused(tmp_path)
+    assert "absent does not exist" in refused(tmp_path / "absent" / "a.gguf")
+    (tmp_path / "b.gguf.partial").touch()
+    assert "is not an interrupted conversion's" in refused(tmp_path / "b.gguf")
+    if source == "scout_checkpoint":
+        (tmp_path / "mmproj-c-f16.gguf").touch()
+        assert "mmproj-c-f16.gguf exists" in refused(tmp_path / "c.gguf")
+    assert steps == [] and (tmp_path / "a.gguf").read_bytes() == b"precious"
+    fits: list[Fit] = []
+    llama4_edge.convert(path, tmp_path / "a.gguf", target_bpw=4.6, force=True, on_fit=fits.append)
+    assert (tmp_path / "a.gguf").stat().st_size == fits[0].bytes
+
+
+def test_a_pair_that_was_stopped_between_its_two_names_gets_the_other(
+    scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    target, rename = tmp_path / "o.gguf", Path.replace
+
+    def die(self: Path, to: Path) -> Path:
+        if self.name == "o.gguf.partial":
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", die)
+        llama4_edge.convert(scout_checkpoint, target, target_bpw=4.6)
+    assert (tmp_path / "mmproj-o-f16.gguf").exists() and not target.exists()
+    assert llama4_edge.convert(scout_checkpoint, target, target_bpw=4.6).resumed_at == 1
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["mmproj-o-f16.gguf", "o.gguf"]
+    steps: list[Progress] = []
+    with pytest.raises(OutputError, match=r"o\.gguf exists"):
+        llama4_edge.convert(scout_checkpoint, target, target_bpw=4.6, progress=steps.append)
+    assert steps == []
+
+
+def test_parts_of_other_numbers_are_in_nobodys_way(
+    scout_checkpoint: Path, four_bits: Fit, tmp_path: Path
+) -> None:
+    """The fewest bits, which stand for the types until these are chosen, would be one file."""
+    (tmp_path / "o.gguf").write_bytes(b"precious")
+    report = llama4_edge.convert(
+        scout_checkpoint, tmp_path / "o.gguf", target_bpw=4.6, vision=False,
+        split_size=sum(one.bytes for one in four_bits.tensors) * 9 // 10,
+    )  # fmt: skip
+    assert [Path(one).name for one in report.outputs] == [
+        "o-00001-of-00002.gguf", "o-00002-of-00002.gguf",
+    ]  # fmt: skip
+    assert (tmp_path / "o.gguf").read_bytes() == b"precious"
+
+
+def test_more_tokens_than_the_model_knows_are_refused_in_the_words_of_fit(tmp_path: Path) -> None:
+    with pytest.raises(SettingError) as caught:
+        fit(MODEL, fit="h100, 1m tokens")
+    trained = json.loads((MODEL / "config.json").read_text())["text_config"]
+    assert str(caught.value) == (
+        f"fit asks for a longer context than {MODEL} was trained for, found 1048576 tokens in "
+        f"'h100, 1m tokens', expected at most {trained['max_position_embeddings']} tokens"
+    )
+
+
+def test_room_is_kept_for_the_vision_tower() -> None:
+    """A GPU that is as much larger as the tower takes has the same room for weights."""
+    text = fit(MODEL, fit="1033mb vram, 512 tokens", vision=False)
+    planned = llama4_edge.plan(MODEL, n_ctx=512).images
+    assert planned is not None
+    kept = planned.weights_bytes + planned.compute_bytes
+    machine = f"{1033 + kept / 2**20:.3f}mb vram, 512 tokens"
+    both = fit(MODEL, fit=machine)
+    assert both.budget == pytest.approx(text.budget, abs=2**16)
+    assert both.plan is not None and both.plan.images is not None and both.plan.fits
+    assert (both.plan.images.device, both.plan.images.path) == ("GPU", "")
+    assert any("kept for pictures" in note for note in both.notes)
+    # Bits that the tower's matrices do not take are left to the model's.
+    smaller = fit(MODEL, fit=machine, vision_type="q8_0")
+    assert both.budget + planned.weights_bytes // 4 < smaller.budget
+    assert text.plan is not None and text.plan.images is None
+    assert not any("kept for pictures" in note for note in text.notes)
+    with pytest.raises(RecipeError, match="unknown vision_type"):
+        fit(MODEL, fit=machine, vision_type="q9")
+
+
+def test_plans_that_are_tried_are_told() -> None:
+    steps: list[Progress] = []
+    fit(MODEL, fit="1033mb vram, 512 tokens", vision=False, progress=steps.append)
+    measured = [step for step in steps if not step.activity]
+    tried = steps[len(measured) :]
+    assert tried and all(step.bytes_done == step.bytes_total for step in tried)
+    assert all(step.activity.startswith("planning for ") for step in tried)
 
 
 def test_what_fits_in_bf16_stays_and_is_said(scout_checkpoint: Path) -> None:

@@ -71,3 +71,21 @@ def test_where_the_recipe_cannot_be_written_is_seen_before_it_is_made(
     assert refused.exit_code == 2 and "are the same file" in refused.stderr
     assert (tmp_path / "model.gguf").read_bytes() == b"GGUF"
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_an_output_that_exists_is_refused_before_types_are_chosen(
+    llama4: Command, scout_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"precious")
+    done = llama4(
+        "convert", scout_checkpoint, "-o", "a.gguf", "--target-bpw", 4.6, "--save-recipe", "x.json"
+    )
+    assert "a.gguf exists" in the_error(done)
+    # The recipe is written as soon as there is one.
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_context_is_spoken_of_as_it_was_given(llama4: Command, scout_checkpoint: Path) -> None:
+    error = the_error(llama4("convert", scout_checkpoint, "--dry-run", "--fit", "h100, 16M tokens"))
+    assert "fit asks for a longer context than" in error and "'h100, 16M tokens'" in error
+    assert "-c" not in error.split() and "n_ctx" not in error
