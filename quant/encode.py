@@ -73,7 +73,7 @@ def encode_bf16(
         importance: [row_length]; see above.
 
     Returns:
-        Seconds of it that went into getting the rows side by side.
+        Seconds of it that went into getting the rows as the encoder takes them.
 
     Raises:
         ValueError: a number is none or infinite, or a scale overflows.

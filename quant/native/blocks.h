@@ -1,8 +1,5 @@
 // The encoders of types whose blocks are of 32 numbers, and of IQ4_XS, whose groups are such blocks. kernels.h
-// includes it, and says how they work.
-//
-// Without importance the scale of a block follows from its extremes. With it scales are searched for, as IQ4_NL
-// and IQ4_XS always do; Q8_0 and MXFP4 never do.
+// includes it, and says how they work; extremes.h has those that search for no scale.
 
 ALWAYS_INLINE TARGET void numbers(const Block &block, int first, vf *x) {
     for (int i = 0; i < 32; i++) x[i] = number(block, first + i);
@@ -14,37 +11,7 @@ ALWAYS_INLINE TARGET Loudest loudest_of(const Block &block) {
     return loudest;
 }
 
-ALWAYS_INLINE TARGET vf inverse(vf x) { return x != 0.0f ? 1.0f / x : vf{}; }
-
-ALWAYS_INLINE TARGET vi truncate(vf x) { return __builtin_convertvector(x, vi); }
-
-// Q8_0: d as f16, then the codes, each x = d * code.
-TARGET bool q8_0(const Block &block, uint8_t (*bytes)[ROWS]) {
-    vf d = loudest_of(block).size / 127.0f, factor = inverse(d);
-    vi half = to_f16(d);
-    put_f16(half, bytes);
-    for (int i = 0; i < 32; i++) {
-        vf x = number(block, i) * factor;
-        // Halves go away from zero: only what is at least one carries over with the largest f32 below it.
-        vi nudge = ((vi)x & (int32_t)0x80000000) | 0x3effffff;
-        put(truncate(x + (vf)nudge), bytes[2 + i]);
-    }
-    return overflows(half);
-}
-
 // Q4_0 and Q5_0: d as f16, then the codes from 0 to 2 * middle - 1, each x = d * (code - middle).
-template <int middle>
-TARGET bool symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
-    vf d = loudest_of(block).value / (float)-middle, factor = inverse(d);
-    vi half = to_f16(d);
-    put_f16(half, bytes);
-    for (int i = 0; i < 32; i++) {
-        vf x = number(block, i) * factor + (middle + 0.5f);
-        put(clamp(truncate(x) & 0xff, 0, 2 * middle - 1), bytes[2 + i]);
-    }
-    return overflows(half);
-}
-
 template <int middle>
 TARGET bool searched_symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
     vf x[32], weight[32];
@@ -61,25 +28,6 @@ TARGET bool searched_symmetric(const Block &block, uint8_t (*bytes)[ROWS]) {
 }
 
 // Q4_1 and Q5_1: d and m as f16, then the codes from 0 to top, each x = d * code + m.
-template <int top>
-TARGET bool line(const Block &block, uint8_t (*bytes)[ROWS]) {
-    vf low = number(block, 0), high = low;
-    for (int i = 1; i < 32; i++) {
-        vf x = number(block, i);
-        low = x < low ? x : low;
-        high = x > high ? x : high;
-    }
-    vf d = (high - low) / (float)top, factor = inverse(d);
-    vi half = to_f16(d), half_low = to_f16(low);
-    put_f16(half, bytes);
-    put_f16(half_low, bytes + 2);
-    for (int i = 0; i < 32; i++) {
-        vf x = (number(block, i) - low) * factor + 0.5f;
-        put(truncate(x) & top, bytes[4 + i]);
-    }
-    return overflows(half) || overflows(half_low);
-}
-
 template <int top>
 TARGET bool searched_line(const Block &block, uint8_t (*bytes)[ROWS]) {
     vf x[32], weight[32];
@@ -245,12 +193,12 @@ TARGET bool iq4_xs(const Block &block, uint8_t (*bytes)[ROWS]) {
 }
 
 const Type BLOCKS[] = {
-    {"Q8_0", 32, 34, all_rows<q8_0>, all_rows<q8_0>, false, pack_q8_0},
-    {"Q5_1", 32, 24, all_rows<line<31>>, all_rows<searched_line<31>>, true, pack_fives<4>},
-    {"Q5_0", 32, 22, all_rows<symmetric<16>>, all_rows<searched_symmetric<16>>, true, pack_fives<2>},
-    {"Q4_1", 32, 20, all_rows<line<15>>, all_rows<searched_line<15>>, true, pack_pairs<4>},
-    {"Q4_0", 32, 18, all_rows<symmetric<8>>, all_rows<searched_symmetric<8>>, true, pack_pairs<2>},
-    {"IQ4_NL", 32, 18, all_rows<iq4_nl>, all_rows<iq4_nl>, false, pack_pairs<2>},
-    {"IQ4_XS", 256, 136, all_rows<iq4_xs>, all_rows<iq4_xs>, false, pack_iq4_xs},
-    {"MXFP4", 32, 17, all_rows<mxfp4>, all_rows<mxfp4>, false, pack_pairs<1>},
+    {"Q8_0", 32, 34, nullptr, nullptr, false, nullptr, DIRECT(8, false)},
+    {"Q5_1", 32, 24, nullptr, all_rows<searched_line<31>>, true, pack_fives<4>, DIRECT(5, true)},
+    {"Q5_0", 32, 22, nullptr, all_rows<searched_symmetric<16>>, true, pack_fives<2>, DIRECT(5, false)},
+    {"Q4_1", 32, 20, nullptr, all_rows<searched_line<15>>, true, pack_pairs<4>, DIRECT(4, true)},
+    {"Q4_0", 32, 18, nullptr, all_rows<searched_symmetric<8>>, true, pack_pairs<2>, DIRECT(4, false)},
+    {"IQ4_NL", 32, 18, all_rows<iq4_nl>, all_rows<iq4_nl>, false, pack_pairs<2>, {}},
+    {"IQ4_XS", 256, 136, all_rows<iq4_xs>, all_rows<iq4_xs>, false, pack_iq4_xs, {}},
+    {"MXFP4", 32, 17, all_rows<mxfp4>, nullptr, false, pack_pairs<1>, {}},
 };

@@ -68,22 +68,6 @@ bool has_code(const uint8_t *codes, size_t count, int code) {
 
 enum { SIDE = 256 };
 
-// A square of codes with contiguous columns, to one with contiguous lines.
-void turn_codes(const Codes &from, size_t line, size_t lines, size_t item, size_t items, uint8_t (*to)[SIDE]) {
-    const uint8_t *bytes = from.bytes + line + item * from.item_step;
-    const size_t whole_lines = lines / ROWS * ROWS, whole_items = items / ROWS * ROWS;
-    for (size_t i = 0; i < whole_items; i += ROWS)
-        for (size_t l = 0; l < whole_lines; l += ROWS) {
-            vb square[ROWS];
-            for (int k = 0; k < ROWS; k++) memcpy(&square[k], bytes + (i + k) * from.item_step + l, sizeof(vb));
-            turn<ROWS>(square);
-            for (int k = 0; k < ROWS; k++) memcpy(&to[l + k][i], &square[k], sizeof(vb));
-        }
-    for (size_t i = 0; i < items; i++)
-        for (size_t l = i < whole_items ? whole_lines : 0; l < lines; l++)
-            to[l][i] = bytes[i * from.item_step + l];
-}
-
 template <int step, bool across>
 Status decode(const Codes &from, const float *table, const Scales &scales, float *out) {
     const size_t length = from.items * (across ? 1 : step);
@@ -101,7 +85,8 @@ Status decode(const Codes &from, const float *table, const Scales &scales, float
         for (size_t item = 0; item < from.items; item += SIDE) {
             const size_t lines = std::min<size_t>(from.lines - line, SIDE);
             const size_t items = std::min<size_t>(from.items - item, SIDE);
-            turn_codes(from, line, lines, item, items, square.get());
+            const uint8_t *codes = from.bytes + line + item * from.item_step;
+            transpose(codes, from.item_step, items, lines, square[0], SIDE);
             for (size_t l = 0; l < lines; l++) {
                 if (nan >= 0 && has_code(square[l], items, nan)) return NOT_FINITE;
                 decode_line<step, across>(square[l], items, line + l, item, table, scales, length, out);

@@ -291,9 +291,9 @@ TARGET bool q2_k_weighted(const Block &block, uint8_t (*bytes)[ROWS]) {
 }
 
 const Type K_QUANTS[] = {
-    {"Q6_K", 256, 210, all_rows<q6_k<false>>, all_rows<q6_k<true>>, false, pack_q6_k},
-    {"Q5_K", 256, 176, all_rows<q5_k>, all_rows<q5_k_weighted>, false, pack_q5_k},
-    {"Q4_K", 256, 144, all_rows<q4_k>, all_rows<q4_k_weighted>, false, pack_q4_k},
-    {"Q3_K", 256, 110, all_rows<q3_k>, all_rows<q3_k_weighted>, false, pack_q3_k},
-    {"Q2_K", 256, 84, all_rows<q2_k>, all_rows<q2_k_weighted>, false, pack_q2_k},
+    {"Q6_K", 256, 210, all_rows<q6_k<false>>, all_rows<q6_k<true>>, false, pack_q6_k, {}},
+    {"Q5_K", 256, 176, all_rows<q5_k>, all_rows<q5_k_weighted>, false, pack_q5_k, {}},
+    {"Q4_K", 256, 144, all_rows<q4_k>, all_rows<q4_k_weighted>, false, pack_q4_k, {}},
+    {"Q3_K", 256, 110, all_rows<q3_k>, all_rows<q3_k_weighted>, false, pack_q3_k, {}},
+    {"Q2_K", 256, 84, all_rows<q2_k>, all_rows<q2_k_weighted>, false, pack_q2_k, {}},
 };

@@ -1,4 +1,4 @@
-// The encoders of ROWS rows at a time, for one instruction set.
+// The encoders for one instruction set: of ROWS rows at a time, but for those of extremes.h.
 //
 // native.cpp includes this file once for each instruction set, inside a namespace, with TARGET (a
 // function attribute) and LANES (how many numbers one register holds) defined. Here is what they share;
@@ -82,19 +82,34 @@ ALWAYS_INLINE TARGET vi clamp(vi x, int32_t least, int32_t most) {
     return x < most ? x : vi{} + most;
 }
 
+// `y` where either is NaN.
+ALWAYS_INLINE TARGET vf larger(vf x, vf y) {
+#if LANES == 16
+    return _mm512_max_ps(x, y);
+#elif LANES == 8
+    return _mm256_max_ps(x, y);
+#elif defined(__SSE2__)
+    return _mm_max_ps(x, y);
+#else
+    return x > y ? x : y;
+#endif
+}
+
+ALWAYS_INLINE TARGET vf smaller(vf x, vf y) {
+#if LANES == 16
+    return _mm512_min_ps(x, y);
+#elif LANES == 8
+    return _mm256_min_ps(x, y);
+#elif defined(__SSE2__)
+    return _mm_min_ps(x, y);
+#else
+    return x < y ? x : y;
+#endif
+}
+
 // `least` where x is NaN.
 ALWAYS_INLINE TARGET vf within(vf x, float least, float most) {
-    vf low = vf{} + least, high = vf{} + most;
-#if LANES == 16
-    return _mm512_min_ps(_mm512_max_ps(x, low), high);
-#elif LANES == 8
-    return _mm256_min_ps(_mm256_max_ps(x, low), high);
-#elif defined(__SSE2__)
-    return _mm_min_ps(_mm_max_ps(x, low), high);
-#else
-    x = x > low ? x : low;
-    return x < high ? x : high;
-#endif
+    return smaller(larger(x, vf{} + least), vf{} + most);
 }
 
 ALWAYS_INLINE TARGET vf root(vf x) {
@@ -114,6 +129,10 @@ ALWAYS_INLINE TARGET vf root(vf x) {
 ALWAYS_INLINE TARGET vi unbounded(vf x) { return ((vi)x & 0x7f800000) == 0x7f800000; }
 
 ALWAYS_INLINE TARGET vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+
+ALWAYS_INLINE TARGET vi truncate(vf x) { return __builtin_convertvector(x, vi); }
+
+ALWAYS_INLINE TARGET vf inverse(vf x) { return x != 0.0f ? 1.0f / x : vf{}; }
 
 // To the bits of an f16, ties to even, infinity where it is too large.
 ALWAYS_INLINE TARGET vi to_f16(vf x) {
@@ -148,6 +167,7 @@ TARGET bool all_rows(const Block &block, uint8_t (*bytes)[ROWS]) {
     return overflow;
 }
 
+#include "extremes.h"
 #include "searches.h"
 #include "blocks.h"
 #include "k_quants.h"

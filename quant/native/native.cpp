@@ -1,7 +1,8 @@
 // Numbers to ggml's blocks, as fast as this processor can. quant/encode.py calls it.
 //
-// ROWS rows at a time are searched by the encoders of kernels.h, which says why. Here is what does not
-// depend on the instruction set: how rows get side by side, what is encoded when, and which set is here.
+// ROWS rows at a time are searched by the encoders of kernels.h, which says why; where nothing is searched, those of
+// extremes.h take rows as they are. Here is what does not depend on the instruction set: how rows get side by side,
+// or one after the other, what is encoded when, and which set is here.
 //
 // To add a type: its encoders and a line of the table in blocks.h or k_quants.h, its packing in
 // pack_blocks.h or pack_k_quants.h, and its name in NATIVE of quant/encode.py.
@@ -10,6 +11,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 
@@ -39,21 +41,28 @@ struct Block {
 // A line of `bytes` is a byte of each row. Returns whether a scale overflowed.
 typedef bool (*Encoder)(const Block &block, uint8_t (*bytes)[ROWS]);
 
+enum Format { BF16 = 0, F16 = 1, F32 = 2 };
+
+enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
+
+// Encodes rows of whole blocks, each row's numbers side by side, to rows of blocks `stride` bytes apart.
+typedef Status (*RowEncoder)(const void *items, size_t row_step, size_t rows, size_t blocks, uint8_t *out,
+                             size_t stride);
+
 #include "packing.h"
 
 // How a type is encoded: blocks of `numbers` numbers, each of `bytes` bytes.
 struct Type {
     const char *name;
     size_t numbers, bytes;
-    Encoder plain, weighted; // without and with importance; null where ggml's are to be used
+    Encoder plain, weighted; // without and with importance, which is ignored where there is no `weighted`
     bool row_mean;           // whether `weighted` needs Block.mean_square
     void (*pack)(const vb *lines, Place place);
+    RowEncoder direct[3]; // without importance, of each Format, where there is no `plain`
 };
 
 // The most lines that an encoder fills: codes, scales, minima, d and dmin.
 enum { MOST_LINES = DEPTH + 2 * 16 + 4 };
-
-enum Format { BF16 = 0, F16 = 1, F32 = 2 };
 
 // What an instruction set has. `widen` is for each Format; it and `add_squares` take ROWS rows.
 struct Kernels {
@@ -123,30 +132,18 @@ enum { TILES = 4 };
 // is left in a tile's other rows is encoded too, and goes nowhere.
 template <typename Item>
 void gather(const Source<Item> &source, size_t row, size_t rows, size_t number, size_t depth, Tile<Item> *tiles) {
-    typedef std::conditional_t<sizeof(Item) == 2, vs, vw> Line;
-    constexpr int side = sizeof(Line) / sizeof(Item);
     const Item *from = source.items + row * source.row_step + number * source.number_step;
-    if (source.row_step == 1) {
-        const size_t whole = rows / WIDTH, rest = rows % WIDTH;
-        for (size_t i = 0; i < depth; i++, from += source.number_step) {
-            for (size_t t = 0; t < whole; t++) memcpy(tiles[t][i], from + t * WIDTH, sizeof tiles[t][i]);
-            if (rest) memcpy(tiles[whole][i], from + whole * WIDTH, rest * sizeof *from);
+    if (source.number_step == 1) {
+        for (size_t t = 0; t < rows; t += WIDTH) {
+            Item *to = tiles[t / WIDTH][0];
+            transpose(from + t * source.row_step, source.row_step, std::min<size_t>(rows - t, WIDTH), depth, to, WIDTH);
         }
         return;
     }
-    const size_t whole = rows / side * side;
-    for (size_t r = 0; r < whole; r += side)
-        for (size_t i = 0; i < depth; i += side) {
-            Line square[side];
-            for (int k = 0; k < side; k++) memcpy(&square[k], from + (r + k) * source.row_step + i, sizeof(Line));
-            turn<side>(square);
-            for (int k = 0; k < side; k++) memcpy(&tiles[r / WIDTH][i + k][r % WIDTH], &square[k], sizeof(Line));
-        }
-    for (size_t r = whole; r < rows; r++)
-        for (size_t i = 0; i < depth; i++) tiles[r / WIDTH][i][r % WIDTH] = from[r * source.row_step + i];
+    for (size_t i = 0; i < depth; i++, from += source.number_step)
+        for (size_t t = 0; t < rows; t += WIDTH)
+            memcpy(tiles[t / WIDTH][i], from + t, std::min<size_t>(rows - t, WIDTH) * sizeof *from);
 }
-
-enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
 
 typedef std::chrono::duration<double> Seconds;
 
@@ -172,11 +169,35 @@ Status walk(const Source<Item> &source, bool (*widen)(const void *, size_t, floa
     return GOOD;
 }
 
+// By encoders of rows as they are stored: those that lie side by side are turned, a square at a time.
+template <typename Item>
+Status encode_directly(const Type &type, Format format, const Source<Item> &source, uint8_t *out, Seconds &gathering) {
+    enum { SIDE = TILES * WIDTH, STEP = SIDE + 64 / sizeof(Item) }; // a cache line more, against conflicts
+    const RowEncoder encoder = type.direct[format];
+    const size_t blocks = source.length / type.numbers, stride = blocks * type.bytes;
+    if (source.number_step == 1) return encoder(source.items, source.row_step, source.rows, blocks, out, stride);
+    const std::unique_ptr<Item[]> turned(new Item[SIDE * STEP]);
+    for (size_t row = 0; row < source.rows; row += SIDE)
+        for (size_t number = 0; number < source.length; number += SIDE) {
+            const size_t rows = std::min<size_t>(source.rows - row, SIDE);
+            const size_t length = std::min<size_t>(source.length - number, SIDE);
+            const auto started = std::chrono::steady_clock::now();
+            transpose(source.items + row + number * source.number_step, source.number_step, length, rows,
+                      turned.get(), STEP);
+            gathering += std::chrono::steady_clock::now() - started;
+            uint8_t *to = out + row * stride + number / type.numbers * type.bytes;
+            const Status status = encoder(turned.get(), STEP, rows, length / type.numbers, to, stride);
+            if (status != GOOD) return status;
+        }
+    return GOOD;
+}
+
 template <typename Item>
 Status encode(const Kernels &kernels, const Type &type, Format format, const Source<Item> &source,
               const float *importance, uint8_t *out, Seconds &gathering) {
     const size_t stride = source.length / type.numbers * type.bytes;
-    const Encoder encoder = importance ? type.weighted : type.plain;
+    const Encoder encoder = importance && type.weighted ? type.weighted : type.plain;
+    if (!encoder) return encode_directly(type, format, source, out, gathering);
     const std::unique_ptr<Tile<Item>[]> tiles(new Tile<Item>[TILES]());
     alignas(64) uint8_t lines[MOST_LINES][ROWS];
     alignas(64) float squares[TILES * WIDTH];
@@ -234,7 +255,7 @@ int llama4_edge_encode(const char *set_name, const char *type_name, int format, 
     for (const InstructionSet &set : SETS) {
         if (strcmp(set.name, set_name) != 0 || !set.runs_here()) continue;
         const Type *type = set.kernels->find(type_name);
-        if (!type || !(importance ? type->weighted : type->plain)) return UNKNOWN;
+        if (!type) return UNKNOWN;
         Seconds seconds{};
         const auto encoded = [&](auto *items) {
             typedef std::remove_cv_t<std::remove_pointer_t<decltype(items)>> Item;

@@ -20,11 +20,6 @@ ALWAYS_INLINE void scatter_block(const vb *lines, int count, Place place) {
     scatter(lines + count - ROWS, ROWS, place, count - ROWS);
 }
 
-void pack_q8_0(const vb *lines, Place place) {
-    scatter_f16(lines, place, 0);
-    scatter(lines + 2, 32, place, 2);
-}
-
 // `head` lines, then codes of four bits: Q4_0, Q4_1, IQ4_NL and MXFP4.
 template <int head>
 void pack_pairs(const vb *lines, Place place) {

@@ -41,6 +41,36 @@ ALWAYS_INLINE void turn(Vector *lines) {
     }
 }
 
+// Rows side by side to rows one after the other, or these to those: from[l * from_step + i], item i of line l, becomes
+// to[i * to_step + l].
+template <typename Item>
+void transpose(const Item *from, size_t from_step, size_t lines, size_t length, Item *to, size_t to_step) {
+    typedef std::conditional_t<sizeof(Item) == 1, vb, std::conditional_t<sizeof(Item) == 2, vs, vw>> Line;
+    constexpr size_t side = sizeof(Line) / sizeof(Item);
+    const size_t whole_lines = lines / side * side, whole_length = length / side * side;
+    for (size_t l = 0; l < whole_lines; l += side)
+        for (size_t i = 0; i < whole_length; i += side) {
+            Line square[side];
+            for (size_t k = 0; k < side; k++) memcpy(&square[k], from + (l + k) * from_step + i, sizeof(Line));
+            turn<side>(square);
+            for (size_t k = 0; k < side; k++) memcpy(to + (i + k) * to_step + l, &square[k], sizeof(Line));
+        }
+    for (size_t l = 0; l < lines; l++)
+        for (size_t i = l < whole_lines ? whole_length : 0; i < length; i++)
+            to[i * to_step + l] = from[l * from_step + i];
+}
+
+// The highest bit of each byte, the first one's lowest.
+ALWAYS_INLINE int highest_bits(vb bytes) {
+#if defined(__SSE2__)
+    return _mm_movemask_epi8((__m128i)bytes);
+#else
+    int bits = 0;
+    for (int i = 0; i < ROWS; i++) bits |= bytes[i] >> 7 << i;
+    return bits;
+#endif
+}
+
 // Where the blocks of up to ROWS rows go.
 struct Place {
     uint8_t *first;
