@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, SettingError
@@ -18,7 +19,7 @@ from ..runtime.bindings.memory import DeviceMemory
 from ..runtime.main_memory import usual_cache
 from ..runtime.placement import Placement
 from ..runtime.settings import EngineSettings
-from ..system.files import write_atomically
+from ..system.files import is_file, write_atomically
 from ..units import bytes_text
 from ..untrusted import Reader, Record
 from .from_disk import DiskReads
@@ -360,9 +361,10 @@ class Plan:
         """Write it as JSON, in one step: the file is whole or as it was before.
 
         Raises:
-            OutputError: the file cannot be written.
+            OutputError: the file cannot be written, or is there and is not a plan.
         """
         path = as_path("path", path)
+        _check_target(path)
         text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2)
         try:
             write_atomically(path, text + "\n")
@@ -381,6 +383,21 @@ class Plan:
             SettingError: the file cannot be read, or holds no plan of this version.
         """
         return cls._from_record(_READER.record(as_path("path", path)))
+
+
+def _check_target(path: str) -> None:
+    """Refuse to write over something else than a plan, of whatever version."""
+    if not is_file(Path(path)):
+        return
+    found = None
+    try:
+        if {"format", "devices"} <= _READER.record(path).keys():
+            return
+    except SettingError as error:
+        found = error.found
+    raise OutputError(
+        f"{path} exists, and is not a plan", found=found, hint="Give another name, or move it away."
+    )
 
 
 def _settings(record: Record) -> EngineSettings:

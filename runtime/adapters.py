@@ -1,8 +1,8 @@
 """Adapters: small matrices that change what a model says, added to its own while it answers.
 
 A LoRA adapter adds the product of two small matrices to one of the model, a control vector adds a
-direction to what layers give on. Promises scales that are finite, and names that mean one adapter.
-Reads no files.
+direction to what layers give on. Promises scales that are finite, and names that mean one adapter:
+a file is one, however its path is written. Reads no files.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class Adapter:
         """The file's name without its ending."""
         return Path(self.path).name.removesuffix(".gguf")
 
+    @property
+    def file(self) -> str:
+        """The file's own path, whatever leads to it: relative paths and links are followed."""
+        return _file(self.path)
+
 
 @dataclass(frozen=True)
 class ControlVector:
@@ -91,9 +96,12 @@ def as_adapters(value: object) -> tuple[Adapter, ...]:
         SettingError: something else, a scale that is not finite, a file twice, or too many.
     """
     adapters = tuple(_adapter(one) for one in _listed("adapters", value, _ONE_OF))
+    given: dict[str, str] = {}
     for adapter in adapters:
-        if sum(other.path == adapter.path for other in adapters) > 1:
-            raise SettingError("an adapter is given twice", found=brief(adapter.path))
+        if adapter.file in given:
+            names = dict.fromkeys([given[adapter.file], adapter.path])
+            raise SettingError("an adapter is given twice", found=" and ".join(map(brief, names)))
+        given[adapter.file] = adapter.path
     return adapters
 
 
@@ -176,6 +184,13 @@ def _pair(name: str, value: object, *, place: bool = False) -> tuple[Any, float]
     return as_path(name, file), _scale("an adapter's scale", scale)
 
 
+def _file(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # no file can have this name
+        return path
+
+
 def _scale(name: str, value: object) -> float:
     if not is_number(value) or not abs(float(value)) <= _MOST_SCALE:  # type: ignore[arg-type]
         raise outside(name, value, f"a number from -{_MOST_SCALE:g} to {_MOST_SCALE:g}")
@@ -226,9 +241,11 @@ class LoadedAdapters:
             places = [name] if 0 <= name < len(self._adapters) else []
         else:
             every = list(enumerate(self._adapters))
-            places = [place for place, one in every if one.path == name] or [
-                place for place, one in every if one.name == name
-            ]
+            places = (
+                [place for place, one in every if one.path == name]
+                or [place for place, one in every if one.name == name]
+                or [place for place, one in every if one.file == _file(name)]
+            )
         if len(places) != 1:
             loaded = ", ".join(f"{at} ({brief(one.name)})" for at, one in enumerate(self._adapters))
             raise SettingError(

@@ -258,7 +258,25 @@ def test_a_file_without_permission_is_one_error(
     with pytest.raises(SettingError, match=r"json cannot be read, found Permission"):
         Plan.load(tmp_path / "plan.json")
     with pytest.raises(OutputError, match="the plan cannot be written, found Permission"):
+        scout.save(tmp_path / "new.json")
+    with pytest.raises(OutputError, match=r"json exists, and is not a plan, found Permission"):
         scout.save(tmp_path / "plan.json")
+
+
+def test_nothing_but_a_plan_is_written_over(scout: Plan, tmp_path: Path) -> None:
+    others = {"model.gguf": b"GGUF\3\0\0\0", "notes.json": b'{"format": 5}', "empty": b""}
+    for name, data in others.items():
+        (tmp_path / name).write_bytes(data)
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        for path in (tmp_path / name, link):
+            with pytest.raises(OutputError, match=r"exists, and is not a plan.*another name"):
+                scout.save(path)
+        assert (tmp_path / name).read_bytes() == data
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(scout.as_dict() | {"format": 4}))
+    scout.save(old)
+    assert Plan.load(old) == scout
 
 
 def test_saving_leaves_what_was_there_where_it_fails(

@@ -357,6 +357,21 @@ def test_what_is_no_list_of_adapters_is_refused(adapters: object) -> None:
         as_adapters(adapters)
 
 
+def test_a_file_is_one_adapter_whatever_leads_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.gguf").touch()
+    (tmp_path / "link.gguf").symlink_to("p.gguf")
+    monkeypatch.chdir(tmp_path)
+    for other in ("p.gguf", "./p.gguf", tmp_path / "p.gguf", "link.gguf"):
+        with pytest.raises(SettingError, match=r"an adapter is given twice, found .*p\.gguf"):
+            as_adapters(["p.gguf", (other, 0.5)])
+    loaded = LoadedAdapters(as_adapters(["p.gguf", "other/p.gguf"]))
+    assert loaded.of(["./p.gguf"]) == loaded.of([tmp_path / "link.gguf"]) == (1.0, 0.0)
+    with pytest.raises(SettingError, match="adapters names one twice"):
+        loaded.of(["p.gguf", "link.gguf"])
+
+
 def test_scales_that_are_none_are_what_the_model_has() -> None:
     assert as_scales(None) is None
     assert as_scales([("a", 1)]) == (("a", 1.0),)
