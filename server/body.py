@@ -18,7 +18,7 @@ from ..errors import Llama4EdgeError
 from ..units import bytes_text
 from ..untrusted import Reader, shown
 from .errors import ApiError
-from .faults import Path, field_error, unfolded, written
+from .faults import Path, field_error, json_shown, unfolded, written
 from .sizes import Counter, Limits
 from .state import record_of, server_of
 
@@ -90,6 +90,13 @@ async def read_body(request: Request, schema: type[T], prompt_field: str | None 
         )
     facts = server_of(request).facts
     limits = Limits() if facts is None else Limits(facts.n_ctx, facts.n_vocab)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"The body is encoded, found Content-Encoding {shown(coding)}, expected none.",
+            headers={"Accept-Encoding": "identity"},
+        )
     data = await _bytes_of(request, Counter(limits, prompt_field))
     if len(data) <= IN_LOOP:
         return parsed(data, schema, limits)
@@ -102,14 +109,17 @@ def parsed(data: bytes, schema: type[T], limits: Limits | None = None) -> T:
     Raises:
         ApiError: as `read_body`.
     """
+    if not data.strip():
+        raise ApiError(400, "the body is empty, expected a JSON object", code="invalid_json")
+    reader = Reader(_BodyError, len(data))
     try:
-        value = Reader(_BodyError, len(data)).parse(data, "the body", pairs=_entries)
+        value = reader.parse(reader.decoded(data, "the body"), "the body", pairs=_entries)
     except _BodyError as error:
         raise ApiError(400, str(error), code="invalid_json") from None
     if isinstance(value, list) and schema.list_field is not None:
         value = {schema.list_field: value}
     if not isinstance(value, Mapping):
-        found = shown(value)
+        found = json_shown(value)
         raise ApiError(400, f"the body is not an object, found {found}", code="invalid_json")
     _check_levels(value)
     if limits is not None:

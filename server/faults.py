@@ -5,6 +5,7 @@ Promises that of several faults the clearest is told, and that no sentence is py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def field_error(
         name = f"{name}.{str(context['discriminator']).strip(_QUOTES)}"
         if kind == "union_tag_not_found":
             return ApiError(400, f"{name} is missing.", name, "missing_required_parameter")
-        text = f"{name}: found {shown(context['tag'])}, expected {context['expected_tags']}."
+        tags = " or ".join(str(context["expected_tags"]).rsplit(", ", 1))
+        text = f"{name}: found {shown(context['tag'])}, expected {tags}."
         return ApiError(400, text, name, "invalid_value")
     problem = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
@@ -98,8 +100,8 @@ _EXPECTED = {
     "less_than": "less than {lt}",
     "too_short": "at least {min_length}",
     "too_long": "at most {max_length}",
-    "string_too_short": "at least {min_length} characters",
-    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "a length of at least {min_length}",
+    "string_too_long": "a length of at most {max_length}",
 }
 
 
@@ -113,8 +115,10 @@ def _wrong_value(name: str, fault: ErrorDetails, same: Sequence[ErrorDetails]) -
     expected = dict.fromkeys(
         _EXPECTED[one["type"]].format_map(one.get("ctx") or {}) for one in kinds
     )
+    if "False" in expected:  # of a literal
+        expected = {"false": None}
     value = fault["input"]
-    found = shown(value)
+    found = json_shown(value)
     if fault["type"] in ("too_short", "too_long"):
         found = f"{len(value):,} {'entry' if len(value) == 1 else 'entries'}"
     text = f"{name}: found {found}"
@@ -122,6 +126,18 @@ def _wrong_value(name: str, fault: ErrorDetails, same: Sequence[ErrorDetails]) -
         text += f", expected {' or '.join(expected)}"
     is_type = fault["type"].endswith("_type") or fault["type"] == "int_from_float"
     return ApiError(400, f"{text}.", name, "invalid_type" if is_type else "invalid_value")
+
+
+def json_shown(value: object) -> str:
+    """A value in few characters, and in JSON's words where Python has others."""
+    if value is None or isinstance(value, bool | float):
+        return json.dumps(value)
+    return shown(value)
+
+
+def neither_text_nor_list(value: object) -> ValueError:
+    """What a validator raises about a value that should be a string or a list."""
+    return ValueError(f"found {json_shown(value)}, expected a string or a list")
 
 
 def _path(location: Sequence[int | str], body: object) -> list[int | str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import time
 import traceback
@@ -20,8 +19,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..untrusted import brief
+from ..untrusted import brief, shown
 from .errors import ApiError, api_error, error_response
+from .settings import host_name, is_address
 from .state import Served, Server
 from .unread import UnreadBody
 
@@ -119,12 +119,13 @@ class Gate:
         """
         if self._settings.hosts is None:
             return
-        name = _host_name(headers.get("host", ""))
-        if name in self._settings.hosts or _is_address(name):
+        host = headers.get("host", "")
+        name = host_name(host)
+        if name in self._settings.hosts or is_address(name):
             return
         raise ApiError(
             403,
-            f"This server is not called {brief(name) or 'nothing'}, expected one of "
+            f"The request is for another host, found Host {shown(host)}, expected one of "
             f"{', '.join(self._settings.hosts)}, or an address. --allowed-host adds a name.",
             code="host_not_allowed",
         )
@@ -153,7 +154,7 @@ class Gate:
             return None
         if "*" in self._settings.cors_origins:
             return "*"
-        return origin if origin in self._settings.cors_origins else None
+        return origin if origin.lower() in self._settings.cors_origins else None
 
     def _key_fault(self, path: str, headers: Headers) -> ApiError | None:
         if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
@@ -218,25 +219,9 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _host_name(host: str) -> str:
-    """The name in a ``Host`` header, without port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
-
-
 def _netloc(origin: str) -> str | None:
     """Host and port of an origin; None where it is none."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

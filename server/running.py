@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -165,6 +166,15 @@ class LoopFailures:
         logger.debug("where it failed", exc_info=error)
 
 
+def _http_fault(fault: BaseException | None) -> ApiError:
+    """What is wrong with a request that h11 cannot read."""
+    if getattr(fault, "error_status_hint", 400) == 431:
+        text = "The lines before the body are too long, expected at most 16 KiB of them together."
+        return ApiError(431, text, code="invalid_http")
+    text = f"This is not an HTTP request: {brief(fault)}." if fault else "This is not HTTP."
+    return ApiError(400, text, code="invalid_http")
+
+
 class _Protocol(H11Protocol):
     """uvicorn's, with limits on how slow a client may be."""
 
@@ -172,6 +182,7 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._head: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -186,6 +197,8 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return  # a connection that is closed before all was read loses the answer
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._expect_head()
@@ -206,19 +219,29 @@ class _Protocol(H11Protocol):
         self._stalled = self.loop.call_later(_LAST_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets an error object too."""
-        error = ApiError(400, "This is not an HTTP request.", code="invalid_http")
+        """What is no HTTP gets an error object too, and the client time to read it."""
+        error = _http_fault(sys.exc_info()[1])
         body = compact(openai_body(error)).encode()
         headers = [("Content-Type", "application/json"), ("Connection", "close")]
         headers.append(("Content-Length", str(len(body))))
-        with suppress(h11.LocalProtocolError):
+        try:
             for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Response(status_code=error.status, headers=headers),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        except h11.LocalProtocolError:  # an answer has begun
+            self.transport.close()
+            return
+        self._is_refused = True
+        self._forget_head()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LAST_SECONDS, self.transport.abort)
 
     def _expect_head(self) -> None:
         if self._head is None:

@@ -5,7 +5,9 @@ Promises that settings which exist can be carried out.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 
 from ..chat.options import AnswerSettings
@@ -62,8 +64,9 @@ class ServerSettings:
         for name in ("api_keys", "cors_origins"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if self.hosts is not None:
-            names = tuple(name.lower().strip("[]") for name in _texts("hosts", self.hosts))
+            names = tuple(map(_host, _texts("hosts", self.hosts)))
             object.__setattr__(self, "hosts", names)
+        object.__setattr__(self, "cors_origins", tuple(map(_origin, self.cors_origins)))
         AnswerSettings(sampling=self.sampling)
         if self.sessions is not None:
             object.__setattr__(self, "sessions", as_path("sessions", self.sessions))
@@ -73,6 +76,49 @@ class ServerSettings:
             value = getattr(self, name)
             if not (is_number(value) and 0.0 <= value <= 86400.0):
                 raise outside(name, value, "a number of seconds from 0.0 to 86400.0")
+
+
+_HOST = re.compile(r"(?:\[([^\s\[\]]+)\]|([^\s:/?#@\[\]]+?)\.?)(?P<port>:[0-9]{0,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*]+", re.IGNORECASE)
+
+
+def host_name(host: str) -> str:
+    """The name in a ``Host`` header, without port, brackets, and the dot of a full name.
+
+    It is empty where that is no host.
+    """
+    match = _HOST.fullmatch(host)
+    return "" if match is None else (match[1] or match[2]).lower()
+
+
+def is_address(name: str) -> bool:
+    """Whether it is a number that no name server is asked for."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _host(text: str) -> str:
+    is_bare = ":" in text and not text.startswith("[")  # an address, or something else
+    host = f"[{text}]" if is_bare else text
+    match = _HOST.fullmatch(host)
+    if match is None or match["port"] or (match[1] and not is_address(match[1])):
+        raise SettingError("hosts has what is no name of a host", found=text, expected="gpu-box")
+    return host_name(host)
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it."""
+    if text in ("*", "null"):
+        return text
+    if _ORIGIN.fullmatch(text.removesuffix("/")) is None:
+        raise SettingError(
+            "cors_origins has what is no origin of a page", found=text,
+            expected="https://chat.example, or *",
+        )  # fmt: skip
+    return text.removesuffix("/").lower()
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ..body import Schema
+from ..faults import neither_text_nor_list
 from .openai import MOST_STOPS, DataUrl, LoraField
 
 _HOSTED = r"^(web_search|web_fetch|code_execution|tool_search_tool_[a-z0-9]+)_\d{8}$"
@@ -36,6 +37,8 @@ def _as_blocks(content: object) -> object:
     """A string is one block of text, "" none."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise neither_text_nor_list(content)
     return content
 
 

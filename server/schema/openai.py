@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, mod
 
 from ...runtime.sampling import MAX_SEED, MAX_WINDOW, Sampling
 from ..body import Schema
+from ..faults import json_shown
 
 MOST_STOPS = 64
 """Stop strings of a request, each of which is looked for after every token."""
@@ -367,6 +368,7 @@ class ChatRequest(AnswerFields):
     safety_identifier: str | None = Field(None, description=_NO_EFFECT)
     prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
     prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_options: Any = Field(None, description=_NO_EFFECT)
     prediction: Any = Field(None, description=_NO_EFFECT)
     reasoning_effort: str | None = Field(None, description=_NO_EFFECT)
     verbosity: str | None = Field(None, description=_NO_EFFECT)
@@ -428,6 +430,8 @@ _PROMPT = {
     ]
 }  # fmt: skip
 
+_PROMPTS = "a string, token ids (0 or more), or a list of either"
+
 TextOrTokens = str | list[int]
 
 
@@ -453,11 +457,16 @@ class CompletionRequest(AnswerFields):
         if isinstance(prompt, str):
             return prompt
         if not isinstance(prompt, list) or not prompt:
-            raise ValueError("expected a string, a list of token ids, or a list of either")
-        if not (_are_tokens(prompt) or all(map(_is_prompt, prompt))):
-            raise ValueError("expected strings, or token ids, not both")
-        if not _are_tokens(prompt) and len(prompt) > MOST_PROMPTS:
+            raise ValueError(f"found {json_shown(prompt)}, expected {_PROMPTS}")
+        if _are_tokens(prompt):
+            return prompt
+        if len(prompt) > MOST_PROMPTS and not _is_token(prompt[0]):
             raise ValueError(f"found {len(prompt)} prompts, expected at most {MOST_PROMPTS}")
+        is_tokens = any(map(_is_token, prompt))
+        right, expected = (_is_token, "token ids alone") if is_tokens else (_is_prompt, _PROMPTS)
+        if wrong := next((one for one in enumerate(prompt) if not right(one[1])), None):
+            found = f"{json_shown(wrong[1])} as entry {wrong[0]}"
+            raise ValueError(f"found {found}, expected {expected}")
         return prompt
 
     @model_validator(mode="after")
@@ -502,8 +511,8 @@ def _is_prompt(value: object) -> bool:
 
 def _are_tokens(value: object) -> bool:
     """Whether it is a list of token ids; of which vocabulary is seen later."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(type(token) is int and 0 <= token < 2**31 for token in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_token, value))
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..body import Schema
+from ..faults import neither_text_nor_list
 from .openai import DataUrl, LoraField, SamplingFields
 
 _NO_EFFECT = "Accepted; it changes nothing here."
@@ -51,7 +52,11 @@ Shown = Annotated[InputText | InputImage, Field(discriminator="type")]
 
 
 def _as_parts(content: object) -> object:
-    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"type": "input_text", "text": content}]
+    if not isinstance(content, list):
+        raise neither_text_nor_list(content)
+    return content
 
 
 class Message(Wire):
@@ -123,7 +128,7 @@ def _as_items(value: object) -> object:
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if not isinstance(value, list):
-        return value
+        raise neither_text_nor_list(value)
     return [
         {"type": "message", **item} if isinstance(item, dict) and "role" in item else item
         for item in value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,38 @@ def test_a_wrong_field_is_named(
     assert len(error["message"]) < 1000
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "told"),
+    [
+        (CHAT, {"messages": None}, "messages: found null, expected a list."),
+        (CHAT, {"messages": HI, "temperature": True},
+         "temperature: found true, expected a number."),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "x"}]}]},
+         "messages[0].content[0].type: found 'x', expected 'text' or 'image_url'."),
+        ("/v1/responses", {"input": 5}, "input: found 5, expected a string or a list."),
+        ("/v1/responses", {"input": [{"role": "user", "content": None}]},
+         "input[0].content: found null, expected a string or a list."),
+        ("/v1/responses", {"background": True}, "background: found true, expected false."),
+        ("/v1/messages", {"model": "x", "max_tokens": 1, "messages": HI, "system": 5},
+         "system: found 5, expected a string or a list."),
+        ("/v1/messages", {"model": "x", "max_tokens": 1, "messages": HI, "stop_sequences": [""]},
+         "stop_sequences[0]: found '', expected a length of at least 1."),
+    ],
+)  # fmt: skip
+def test_what_was_found_and_expected_is_told_in_the_words_of_json(
+    tiny: httpx.Client, path: str, fields: dict[str, Any], told: str
+) -> None:
+    answer = tiny.post(path, json=fields)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
+
+
+def test_a_body_that_is_encoded_is_415(tiny: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = tiny.post(CHAT, content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert "found Content-Encoding 'gzip'" in answer.json()["error"]["message"]
+
+
 def test_what_clients_send_beside_the_question_is_accepted(tiny: httpx.Client) -> None:
     fields = {
         "model": "gpt-4o", "user": "me", "metadata": {"a": "b"}, "store": True, "n": None,
@@ -108,15 +141,16 @@ def test_what_clients_send_beside_the_question_is_accepted(tiny: httpx.Client) -
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "not JSON"),
+        (b"", "the body is empty, expected a JSON object"),
+        (b"null", "not an object, found null"),
         (b"{", "not JSON"),
         (b"[]", "not an object"),
-        (b"\xff", "not JSON"),
+        (b"\xff", "not UTF-8 text, found byte 0xff at 0"),
         (b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
         (b'{"messages": ' + b'{"a":' * 150 + b"1" + b"}" * 150 + b"}", "nested too deeply"),
         (b'{"messages": "\\ud800"}', "not Unicode"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "digits"),
-        (b'{"temperature": NaN}', "temperature"),
+        (b'{"messages": "x", "temperature": NaN}', "temperature: found NaN, expected a number"),
     ],
 )
 def test_what_is_no_json_is_refused(tiny: httpx.Client, data: bytes, said: str) -> None:

@@ -135,8 +135,10 @@ def test_one_prompt_that_cannot_be_continued_refuses_all(tiny: httpx.Client) -> 
     ("body", "param", "said"),
     [
         ({"prompt": []}, "prompt", "expected a string"),
-        ({"prompt": ["a", 1]}, "prompt", "not both"),
-        ({"prompt": [[1], []]}, "prompt", "not both"),
+        ({"prompt": ["a", 1]}, "prompt", "found 'a' as entry 0, expected token ids alone"),
+        ({"prompt": [1, -1]}, "prompt", "found -1 as entry 1, expected token ids alone"),
+        ({"prompt": [True]}, "prompt", "found true as entry 0, expected a string"),
+        ({"prompt": [[1], []]}, "prompt", "found a list of 0 as entry 1, expected a string"),
         ({"prompt": [2**31]}, "prompt", "token"),
         ({"prompt": [100_000]}, "prompt", "not in the model's vocabulary"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "not trained to fill in"),

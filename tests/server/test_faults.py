@@ -78,7 +78,7 @@ def test_no_sentence_is_pydantics(schema: type[Schema]) -> None:
         ({"tool_choice": "any"},
          "tool_choice: found 'any', expected 'none', 'auto' or 'required' or an object."),
         ({"logit_bias": 5}, "logit_bias: found 5, expected an object or a list."),
-        ({"temperature": float("inf")}, "temperature: found inf, expected a number."),
+        ({"temperature": float("inf")}, "temperature: found Infinity, expected a number."),
     ],
 )  # fmt: skip
 def test_what_was_found_and_expected_is_said(fields: dict[str, Any], message: str) -> None:

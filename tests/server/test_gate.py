@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from llama4_edge import Model
+from llama4_edge.errors import SettingError
 from llama4_edge.server.settings import ServerSettings
 from tests.server.running import RunningServer, running_server
 
@@ -65,7 +66,12 @@ def test_whether_it_is_there_is_told_to_all(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok", "model": "ready"}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "a b", "[::1"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "localhost..", "", "a b", "[::1", "[::1]evil",
+     "evil@localhost", "localhost@evil", "localhost:evil", "localhost/x", "127.0.0.1.evil.example",
+     "[evil.example]", "::1", "2130706433"],
+)  # fmt: skip
 def test_another_name_of_this_machine_is_refused(client: httpx.Client, host: str) -> None:
     answer = client.get("/health", headers={"Host": host})
     assert answer.status_code in (400, 403)
@@ -74,8 +80,10 @@ def test_another_name_of_this_machine_is_refused(client: httpx.Client, host: str
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:99", "127.0.0.1:1", "[::1]:80", "10.0.0.7", "box.example"]
-)
+    "host",
+    ["localhost", "LOCALHOST:99", "localhost.:80", "127.0.0.1:1", "[::1]:80", "10.0.0.7",
+     "box.example", "box.example."],
+)  # fmt: skip
 def test_its_own_names_and_addresses_are_not(client: httpx.Client, host: str) -> None:
     assert client.get("/health", headers={"Host": host}).status_code == 200
 
@@ -110,6 +118,26 @@ def test_what_is_no_origin_is_refused(client: httpx.Client, origin: str) -> None
 def test_its_own_page_is_of_its_own_origin(guarded: RunningServer, client: httpx.Client) -> None:
     headers = {"Origin": guarded.url, "x-api-key": "first-key"}
     assert client.post(CHAT, json=BODY, headers=headers).status_code == 200
+
+
+def test_names_and_origins_are_read_as_browsers_send_them() -> None:
+    settings = ServerSettings(
+        hosts=("Box.Example.", "[::1]", "fe80::1"), cors_origins=("https://Chat.example/", "null")
+    )
+    assert settings.hosts == ("box.example", "::1", "fe80::1")
+    assert settings.cors_origins == ("https://chat.example", "null")
+
+
+@pytest.mark.parametrize("host", ["box:80", "http://box", "[box]", "a/b"])
+def test_what_no_host_can_be_called_is_refused(host: str) -> None:
+    with pytest.raises(SettingError, match="hosts has what is no name of a host"):
+        ServerSettings(hosts=(host,))
+
+
+@pytest.mark.parametrize("origin", ["chat.example", "https://a/page", "https://*.example", "a://"])
+def test_what_no_page_comes_from_is_refused(origin: str) -> None:
+    with pytest.raises(SettingError, match="cors_origins has what is no origin of a page"):
+        ServerSettings(cors_origins=(origin,))
 
 
 def test_no_key_is_in_what_settings_show() -> None:

@@ -301,7 +301,7 @@ def test_what_an_agent_sends_besides_changes_nothing() -> None:
             "tool_choice.tools[0].name",
             "no such tool",
         ),
-        ({"background": True}, "background", "False"),
+        ({"background": True}, "background", "expected false"),
         ({"conversation": "conv_1"}, "conversation", "Give previous_response_id"),
         ({"prompt": {"id": "p"}}, "prompt", "not stored here"),
         ({"max_output_tokens": 0}, "max_output_tokens", "found 0, expected at least 1"),
