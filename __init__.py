@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from .gguf_conversion import merge, split
     from .hub.pull import Pulled, pull
     from .inspection import Inspection, inspect
-    from .measure.calibrated import Calibration, ExpertCounts
+    from .measure.calibrated import Calibration
     from .measure.choice import Fit
     from .measure.divergence import Estimate, Statistics
     from .measure.questions import Question, read_questions
@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .quant.recipe_file import make_recipe, read_recipe, write_recipe
     from .quant.recipes import RECIPES, Recipe
+    from .quant.starved import ExpertCounts
     from .quant.summary import FileSummary, RoleSummary, TensorSummary
     from .runtime.adapters import Adapter, ControlVector
     from .runtime.doctor import Diagnosis, Finding, doctor
@@ -127,7 +128,7 @@ _MODULES = {
     "EngineError": "errors",
     "EngineSettings": "runtime.settings",
     "Estimate": "measure.divergence",
-    "ExpertCounts": "measure.calibrated",
+    "ExpertCounts": "quant.starved",
     "Fallback": "convert.report",
     "FileSummary": "quant.summary",
     "Finding": "runtime.doctor",

@@ -31,7 +31,6 @@ from .errors import (
 )
 from .measure.calibrated import (
     Calibration,
-    expert_counts,
     most_tokens,
     of_model,
     unlikelihoods,
@@ -41,7 +40,7 @@ from .opening import names_of
 from .quant.importance import Activations, Floats, Importance, merged
 from .quant.importance_file import importance_bytes, read_importance
 from .quant.importance_state import CalibrationState, read_state
-from .quant.starved import with_substitutes
+from .quant.starved import expert_counts, with_substitutes
 from .ranges import as_path, as_tuple, check_callback, check_flag, check_text, check_whole
 from .runtime.activations import ActivationSums, Total
 from .runtime.checks import context_full

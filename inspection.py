@@ -1,7 +1,8 @@
 """What a file holds, whatever kind of file it is: `llama4_edge.inspect`.
 
-Joins the rooms that read a GGUF, a checkpoint and a session. Promises to read headers, and what was
-said in a session, unless it is asked to check. Knows no format itself.
+Joins the rooms that read a GGUF, a checkpoint, a session and activation statistics. Promises to
+read headers, what was said in a session, and statistics, unless it is asked to check. Knows no
+format itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .ranges import as_path, check_callback, check_flag
 if TYPE_CHECKING:
     from .chat.session import SessionSummary
     from .progress import Progress
+    from .quant.importance_summary import ImportanceSummary
     from .quant.summary import FileSummary
     from .runtime.files.damage import Damage
     from .runtime.files.gguf_file import GGUFFile
@@ -29,15 +31,17 @@ MAX_DAMAGE = 100
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a GGUF, a checkpoint or a session holds.
+    """What a GGUF, a checkpoint, a session or activation statistics hold.
 
     ``damage`` is what is wrong with its tensors and parts, empty where nothing is; None where
-    nobody looked. ``session`` is what a session holds, whose ``summary`` is empty; None for others.
+    nobody looked. ``session`` is what a session holds, and ``importance`` what statistics do, whose
+    ``summary`` is empty; None for others.
     """
 
     summary: FileSummary
     damage: tuple[Damage, ...] | None
     session: SessionSummary | None = None
+    importance: ImportanceSummary | None = None
 
     @property
     def damaged(self) -> bool:
@@ -46,7 +50,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """The summary's fields, and ``damage`` where it was looked for; ready for JSON."""
-        record = self.summary.as_dict() if self.session is None else self.session.as_dict()
+        record = (self.session or self.importance or self.summary).as_dict()
         if self.damage is not None:
             record["damage"] = [fault.as_dict() for fault in self.damage]
         return record
@@ -58,10 +62,11 @@ def inspect(
     check: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Inspection:
-    """Say what a GGUF, a checkpoint directory or a session holds.
+    """Say what a GGUF, a checkpoint directory, a session or activation statistics hold.
 
     Args:
-        path: a GGUF, any part of one that is split, a checkpoint directory, or a session.
+        path: a GGUF, any part of one that is split, a checkpoint directory, a session, or what
+            `calibrate` or llama-imatrix wrote, in either form.
         check: read every tensor of a GGUF, of all its parts, or all of a session, and find damage;
             and whether the parts are those of one whole model. A truncated file is then described
             instead of refused.
@@ -69,7 +74,8 @@ def inspect(
 
     Raises:
         CheckpointError: the directory is not a whole checkpoint, or `path` is one of its files.
-        ModelFileError: the file is not a GGUF, is truncated, or is of another architecture.
+        ModelFileError: the file is not a GGUF, is truncated, or is of another architecture;
+            statistics are damaged.
         SessionError: the conversation in a session is damaged.
         SettingError: `check` for a checkpoint.
         EngineError: llama.cpp's library does not load.
@@ -91,6 +97,10 @@ def inspect(
 
     if is_session(path):
         return _session(path, progress, check=check)
+    from .quant.importance_file import is_importance
+
+    if is_importance(path):
+        return _statistics(path, check=check)
     gguf = gguf_header(path, whole=not check)
     return Inspection(_gguf_summary(gguf), _damage(gguf, progress) if check else None)
 
@@ -113,6 +123,17 @@ def _session(path: Path, progress: Callable[[Progress], None] | None, *, check: 
     return Inspection(
         FileSummary(str(path), "session", {}, (), ()), damage or (() if check else None), session
     )
+
+
+def _statistics(path: Path, *, check: bool) -> Inspection:
+    from .quant.importance_file import read_importance
+    from .quant.importance_summary import ImportanceSummary
+    from .quant.summary import FileSummary
+
+    importance = ImportanceSummary.of(read_importance(path))
+    summary = FileSummary(str(path), "imatrix", {}, (), ())
+    # (What is damaged was refused.)
+    return Inspection(summary, () if check else None, importance=importance)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -33,11 +33,13 @@ class InspectOptions:
 
 @command(InspectOptions)
 def inspect(options: InspectOptions) -> int:
-    """Show what a GGUF, a checkpoint or a session holds.
+    """Show what a GGUF, a checkpoint, a session or activation statistics hold.
 
     FILE is a GGUF, or a checkpoint directory: its metadata, and its tensors by role with their
     types, bytes and bits per weight; or a session: what was said, and what was read with which
-    model and settings. With --check, exits with 1 when something is damaged.
+    model and settings; or what `llama4 calibrate` or llama-imatrix wrote, in either form: the
+    figures of llama-imatrix --show-statistics, and the tokens that experts saw. With --check, exits
+    with 1 when something is damaged.
 
     With --diff, metadata, types, shapes and numbers of two GGUFs are compared, whatever their types
     are and however they are split: relative differences are to the larger of two numbers, and of
@@ -49,6 +51,7 @@ def inspect(options: InspectOptions) -> int:
     llama4 inspect scout.gguf --check
     llama4 inspect Llama-4-Scout-17B-16E-Instruct --tensors
     llama4 inspect book.l4s
+    llama4 inspect imatrix.gguf
     llama4 inspect scout.gguf --json | jq .bits_per_weight
     llama4 inspect --diff scout-bf16.gguf scout-int4.gguf
     """

@@ -5,7 +5,6 @@ Opens no models.
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -16,21 +15,10 @@ import numpy.typing as npt
 
 from ..errors import DamagedTensorError, ModelFileError
 from ..quant.importance import Activations, Floats, Importance
-from ..quant.starved import FEWEST
+from ..quant.starved import FEWEST, ExpertCounts
 from ..runtime.bindings.candidates import log_sum
 from ..runtime.files.model_file import ModelInfo
 from ..untrusted import brief
-
-_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down)_exps\.weight")
-
-
-@dataclass(frozen=True)
-class ExpertCounts:
-    """How many tokens each expert of a layer saw, and which of them saw too few."""
-
-    layer: int
-    counts: tuple[int, ...]
-    starved: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,29 +66,8 @@ class Calibration:
             "perplexity_error": None if self.perplexity is None else self.perplexity[1],
             "coverage": self.coverage,
             "fewest_tokens": self.fewest,
-            "layers": [
-                {
-                    "layer": one.layer,
-                    "experts": list(one.counts),
-                    "starved": [
-                        {"expert": expert, "tokens": one.counts[expert]} for expert in one.starved
-                    ],
-                }
-                for one in self.layers
-            ],
+            "layers": [one.as_dict() for one in self.layers],
         }
-
-
-def expert_counts(importance: Importance) -> tuple[ExpertCounts, ...]:
-    """How many tokens each expert saw, by layers."""
-    layers: dict[int, ExpertCounts] = {}
-    for name, one in importance.tensors.items():
-        if (match := _EXPERTS.fullmatch(name)) is not None:
-            counts = tuple(one.measured().counts.tolist())
-            # Those of a layer that saw nothing have no substitutes, and are starved all the same.
-            starved = tuple(expert for expert, count in enumerate(counts) if count < FEWEST)
-            layers[int(match[1])] = ExpertCounts(int(match[1]), counts, starved)
-    return tuple(layers[number] for number in sorted(layers))
 
 
 def most_tokens(importance: Importance) -> int:

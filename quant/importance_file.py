@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,22 @@ _STARVED_EXPERTS = ".starved_experts"
 _MAX_COUNT = 2.0**53
 _ALIGNMENT = 32
 _INT = struct.Struct("<i")
+_BEGIN = 2**16  # bytes, in which a file says what it is
+
+
+def is_importance(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as activation statistics do, of either form."""
+    path = Path(path)
+    with suppress(ModelFileError, TooShortError), _READER.opened(path) as file:
+        begin = file.read(_BEGIN)
+        if not begin.startswith(_MAGIC):
+            return _is_legacy(begin)
+        # The header of a model, which names what it was quantized with too, is a long one.
+        if b"imatrix" in begin:
+            header = read_header(path, file.fileno())
+            kind = header.metadata.get("general.type")
+            return kind == "imatrix" or any(one.name.endswith(_SUMS) for one in header.tensors)
+    return False
 
 
 def read_importance(path: str | os.PathLike[str]) -> Importance:
@@ -200,6 +217,17 @@ def _damaged(file: str, what: str, found: str, expected: str) -> ModelFileError:
 
 
 # --- the older form
+
+
+def _is_legacy(begin: bytes) -> bool:
+    """Whether a file that begins so says how many tensors it has, and then a name."""
+    if len(begin) < 2 * _INT.size:
+        return False
+    count, length = struct.unpack_from("<ii", begin)
+    name = begin[2 * _INT.size :][:length] if length > 0 else b""
+    return (
+        0 < count <= MAX_TENSORS and 0 < length <= MAX_NAME and name.decode("latin-1").isprintable()
+    )
 
 
 def _legacy(data: bytes, file: str) -> Importance:

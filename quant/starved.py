@@ -12,7 +12,9 @@ which the others' say nothing but how large they are: all get the same.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,33 @@ FEWEST = 32
 """Tokens of an expert that has statistics of its own."""
 
 _ADDED = 32  # tokens of the others'
+_EXPERTS = re.compile(r"blk\.(\d{1,9})\.ffn_(?:gate|up|down)_exps\.weight")
+
+
+@dataclass(frozen=True)
+class ExpertCounts:
+    """How many tokens each expert of a layer saw, and which of them saw too few."""
+
+    layer: int
+    counts: tuple[int, ...]
+    starved: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        starved = [{"expert": one, "tokens": self.counts[one]} for one in self.starved]
+        return {"layer": self.layer, "experts": list(self.counts), "starved": starved}
+
+
+def expert_counts(importance: Importance) -> tuple[ExpertCounts, ...]:
+    """How many tokens each expert saw, by layers."""
+    layers: dict[int, ExpertCounts] = {}
+    for name, one in importance.tensors.items():
+        if (match := _EXPERTS.fullmatch(name)) is not None:
+            counts = tuple(one.measured().counts.tolist())
+            # Those of a layer that saw nothing have no substitutes, and are starved all the same.
+            starved = tuple(expert for expert, count in enumerate(counts) if count < FEWEST)
+            layers[int(match[1])] = ExpertCounts(int(match[1]), counts, starved)
+    return tuple(layers[number] for number in sorted(layers))
 
 
 def with_substitutes(importance: Importance) -> Importance:

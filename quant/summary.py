@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .roles import ROLES, role_of
 
-Kind = Literal["gguf", "checkpoint", "session"]
+Kind = Literal["gguf", "checkpoint", "session", "imatrix"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..calibration import CalibrationProgress
-    from ..measure.calibrated import Calibration, ExpertCounts
+    from ..measure.calibrated import Calibration
 
 
 @contextmanager
@@ -55,6 +54,7 @@ def calibrate_view(found: Calibration) -> RenderableType:
     """What was found, experts last."""
     from rich.console import Group
 
+    from .importance_view import experts_table
     from .tables import facts_grid
 
     read = [f"{found.n_tokens:,} tokens"]
@@ -71,7 +71,7 @@ def calibrate_view(found: Calibration) -> RenderableType:
     facts.append(("wrote", found.output))
     if not found.layers:
         return facts_grid(facts)
-    return Group(facts_grid(facts), "", _experts_table(found.layers))
+    return Group(facts_grid(facts), "", experts_table(found.layers))
 
 
 def _coverage(found: Calibration) -> str:
@@ -84,20 +84,3 @@ def _coverage(found: Calibration) -> str:
     return (
         f"{starved:,} saw fewer than {found.fewest} tokens, and get what others of their layer saw"
     )
-
-
-def _experts_table(layers: tuple[ExpertCounts, ...]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layer", "fewest tokens", "median", "most"):
-        table.add_column(heading, justify="right")
-    is_any = any(layer.starved for layer in layers)
-    if is_any:
-        table.add_column("starved experts (tokens)", overflow="fold")
-    for layer in layers:
-        counts = layer.counts
-        cells = [layer.layer, min(counts), round(median(counts)), max(counts)]
-        starved = ", ".join(f"{expert} ({counts[expert]})" for expert in layer.starved)
-        table.add_row(*(f"{cell:,}" for cell in cells), *([starved] if is_any else []))
-    return table

@@ -69,13 +69,18 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
 
 def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
     """What `inspect` shows: what is there and, where it was checked, what is wrong with it."""
-    session = inspection.session
-    summary = (
-        session_view(session) if session else summary_view(inspection.summary, tensors=tensors)
-    )
+    session, importance = inspection.session, inspection.importance
+    if session is not None:
+        summary = session_view(session)
+    elif importance is not None:
+        from .importance_view import importance_view
+
+        summary = importance_view(importance)
+    else:
+        summary = summary_view(inspection.summary, tensors=tensors)
     if inspection.damage is None:
         return summary
-    sound = "all of it was read, and is whole" if session else _SOUND
+    sound = "all of it was read, and is whole" if session or importance else _SOUND
     return Group(summary, "", damage_view(inspection.damage, sound))
 
 

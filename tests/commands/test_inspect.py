@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from gguf import GGUFWriter
 
 from llama4_edge import convert
+from llama4_edge.quant.importance import Activations, Importance
+from llama4_edge.quant.importance_file import importance_bytes
 from llama4_edge.runtime.files.gguf_file import read_gguf
 from tests.command_line import Command, the_error
 
@@ -202,3 +205,53 @@ def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(
     assert (result.exit_code, "o\\udcff.gguf" in result.stdout) == (0, True)
     assert read_gguf(written).metadata["general.name"] == "C\ufffd"
     assert "d\\udcff" in llama4("inspect", source).stdout
+
+
+# --- activation statistics
+
+
+def statistics() -> Importance:
+    sums = np.array([[2, 2, 4, 8], [0, 0, 0, 1]], np.float32)
+    one = Activations(sums, np.array([2_000, 1]))
+    return Importance({"blk.3.ffn_up_exps.weight": one}, "", ("wiki.txt",), 4, 512)
+
+
+def test_statistics_are_shown_by_tensors_and_experts(llama4: Command, tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    path.write_bytes(importance_bytes(statistics()))
+    lines = llama4("inspect", path, "--check").stdout.splitlines()
+    assert lines[0] == str(path)
+    facts = dict(line.split(maxsplit=1) for line in lines[1:5])
+    assert facts == {
+        "read": "4 chunks of 512 tokens",
+        "texts": "wiki.txt",
+        "statistics": "of 1 tensors",
+        "experts": "2 in 1 layers, 1 of them starved",
+    }
+    row = next(line.split() for line in lines if line.startswith("blk.3.ffn_up_exps "))
+    # Mean squares of 1/1000, 1/1000, 1/500, 1/250, three zeros and 1.
+    assert row[1:7] == ["2,000", "1.008", "0.126", "1", "62.50%", f"{evenness():.2%}"]
+    assert lines[-3].split() == ["3", "1", "1,000", "2,000", "1", "(1)"]
+    assert lines[-1].split(maxsplit=1) == ["ok", "all of it was read, and is whole"]
+    record = json.loads(llama4("inspect", path, "--json").stdout)
+    assert (record["kind"], record["tensors"][0]["n_tokens"]) == ("imatrix", 2000)
+    assert record["layers"][0]["starved"] == [{"expert": 1, "tokens": 1}]
+
+
+def evenness() -> float:
+    shares = np.array([0.001, 0.001, 0.002, 0.004, 1]) / 1.008
+    return float(-(shares * np.log2(shares)).sum() / 3)
+
+
+def test_statistics_of_the_older_form_are_shown_too(llama4: Command, tmp_path: Path) -> None:
+    path = tmp_path / "old.dat"
+    name, values = b"blk.0.attn_q.weight", struct.pack("<4f", 2, 2, 4, 8)
+    path.write_bytes(struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii", 2, 4) + values)
+    row = next(
+        line.split()
+        for line in llama4("inspect", path).stdout.splitlines()
+        if line.startswith("blk.0.attn_q ")
+    )
+    assert row == ["blk.0.attn_q", "1,024", "8", "2", "4", "100.00%", "87.50%", "25.00%"]
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "has damaged activation statistics" in the_error(llama4("inspect", path))

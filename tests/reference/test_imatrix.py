@@ -21,7 +21,7 @@ from transformers import Llama4ForConditionalGeneration
 
 from benchmarks.peer import peer_environment, peer_tool
 from demo.training import MODEL
-from llama4_edge import Model, calibrate, convert
+from llama4_edge import Model, calibrate, convert, inspect
 from llama4_edge.quant.importance import Importance, merged
 from llama4_edge.quant.importance_file import importance_bytes, read_importance
 
@@ -205,6 +205,36 @@ def test_files_are_written_and_merged_as_llama_imatrix_does(
     for name, one in both[0].tensors.items():
         weights = legacy.weights(name, (len(one.sums), one.sums.shape[1]))
         assert weights == pytest.approx(one.weights(), rel=1e-6)
+
+
+FIGURES = (
+    "sum", "minimum", "maximum", "mean", "deviation", "active", "n_columns", "entropy", "evenness",
+    "outliers", "similarity",
+)  # fmt: skip
+
+
+@pytest.mark.heavy
+def test_figures_are_those_of_show_statistics(demo: dict[str, Path], tmp_path: Path) -> None:
+    model, path = demo["model"], tmp_path / "i.gguf"
+    calibrate(model, path, text=demo["text"].read_text(), n_chunks=2)
+    summary = inspect(path).importance
+    assert summary is not None
+    printed = ""
+    while "per layer" not in printed:  # as above
+        printed = run("llama-imatrix", "-m", model, "--in-file", path, "--show-statistics")
+    lines = re.findall(r"(\d+)\t(\S+) *\t(.*)", printed.partition("per layer")[0])
+    every = {one.name: one for one in summary.tensors}
+    assert len(lines) == len(every) == 36
+    for layer, name, rest in lines:
+        one = every[f"blk.{layer}.{name}.weight"]
+        for figure, text in zip(FIGURES, rest.split("\t"), strict=True):
+            percent = 100 if text.endswith("%") else 1
+            digits = text.rstrip("%").partition(".")[2]
+            found = percent * (getattr(one, figure) or 0)
+            # To its last digit; llama-imatrix computes in single precision.
+            assert found == pytest.approx(
+                float(text.rstrip("%")), rel=1e-5, abs=0.6 * 10 ** -len(digits)
+            ), (one.name, figure)
 
 
 @pytest.mark.heavy
