@@ -59,7 +59,7 @@ def inspect(options: InspectOptions) -> int:
         return _diff(options.diff, options)
     from ..inspection import inspect as run_inspection
     from ..inspection import is_checkpoint
-    from ..terminal.tables import inspection_view
+    from ..terminal.inspection_view import inspection_view
 
     check_name(options.file, "inspect")
     if options.check and is_checkpoint(Path(options.file)):

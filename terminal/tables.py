@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..chat.session import SessionSummary
     from ..convert.report import MatrixUse, Report
     from ..hub.pull import Pulled
-    from ..inspection import Inspection
     from ..quant.summary import FileSummary, RoleSummary, TensorSummary
     from ..runtime.bindings.devices import Device
     from ..runtime.doctor import Diagnosis
@@ -65,23 +64,6 @@ def summary_view(summary: FileSummary, *, tensors: bool) -> RenderableType:
     if tensors:
         parts += [_tensors_table(summary.tensors), ""]
     return Group(*parts, roles_table(summary.roles), "", facts_grid(_totals(summary)))
-
-
-def inspection_view(inspection: Inspection, *, tensors: bool) -> RenderableType:
-    """What `inspect` shows: what is there and, where it was checked, what is wrong with it."""
-    session, importance = inspection.session, inspection.importance
-    if session is not None:
-        summary = session_view(session)
-    elif importance is not None:
-        from .importance_view import importance_view
-
-        summary = importance_view(importance)
-    else:
-        summary = summary_view(inspection.summary, tensors=tensors)
-    if inspection.damage is None:
-        return summary
-    sound = "all of it was read, and is whole" if session or importance else _SOUND
-    return Group(summary, "", damage_view(inspection.damage, sound))
 
 
 def session_view(session: SessionSummary) -> RenderableType:

@@ -28,10 +28,10 @@ from llama4_edge.runtime.files.damage import Damage
 from llama4_edge.runtime.settings import EngineSettings
 from llama4_edge.runtime.workers.worker import Worker
 from llama4_edge.terminal.bench_view import bench_view
+from llama4_edge.terminal.inspection_view import inspection_view
 from llama4_edge.terminal.plan_view import check_view, plan_view, table_view
 from llama4_edge.terminal.tables import (
     diagnosis_view,
-    inspection_view,
     pulled_view,
     report_view,
     worker_view,
