@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -24,22 +23,26 @@ import numpy as np
 from .chat.prompt import Messages, Prompt
 from .errors import (
     ContextFullError,
+    DamagedTensorError,
     ImageError,
     OutputError,
     SettingError,
     TemplateError,
 )
 from .measure.calibrated import (
+    DAMAGED_HINT,
     Calibration,
+    as_importance,
     most_tokens,
     of_model,
     unlikelihoods,
 )
+from .measure.interrupted import KeptState, write_output
 from .model import Model
 from .opening import names_of
-from .quant.importance import Activations, Floats, Importance, merged
+from .quant.importance import Floats, merged
 from .quant.importance_file import importance_bytes, read_importance
-from .quant.importance_state import CalibrationState, read_state
+from .quant.importance_state import CalibrationState
 from .quant.starved import expert_counts, with_substitutes
 from .ranges import as_path, as_tuple, check_callback, check_flag, check_text, check_whole
 from .runtime.activations import ActivationSums, Total
@@ -48,7 +51,6 @@ from .runtime.files.model_file import ModelInfo, check_model_file
 from .runtime.fingerprint import sampled_digest
 from .runtime.settings import EngineSettings
 from .system.cores import usable_threads
-from .system.files import disk_hint, write_atomically
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,8 +62,6 @@ DEFAULT_OUTPUT = "imatrix.gguf"
 _LEAST_CHUNK = 8
 _CONVERSATION = 8192  # tokens that a conversation may have, its pictures included
 _MOST_OUTPUTS = 512  # tokens that are read at a time
-_SAVE_EVERY = 3.0  # seconds
-_SAVE_COST = 20  # times what saving takes, at least
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,24 @@ def calibrate(
         output=process_output,
         perplexity=perplexity and text is not None,
     )
+    machine = {
+        "projector": projector,
+        "n_threads": n_threads,
+        "devices": None if devices is None else names_of("devices", devices),
+        "workers": names_of("workers", workers),
+    }
     result = _Result()
-    if not alone:
-        machine = {
-            "projector": projector,
-            "n_threads": n_threads,
-            "devices": None if devices is None else names_of("devices", devices),
-            "workers": names_of("workers", workers),
-        }
-        result = _read(job, machine, _partial(target), progress or _silent)
-        parts.append(_as_importance(result.totals, names, job.n_ctx))
-    whole = with_substitutes(merged(parts, job.n_ctx))
-    _write(target, importance_bytes(whole))
-    if not alone:
-        _partial(target).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        kept = None if alone else stack.enter_context(KeptState(target))
+        if kept is not None:
+            _check_target(target)  # another calibration may have had it until now
+            result = _read(job, machine, kept, progress or _silent)
+            parts.append(as_importance(result.totals, names, job.n_ctx, info.path))
+        whole = with_substitutes(merged(parts, job.n_ctx))
+        _check_target(target)
+        write_output(target, importance_bytes(whole))
+        if kept is not None:
+            kept.remove()
     return Calibration(
         output=os.fspath(target),
         n_tensors=len(whole.tensors),
@@ -210,38 +214,12 @@ def _silent(_: CalibrationProgress) -> None:
 # --- files
 
 
-def _partial(target: Path) -> Path:
-    """Where a calibration is kept that is not done yet."""
-    return target.with_name(f"{target.name}.partial")
-
-
 def _check_target(target: Path) -> None:
     """Before hours of work: the result can be written."""
     if target.exists() or target.is_symlink():
         raise OutputError(f"{target} exists", hint="Give another name, or move it away.")
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written", found=f"no directory {target.parent}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    # One temporary name: who is killed leaves one file.
-    temporary = path.with_name(f".{path.name[:200]}.new")
-    try:
-        write_atomically(path, data, temporary=temporary)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written", found=error.strerror, hint=disk_hint(error)
-        ) from error
-
-
-def _as_importance(
-    totals: Mapping[str, Total], datasets: tuple[str, ...], n_ctx: int
-) -> Importance:
-    tensors = {
-        name: Activations(sums.astype(np.float32), counts)
-        for name, (sums, counts) in totals.items()
-    }
-    return Importance(tensors, datasets=datasets, chunk_size=n_ctx)
 
 
 # --- reading
@@ -275,7 +253,7 @@ class _Result:
 def _read(
     job: _Job,
     machine: Mapping[str, Any],
-    partial: Path,
+    kept: KeptState,
     report: Callable[[CalibrationProgress], None],
 ) -> _Result:
     n_ctx, n_parallel = job.n_ctx, 1
@@ -300,7 +278,7 @@ def _read(
             )
         )
         model.engine.observe(sums)
-        reading = _Reading(model, sums, job, partial)
+        reading = _Reading(model, sums, job, kept)
         reading.resume()
         reading.read_all(report)
         return _Result(sums.totals, reading.n_chunks, len(job.talks), reading.perplexity)
@@ -309,8 +287,8 @@ def _read(
 class _Reading:
     """Reads one text after the other, chunks first, and keeps how far it is."""
 
-    def __init__(self, model: Model, sums: ActivationSums, job: _Job, partial: Path) -> None:
-        self._model, self._sums, self._job, self._partial = model, sums, job, partial
+    def __init__(self, model: Model, sums: ActivationSums, job: _Job, kept: KeptState) -> None:
+        self._model, self._sums, self._job, self._kept = model, sums, job, kept
         self._bos = model.vocabulary.bos_id if model.vocabulary.add_bos else None
         self._tokens = self._chunked()
         self.n_chunks = len(self._tokens) // job.n_ctx
@@ -321,7 +299,6 @@ class _Reading:
         ]
         self._n_units = len(self._groups) + len(job.talks)
         self._nll, self._nll2, self._n_predicted = 0.0, 0.0, 0
-        self._saved_at, self._save_took = time.monotonic(), 0.0
         self._of = {
             "model": sampled_digest("llama4.", job.info.parts).hex(),
             "text": hashlib.sha256(self._tokens.tobytes()).hexdigest(),
@@ -340,25 +317,14 @@ class _Reading:
         return exp(mean), exp(mean) * sqrt(variance / (self._n_predicted - 1))
 
     def resume(self) -> None:
-        """Go on where a run before this was; or see that what is to be kept can be.
+        """Go on where a run before this was.
 
         Raises:
             OutputError: it was of something else.
         """
-        if not self._partial.exists():
-            self._save()
+        state = self._kept.read(self._of)
+        if state is None:
             return
-        state = read_state(self._partial)
-        for name, digest in self._of.items():
-            if state.of.get(name) != digest:
-                raise OutputError(
-                    f"{self._partial} is of a calibration that was interrupted, of another {name}"
-                    if name != "settings"
-                    else f"{self._partial} is of a calibration with other settings",
-                    found=state.of.get(name) if name == "settings" else None,
-                    expected=digest if name == "settings" else None,
-                    hint="Calibrate as then to go on, or remove it to begin anew.",
-                )
         totals = {name: Total(sums, counts) for name, (sums, counts) in state.tensors.items()}
         self._sums.restore(totals, min(state.done, self._n_units))
         self._nll, self._nll2 = state.numbers["nll"], state.numbers["nll2"]
@@ -375,15 +341,15 @@ class _Reading:
                     so_far = None if self.perplexity is None else self.perplexity[0]
                     done = self._steps(unit + 1)
                     report(CalibrationProgress(done, total, before, n_tokens, so_far))
-                    self._save_sometimes()
+                    if self._kept.is_due:
+                        self._save()
             self._save()
         except OutputError:
             raise
         except BaseException:
-            with suppress(OutputError):
-                self._save()
-            if not self._sums.n_added:
-                self._partial.unlink(missing_ok=True)
+            if self._sums.n_added:
+                with suppress(OutputError):
+                    self._save()
             raise
 
     def _steps(self, n_units: int) -> int:
@@ -407,6 +373,9 @@ class _Reading:
             decode = partial(engine.each_logits, tokens, n_tokens, _skip, prompt.features)
 
         def add() -> bool:
+            if not np.isfinite(nll).all():
+                sums.check()
+                raise DamagedTensorError("the model computes NaN or infinite logits")
             if not sums.add():
                 return False
             self._nll += float(nll.sum())
@@ -418,8 +387,21 @@ class _Reading:
         while not added:  # again where a batch was given up by what was meant for another
             engine.in_thread(sums.begin)
             decode()
-            added = engine.in_thread(add)
+            try:
+                added = engine.in_thread(add)
+            except DamagedTensorError as error:
+                raise DamagedTensorError(
+                    f"{self._job.info.path} cannot be calibrated",
+                    found=f"{error.problem}, in {self._where(unit)}",
+                    hint=DAMAGED_HINT,
+                ) from error
         return n_tokens
+
+    def _where(self, unit: int) -> str:
+        """What is read then, for an error."""
+        if unit >= len(self._groups):
+            return f"conversation {unit - len(self._groups) + 1}"
+        return f"chunk {self._groups[unit][0] + 1 + self._job.first_chunk} of the text"
 
     def _chunk(self, number: int) -> npt.NDArray[np.int32]:
         n_ctx = self._job.n_ctx
@@ -454,11 +436,15 @@ class _Reading:
         tokens = self._model.tokenize(job.text, special=job.special, add_bos=self._bos is not None)
         left = len(tokens) - job.first_chunk * job.n_ctx
         if left < 2 * job.n_ctx:
+            is_short = len(tokens) < 2 * job.n_ctx
+            after = f" after {job.first_chunk} chunks of {job.n_ctx}" if job.first_chunk else ""
             raise SettingError(
                 "the text is too short",
-                found=f"{max(left, 0)} tokens",
+                found=f"{max(left, 0)} tokens{'' if is_short else after}",
                 expected=f"at least {2 * job.n_ctx}, two chunks of n_ctx",
-                hint="Give a longer text, or a smaller n_ctx.",
+                hint="Give a longer text, or a smaller n_ctx."
+                if is_short
+                else "Leave fewer chunks out: a smaller first_chunk.",
             )
         count = min(left // job.n_ctx, job.n_chunks or left)
         begin = job.first_chunk * job.n_ctx
@@ -496,21 +482,9 @@ class _Reading:
 
     # --- what is kept
 
-    def _save_sometimes(self) -> None:
-        if time.monotonic() - self._saved_at > max(_SAVE_EVERY, _SAVE_COST * self._save_took):
-            self._save()
-
     def _save(self) -> None:
-        begun = time.monotonic()
-        state = CalibrationState(
-            self._of,
-            self._sums.n_added,
-            {"nll": self._nll, "nll2": self._nll2, "n_predicted": self._n_predicted},
-            self._sums.totals,
-        )
-        _write(self._partial, state.data())
-        self._saved_at = time.monotonic()
-        self._save_took = self._saved_at - begun
+        numbers = {"nll": self._nll, "nll2": self._nll2, "n_predicted": self._n_predicted}
+        self._kept.save(CalibrationState(self._of, self._sums.n_added, numbers, self._sums.totals))
 
 
 def _skip(_: int, rows: Floats) -> None:

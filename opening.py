@@ -108,6 +108,7 @@ def planned(
         n_ctx=wish.n_ctx if n_ctx is None else n_ctx,
         kv_type=kv_type,
         n_ubatch=wish.n_ubatch,
+        n_outputs=wish.n_outputs,
         n_parallel=wish.n_parallel,
         flash_attention=wish.flash_attention,
         load_mode=wish.load_mode,

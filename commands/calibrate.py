@@ -13,34 +13,33 @@ from . import values
 from .declare import argument, command, flag, group, json_flag, option, verbose_flag
 from .output import give, show_warnings
 from .stdin import text_of_file
+from .text_options import (
+    chunk_option,
+    chunks_option,
+    devices_option,
+    special_flag,
+    text_option,
+    threads_option,
+    workers_option,
+)
 
 
 @dataclass(frozen=True)
 class _Read:
     """What the model reads."""
 
-    text: str | None = option(
-        "-f", "--text", "--file", kind=values.FilePath(str), metavar="FILE",
-        help="Text in UTF-8, read in chunks; - is standard input.",
-    )  # fmt: skip
+    text: str | None = text_option("Text in UTF-8, read in chunks; - is standard input.")
     conversations: str | None = option(
         "--chat", kind=values.FilePath(str), metavar="FILE.jsonl",
         help='Conversations, read in the chat format, one a line: {"messages": [{"role": "user", '
         '"content": …}, …]}. A part {"type": "image", "image": FILE} is a picture.',
     )  # fmt: skip
-    n_ctx: int | None = option(
-        "-c", "--ctx-size", kind=values.whole_number(8), help="Tokens of each chunk of the text."
-    )
-    n_chunks: int | None = option(
-        "--chunks", kind=values.whole_number(1), help="Read only N chunks."
-    )
+    n_ctx: int | None = chunk_option("Tokens of each chunk of the text.")
+    n_chunks: int | None = chunks_option()
     first_chunk: int | None = option(
         "--chunk", "--from-chunk", kind=values.whole_number(0), help="Leave the first N chunks out."
     )
-    special: bool = flag(
-        "--parse-special",
-        help="Take names of control tokens in the text, as <|eot|>, for those tokens.",
-    )
+    special: bool = special_flag()
     process_output: bool = flag("--process-output", help="Have statistics of output.weight too.")
     no_perplexity: bool = flag(
         "--no-ppl", help="Do not compute the perplexity of the text, nor any logits."
@@ -72,18 +71,9 @@ class CalibrateOptions:
         "-mm", "--mmproj", kind=values.FilePath(str), metavar="FILE",
         help="The GGUF of the vision tower.  [default: the only mmproj-*.gguf beside the model]",
     )  # fmt: skip
-    n_threads: int | None = option(
-        "-t", "--threads", kind=values.whole_number(1),
-        help="CPU threads.  [default: one for each core]",
-    )  # fmt: skip
-    devices: tuple[str, ...] | None = option(
-        "-dev", "--device", kind=values.devices, metavar="NAMES",
-        help="GPUs to use, comma-separated; none is the CPU alone.  [default: all]",
-    )  # fmt: skip
-    workers: tuple[str, ...] | None = option(
-        "--workers", kind=values.words, metavar="HOST:PORT,…",
-        help="Other machines that run `llama4 worker`, to share the model with.",
-    )  # fmt: skip
+    n_threads: int | None = threads_option()
+    devices: tuple[str, ...] | None = devices_option()
+    workers: tuple[str, ...] | None = workers_option()
     as_json: bool = json_flag()
     verbose: bool = verbose_flag()
 

@@ -11,10 +11,19 @@ import click
 
 from ..terminal.compare_view import compare_progress, compare_view
 from . import values
-from .declare import argument, command, flag, group, json_flag, option, verbose_flag
+from .declare import argument, command, group, json_flag, option, verbose_flag
 from .options import kv_types
 from .output import give, show_warnings
 from .stdin import text_of_file
+from .text_options import (
+    chunk_option,
+    chunks_option,
+    devices_option,
+    special_flag,
+    text_option,
+    threads_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from ..evaluation import Candidate
@@ -26,26 +35,17 @@ if TYPE_CHECKING:
 class _Asked:
     """What the models are compared on."""
 
-    text: str | None = option(
-        "-f", "--text", "--file", kind=values.FilePath(str), metavar="FILE",
-        help="Text in UTF-8 whose tokens are predicted; - is standard input.",
-    )  # fmt: skip
+    text: str | None = text_option("Text in UTF-8 whose tokens are predicted; - is standard input.")
     questions: str | None = option(
         "--ask", kind=values.FilePath(str), metavar="FILE.jsonl",
         help='Questions of multiple choice, one a line: {"question": "…", "choices": ["…", "…"], '
         '"answer": 0}. The likeliest choice counts.',
     )  # fmt: skip
-    n_ctx: int | None = option(
-        "-c", "--ctx-size", kind=values.whole_number(8),
-        help="Tokens of each chunk of the text; those of its second half are predicted.",
-    )  # fmt: skip
-    n_chunks: int | None = option(
-        "--chunks", kind=values.whole_number(1), help="Read only the first N chunks."
+    n_ctx: int | None = chunk_option(
+        "Tokens of each chunk of the text; those of its second half are predicted."
     )
-    special: bool = flag(
-        "--parse-special",
-        help="Take names of control tokens in the text, as <|eot|>, for those tokens.",
-    )
+    n_chunks: int | None = chunks_option()
+    special: bool = special_flag()
     save: Path | None = option(
         "--save", kind=values.FilePath(), metavar="FILE",
         help="Keep what the reference predicted, to be given instead of REFERENCE.",
@@ -89,18 +89,9 @@ class CompareOptions:
     )
     asked: _Asked = group(_Asked)
     opened: _Opened = group(_Opened)
-    n_threads: int | None = option(
-        "-t", "--threads", kind=values.whole_number(1),
-        help="CPU threads.  [default: one for each core]",
-    )  # fmt: skip
-    devices: tuple[str, ...] | None = option(
-        "-dev", "--device", kind=values.devices, metavar="NAMES",
-        help="GPUs to use, comma-separated; none is the CPU alone.  [default: all]",
-    )  # fmt: skip
-    workers: tuple[str, ...] | None = option(
-        "--workers", kind=values.words, metavar="HOST:PORT,…",
-        help="Other machines that run `llama4 worker`, to share each model with.",
-    )  # fmt: skip
+    n_threads: int | None = threads_option()
+    devices: tuple[str, ...] | None = devices_option()
+    workers: tuple[str, ...] | None = workers_option()
     plot: Path | None = option(
         "--plot", kind=values.FilePath(), metavar="FILE.png",
         help="Draw the divergence of each candidate against its size.",

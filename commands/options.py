@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import values
 from .declare import flag, given, group, option, usage_error, usage_errors
+from .text_options import devices_option, threads_option, workers_option
 
 if TYPE_CHECKING:
     from ..runtime.placement import Placement
@@ -350,10 +351,7 @@ class EngineOptions:
         help="Tokens of context, prompt and answer together, as in 32768, 128k or 10M; max (or 0) "
         "is the longest that fits.",
     )  # fmt: skip
-    n_threads: int | None = option(
-        "-t", "--threads", kind=values.whole_number(1),
-        help="CPU threads.  [default: one for each core]",
-    )  # fmt: skip
+    n_threads: int | None = threads_option()
     n_batch: int | None = option(
         "-b", "--batch-size", kind=values.whole_number(1),
         help="Tokens of a prompt given to llama.cpp in one call.",
@@ -391,10 +389,7 @@ class EngineOptions:
 class DeviceOptions:
     """Where a model goes, but for how many of its layers and experts."""
 
-    devices: tuple[str, ...] | None = option(
-        "-dev", "--device", kind=values.devices, metavar="NAMES",
-        help="GPUs to use, comma-separated; none is the CPU alone.  [default: all]",
-    )  # fmt: skip
+    devices: tuple[str, ...] | None = devices_option()
     tensor_split: tuple[float, ...] | None = option(
         "-ts", "--tensor-split", kind=values.shares, metavar="N,N",
         help="Share of the layers for each GPU.  [default: in proportion to free memory]",
@@ -406,10 +401,7 @@ class DeviceOptions:
         "match decides.",
     )  # fmt: skip
     no_kv_offload: bool = flag("-nkvo", "--no-kv-offload", help="Keep the KV cache on the CPU.")
-    workers: tuple[str, ...] | None = option(
-        "--workers", kind=values.words, metavar="HOST:PORT,…",
-        help="Other machines that run `llama4 worker`, to share the model with.",
-    )  # fmt: skip
+    workers: tuple[str, ...] | None = workers_option()
 
 
 @dataclass(frozen=True)

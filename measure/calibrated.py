@@ -5,20 +5,25 @@ Opens no models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedTensorError, ModelFileError
-from ..quant.importance import Activations, Floats, Importance
+from ..quant.importance import LARGEST_MEAN, Activations, Floats, Importance
 from ..quant.starved import FEWEST, ExpertCounts
+from ..runtime.activations import Total
 from ..runtime.bindings.candidates import log_sum
 from ..runtime.files.model_file import ModelInfo
 from ..untrusted import brief
+
+DAMAGED_HINT = "Convert the model, or fetch it, again: `llama4 inspect --check` looks for damage."
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,34 @@ class Calibration:
         }
 
 
+def as_importance(
+    totals: Mapping[str, Total], datasets: tuple[str, ...], n_ctx: int, model: Path
+) -> Importance:
+    """What was summed, as a file has it.
+
+    Args:
+        datasets: names of the texts.
+        n_ctx: tokens of a chunk.
+        model: the file, for errors.
+
+    Raises:
+        DamagedTensorError: a sum is larger than a model's can be.
+    """
+    tensors = {}
+    for name, (sums, counts) in totals.items():
+        with np.errstate(over="ignore"):
+            one = Activations(sums.astype(np.float32), counts)
+        if (most := one.largest_mean) > LARGEST_MEAN:
+            raise DamagedTensorError(
+                f"{model} cannot be calibrated",
+                found=f"{name} is multiplied with numbers whose mean square is {most:.3g}",
+                expected=f"at most {LARGEST_MEAN:g}, as any model's",
+                hint=DAMAGED_HINT,
+            )
+        tensors[name] = one
+    return Importance(tensors, datasets=datasets, chunk_size=n_ctx)
+
+
 def most_tokens(importance: Importance) -> int:
     """How many tokens the tensor saw that saw most."""
     counts = (int(one.measured().counts.max()) for one in importance.tensors.values())
@@ -102,7 +135,8 @@ def unlikelihoods(
     place: int,
     rows: Floats,
 ) -> None:
-    """Write how unlikely the model finds the tokens of the second half of a chunk.
+    """Write how unlikely the model finds the tokens of the second half of a chunk; NaN where its
+    logits are no numbers.
 
     Args:
         place: that of the token after which the first of these logits are.
@@ -112,9 +146,8 @@ def unlikelihoods(
     def one(at: int) -> None:
         logits = rows[at - place]
         most = float(logits.max())
-        if not isfinite(most):
-            raise DamagedTensorError("the model computes NaN or infinite logits")
-        nll[at - first] = log_sum(logits, most) - float(logits[tokens[at + 1]])
+        own = float(logits[tokens[at + 1]])
+        nll[at - first] = log_sum(logits, most) - own if isfinite(most) else nan
 
     for _ in pool.map(one, range(max(place, first), min(place + len(rows), len(tokens) - 1))):
         pass

@@ -57,6 +57,7 @@ def plan(
     vram: Sequence[int] = (),
     ram: int | None = None,
     n_ubatch: int = EngineSettings.n_ubatch,
+    n_outputs: int = EngineSettings.n_outputs,
     n_parallel: int = EngineSettings.n_parallel,
     flash_attention: FlashAttention = "auto",
     load_mode: LoadMode = EngineSettings.load_mode,
@@ -89,6 +90,7 @@ def plan(
         ram: bytes of main memory to plan for instead of this machine's; not beside a GPU that
             shares its memory with the processor.
         n_ubatch: tokens computed at once.
+        n_outputs: rows of logits that one call may return.
         n_parallel: sequences of ``n_ctx`` tokens each.
         flash_attention: "auto" is on wherever every device can do it.
         load_mode: how weights come into main memory: mapped from the file, copied, or locked.
@@ -122,6 +124,7 @@ def plan(
         raise SettingError("a described machine has neither workers nor devices of this one")
     base = EngineSettings(
         n_ubatch=n_ubatch,
+        n_outputs=n_outputs,
         n_parallel=n_parallel,
         flash_attention=flash_attention,
         load_mode=load_mode,

@@ -18,6 +18,10 @@ from ..untrusted import brief
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
+LARGEST_MEAN = 1e15
+"""A larger mean square, of numbers beyond 30 million, is no model's, and what encoders compute with
+it overflows."""
+
 
 @dataclass(frozen=True)
 class Starved:
@@ -62,6 +66,12 @@ class Activations:
         """The mean squares, 1 where nothing was summed: float32 of [n_matrices, row_length]."""
         counts = self.counts.astype(np.float32)[:, None]
         return np.divide(self.sums, counts, out=np.ones_like(self.sums), where=counts > 0)
+
+    @property
+    def largest_mean(self) -> float:
+        """The largest of the mean squares, and of sums that are of nothing; 0 where are none."""
+        means = self.sums / np.maximum(self.counts, 1)[:, None]
+        return float(means.max(initial=0))
 
     def reshaped(self, shape: tuple[int, int]) -> Activations | None:
         """With so many matrices of so many columns; None where it cannot have them.

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from ..errors import ModelFileError
 from ..gguf_header import MAX_NAME, MAX_TENSORS, Header, RawTensor, TooShortError, read_header
 from ..untrusted import LFS_POINTER, Reader, brief, lfs_pointer, shown
-from .importance import Activations, Counts, Floats, Importance, Starved
+from .importance import LARGEST_MEAN, Activations, Counts, Floats, Importance, Starved
 
 LEGACY_CHUNK = 512
 """Tokens of a chunk where a file of the older form counts chunks: llama-imatrix's default."""
@@ -125,6 +125,7 @@ class _Gguf:
                 raise self._damaged(name, f"{len(counts)} counts", f"{len(sums)}")
             sums = sums.reshape(len(counts), -1)
         one = Activations(sums, np.broadcast_to(counts, len(sums)).copy())
+        _check_means(self._name, name, one)
         if name + _STARVED_EXPERTS not in self._tensors:
             return one
         return Activations(one.sums, one.counts, self._starved(name, one))
@@ -141,6 +142,7 @@ class _Gguf:
         ):
             found = ", ".join(map(str, experts[:8]))
             raise self._damaged(name + _STARVED_EXPERTS, found, "experts, ascending")
+        _check_means(self._name, name + _STARVED_SUMS, Activations(sums, counts))
         return Starved(tuple(experts.tolist()), sums, counts)
 
     def _sums(self, name: str) -> Floats:
@@ -207,6 +209,12 @@ def _check_sums(file: str, what: str, sums: Floats) -> None:
         raise _damaged(file, what, f"{bad.size} values like {bad.flat[0]}", "sums of squares")
 
 
+def _check_means(file: str, what: str, one: Activations) -> None:
+    if (most := one.largest_mean) > LARGEST_MEAN:
+        expected = f"at most {LARGEST_MEAN:g}, as any model's"
+        raise _damaged(file, what, f"a mean square of {most:.3g}", expected)
+
+
 def _damaged(file: str, what: str, found: str, expected: str) -> ModelFileError:
     return ModelFileError(
         f"{file} has damaged activation statistics: {brief(what)}",
@@ -241,9 +249,11 @@ def _legacy(data: bytes, file: str) -> Importance:
         n_chunks = max(walk.number(f"the chunks of {brief(name)}", 0), 1)
         sums = walk.floats(name)[None]
         # Rows instead of chunks: a power of two changes no mean.
-        rows = sums * np.float32(LEGACY_CHUNK)
-        _check_sums(file, name, rows)
+        _check_sums(file, name, sums)
+        with np.errstate(over="ignore"):
+            rows = sums * np.float32(LEGACY_CHUNK)
         tensors[name] = Activations(rows, np.array([n_chunks * LEGACY_CHUNK], np.int64))
+        _check_means(file, name, tensors[name])
     n_chunks = 0 if walk.at_end else walk.number("the number of chunks", 0)
     dataset = "" if walk.at_end else walk.text("the name of the data set", 0)
     return Importance(tensors, file, (dataset,) if dataset else (), n_chunks)

@@ -60,6 +60,17 @@ class ActivationSums:
         """A batch was given up in the middle, of which a part may have been seen."""
         self._spoiled = True
 
+    def check(self) -> None:
+        """Whether what was seen since the last text was added are numbers.
+
+        Raises:
+            DamagedTensorError: what a matrix was multiplied with is NaN or infinite.
+            EngineError: llama.cpp's graph was not understood.
+        """
+        for name, sums, _ in self.native.observations():
+            if not np.isfinite(sums).all():
+                raise DamagedTensorError(f"{name} is multiplied with NaN or infinite numbers")
+
     def add(self) -> bool:
         """The text was read: it counts. False where a batch of it was given up, and it does not.
 
@@ -70,13 +81,7 @@ class ActivationSums:
         observations = list(self.native.observations())
         if self._spoiled:
             return False
-        for name, sums, _ in observations:
-            if not np.isfinite(sums).all():
-                raise DamagedTensorError(
-                    f"{name} is multiplied with NaN or infinite numbers",
-                    hint="Convert the model, or fetch it, again: `llama4 inspect --check` looks "
-                    "for damage.",
-                )
+        self.check()
         for name, sums, counts in observations:
             total = self.totals.get(name)
             if total is None:

@@ -20,7 +20,6 @@ from llama4_edge import (
     CalibrationProgress,
     Model,
     calibrate,
-    calibration,
     read_conversations,
 )
 from llama4_edge.errors import (
@@ -30,6 +29,7 @@ from llama4_edge.errors import (
     OutputError,
     SettingError,
 )
+from llama4_edge.measure import interrupted
 from llama4_edge.quant.encode import decode_blocks, encode_rows
 from llama4_edge.quant.importance import Importance
 from llama4_edge.quant.importance_file import importance_bytes, read_importance
@@ -170,8 +170,9 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(tiny_path: Path, tmp_pat
 def test_a_killed_process_loses_what_was_not_saved_yet(tiny_path: Path, tmp_path: Path) -> None:
     script = f"""
 import os, signal
-from llama4_edge import calibrate, calibration
-calibration._SAVE_EVERY = calibration._SAVE_COST = -1
+from llama4_edge import calibrate
+from llama4_edge.measure import interrupted
+interrupted._SAVE_EVERY = interrupted._SAVE_COST = -1
 def kill(at):
     if at.done == 3: os.kill(os.getpid(), signal.SIGKILL)
 calibrate({str(tiny_path)!r}, {str(tmp_path / "i.gguf")!r}, text={TEXT!r}, n_ctx={CHUNK},
@@ -222,15 +223,52 @@ def test_a_full_disk_loses_nothing_that_was_saved(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments, **settings)
 
-    monkeypatch.setattr(calibration, "_SAVE_EVERY", -1)
-    monkeypatch.setattr(calibration, "_SAVE_COST", -1)
-    monkeypatch.setattr(calibration, "write_atomically", full)
+    monkeypatch.setattr(interrupted, "_SAVE_EVERY", -1)
+    monkeypatch.setattr(interrupted, "_SAVE_COST", -1)
+    monkeypatch.setattr(interrupted, "write_atomically", full)
     with pytest.raises(OutputError, match=r"cannot be written, found No space left.*Free some"):
         calibrated(tiny_path, output)
     monkeypatch.undo()
     steps: list[CalibrationProgress] = []
     calibrated(tiny_path, output, progress=steps.append)
     assert steps[0].before > 0
+
+
+def test_two_calibrations_do_not_write_one_file(tiny_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "i.gguf"
+
+    def begin_another(at: CalibrationProgress) -> None:
+        with pytest.raises(OutputError, match=r"another calibration is writing .*i\.gguf\.partial"):
+            calibrated(tiny_path, output, progress=stop_after(1))
+        if at.done == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        calibrated(tiny_path, output, progress=begin_another)
+    # It is free again, and as far as the first one came.
+    steps: list[CalibrationProgress] = []
+    calibrated(tiny_path, output, progress=steps.append)
+    assert steps[0].before == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_what_was_written_meanwhile_is_not_replaced(tiny_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "i.gguf"
+    with pytest.raises(OutputError, match=r"i\.gguf exists"):
+        calibrated(tiny_path, output, progress=lambda _: output.write_bytes(b"x"))
+    assert output.read_bytes() == b"x"
+    output.unlink()
+    steps: list[CalibrationProgress] = []
+    calibrated(tiny_path, output, progress=steps.append)
+    assert not steps  # all of it was there
+
+
+def test_one_who_was_killed_before_anything_was_saved_begins_anew(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "i.gguf.partial").touch()
+    calibrated(tiny_path, tmp_path / "i.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
 
 
 def test_a_batch_that_is_given_up_counts_once(
@@ -420,7 +458,10 @@ def test_what_cannot_be_calibrated_is_refused(tiny_path: Path, tmp_path: Path) -
     for settings, reason in (
         ({"text": None}, "nothing to calibrate with"),
         ({"text": "short"}, r"too short, found \d+ tokens, expected at least 1024"),
-        ({"first_chunk": 100}, "too short, found 0 tokens"),
+        (
+            {"first_chunk": 100},
+            r"too short, found 0 tokens after 100 chunks of 512, .* Leave fewer chunks out",
+        ),
         ({"n_ctx": 7}, "n_ctx.*from 8 up"),
         ({"conversations": ["x" * 20_000]}, "conversation 1 is too long"),
         ({"conversations": ["x", []]}, "conversation 2: there are no messages"),
@@ -436,10 +477,33 @@ def test_what_cannot_be_calibrated_is_refused(tiny_path: Path, tmp_path: Path) -
     assert output.read_bytes() == b"x"
 
 
-def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("perplexity", [False, True])
+@pytest.mark.parametrize("n_ctx", [SHORT, CHUNK])
+def test_a_model_that_computes_nan_is_refused(tmp_path: Path, perplexity: bool, n_ctx: int) -> None:
     broken = with_chat_tokens()
     broken.tensors["blk.1.attn_norm.weight"][:] = np.nan
     path = broken.write(tmp_path / "broken.gguf")
-    with pytest.raises(DamagedTensorError, match=r"blk.1.* is multiplied with NaN"):
-        calibrated(path, tmp_path / "i.gguf", perplexity=False)
+    reason = (
+        r"broken\.gguf cannot be calibrated, found blk\.1\..* is multiplied with NaN .*chunk 1 "
+    )
+    with pytest.raises(DamagedTensorError, match=f"{reason}.*inspect --check"):
+        calibrated(path, tmp_path / "i.gguf", perplexity=perplexity, n_ctx=n_ctx)
     assert [file.name for file in tmp_path.iterdir()] == ["broken.gguf"]
+
+
+def test_logits_that_are_nan_are_refused(tmp_path: Path) -> None:
+    broken = with_chat_tokens()
+    broken.tensors["output_norm.weight"][:] = np.nan
+    path = broken.write(tmp_path / "broken.gguf")
+    with pytest.raises(
+        DamagedTensorError, match=r"broken\.gguf .* NaN or infinite logits, in chunk"
+    ):
+        calibrated(path, tmp_path / "i.gguf")
+
+
+def test_numbers_that_encoders_cannot_compute_with_are_refused(tmp_path: Path) -> None:
+    broken = with_chat_tokens()
+    broken.tensors["blk.3.ffn_norm.weight"][:] = 1e8
+    path = broken.write(tmp_path / "broken.gguf")
+    with pytest.raises(DamagedTensorError, match=r"mean square is .*, expected at most 1e\+15"):
+        calibrated(path, tmp_path / "i.gguf", perplexity=False)

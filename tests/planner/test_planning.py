@@ -518,3 +518,10 @@ def planned_matrix_rate() -> float:
     from llama4_edge.planner.machine import matrix_rate
 
     return matrix_rate()
+
+
+def test_rows_of_logits_that_one_call_returns_are_counted() -> None:
+    few, many = (plan("scout", gpus="h100", n_ctx=512, n_outputs=count) for count in (64, 512))
+    assert (few.settings.n_outputs, many.settings.n_outputs) == (64, 512)
+    more = many.devices[0].memory.compute - few.devices[0].memory.compute
+    assert more == pytest.approx((512 - 64) * 202_048 * 4, rel=0.01)

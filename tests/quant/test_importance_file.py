@@ -133,6 +133,10 @@ def make(path: Path, tensors: dict[str, np.ndarray], kind: str | None = "imatrix
         ({IN_SUM2: ROWS * np.inf, "a.counts": TWO}, "values like inf"),
         ({IN_SUM2: -ROWS, "a.counts": TWO}, "values like -1.0"),
         (
+            {IN_SUM2: np.full((2, 3), 3e38, np.float32), "a.counts": TWO},
+            r"a, found a mean square of 3e\+38, expected at most 1e\+15, as any model's",
+        ),
+        (
             {IN_SUM2: ROWS, "a.counts": -TWO},
             r"a.counts, found -1.0, expected how many rows were summed",
         ),
@@ -181,7 +185,8 @@ def test_what_is_something_else_is_refused(tmp_path: Path, tiny_path: Path) -> N
         (b"GGUF", "version, found nothing"),
         (b"GGUF\0\0\0\3", "version, found 00000003, expected a little-endian 2 or 3"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (legacy(entry("a", [-1.0])), "a, found 1 values like -512.0"),
+        (legacy(entry("a", [-1.0])), "a, found 1 values like -1.0"),
+        (legacy(entry("a", [3e38])), "a, found a mean square of inf"),
         (legacy(entry("a", [float("nan")])), "values like nan"),
         (legacy(entry("a", [1.0]), entry("a", [1.0])), "a, found twice"),
         (legacy(entry("a", [])), "found 0 as the number of values of a"),
