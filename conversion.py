@@ -100,7 +100,7 @@ def convert(
         merge_lora: LoRA adapters, as `convert_lora` takes them, that are merged into the model,
             each a path or a pair of a path and a scale: their products are added to the weights in
             float32, in this order, before anything is encoded. What one has for the vision tower
-            goes into the projector.
+            goes into the projector. A GGUF takes what is for its half of the model.
         split_size: bytes of tensors that one file may hold; more go into further parts,
             ``NAME-00001-of-00003.gguf`` and so on. The projector stays in one.
         text: whether the text model is written. Without it, `output` is the projector.
@@ -154,7 +154,12 @@ def convert(
     merged = [_scaled(it) for it in as_tuple("merge_lora", merge_lora, "paths, or (path, scale)")]
     check_whole("threads", threads, 1, or_none=True)
     from_gguf = is_gguf(source)
-    _check_source(source, from_gguf=from_gguf, requantize=requantize, merges=bool(merged))
+    if requantize and not from_gguf:
+        raise SettingError(
+            "requantize is of no effect",
+            found=f"{source}, which is not a GGUF",
+            hint="Leave it out: a checkpoint is converted whatever its weights are stored as.",
+        )
     budget: dict[str, Any] = {"fit": fit, "target_size": target_size, "target_bpw": target_bpw}
     budget = {name: value for name, value in budget.items() if value is not None}
 
@@ -173,7 +178,7 @@ def convert(
             return convert_gguf(
                 Path(source), target, request, revision=revision, requantize=requantize,
                 force=replaces, dry_run=dry_run, threads=threads, progress=progress,
-                planned_file=_planned_file, types_follow=types_follow,
+                merge_lora=merged, planned_file=_planned_file, types_follow=types_follow,
             )  # fmt: skip
         return run(
             source, target, request, revision=revision, keep_source=keep_source, force=replaces,
@@ -206,22 +211,6 @@ def _check_budget(budget: Mapping[str, object], *, recipe: object, text: bool) -
             f"{next(iter(budget))} is of no effect",
             found="a recipe" if text else "text=False",
             hint="Leave out one of them: both say how the text model is stored.",
-        )
-
-
-def _check_source(source: str, *, from_gguf: bool, requantize: bool, merges: bool) -> None:
-    """Raise where a setting is of the other kind of source."""
-    if from_gguf and merges:
-        raise SettingError(
-            "merge_lora needs a checkpoint",
-            found=f"{source}, a GGUF",
-            hint="Convert the checkpoint, or load the adapter beside the GGUF.",
-        )
-    if requantize and not from_gguf:
-        raise SettingError(
-            "requantize is of no effect",
-            found=f"{source}, which is not a GGUF",
-            hint="Leave it out: a checkpoint is converted whatever its weights are stored as.",
         )
 
 

@@ -202,10 +202,10 @@ def _opened(
     if is_gguf(name):
         if revision is not None:
             raise SettingError("revision is of no effect", found=f"{name}, a GGUF")
-        headers, n_layer, n_expert = model_source(read_gguf(Path(name)))
+        headers, hparams = model_source(read_gguf(Path(name)))
         job = plan_model(
             headers, request_for(bf16, overrides), None,
-            n_layer=n_layer, n_expert=n_expert, requantize=True,
+            n_layer=hparams.n_layer, n_expert=hparams.n_expert, requantize=True,
         )  # fmt: skip
         yield _model(name, job, headers, overrides, None)
         return

@@ -18,6 +18,7 @@ from .errors import ModelFileError, SettingError
 from .ranges import as_path, check_callback, check_flag, check_whole
 
 if TYPE_CHECKING:
+    from .architecture import Hyperparameters
     from .convert.from_gguf import GGUFSource
     from .convert.job import Job
     from .convert.output import Part
@@ -52,22 +53,27 @@ def convert_gguf(
     dry_run: bool,
     threads: int | None,
     progress: Callable[[Progress], None] | None,
+    merge_lora: Sequence[tuple[str, float]],
     planned_file: Callable[[Sequence[Part]], AbstractContextManager[Path]],
     types_follow: bool = False,
 ) -> Report:
     """The conversion that `llama4_edge.convert` describes, of a GGUF.
 
     Args:
+        merge_lora: adapters with the scale of each, in the order in which they are added.
         types_follow: as of `converter.execute`.
         planned_file: writes the headers of planned parts into temporary files, and is the first of
             them while its block runs.
     """
     from .convert.converter import execute
-    from .convert.from_gguf import plan_model, plan_projector
+    from .convert.from_gguf import check_merged, plan_model, plan_projector
+    from .convert.lora.base import Base
+    from .convert.lora.merge import merge_into, open_adapters
     from .runtime.files.gguf_file import read_gguf
     from .runtime.files.projector_file import is_projector, misnamed_tensors
 
     started = time.monotonic()
+    adapters = open_adapters(merge_lora)
     gguf = read_gguf(source)
     given = {**request.given, "revision": revision}
     vision_type = given.pop("vision_type", None)
@@ -75,22 +81,26 @@ def convert_gguf(
         _check_unused(source, "a projector", given)
         if not request.vision:
             raise _other_kind(source, "a projector", "a text model", "vision=False")
-        if misnamed_tensors(gguf) and vision_type is None:
+        if misnamed_tensors(gguf) and vision_type is None and not adapters:
             return _mended(source, output, force=force, dry_run=dry_run)
-        job = plan_projector(_projector_source(gguf), request, output, requantize=requantize)
+        base, model = None, _projector_source(gguf)
+        job = plan_projector(model, request, output, requantize=requantize)
     else:
         unused = {"vision_type": vision_type, "revision": revision}
         _check_unused(source, "a text model", unused)
         if not request.text:
             raise _other_kind(source, "a text model", "a projector", "text=False")
-        model, n_layer, n_expert = model_source(gguf)
+        model, hparams = model_source(gguf)
         job = plan_model(
-            model, request, output, n_layer=n_layer, n_expert=n_expert, requantize=requantize
-        )
+            model, request, output,
+            n_layer=hparams.n_layer, n_expert=hparams.n_expert, requantize=requantize,
+        )  # fmt: skip
+        base = Base(str(source), hparams, tied="output.weight" not in job.outputs)
+    job = check_merged(model, merge_into(job, adapters, base), requantize=requantize)
     _check_planned(job, planned_file)
     return execute(
         job, force=force, dry_run=dry_run, threads=threads, progress=progress, started=started,
-        beside=request.files, types_follow=types_follow,
+        beside=[*(it.adapter.path for it in adapters), *request.files], types_follow=types_follow,
     )  # fmt: skip
 
 
@@ -242,16 +252,15 @@ def _parts(gguf: GGUFFile) -> tuple[GGUFFile, ...]:
     return parts
 
 
-def model_source(gguf: GGUFFile) -> tuple[GGUFSource, int, int]:
-    """A whole text model, of any of its parts; its layers and its experts."""
+def model_source(gguf: GGUFFile) -> tuple[GGUFSource, Hyperparameters]:
+    """A whole text model, of any of its parts, and what it is."""
     from .runtime.files.model_file import check_architecture, check_parts
 
     if "split.no" not in gguf.metadata:
         check_architecture(gguf)
     parts = _parts(gguf)
     check_architecture(parts[0])
-    hparams = check_parts(parts, needs_tokenizer=False).hparams
-    return _as_source(parts), hparams.n_layer, hparams.n_expert
+    return _as_source(parts), check_parts(parts, needs_tokenizer=False).hparams
 
 
 def _projector_source(gguf: GGUFFile) -> GGUFSource:

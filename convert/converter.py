@@ -25,7 +25,7 @@ from ..quant.summary import summarize_roles
 from ..system.cores import usable_threads
 from .checkpoint import Checkpoint, open_checkpoint
 from .directories import is_listed
-from .job import Job, prepare
+from .job import Job, prepare, source_keys
 from .kept import rounded_notes
 from .lora.base import base_in
 from .lora.merge import merge_into, open_adapters
@@ -205,8 +205,8 @@ def _check_unchanged(job: Job) -> None:
     """
     changed = [
         path.name
-        for path in job.source_files
-        if job.shards.identity(path) != job.identity[path.name]
+        for path, key in source_keys(job.source_files).items()
+        if job.shards.identity(path) != job.identity[key]
     ]
     if changed:
         raise DamagedTensorError(

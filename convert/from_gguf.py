@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -140,9 +140,10 @@ def plan_model(
     target = target_file(output, f"{_model_name(source)}-{recipe.name}.gguf")
     parts, outputs = plan_parts(writer, assignments, target, request.split_size)
     outputs = outputs if matrix is None else matrix.weigh(outputs)
+    decoded = _decoded(source, assignments)
     notes = [
         *recipe_notes(recipe, specs),
-        *_rounding_notes(source, assignments, requantize=requantize),
+        *_rounding_notes(source, decoded, requantize=requantize),
     ]
     return _job(source, assignments, parts, outputs, recipe=recipe.name, notes=notes, matrix=matrix)
 
@@ -165,7 +166,7 @@ def plan_projector(
     writer = _writer(source, file_type=int(FILE_TYPES[matrices.name]), recipe=None)
     target = target_file(output, f"{_model_name(source)}-{matrices.name.lower()}.gguf")
     parts, outputs = plan_parts(writer, assignments, target, None)
-    notes = _rounding_notes(source, assignments, requantize=requantize)
+    notes = _rounding_notes(source, _decoded(source, assignments), requantize=requantize)
     return _job(
         source, assignments, parts, outputs,
         recipe=matrices.name.lower(), notes=notes, is_projector=True,
@@ -271,19 +272,42 @@ def _writer(
     return GGUFWriter.copying(metadata, source.alignment)
 
 
-def _rounding_notes(
-    source: GGUFSource, assignments: Sequence[Assignment], *, requantize: bool
-) -> list[str]:
-    """What is decoded from which types, and what of it is rounded a second time.
+def check_merged(source: GGUFSource, job: Job, *, requantize: bool) -> Job:
+    """The job of a GGUF into which adapters were merged, with what is said of tensors they change.
 
     Raises:
-        RecipeError: something is, without `requantize`.
+        RecipeError: one that keeps its type is rounded a second time, without `requantize`.
     """
+    read = {tensor.name for tensor in job.tensors}
     decoded = [
+        tensor
+        for tensor in source.tensors
+        if tensor.name in read
+        and job.outputs[tensor.name].merge is not None
+        and job.outputs[tensor.name].type == tensor.type
+        and tensor.type.name not in _PLAIN
+    ]
+    notes = _rounding_notes(source, decoded, requantize=requantize)
+    return replace(job, notes=(*job.notes, *notes))
+
+
+def _decoded(source: GGUFSource, assignments: Sequence[Assignment]) -> list[BlockTensor]:
+    """The tensors that become another type."""
+    return [
         tensor
         for tensor, assigned in zip(source.tensors, assignments, strict=True)
         if tensor.type != assigned.type
     ]
+
+
+def _rounding_notes(
+    source: GGUFSource, decoded: Sequence[BlockTensor], *, requantize: bool
+) -> list[str]:
+    """From which types tensors are decoded, and what of it is rounded a second time.
+
+    Raises:
+        RecipeError: something is, without `requantize`.
+    """
     again = [tensor for tensor in decoded if tensor.type.name not in _PRECISE]
     if again and not requantize:
         raise RecipeError(
@@ -345,17 +369,10 @@ def _job(
         notes=tuple(notes),
         layout={},
         encodes=not verbatim and not is_projector,
-        importance=matrix_use(matrix, assignments, _encoded(source, assignments)),
+        importance=matrix_use(
+            matrix, assignments, [tensor.name for tensor in _decoded(source, assignments)]
+        ),
     )
-
-
-def _encoded(source: GGUFSource, assignments: Sequence[Assignment]) -> list[str]:
-    """The names of the tensors that become another type."""
-    return [
-        tensor.name
-        for tensor, assigned in zip(source.tensors, assignments, strict=True)
-        if tensor.type != assigned.type
-    ]
 
 
 def _mapped(tensor: BlockTensor, *, verbatim: bool) -> MappedTensor:

@@ -7,6 +7,7 @@ and byte; reads no weight and writes nothing.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,8 +290,17 @@ def identity_of(
         "ggml": encoder_version(),
         "slab sizes": f"{SLAB_BYTES}, {ROW_SLAB_BYTES}",
         "recipe, types, config or tokenizer": header_digest(parts),
-        **{file.name: shards.identity(file) for file in _source_files(mapped)},
+        **{key: shards.identity(file) for file, key in source_keys(_source_files(mapped)).items()},
     }
+
+
+def source_keys(files: Sequence[Path]) -> dict[Path, str]:
+    """What each file is called in an identity: by its name, or all of its path where two share it.
+
+    The weights of each adapter have the same name.
+    """
+    names = Counter(file.name for file in files)
+    return {file: file.name if names[file.name] == 1 else str(file) for file in files}
 
 
 def _source_files(mapped: Sequence[MappedTensor]) -> list[Path]:

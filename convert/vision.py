@@ -9,6 +9,7 @@ transformers does. Knows shapes and types; writes nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ _AFTER = (
     ),
     Rule("multi_modal_projector.linear_1.weight", ("embd", "vision_out"), ("mm.model.fc.weight",)),
 )
+_RULES = {rule.name: rule for rule in (*_BEFORE, *_LAYERS, *_AFTER)}
+_LAYER_NUMBER = re.compile(r"vision_model\.model\.layers\.(\d{1,4})(?=\.)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,13 @@ def _axes(config: VisionConfig, n_embd: int) -> Sizes:
         "vision_out": config.vision_out,
         "embd": n_embd,
     }
+
+
+def vision_target(name: str) -> str | None:
+    """What a projector file calls a tensor of a checkpoint's tower; None where there is no such."""
+    layer = _LAYER_NUMBER.match(name)
+    rule = _RULES.get(name if layer is None else f"{_LAYER}{name[layer.end() :]}")
+    return None if rule is None else rule.targets[0].format(layer=layer and int(layer[1]))
 
 
 def vision_shapes(config: VisionConfig, n_embd: int) -> dict[str, Shape]:

@@ -113,13 +113,15 @@ class Deltas:
 
     `deltas` are its products, by the tables' names of the matrices; `vision` those for the vision
     tower, by theirs. `replaced` are whole tensors that stand in for the model's (modules_to_save),
-    `unused` the stored names of those that only repeat the model's.
+    `unused` the stored names of those that only repeat the model's. `pairs` is how many there are
+    for the text model.
     """
 
     deltas: Mapping[str, Delta]
     vision: Mapping[str, Pair]
     replaced: Mapping[str, StoredTensor]
     unused: tuple[str, ...]
+    pairs: int
 
 
 @dataclass
@@ -130,8 +132,12 @@ class _Halves:
     embedding: dict[str, StoredTensor] = field(default_factory=dict)
 
 
-def read_deltas(adapter: Adapter, base: Base) -> Deltas:
+def read_deltas(adapter: Adapter, base: Base | None) -> Deltas:
     """Hold an adapter's tensors against its base's shapes.
+
+    Args:
+        adapter: the adapter.
+        base: the text model; None where there is none, and what is for it does not count.
 
     Raises:
         UnsupportedError: a tensor is of another kind of adapter, or of a part that cannot be
@@ -153,7 +159,8 @@ def read_deltas(adapter: Adapter, base: Base) -> Deltas:
                 raise _error(adapter, stored, f"{found[letter].name} is the same half of a pair")
             found[letter] = stored
         elif ".base_layer." in name or ".original_module." in name:
-            _check_repeated(adapter, stored, base)
+            if base is not None:
+                _check_repeated(adapter, stored, base)
             unused.append(name)
         else:
             _replace(replaced, adapter, stored)
@@ -168,6 +175,8 @@ def read_deltas(adapter: Adapter, base: Base) -> Deltas:
         if name.startswith(VISION_PREFIXES):
             vision[f"{name}.weight"] = pair
             continue
+        if base is None:
+            continue
         delta = _delta(adapter, pair, name, base)
         for target in delta.targets:
             # All experts of a tensor at once, or one at a time.
@@ -178,7 +187,25 @@ def read_deltas(adapter: Adapter, base: Base) -> Deltas:
         if delta.name in replaced:
             raise _error(adapter, pair.a, f"{replaced[delta.name].name} stands in for all of it")
         deltas[delta.name] = delta
-    return Deltas(deltas, vision, replaced, tuple(unused))
+    return Deltas(deltas, vision, replaced, tuple(unused), len(pairs) - len(vision))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a whole tensor of the text model goes, and the shape that it must have."""
+
+    shape: tuple[int, ...]
+    targets: tuple[Target, ...]
+    experts: bool
+    expert: int | None
+
+
+def place_of(name: str, base: Base) -> Place:
+    """The place of a tensor of `Deltas.replaced` that is of the text model."""
+    template, layer, expert = _template(name)
+    rule = replace(_RULES[template], expert=expert)
+    targets = rule_targets(rule, layer, base.sizes)
+    return Place(tuple(base.sizes[axis] for axis in rule.shape), targets, rule.experts, expert)
 
 
 def _check_kind(adapter: Adapter, stored: StoredTensor) -> None:

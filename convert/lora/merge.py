@@ -2,7 +2,7 @@
 
 Promises what PEFT's ``merge_and_unload`` computes on a model in float32: each product times its
 scale, then added, one adapter after the other, before anything is encoded. What an adapter changes
-is found by the GGUF's tensors, so that it does not matter how the checkpoint stores them. Memory
+is found by the GGUF's tensors, so that it does not matter how the source stores them. Memory
 holds the matrices of a few tensors at a time.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,13 +22,15 @@ from ...errors import CheckpointError, DamagedTensorError, UnsupportedError
 from ...quant.encode import Floats
 from ...untrusted import brief
 from ..job import Job, all_slabs, identity_of
+from ..names import Target
 from ..shard_header import StoredTensor
 from ..shards import DiskNeed, LocalShards, Shards
-from ..spelling import VISION_PREFIXES, table_name
+from ..spelling import VISION_PREFIXES
 from ..text_model import FLOAT_DTYPES, MappedTensor
+from ..vision import vision_target
 from .adapter import Adapter, open_adapter, read
 from .base import Base
-from .deltas import Deltas, Pair, read_deltas, vision_pair
+from .deltas import Deltas, Pair, Place, place_of, read_deltas, vision_pair
 from .factors import Factors, factors_of, sides_of
 
 # Tensors whose matrices are held: gate and up of two adapters, while those before are encoded.
@@ -130,7 +132,7 @@ def _too_large(product: _Product) -> DamagedTensorError:
 
 
 class MergedShards:
-    """A checkpoint's shards, and the files of adapters that lie here."""
+    """A model's files, and the files of adapters that lie here."""
 
     def __init__(self, shards: Shards, here: Iterable[Path]) -> None:
         self._shards = shards
@@ -191,13 +193,13 @@ def open_adapters(wanted: Sequence[tuple[str | os.PathLike[str], float]]) -> lis
     return opened
 
 
-def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
+def merge_into(job: Job, wanted: Sequence[Wanted], base: Base | None) -> Job:
     """The same conversion, of the model with the adapters merged into it.
 
     Args:
         job: what is planned of the model.
         wanted: the adapters, in the order in which they are added; with none, the job is returned.
-        base: the shapes of its text model.
+        base: the shapes of its text model; None of a projector alone.
 
     Raises:
         CheckpointError: an adapter is of another model, or two replace the same tensor.
@@ -205,16 +207,13 @@ def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
     """
     if not wanted:
         return job
-    plan = _Plan(job)
-    notes = [_add(plan, one, base) for one in wanted]
+    plan = _Plan(job, base)
+    notes = [_add(plan, one) for one in wanted]
     held = _Held()
     merges = {name: Merge(those, held, plan.rows[name]) for name, those in plan.products.items()}
     outputs = {name: replace(place, merge=merges.get(name)) for name, place in job.outputs.items()}
-    tensors = tuple(_changed(tensor, plan.replaced, merges) for tensor in job.tensors)
-    anew = sum(
-        before.kept is not None and after.kept is None
-        for before, after in zip(job.tensors, tensors, strict=True)
-    )
+    tensors = tuple(_changed(job, plan, merges))
+    anew = _kept(job.tensors) - _kept(tensors)
     if anew:
         notes.append(f"{anew} matrices are not kept as stored but encoded anew: they are changed")
     shards = MergedShards(job.shards, [one.adapter.weights for one in wanted])
@@ -233,134 +232,169 @@ def merge_into(job: Job, wanted: Sequence[Wanted], base: Base) -> Job:
     )
 
 
-def _changed(
-    tensor: MappedTensor, replaced: Mapping[str, StoredTensor], merges: Mapping[str, Merge]
-) -> MappedTensor:
-    """A tensor that an adapter's stands in for; or one whose blocks cannot be kept, if changed."""
-    other = replaced.get(tensor.name)
-    if other is not None:
-        return replace(tensor, stored=other, weight=None, kept=None)
-    if any(target.name in merges for target in tensor.targets):
-        return replace(tensor, kept=None)
-    return tensor
+def _kept(tensors: Iterable[MappedTensor]) -> int:
+    return sum(tensor.kept is not None for tensor in tensors)
+
+
+def _changed(job: Job, plan: _Plan, merges: Mapping[str, Merge]) -> Iterator[MappedTensor]:
+    """The job's tensors, or an adapter's in their place; blocks that change cannot be kept."""
+    yielded: set[str] = set()
+    for tensor in job.tensors:
+        other = plan.in_place_of(tensor)
+        if other is None:
+            changes = any(target.name in merges for target in tensor.targets)
+            yield replace(tensor, kept=None) if changes else tensor
+        elif other.name not in yielded:
+            yielded.add(other.name)
+            yield other
 
 
 class _Plan:
-    """What adapters do to the tensors of a job, which are known by their names in the tables.
+    """What adapters do to a job, by its GGUF tensors: how these are stored does not matter.
 
-    `products` and `rows` (of one expert) are by the GGUF tensor; `replaced` has the adapters'
-    tensors by the stored name of what they stand in for.
+    `products` are added, and `rows` are those of one expert, or of all of a tensor without.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.text: dict[str, MappedTensor] = {}
-        self.vision: dict[str, MappedTensor] = {}
-        for tensor in job.tensors:
-            of_tower = all(target.name.startswith(("v.", "mm.")) for target in tensor.targets)
-            (self.vision if of_tower else self.text)[table_name(tensor.name)] = tensor
-        self.outputs = job.outputs
+    def __init__(self, job: Job, base: Base | None) -> None:
+        self.base = base
+        self.shapes = {name: output.shape for name, output in job.outputs.items()}
+        towers = sum(name.startswith(("v.", "mm.")) for name in self.shapes)
+        self.has_vision, self.has_text = towers > 0, towers < len(self.shapes)
         self.products: defaultdict[str, list[_Product]] = defaultdict(list)
         self.rows: dict[str, int] = {}
-        self.replaced: dict[str, StoredTensor] = {}
+        self._sources: defaultdict[str, list[MappedTensor]] = defaultdict(list)
+        for tensor in job.tensors:
+            for target in tensor.targets:
+                self._sources[target.name].append(tensor)
+        # By the name of the tensor, and the number of the expert where it is one's alone.
+        self._replaced: dict[tuple[str, int | None], MappedTensor] = {}
 
     def add(self, name: str, rows: int, *products: _Product) -> None:
         """Note what is added to the GGUF tensor `name`, of so many rows for each expert."""
         self.rows[name] = rows
         self.products[name] += products
 
+    def place(self, name: str) -> Place | None:
+        """Where a whole tensor goes that the tables call `name`; None where there is none like it.
 
-def _add(plan: _Plan, one: Wanted, base: Base) -> str:
+        Experts that are stored together have no place for one of them.
+        """
+        if name.startswith(VISION_PREFIXES):
+            target = vision_target(name)
+            if target is None or target not in self.shapes:
+                return None
+            shape = self.shapes[target]
+            return Place(shape, (Target(target, shape),), experts=False, expert=None)
+        assert self.base is not None
+        place = place_of(name, self.base)
+        names = {target.name for target in place.targets}
+        sources = [it for target in names for it in self._sources.get(target, ())]
+        if place.expert is not None:
+            sources = [it for it in sources if it.expert == place.expert]
+        whole = all(target.name in names for it in sources for target in it.targets)
+        return place if sources and whole else None
+
+    def replace(self, stored: StoredTensor, place: Place) -> bool:
+        """Put a whole tensor in its place, unless another one is there already."""
+        keys = [(target.name, place.expert) for target in place.targets]
+        if any(key in self._replaced for key in keys):
+            return False
+        tensor = MappedTensor(stored, place.targets, place.experts, place.expert)
+        self._replaced |= dict.fromkeys(keys, tensor)
+        for name, _ in keys:  # what was to be added to the one before
+            added = self.products.pop(name, ())
+            if place.expert is not None and added:
+                self.products[name] = [it for it in added if it.expert != place.expert]
+        return True
+
+    def in_place_of(self, tensor: MappedTensor) -> MappedTensor | None:
+        """What stands in for a tensor of the job."""
+        name = tensor.targets[0].name
+        return self._replaced.get((name, None)) or self._replaced.get((name, tensor.expert))
+
+
+def _add(plan: _Plan, one: Wanted) -> str:
     """Hold one adapter against the job's tensors; what is to be said about it.
 
     Raises:
         CheckpointError: it is of another model.
         UnsupportedError: it changes nothing that is converted, or replaces what one before does.
     """
-    deltas = read_deltas(one.adapter, base)
+    deltas = read_deltas(one.adapter, plan.base)
+    replaced = sum(_replace(plan, one, name, stored) for name, stored in deltas.replaced.items())
     count = 0
     for factors in factors_of(deltas.deltas):
         name = factors.target.name
-        if name in plan.outputs:
+        if name in plan.shapes:
             products = (
                 _Product(factors, it.pair, it.pair.scale * one.scale, it.expert)
                 for it in factors.deltas
             )
             plan.add(name, factors.target.shape[-2], *products)
             count += 1
-    if plan.vision:
+    if plan.has_vision:
         for name, pair in deltas.vision.items():
-            target, product = _tower_product(one, plan.vision, name, pair)
+            target, product = _tower_product(plan, one, name, pair)
             plan.add(target, pair.b.shape[0], product)
             count += 1
-    found = _replacements(one, deltas, plan)
-    plan.replaced |= found
-    if not count and not found:
+    if not count and not replaced:
         raise UnsupportedError(
             f"{one.adapter.path} changes nothing of what is converted",
-            found=f"{len(deltas.deltas)} pairs of the text model, {len(deltas.vision)} of the "
+            found=f"{deltas.pairs} pairs of the text model, {len(deltas.vision)} of the "
             "vision tower",
-            expected=f"some of the {'text model' if plan.text else 'vision tower'}",
+            expected=f"some of the {'text model' if plan.has_text else 'vision tower'}",
             hint="Convert without it, or the other half of the model too.",
         )
-    return _note(one, count, len(found), deltas, text=bool(plan.text), vision=bool(plan.vision))
+    return _note(plan, one, count, replaced, deltas)
 
 
-def _tower_product(
-    one: Wanted, towers: Mapping[str, MappedTensor], name: str, pair: Pair
-) -> tuple[str, _Product]:
-    """What a pair adds to a matrix of the tower, and which tensor that becomes."""
-    tensor = towers.get(name)
+def _tower_product(plan: _Plan, one: Wanted, name: str, pair: Pair) -> tuple[str, _Product]:
+    """What a pair adds to a matrix of the tower, and which tensor of a projector that is."""
+    place = plan.place(name)
     shape = (pair.b.shape[0], pair.a.shape[1])
-    if tensor is None or _numbers_shape(tensor) != shape:
+    if place is None or place.shape != shape:
         raise CheckpointError(
             f"{one.adapter.path} is an adapter of another vision tower: {brief(pair.module)}",
             found=list(shape),
-            expected="no such tensor" if tensor is None else list(_numbers_shape(tensor)),
+            expected="no such tensor" if place is None else list(place.shape),
         )
     pair = vision_pair(one.adapter, pair)
-    return tensor.targets[0].name, _Product(None, pair, pair.scale * one.scale)
+    return place.targets[0].name, _Product(None, pair, pair.scale * one.scale)
 
 
-def _replacements(one: Wanted, deltas: Deltas, plan: _Plan) -> dict[str, StoredTensor]:
-    """An adapter's whole tensors, by the stored name of what each stands in for."""
-    found = {}
-    for name, stored in deltas.replaced.items():
-        of_tower = name.startswith(VISION_PREFIXES)
-        tensors = plan.vision if of_tower else plan.text
-        if not tensors:
-            continue
-        tensor = tensors.get(name)
-        shape = None if tensor is None else _numbers_shape(tensor)
-        if tensor is None or stored.shape != shape or stored.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{one.adapter.path} cannot replace a tensor of the model: {brief(stored.name)}",
-                found=list(stored.shape),
-                expected="no such tensor" if shape is None else list(shape),
-                hint="Take the adapter's own base. Of a resized vocabulary, that is the base with "
-                "its tokens: merge with PEFT and convert the result.",
-            )
-        if tensor.name in plan.replaced:
-            raise UnsupportedError(
-                f"{one.adapter.path} replaces {brief(name)}, as an adapter before it does"
-            )
-        found[tensor.name] = stored
-    return found
+def _replace(plan: _Plan, one: Wanted, name: str, stored: StoredTensor) -> bool:
+    """Put a whole tensor of an adapter in place of the model's; False where that has no such half.
+
+    Raises:
+        CheckpointError: it is of another shape.
+        UnsupportedError: an adapter before replaces the same.
+    """
+    if not (plan.has_vision if name.startswith(VISION_PREFIXES) else plan.has_text):
+        return False
+    place = plan.place(name)
+    if place is None or stored.shape != place.shape or stored.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"{one.adapter.path} cannot replace a tensor of the model: {brief(stored.name)}",
+            found=list(stored.shape),
+            expected="no such tensor" if place is None else list(place.shape),
+            hint="Take the adapter's own base. Of a resized vocabulary, that is the base with "
+            "its tokens: merge with PEFT and convert the result.",
+        )
+    if not plan.replace(stored, place):
+        raise UnsupportedError(
+            f"{one.adapter.path} replaces {brief(name)}, as an adapter before it does"
+        )
+    return True
 
 
-def _numbers_shape(tensor: MappedTensor) -> tuple[int, ...]:
-    return tensor.stored.shape if tensor.weight is None else tensor.weight.shape
-
-
-def _note(
-    one: Wanted, count: int, replaced: int, deltas: Deltas, *, text: bool, vision: bool
-) -> str:
+def _note(plan: _Plan, one: Wanted, count: int, replaced: int, deltas: Deltas) -> str:
     """What was merged of an adapter, and what was not."""
     times = "" if one.scale == 1 else f" times {one.scale:g}"
     parts = [f"merged {one.adapter.path}{times}: added to {count} tensors"]
     if replaced:
         parts.append(f"replaced {replaced}")
-    if deltas.vision and not vision:
+    if deltas.vision and not plan.has_vision:
         parts.append(f"left {len(deltas.vision)} pairs of the vision tower out, as it is")
-    if deltas.deltas and not text:
-        parts.append(f"left {len(deltas.deltas)} pairs of the text model out, as it is")
+    if deltas.pairs and not plan.has_text:
+        parts.append(f"left {deltas.pairs} pairs of the text model out, as it is")
     return ", ".join(parts)

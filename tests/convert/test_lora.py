@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 
 from demo.checkpoint import TIED
 from llama4_edge import convert, convert_lora
@@ -23,6 +24,7 @@ from llama4_edge.errors import (
     DamagedTensorError,
     Llama4EdgeError,
     OutputError,
+    RecipeError,
     SettingError,
     UnsupportedError,
 )
@@ -30,7 +32,7 @@ from llama4_edge.runtime.files.adapter_file import check_adapter_file
 from llama4_edge.runtime.files.model_file import check_model_file
 from tests.adapters import halves, write_peft
 from tests.convert.conftest import SMALL
-from tests.fixtures import MakeCheckpoint, MakeGGUF
+from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector
 from tests.hub_server import HubServer
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -510,3 +512,90 @@ def test_an_adapter_without_effect_is_not_merged(base: Path, tmp_path: Path) -> 
     with pytest.raises(UnsupportedError, match=r"changes nothing of what is converted"):
         convert(base, tmp_path / "out.gguf", recipe="bf16", merge_lora=[adapter])
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_adapters_may_replace_a_tensor_each(base: Path, tmp_path: Path) -> None:
+    """Their files have the same name."""
+    numbers = {
+        name: np.random.default_rng(seed).normal(0, 1, (1024, 64)).astype(np.float32)
+        for seed, name in enumerate(("lm_head", "model.embed_tokens"))
+    }
+    adapters = [
+        write_peft(tmp_path / name, {**PAIR, f"base_model.model.{name}.weight": one})
+        for name, one in numbers.items()
+    ]
+    every = [(".", "f32")]
+    report = convert(base, tmp_path / "out.gguf", merge_lora=adapters, recipe="bf16", types=every)
+    assert all("added to 1 tensors, replaced 1" in note for note in report.notes[-2:])
+    tensors = written(tmp_path / "out.gguf")
+    assert np.array_equal(tensors["output.weight"], numbers["lm_head"])
+    assert np.array_equal(tensors["token_embd.weight"], numbers["model.embed_tokens"])
+    with pytest.raises(UnsupportedError, match=r"replaces lm_head.weight, as an adapter before"):
+        convert(base, tmp_path / "b.gguf", merge_lora=[adapters[0], copied(adapters[0])])
+
+
+def test_what_an_adapter_replaces_has_nothing_of_one_before(base: Path, tmp_path: Path) -> None:
+    head = np.random.default_rng(0).normal(0, 1, (1024, 64)).astype(np.float32)
+    pair = halves("lm_head", 64, 1024)
+    added = write_peft(tmp_path / "added", pair)
+    replacing = write_peft(
+        tmp_path / "replacing", {**PAIR, "base_model.model.lm_head.weight": head}
+    )
+    a, b = pair.values()
+    for adapters, expected in (
+        ([added, replacing], head),
+        ([replacing, added], head + (b @ a) * np.float32(2)),
+    ):
+        convert(
+            base, tmp_path / "out.gguf", merge_lora=adapters, types=[("output", "f32")], force=True
+        )
+        assert np.array_equal(written(tmp_path / "out.gguf")["output.weight"], expected)
+
+
+def copied(adapter: Path) -> Path:
+    """The same adapter in another directory."""
+    return shutil.copytree(adapter, adapter.with_name(f"{adapter.name}-copy"))
+
+
+def test_tensors_of_few_bits_are_merged_into_on_demand_alone(
+    base: Path, make_gguf: MakeGGUF, tmp_path: Path
+) -> None:
+    """Those that no adapter changes are copied."""
+    adapter = write_peft(tmp_path / "a", PAIR)
+    few, target = make_gguf(base, "q4_0"), tmp_path / "out.gguf"
+    with pytest.raises(RecipeError, match=r"found 1 of Q4_0 \(blk.0.attn_q.weight\)"):
+        convert(few, target, merge_lora=[adapter], recipe="keep")
+    assert not target.exists()
+    report = convert(few, target, merge_lora=[adapter], recipe="keep", requantize=True)
+    assert report.notes == (
+        f"merged {adapter}: added to 1 tensors",
+        "rounded a second time: 1 of Q4_0 (blk.0.attn_q.weight)",
+    )
+    before, after = written(few), written(target)
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == ["blk.0.attn_q.weight"]
+    a, b = PAIR.values()
+    name, kind = "blk.0.attn_q.weight", GGMLQuantizationType.Q4_0
+    expected = dequantize(before[name], kind) + (b @ a) * np.float32(2)
+    error = np.abs(dequantize(after[name], kind) - expected).max()
+    assert error <= np.abs(expected).max() / 8 * 1.01  # a step: of 16, one side has 7
+    convert(make_gguf(base, "q8_0"), target, merge_lora=[adapter], recipe="keep", force=True)
+
+
+def test_an_adapter_for_the_other_half_of_a_model_is_not_merged_into_a_gguf(
+    base: Path, scout_checkpoint: Path, make_gguf: MakeGGUF, make_projector: MakeProjector,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    text, tower = write_peft(tmp_path / "a", PAIR), write_peft(tmp_path / "b", TOWER)
+    projector = make_projector(scout_checkpoint, "f32")
+    for source, adapter, half in (
+        (make_gguf(base), tower, "text model"), (projector, text, "vision tower"),
+    ):  # fmt: skip
+        with pytest.raises(
+            UnsupportedError, match=f"changes nothing.* expected some of the {half}"
+        ):
+            convert(source, tmp_path / "out.gguf", merge_lora=[adapter])
+    with pytest.raises(CheckpointError, match=r"an adapter of another model than .*gguf: "):
+        other = write_peft(tmp_path / "c", halves(QUERY, 80, 64))
+        convert(make_gguf(base), tmp_path / "out.gguf", merge_lora=[other])
+    assert not (tmp_path / "out.gguf").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Llama4ForConditionalGeneration
 
 from llama4_edge import convert
-from tests.fixtures import MakeCheckpoint
+from tests.fixtures import MakeCheckpoint, MakeGGUF, MakeProjector
 from tests.reference.test_adapters import DOWN, GATE_UP, SMALL, TEXT
 
 with warnings.catch_warnings():
@@ -158,3 +158,28 @@ def test_it_does_not_matter_how_the_checkpoint_stores_its_experts(
     for source, target in ((checkpoint, "fused.gguf"), (other, "other.gguf")):
         convert(source, tmp_path / target, merge_lora=[adapter], recipe="int8")
     assert tensors(tmp_path / "other.gguf") == tensors(tmp_path / "fused.gguf")
+
+
+def test_a_gguf_in_bf16_becomes_what_its_checkpoint_does(
+    make_checkpoint: MakeCheckpoint,
+    make_gguf: MakeGGUF,
+    make_projector: MakeProjector,
+    tmp_path: Path,
+) -> None:
+    checkpoint = make_checkpoint(SMALL)
+    added = train(checkpoint, tmp_path / "added", **EVERYTHING)
+    saved = train(
+        checkpoint, tmp_path / "saved", seed=1,
+        target_modules=TEXT + "q_proj", modules_to_save=["experts", "router", "layernorm_post"],
+    )  # fmt: skip
+    both = {"merge_lora": [added, (saved, 0.5)]}
+    for source, settings in (
+        (make_gguf(checkpoint, "bf16"), {"recipe": "int4", "vision": False}),
+        (make_projector(checkpoint, "f32"), {"vision_type": "f16", "text": False}),
+    ):
+        expected, target = tmp_path / "expected.gguf", tmp_path / "ours.gguf"
+        convert(checkpoint, expected, **settings, **both, force=True)
+        of_gguf = {name: it for name, it in settings.items() if not isinstance(it, bool)}
+        report = convert(source, target, **of_gguf, **both, force=True)
+        assert target.read_bytes() == expected.read_bytes()
+        assert any(f"merged {saved} times 0.5: added to " in note for note in report.notes)
