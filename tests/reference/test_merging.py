@@ -172,14 +172,14 @@ def test_a_gguf_in_bf16_becomes_what_its_checkpoint_does(
         checkpoint, tmp_path / "saved", seed=1,
         target_modules=TEXT + "q_proj", modules_to_save=["experts", "router", "layernorm_post"],
     )  # fmt: skip
-    both = {"merge_lora": [added, (saved, 0.5)]}
-    for source, settings in (
-        (make_gguf(checkpoint, "bf16"), {"recipe": "int4", "vision": False}),
-        (make_projector(checkpoint, "f32"), {"vision_type": "f16", "text": False}),
-    ):
+    both: dict[str, Any] = {"merge_lora": [added, (saved, 0.5)], "force": True}
+    halves: list[tuple[Path, dict[str, Any], dict[str, bool]]] = [
+        (make_gguf(checkpoint, "bf16"), {"recipe": "int4"}, {"vision": False}),
+        (make_projector(checkpoint, "f32"), {"vision_type": "f16"}, {"text": False}),
+    ]
+    for source, settings, half in halves:
         expected, target = tmp_path / "expected.gguf", tmp_path / "ours.gguf"
-        convert(checkpoint, expected, **settings, **both, force=True)
-        of_gguf = {name: it for name, it in settings.items() if not isinstance(it, bool)}
-        report = convert(source, target, **of_gguf, **both, force=True)
+        convert(checkpoint, expected, **settings, **half, **both)
+        report = convert(source, target, **settings, **both)
         assert target.read_bytes() == expected.read_bytes()
         assert any(f"merged {saved} times 0.5: added to " in note for note in report.notes)
