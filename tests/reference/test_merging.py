@@ -173,7 +173,7 @@ def test_a_gguf_in_bf16_becomes_what_its_checkpoint_does(
         target_modules=TEXT + "q_proj", modules_to_save=["experts", "router", "layernorm_post"],
     )  # fmt: skip
     both: dict[str, Any] = {"merge_lora": [added, (saved, 0.5)], "force": True}
-    halves: list[tuple[Path, dict[str, Any], dict[str, bool]]] = [
+    halves: list[tuple[Path, dict[str, Any], dict[str, Any]]] = [
         (make_gguf(checkpoint, "bf16"), {"recipe": "int4"}, {"vision": False}),
         (make_projector(checkpoint, "f32"), {"vision_type": "f16"}, {"text": False}),
     ]
