@@ -128,7 +128,7 @@ def test_a_silent_stream_says_that_it_is_there(tmp_path: Path) -> None:
     body = {"prompt": tokens, "max_tokens": 1, "stream": True}
     with (
         Model(path, n_ctx=1024, n_ubatch=32, n_batch=32, n_threads=1) as model,
-        running_server(model, ServerSettings(beat_seconds=0.005)) as server,
+        running_server(model, ServerSettings(beat_seconds=0.001)) as server,
         server.client() as client,
         client.stream("POST", "/v1/completions", json=body) as answer,
     ):

@@ -46,6 +46,12 @@ def served(server: RunningServer) -> Iterator[list[Served]]:
     server.server.observers.remove(records.append)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_asked(server: RunningServer) -> None:
+    """What tests before this one asked has ended: `asked` counts what is under way."""
+    wait_until(lambda: server.server.queue.in_flight == 0)
+
+
 def request_bytes(body: dict[str, Any], path: str = CHAT) -> bytes:
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
