@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +56,18 @@ def asked(engine: Engine, prompt: Sequence[int], *what: Any, **how: Any) -> Requ
 def answer(engine: Engine, request: Request) -> list[int]:
     """Its tokens, when it has ended."""
     return ended(engine, request).text[request.n_prompt :]
+
+
+def resident_bytes() -> int:
+    """The main memory of this process that is in use, without what only waits to be used again.
+
+    glibc keeps what was freed in a heap of each thread that ever asked for some.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def until(condition: Callable[[], object]) -> None:

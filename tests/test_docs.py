@@ -167,7 +167,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
     logger = logging.getLogger("llama4_edge")
-    level, handlers = logger.level, logger.handlers
+    level, handlers = logger.level, list(logger.handlers)
     yield tmp_path
     logger.setLevel(level)
     logger.handlers = handlers

@@ -18,7 +18,7 @@ def llama4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Command]
     """Runs the command in an empty directory."""
     monkeypatch.chdir(tmp_path)
     logger = logging.getLogger("llama4_edge")
-    level, handlers = logger.level, logger.handlers
+    level, handlers = logger.level, list(logger.handlers)
 
     def run(*arguments: object, stdin: str | bytes = b"") -> Result:
         return CliRunner().invoke(

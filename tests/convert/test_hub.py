@@ -209,7 +209,7 @@ def test_a_blocked_acquire_ends_when_the_shards_are_closed(published: HubServer)
     asking = threading.Thread(target=ask)
     asking.start()
     shards.close()
-    asking.join(10)
+    asking.join(60)
     assert [str(error) for error in errors] == [f"{shard(3)} is no longer wanted"]
 
 
@@ -245,7 +245,7 @@ def asked_for(shards: HubShards, path: Path) -> bool:
     """Whether the shard is there after a moment, and its `acquire` did not wait for ever."""
     asking = threading.Thread(target=shards.acquire, args=(path,), daemon=True)
     asking.start()
-    asking.join(10)
+    asking.join(60)
     return path.is_file() and not asking.is_alive()
 
 

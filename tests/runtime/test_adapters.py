@@ -108,9 +108,11 @@ def answer(engine: Engine, adapters: object, *, count: int = 24, prompt: int = 3
     return request.text[request.n_prompt :]
 
 
-def asked(engine: Engine, adapters: object, *, count: int = 24, prompt: int = 30) -> Request:
+def asked(
+    engine: Engine, adapters: object, *, count: int = 24, prompt: int = 30, paced: bool = False
+) -> Request:
     tokens = TOKENS[:prompt]
-    request = engine.request(tokens, GREEDY, count, lambda *_: True, paced=False, adapters=adapters)
+    request = engine.request(tokens, GREEDY, count, lambda *_: True, paced=paced, adapters=adapters)
     engine.scheduler.submit(request)
     return request
 
@@ -223,7 +225,7 @@ def test_states_in_main_memory_know_their_adapters(model: Path, first: Path) -> 
 
 
 def test_threads_change_adapters_without_waiting_for_the_end_of_an_answer(engine: Engine) -> None:
-    slow = asked(engine, [(0, 0.3)], count=400)
+    slow = asked(engine, [(0, 0.3)], count=400, paced=True)
     quick = asked(engine, [], count=4)
     engine.scheduler.wait(quick, lambda: quick.ended)
     was_answering = not slow.ended

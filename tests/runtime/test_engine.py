@@ -18,6 +18,7 @@ from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
+from tests.asking import resident_bytes
 from tests.gguf_maker import N_VOCAB, tiny_model
 
 # One thread: the machine that runs the tests may be busy, and ggml's threads wait by spinning.
@@ -432,20 +433,17 @@ def test_an_error_in_the_progress_function_reaches_the_caller(tiny_path: Path) -
 
 
 def test_engines_open_and_close_without_growing(tiny_path: Path) -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
     def cycle() -> None:
         with Engine(tiny_path, SMALL) as engine:
             generate(engine, [1, 2, 3], Sampling(seed=1), 3)
 
     for _ in range(3):
         cycle()
-    before = resident()
+    before = resident_bytes()
     for _ in range(20):
         cycle()
     # A context that stayed would keep its 1 MiB of KV cache and several of compute buffers.
-    assert resident() - before < 20 * 2**20
+    assert resident_bytes() - before < 20 * 2**20
 
 
 @pytest.mark.parametrize(

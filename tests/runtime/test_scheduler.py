@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import random
 import threading
@@ -27,7 +26,7 @@ from llama4_edge.runtime.handles import Handles
 from llama4_edge.runtime.request import RUN_AHEAD, Request
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
-from tests.asking import WILD, answer, ask, ended, random_tokens, until
+from tests.asking import WILD, answer, ask, ended, random_tokens, resident_bytes, until
 from tests.gguf_maker import tiny_model
 
 # What is kept in main memory is in `test_cache`: here, no test finds what another one has read.
@@ -648,10 +647,6 @@ def test_minutes_of_mixed_traffic_lose_nothing_and_mix_nothing(tiny_path: Path) 
 def test_engines_open_and_close_in_the_middle_of_requests_without_growing(
     tiny_path: Path, cycles: int
 ) -> None:
-    def resident() -> int:
-        gc.collect()
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
     def cycle() -> None:
         with Engine(tiny_path, FOUR) as engine:
             requests = [ask(engine, random_tokens(100, seed=seed), 1000) for seed in range(6)]
@@ -659,11 +654,11 @@ def test_engines_open_and_close_in_the_middle_of_requests_without_growing(
 
     for _ in range(5):
         cycle()
-    before = resident()
+    before = resident_bytes()
     for _ in range(cycles):
         cycle()
     # A context that stayed would keep its 4 MiB of KV cache and several of compute buffers.
-    assert resident() - before < 20 * 2**20
+    assert resident_bytes() - before < 20 * 2**20
 
 
 def test_a_batch_has_room_for_a_token_of_each_sequence() -> None:
