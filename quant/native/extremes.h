@@ -169,7 +169,7 @@ struct Batch {
 // Q8_0 has 8 `bits`: x = d * code. Of 4 or 5 bits, a `line` is x = d * code + m, the others x = d * (code - middle).
 template <int bits, bool line, Format format>
 struct Extremes {
-    typedef std::conditional_t<format == F32, uint32_t, uint16_t> Item;
+    typedef Stored<format> Item;
     static constexpr bool symmetric = bits < 8 && !line;
     static constexpr int middle = 1 << (bits - 1), top = bits == 8 ? 127 : 2 * middle - 1;
     static constexpr int header = line ? 4 : 2, bytes = header + 4 * bits;

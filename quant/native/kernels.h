@@ -172,43 +172,24 @@ TARGET bool all_rows(const Block &block, uint8_t (*bytes)[ROWS]) {
 #include "blocks.h"
 #include "k_quants.h"
 
-// Numbers of ROWS rows of a tile to float32. An exponent of all ones says that one is NaN or infinite: returns
-// whether there is none.
-
-ALWAYS_INLINE TARGET vi load_halves(const uint16_t *items) {
+ALWAYS_INLINE TARGET vi load_halves(const void *items) {
     vh h;
     memcpy(&h, items, sizeof h);
     return __builtin_convertvector(h, vi);
 }
 
-TARGET bool widen_bf16(const void *items, size_t count, float *numbers) {
+// Numbers of ROWS rows of a tile to float32. Returns whether none is NaN or infinite.
+template <Format format>
+TARGET bool widen(const void *items, size_t count, float *numbers) {
+    constexpr int32_t limit = format == F16 ? 0x47800000 : 0x7f800000; // what from_f16 makes of infinity: 2^16
     vi bad = {};
     for (size_t i = 0; i < count; i++)
         for (int row = 0; row < ROWS; row += LANES) {
-            vi bits = load_halves((const uint16_t *)items + i * WIDTH + row) << 16;
-            bad |= unbounded((vf)bits);
-            store((vf)bits, numbers + i * ROWS + row);
-        }
-    return !any(bad);
-}
-
-TARGET bool widen_f16(const void *items, size_t count, float *numbers) {
-    vi bad = {};
-    for (size_t i = 0; i < count; i++)
-        for (int row = 0; row < ROWS; row += LANES) {
-            vi half = load_halves((const uint16_t *)items + i * WIDTH + row);
-            bad |= (half & 0x7c00) == 0x7c00;
-            store(from_f16(half), numbers + i * ROWS + row);
-        }
-    return !any(bad);
-}
-
-TARGET bool widen_f32(const void *items, size_t count, float *numbers) {
-    vi bad = {};
-    for (size_t i = 0; i < count; i++)
-        for (int row = 0; row < ROWS; row += LANES) {
-            vf x = load((const float *)items + i * WIDTH + row);
-            bad |= unbounded(x);
+            const Stored<format> *from = (const Stored<format> *)items + i * WIDTH + row;
+            vf x = format == F32    ? load((const float *)from)
+                   : format == BF16 ? (vf)(load_halves(from) << 16)
+                                    : from_f16(load_halves(from));
+            bad |= (vi)magnitude(x) >= limit;
             store(x, numbers + i * ROWS + row);
         }
     return !any(bad);
@@ -234,4 +215,4 @@ const Type *find(const char *name) {
     return nullptr;
 }
 
-const Kernels kernels = {{widen_bf16, widen_f16, widen_f32}, add_squares, find};
+const Kernels kernels = {{widen<BF16>, widen<F16>, widen<F32>}, add_squares, find};

@@ -43,6 +43,10 @@ typedef bool (*Encoder)(const Block &block, uint8_t (*bytes)[ROWS]);
 
 enum Format { BF16 = 0, F16 = 1, F32 = 2 };
 
+// The bits of a number as stored.
+template <Format format>
+using Stored = std::conditional_t<format == F32, uint32_t, uint16_t>;
+
 enum Status { GOOD = 0, NOT_FINITE = 1, OVERFLOW = 2, UNKNOWN = 3 };
 
 // Encodes rows of whole blocks, each row's numbers side by side, to rows of blocks `stride` bytes apart.
