@@ -6,9 +6,11 @@ import re
 
 # The settings of the library, by the flag of the command line.
 FLAG_OF = {
+    "api_keys": "--api-key",
     "control_vector_layers": "--control-vector-layer-range",
     "control_vectors": "--control-vector",
     "cache_ram": "-cram",
+    "cors_origins": "--cors-origin",
     "cpu_moe": "-cmoe",
     "dry_allowed_length": "--dry-allowed-length",
     "dry_base": "--dry-base",
@@ -21,10 +23,14 @@ FLAG_OF = {
     "first_chunk": "--from-chunk",
     "flash_attention": "-fa",
     "frequency_penalty": "--frequency-penalty",
+    "grace_seconds": "--grace",
+    "hosts": "--allowed-host",
     "keep_source": "--keep-source",
     "kv_type": "-ctk",
     "load_mode": "-lm",
     "logit_bias": "-l",
+    "max_body": "--max-body",
+    "max_queue": "--max-queue",
     "max_tokens": "-n",
     "merge_lora": "--merge-lora",
     "min_p": "--min-p",

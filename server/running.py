@@ -90,7 +90,11 @@ class Running(uvicorn.Server):
             config.load()
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             reason = getattr(error, "strerror", None) or str(error)
-            raise SettingError("the certificate and its key cannot be used", found=reason) from None
+            raise SettingError(
+                "the certificate and its key cannot be used",
+                found=reason,
+                expected="files in PEM that belong together",
+            ) from None
         super().__init__(config)
 
     def _failed(self) -> None:

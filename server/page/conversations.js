@@ -32,10 +32,14 @@ export class Conversations {
 
   show() {
     this.list.replaceChildren(...this.entries.map((entry) => this.item(entry.name)));
-    const text = this.isKept
-      ? "None yet. What is said here is kept on the server's disk."
-      : "Nothing is kept here: llama4 serve was started without --sessions.";
-    this.note.textContent = text;
+    const parts = this.isKept
+      ? ["None yet. What is said here is kept on the server's disk."]
+      : [
+          "Nothing is kept here: llama4 serve was started without ",
+          element("code", {}, "--sessions"),
+          ".",
+        ];
+    this.note.replaceChildren(...parts);
     this.note.hidden = this.isKept && this.entries.length > 0;
   }
 

@@ -2,8 +2,12 @@
 
 const MOST_OPEN = 30; // delimiters that wait for their closing
 const LONGEST_URL = 2000;
+const LONGEST_FORMULA = 2000;
 
-const SPECIAL = /[\\`*_~[\]!<&\n]|https?:\/\//g;
+const SPECIAL = /[\\`*_~[\]!<&$\n]|https?:\/\//g;
+// LaTeX between dollars, or between \( and \), or \[ and \]; "$5 and $10" is none.
+const FORMULA =
+  /^(?:\$\$[^$]+\$\$|\$(?![\s$])[^$\n]*[^\s$\\]\$(?!\d)|\\\((?:(?!\\\()[^])*?\\\)|\\\[(?:(?!\\\[)[^])*?\\\])/;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", "#39": "'", nbsp: "\u00a0" };
 
 /** The inlines of a text of one or more lines. */
@@ -36,7 +40,8 @@ class Inlines {
   take(mark) {
     const { text, at } = this;
     if (mark === "\n") this.lineEnd();
-    else if (mark === "\\") this.escape();
+    else if (mark === "\\") this.formula() || this.escape();
+    else if (mark === "$") this.formula() || this.literally(1);
     else if (mark === "`") this.code();
     else if (mark === "[") this.push("[", 1);
     else if (mark === "!") this.literally(text[at + 1] === "[" ? 0 : 1) || this.push("![", 1);
@@ -78,6 +83,18 @@ class Inlines {
     } else {
       this.literally(1);
     }
+  }
+
+  /** A formula, every sign of which is shown as it was written; false where none begins. */
+  formula() {
+    const match = FORMULA.exec(this.text.slice(this.at, this.at + LONGEST_FORMULA));
+    if (!match) return false;
+    for (const [number, line] of match[0].split("\n").entries()) {
+      if (number) this.add({ type: "break" });
+      this.add(line);
+    }
+    this.at += match[0].length;
+    return true;
   }
 
   entity() {

@@ -278,7 +278,10 @@ def test_what_cannot_be_used_is_one_error(llama4: Command, endless: Path, tmp_pa
             (["--ssl-cert-file", pem, "--ssl-key-file", pem], "certificate and its key"),
             (["--slot-save", empty], "cannot make the directory"),
             (["--alias", " "], "alias is empty"),
-            (["--cors-origin", "a\nb"], "cors_origins"),
+            (["--cors-origin", "a\nb"], "cors_origins (--cors-origin)"),
+            (["--cors-origin", "https://a/page"], "cors_origins (--cors-origin) has what is no"),
+            (["--allowed-host", "box:80"], "hosts (--allowed-host) has what is no name"),
+            (["--max-body", "0"], "max_body (--max-body) is outside its range"),
         ):
             result = llama4("serve", endless, *arguments)
             assert (result.exit_code, result.stdout) == (1, "")

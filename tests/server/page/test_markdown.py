@@ -54,6 +54,12 @@ CASES = {
     "`a` ``b ` c`` ` d ` `open": "<p><code>a</code> <code>b ` c</code> <code>d</code> `open</p>",
     "`*a*` \\*b\\* \\c": "<p><code>*a*</code> *b* \\c</p>",
     "&lt;b&gt; &amp;amp; &unknown;": "<p>&lt;b> &amp; &unknown;</p>",
+    # formulas stay as they were written
+    "\\(a_1 \\, b_2\\) and \\[x*y*z\\]": "<p>\\(a_1 \\, b_2\\) and \\[x*y*z\\]</p>",
+    "$$\n\\frac{a_i}{b_i}\\,*c*\n$$": "<p>$$<br>\\frac{a_i}{b_i}\\,*c*<br>$$</p>",
+    "$x_1$ and $y_2*3*4$": "<p>$x_1$ and $y_2*3*4$</p>",
+    "*$5* and *$10*, $ *a* $": "<p><em>$5</em> and <em>$10</em>, $ <em>a</em> $</p>",
+    "\\(not *closed*": "<p>(not <em>closed</em></p>",
     # links
     "[a *b*](https://x.y/z 'title')": "<p><a https://x.y/z>a <em>b</em></a></p>",
     "[a](https://x.y/(z))": "<p><a https://x.y/(z)>a</a></p>",
