@@ -13,6 +13,7 @@ const SHARE = 4; // of the time, what painting may take is one in so many and on
 class Talk {
   constructor(messages = [], { name = null, version = null } = {}) {
     Object.assign(this, { messages, name, version });
+    this.isUnsaved = false; // which the server was asked to keep
   }
 
   get isEmpty() {
@@ -356,6 +357,7 @@ export class Chat {
       messages ?? talk.messages.filter((message) => message !== this.coming).map(toWire);
     try {
       const tokens = await this.conversations.save(talk, take);
+      talk.isUnsaved = false;
       if (this.talk !== talk) {
         this.conversations.show();
         return;
@@ -364,6 +366,7 @@ export class Chat {
       this.conversations.select(talk.name);
       if (tokens && this.isAbout && !this.isAnswering) this.setTokens(tokens);
     } catch (problem) {
+      talk.isUnsaved = true;
       if (this.talk === talk) this.shown.notice(asProblem(problem), this.waysToSave(talk, problem));
     }
   }

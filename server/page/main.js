@@ -312,6 +312,9 @@ addEventListener("popstate", () => {
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") conversations.refresh().catch(() => {});
 });
+addEventListener("beforeunload", (event) => {
+  if (chat.talk.isUnsaved) event.preventDefault(); // the browser asks
+});
 addEventListener("pagehide", () => {
   if (!conversations.isKept) chat.keepInTab();
 });

@@ -408,6 +408,27 @@ def test_a_change_in_another_window_is_not_overwritten(keeping: Shown, tmp_path:
     assert kept == {"One": "From the other", "One 2": "From here"}
 
 
+def test_the_browser_asks_before_it_leaves_what_could_not_be_saved(keeping: Shown) -> None:
+    keeping.page.route("**/conversations", lambda route: route.abort())
+    keeping.page.click("#text")
+    keeping.page.keyboard.type("Hello")
+    keeping.page.keyboard.press("Enter")
+    keeping.script.request()
+    keeping.script.answer("Hi")
+    keeping.page.click("#notice >> text=Save again", trial=True)
+    with keeping.page.expect_event("dialog") as asked:
+        keeping.page.evaluate("setTimeout(() => location.reload())")
+    assert asked.value.type == "beforeunload"
+    assert keeping.faults == [""]  # it was told to stay
+    keeping.faults.clear()
+    keeping.page.unroute("**/conversations")
+    keeping.page.click("#notice >> text=Save again")
+    wait_for_name(keeping, "Hello")
+    keeping.page.reload()
+    keeping.until(lambda: keeping.messages() == ["Hello", "Hi"])
+    assert keeping.faults == []
+
+
 def test_after_a_restart_it_goes_on_where_it_was(
     browser: Any, demo_path: Path, tmp_path: Path
 ) -> None:
