@@ -88,6 +88,7 @@ _OTHER_LAYOUTS = {
     "awq": "AWQ interleaves its codes",
     "auto-round": "auto-round has GPTQ's or AWQ's layout",
     "intel/auto-round": "auto-round has GPTQ's or AWQ's layout",
+    "mlx": "MLX has a bias for each group of codes beside its scale",
     "marlin-24": "2:4 sparse weights are stored without their zeros",
     "sparse-24-bitmask": "2:4 sparse weights are stored without their zeros",
     "sparse-bitmask": "sparse weights are stored without their zeros",
@@ -110,7 +111,8 @@ def forms_of(settings: object) -> tuple[Form, ...]:
         method = "bitsandbytes"  # which older releases of transformers did not say
     parse = METHODS.get(method) if isinstance(method, str) else None
     if parse is None:
-        raise _unsupported([f"quant_method {shown(method)}"], method)
+        is_mlx = method is None and {"bits", "group_size"} <= settings.keys()
+        raise _unsupported([f"quant_method {shown(method)}"], "mlx" if is_mlx else method)
     forms, faults = parse(settings)
     if faults:
         raise _unsupported(faults, settings.get("format"))

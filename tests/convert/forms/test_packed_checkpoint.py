@@ -339,6 +339,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "AWQ"),
     "auto-round": ({"quant_method": "auto-round", "bits": 4}, "auto-round"),
     "hqq": ({"quant_method": "hqq"}, "hqq"),
+    "mlx": ({"quant_method": None, "bits": 4, "group_size": 64}, "None: MLX"),
     "2:4": ({"format": "marlin-24"}, "2:4"),
     "sparse": ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
     "unknown": ({"format": "hexa-quantized"}, "hexa-quantized"),
