@@ -6,7 +6,8 @@ nothing of where the schemas come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .values import all_types, same, types_of
@@ -52,18 +53,49 @@ def are_disjoint(
     return False
 
 
+def are_told_apart(options: Sequence[Any], resolve: Resolve, required: Iterable[str] = ()) -> bool:
+    """Whether a property that is always there has other values in each of some schemas.
+
+    That is how they are mostly disjoint, and takes no comparing of each with each.
+    """
+    all_parts = [parts_of(option, resolve) for option in options]
+    known = [parts for parts in all_parts if parts is not None]
+    if len(known) < len(options) or any(all_types(parts) != {"object"} for parts in known):
+        return False
+    needed = [{name for part in parts for name in part.get("required", ())} for parts in known]
+    return any(_are_distinct(name, known) for name in {*required, *set.intersection(*needed)})
+
+
+def _are_distinct(name: str, options: Iterable[list[Mapping[str, Any]]]) -> bool:
+    """Whether a property's values are listed in each of some schemas, and each in one alone."""
+    seen: set[str] = set()
+    for parts in options:
+        schemas = [part.get("properties", {}).get(name) for part in parts]
+        listed = [one for one in schemas if isinstance(one, Mapping) and {"const", "enum"} & {*one}]
+        if not listed:
+            return False
+        values = [listed[0]["const"]] if "const" in listed[0] else listed[0]["enum"]
+        texts = {json.dumps(value, sort_keys=True) for value in values}
+        if texts & seen:
+            return False
+        seen |= texts
+    return True
+
+
 def parts_of(schema: Any, resolve: Resolve) -> list[Mapping[str, Any]] | None:
     """A schema and what it refers to or holds in ``allOf``, all of which a value has to meet.
 
     None where that is itself, or False.
     """
     parts: list[Mapping[str, Any]] = []
+    gathered: set[int] = set()
 
     def gather(node: Any, above: tuple[int, ...]) -> bool:
         if node is False or id(node) in above:
             return False
-        if not isinstance(node, Mapping):
+        if not isinstance(node, Mapping) or id(node) in gathered:
             return True
+        gathered.add(id(node))
         parts.append(node)
         inner = list(node.get("allOf", ()))
         if isinstance(reference := node.get("$ref"), str):

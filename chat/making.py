@@ -21,6 +21,9 @@ _T = TypeVar("_T")
 MOST_AT_ONCE = 4
 """How many are made at a time."""
 
+STACK = 2**26
+"""Bytes of the stack of each thread, of which what recursion does not need is never touched."""
+
 MOST_WAITING = 256
 """How many may wait until they are begun."""
 
@@ -119,9 +122,17 @@ class Makers:
             self._waiting.append(making)
             if self._n_threads < MOST_AT_ONCE:
                 self._n_threads += 1
-                # Daemons: no process waits at its end for what nobody wants.
-                threading.Thread(target=self._work, name="compiling", daemon=True).start()
+                self._start()
         return making
+
+    def _start(self) -> None:
+        # Daemons: no process waits at its end for what nobody wants.
+        thread = threading.Thread(target=self._work, name="compiling", daemon=True)
+        before = threading.stack_size(STACK)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
 
     def _work(self) -> None:
         while True:

@@ -1,14 +1,16 @@
 """A regular expression in Python's words, in those of llguidance.
 
-Promises that the result matches the same whole texts as ``re.fullmatch``: Python reads the
-pattern, and says which characters a class has. What no automaton can do, looking around and back,
-is refused. Knows nothing of tokens.
+Promises that the result matches the same whole texts as ``re.fullmatch``, or as ``re.search`` finds
+something in: Python reads the pattern, and says which characters a class has. What no automaton can
+do, looking around and back, is refused. Knows nothing of tokens.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -31,9 +33,15 @@ MAX_REPEATS = 100_000
 _ALL: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # without surrogates, which are no characters
 
 
+_reading = threading.Lock()
+
+
 def parsed(pattern: str, flags: int = 0) -> Any:
     """The tree that Python's own parser makes of a pattern."""
-    return parser.parse(pattern, flags)
+    # Which warns of what classes may mean in a later Python.
+    with _reading, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return parser.parse(pattern, flags)
 
 
 def translated(pattern: str, where: str) -> str:
@@ -43,7 +51,7 @@ def translated(pattern: str, where: str) -> str:
         SettingError: it is not valid, or it looks around or back.
     """
     try:
-        tree = parsed(pattern, re.compile(pattern).flags)
+        tree = parsed(pattern)
     except (re.error, OverflowError) as error:
         raise SettingError(
             f"{where} is no regular expression", found=str(error), expected="one of Python's re"
@@ -53,11 +61,32 @@ def translated(pattern: str, where: str) -> str:
     return _Writer(where).sequence(list(tree.data), tree.state.flags, first=True, last=True)
 
 
+def searched(pattern: str, where: str, *, narrow: bool) -> str | None:
+    r"""The pattern as llguidance takes it, for texts in which ``re.search`` finds it.
+
+    Args:
+        narrow: whether each class has only what it has in Python and in JavaScript too, where
+            ``\\w`` and ``\\d`` are of ASCII.
+
+    Returns:
+        None where Python cannot read it; JavaScript may.
+
+    Raises:
+        SettingError: it looks around or back.
+    """
+    try:
+        tree = parsed(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return None
+    writer = _SearchWriter(where, narrow=narrow)
+    return writer.sequence(list(tree.data), tree.state.flags, first=True, last=True)
+
+
 class _Writer:
     """Writes what Python's parser read."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, *, narrow: bool = False) -> None:
+        self._where, self._narrow = where, narrow
 
     def sequence(self, nodes: list[Any], flags: int, *, first: bool, last: bool) -> str:
         """Nodes one after the other.
@@ -75,7 +104,7 @@ class _Writer:
     def _node(self, node: Any, flags: int, first: bool, last: bool) -> str:
         kind, value = node
         if kind in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY):
-            return _class(_characters(kind, value, flags))
+            return _class(_characters(kind, value, flags, narrow=self._narrow))
         if kind is sre.AT:
             return self._anchor(value, flags, first, last)
         if kind is sre.BRANCH:
@@ -126,32 +155,44 @@ class _Writer:
         )
 
 
+class _SearchWriter(_Writer):
+    """The same, for a part of a text: anchors stay, for llguidance to place."""
+
+    def _anchor(self, value: Any, flags: int, first: bool, last: bool) -> str:
+        if flags & re.MULTILINE or "BOUNDARY" in str(value):
+            return super()._anchor(value, flags, False, False)
+        return "^" if value in (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING) else "$"
+
+
 def _is_anchor(node: Any) -> bool:
     return node[0] is sre.AT
 
 
-def _characters(kind: Any, value: Any, flags: int) -> Ranges:
-    """The characters that a node matches one of."""
+def _characters(kind: Any, value: Any, flags: int, *, narrow: bool = False) -> Ranges:
+    """The characters that a node matches one of; what is left out of few may have many."""
     if kind is sre.ANY:
-        return _ALL if flags & re.DOTALL else _without(_ALL, ((10, 10),))
-    negated = kind is sre.NOT_LITERAL
-    if kind is not sre.IN:
-        ranges: list[tuple[int, int]] = [(value, value)]
-    else:
-        ranges = []
-        for name, part in value:
-            if name is sre.NEGATE:
-                negated = True
-            elif name is sre.LITERAL:
-                ranges.append((part, part))
-            elif name is sre.RANGE:
-                ranges.append(part)
-            else:
-                ranges += _category(str(part), bool(flags & re.ASCII))
+        ends = _LINE_ENDS if narrow else ((10, 10),)
+        return _ALL if flags & re.DOTALL else _without(_ALL, ends)
+    negated = kind is sre.NOT_LITERAL or (kind is sre.IN and value[0][0] is sre.NEGATE)
+    members = value if kind is sre.IN else [(sre.LITERAL, value)]
+    few, ascii_only = narrow and not negated, bool(flags & re.ASCII)
+    ranges: list[tuple[int, int]] = []
+    for name, part in members:
+        if name is sre.LITERAL:
+            ranges.append((part, part))
+        elif name is sre.RANGE:
+            ranges.append(part)
+        elif name is not sre.NEGATE:
+            is_few = few != ("_NOT_" in str(part))
+            ranges += _category(str(part), ascii_only or (narrow and is_few))
     found = _joined(ranges)
     if flags & re.IGNORECASE:
-        found = _any_case(found, bool(flags & re.ASCII))
+        found = _any_case(found, ascii_only or few)
     return _without(_ALL, found) if negated else _without(_ALL, _without(_ALL, found))
+
+
+# Of JavaScript, for which "." is none of them.
+_LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
 
 @lru_cache(maxsize=1)

@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..errors import SettingError
 from ..untrusted import brief, shown
+from .alternatives import MAX_ALTERNATIVES, MAX_OPTIONAL, Alternatives, optional_run
+from .chains import longest_chain
+from .disjoint import parts_of
 from .least import least_values
 from .making import go_on
+from .metaschema import DRAFTS, metaschema_error
+from .regex import searched
 from .schema_document import Copy, Document, escaped, find_anchors, subschemas
 from .schema_words import (
     EXACT,
@@ -30,6 +37,7 @@ from .schema_words import (
     KNOWN,
     REFUSED,
     UNCHECKED_FORMATS,
+    name_patterns,
     translate,
 )
 
@@ -37,6 +45,12 @@ from .schema_words import (
 _WHITESPACE = r" |\n[ \t]{0,20}"
 
 _ALIKE = 0.85  # from where on an unknown keyword is probably a known one that is misspelled
+
+_MAX_MULTIPLE = 100_000  # states of what divides
+_MAX_DENOMINATOR = 2**10
+
+MAX_CHAIN = 1500
+"""The most schemas that lead to one another. llguidance needs about 7 kB of the stack for each."""
 
 MAX_LEAST = 100_000
 """The most values that the smallest answer to a schema may have."""
@@ -60,6 +74,13 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
             too large.
     """
     document = Document(Copy(where).of(schema), where)
+    try:
+        return _prepared(document)
+    except RecursionError:
+        raise document.refused("", "the schema is nested too deep") from None
+
+
+def _prepared(document: Document) -> dict[str, Any]:
     _check_metaschema(document)
     find_anchors(document)
     if isinstance(document.root, bool):
@@ -68,8 +89,11 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
     for pointer, node in reachable.items():
         go_on()
         _check(document, pointer, node)
+    _check_chains(document, reachable)
     _check_cycles(document, reachable)
-    least = least_values(document.root, lambda ref: document.at(document.target(ref, "")))
+    resolve: Callable[[str], Any] = lambda ref: document.at(document.target(ref, ""))  # noqa: E731
+    _check_alternatives(document, reachable, resolve)
+    least = least_values(document.root, resolve)
     if not least <= MAX_LEAST:
         if least == math.inf:
             problem = "no value meets the schema"
@@ -80,6 +104,8 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
     for pointer, node in reachable.items():
         go_on()
         translate(document, pointer, node)
+    for node in reachable.values():  # last, as they are in the pointers too
+        name_patterns(document, node)
     document.root.pop("x-guidance", None)  # llguidance's options, which are ours to set
     root: dict[str, Any] = document.root
     return root
@@ -87,21 +113,13 @@ def prepared(schema: object, where: str) -> dict[str, Any]:
 
 def _check_metaschema(document: Document) -> None:
     """Refuse what is no JSON Schema of the draft that it names."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError, best_match
-    from jsonschema.validators import validator_for
-
     if not isinstance(document.root, dict | bool):
         raise document.refused("", "a JSON Schema is an object", shown(document.root))
-    kind = Draft202012Validator
-    if isinstance(document.root, dict) and isinstance(document.root.get("$schema"), str):
-        kind = validator_for(document.root, default=kind)
     try:
-        error = best_match(kind(kind.META_SCHEMA).iter_errors(document.root))
-    except RecursionError:
-        raise document.refused("", "the schema is nested too deep") from None
-    except SchemaError as fault:  # pragma: no cover - the metaschemas are sound
-        raise document.refused("", fault.message) from fault
+        error = metaschema_error(document.root)
+    except KeyError as name:
+        found, expected = shown(name.args[0]), ", ".join(DRAFTS)
+        raise document.refused("/$schema", "an unknown draft", found, expected) from None
     if error is not None:
         pointer = "".join(f"/{escaped(str(part))}" for part in error.absolute_path)
         problem = "this is no valid JSON Schema"
@@ -128,17 +146,40 @@ def _reachable(document: Document) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_cycles(document: Document, reachable: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a schema that is a part of itself for the same value, which has no meaning."""
-    beside: dict[str, list[str]] = {}
+def _following(
+    document: Document,
+    reachable: Mapping[str, Mapping[str, Any]],
+    keywords: Collection[str] | None = None,
+) -> dict[str, list[str]]:
+    """Where each schema leads: to what it refers to, and its parts, or those of some keywords."""
+    following: dict[str, list[str]] = {}
     for pointer, node in reachable.items():
-        beside[pointer] = [
+        places = [
             pointer + place
-            for place, part in subschemas(node)
-            if place.split("/")[1] in ("allOf", "anyOf", "oneOf") and isinstance(part, dict)
+            for place, _ in subschemas(node)
+            if keywords is None or place.split("/")[1] in keywords
         ]
         if isinstance(reference := node.get("$ref"), str):
-            beside[pointer].append(document.target(reference, pointer))
+            places.append(document.target(reference, pointer))
+        following[pointer] = [place for place in places if place in reachable]
+    return following
+
+
+def _check_chains(document: Document, reachable: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a schema in which llguidance, which follows it by recursion, would find no end."""
+    length = longest_chain(_following(document, reachable))
+    if length > MAX_CHAIN:
+        problem = "the schema refers from one part to another too often"
+        raise document.refused("", problem, f"a chain of {length:,}", f"at most {MAX_CHAIN:,}")
+
+
+# Those whose schemas are for the same value as the one that they stand in.
+_BESIDE = ("allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
+
+
+def _check_cycles(document: Document, reachable: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a schema that is a part of itself for the same value, which has no meaning."""
+    beside = _following(document, reachable, _BESIDE)
     done: set[str] = set()
     for start in beside:
         path = [(start, iter(beside[start]))]
@@ -155,6 +196,25 @@ def _check_cycles(document: Document, reachable: Mapping[str, Mapping[str, Any]]
             elif following not in done:
                 above.add(following)
                 path.append((following, iter(beside[following])))
+
+
+def _check_alternatives(
+    document: Document,
+    reachable: Mapping[str, Mapping[str, Any]],
+    resolve: Callable[[str], Any],
+) -> None:
+    """Refuse what would compile, and then take too long for each token."""
+    alternatives = Alternatives(resolve)
+    for pointer, node in reachable.items():
+        if (count := alternatives.of(node)) <= MAX_ALTERNATIVES:
+            continue
+        run = optional_run(parts_of(node, resolve) or [])
+        if run > MAX_OPTIONAL:
+            problem = "too many properties in a row that may be left out"
+            raise document.refused(pointer, problem, f"{run:,}", f"at most {MAX_OPTIONAL}")
+        problem = "too many alternatives of anyOf or oneOf at one place"
+        expected = f"at most {MAX_ALTERNATIVES:,}, of which an optional property counts as 8"
+        raise document.refused(pointer, problem, f"{count:,}", expected)
 
 
 def _check(document: Document, pointer: str, node: dict[str, Any]) -> None:
@@ -180,6 +240,9 @@ def _check(document: Document, pointer: str, node: dict[str, Any]) -> None:
     _check_patterns(document, pointer, node)
     for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
         _bound(document, pointer, node, keyword)
+    _check_multiple(document, pointer, node.get("multipleOf"))
+    for keyword in ("const", "enum"):
+        _check_values(document, pointer, keyword, node.get(keyword))
     _check_counts(document, pointer, node)
 
 
@@ -194,16 +257,24 @@ def _meant(keyword: str) -> str | None:
     return None
 
 
-def _check_patterns(document: Document, pointer: str, node: Mapping[str, Any]) -> None:
+def _check_patterns(document: Document, pointer: str, node: dict[str, Any]) -> None:
     from llguidance import LLMatcher
 
     patterns = list(node.get("patternProperties", ()))
     if isinstance(pattern := node.get("pattern"), str):
         patterns.append(pattern)
     for pattern in patterns:
-        grammar = LLMatcher.grammar_from_json_schema({"type": "string", "pattern": pattern})
-        if problem := LLMatcher.validate_grammar(grammar):
-            reason = problem.strip().splitlines()[-1].removeprefix("error: ")
+        try:
+            reason = ""
+            text = searched(pattern, document.where, narrow=True)
+            grammar = LLMatcher.grammar_from_json_schema(
+                {"type": "string", "pattern": pattern if text is None else text}
+            )
+            if problem := LLMatcher.validate_grammar(grammar):
+                reason = problem.strip().splitlines()[-1].removeprefix("error: ")
+        except SettingError as error:
+            reason = str(error.found)
+        if reason:
             raise document.refused(
                 pointer, f"a pattern cannot be enforced ({brief(reason, 120)})", shown(pattern)
             )
@@ -219,6 +290,35 @@ def _bound(document: Document, pointer: str, node: dict[str, Any], keyword: str)
         problem = f"{keyword} is beyond what can be enforced"
         raise document.refused(pointer, problem, shown(bound), f"at most {EXACT}, or at least")
     node[keyword] = EXACT if is_upper else -EXACT
+
+
+def _check_multiple(document: Document, pointer: str, divisor: int | float | None) -> None:
+    """Refuse a divisor that takes too many states, or of which float64 has no exact multiples."""
+    if divisor is None:
+        return
+    numerator, denominator = divisor.as_integer_ratio()
+    if denominator > _MAX_DENOMINATOR:
+        problem = "multipleOf has multiples that float64 has not"
+        hint = "In float64, with which many validators compute, 0.3 is no multiple of 0.1."
+        expected = "a whole number, or 0.5, 0.25, ..."
+        raise document.refused(pointer, problem, divisor, expected, hint=hint)
+    if numerator > _MAX_MULTIPLE:
+        problem = "multipleOf is beyond what can be enforced"
+        raise document.refused(pointer, problem, shown(divisor), f"at most {_MAX_MULTIPLE:,}")
+
+
+def _check_values(document: Document, pointer: str, keyword: str, value: Any) -> None:
+    """Refuse integers that llguidance would write as others, since it reads them as float64."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, list):
+            pending += one
+        elif isinstance(one, dict):
+            pending += one.values()
+        elif isinstance(one, int) and abs(one) > EXACT and int(Decimal(repr(float(one)))) != one:
+            problem = f"an integer in {keyword} is beyond what can be enforced"
+            raise document.refused(pointer, problem, shown(one), f"at most {EXACT}")
 
 
 def _check_counts(document: Document, pointer: str, node: Mapping[str, Any]) -> None:

@@ -163,7 +163,10 @@ def find_anchors(document: Document) -> None:
         for keyword in ("$anchor", "$dynamicAnchor", "$id", "id"):
             name = node.get(keyword)
             if isinstance(name, str) and (not keyword.endswith("id") or name.startswith("#")):
-                document.anchors.setdefault(name.removeprefix("#"), pointer)
+                name = name.removeprefix("#")
+                if name in document.anchors and document.anchors[name] != pointer:
+                    raise document.refused(pointer, "two schemas have one anchor", shown(name))
+                document.anchors[name] = pointer
         pending += [(pointer + place, part) for place, part in subschemas(node)]
         for keyword in ("$defs", "definitions"):
             if isinstance(parts := node.get(keyword), dict):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
-from .disjoint import are_disjoint
+from .disjoint import are_disjoint, are_told_apart
+from .making import go_on
+from .regex import searched
 from .schema_document import Document
 
 
@@ -72,6 +75,9 @@ def translate(document: Document, pointer: str, node: dict[str, Any]) -> None:
     """Say in llguidance's words what it has no word for; the schema is changed in its place."""
     for keyword in ("minContains", "maxContains", "uniqueItems", "nullable"):
         node.pop(keyword, None)
+    if isinstance(pattern := node.get("pattern"), str):
+        node["pattern"] = _as_meant(document, pattern)
+    _multiples(node)
     _formats(node)
     if isinstance(node.get("discriminator"), dict):
         _discriminator(node)
@@ -81,6 +87,33 @@ def translate(document: Document, pointer: str, node: dict[str, Any]) -> None:
         _property_names(document, pointer, node)
     if isinstance(options := node.get("oneOf"), list):
         _one_of(document, pointer, node, options)
+
+
+def name_patterns(document: Document, node: dict[str, Any]) -> None:
+    """Patterns of names whose words llguidance reads otherwise, in its words.
+
+    Those of names are not narrowed: what one of them matches, its schema is for.
+    """
+    if isinstance(patterns := node.get("patternProperties"), dict):
+        node["patternProperties"] = {
+            (searched(one, document.where, narrow=False) or one) if _OTHERWISE.search(one) else one
+            : schema for one, schema in patterns.items()
+        }  # fmt: skip
+
+
+def _as_meant(document: Document, pattern: str) -> str:
+    return searched(pattern, document.where, narrow=True) or pattern
+
+
+# What llguidance's regular expressions mean otherwise than Python's: classes, sets of sets.
+_OTHERWISE = re.compile(r"\\[wWsS]|&&|--|~~|\[[^\]]*\[|[+*?}]\+|\(\?")
+
+
+def _multiples(node: dict[str, Any]) -> None:
+    """Multiples of a fraction where float64 has them all."""
+    if isinstance(node.get("multipleOf"), float):
+        most = 2**40
+        node.setdefault("allOf", []).append({"minimum": -most, "maximum": most})
 
 
 def _formats(node: dict[str, Any]) -> None:
@@ -170,7 +203,8 @@ def _property_names(document: Document, pointer: str, node: dict[str, Any]) -> N
             if not re.search(rule["pattern"], name):
                 declared[name] = False
         if others is not False:
-            node["patternProperties"] = {rule["pattern"]: others}
+            pattern = _as_meant(document, rule["pattern"])
+            node["patternProperties"] = {pattern: others}
         node["additionalProperties"] = False
         return
     raise document.refused(
@@ -183,15 +217,19 @@ def _one_of(document: Document, pointer: str, node: dict[str, Any], options: lis
     """Say ``anyOf`` where no value meets two of the options."""
     resolve: Callable[[str], Any] = lambda ref: document.at(document.target(ref, pointer))  # noqa: E731
     shared = node.get("required", [])
-    for first in range(len(options)):
-        for second in range(first + 1, len(options)):
-            if not are_disjoint(options[first], options[second], resolve, shared):
-                raise document.refused(
-                    f"{pointer}/oneOf",
-                    "a value may meet two options, which cannot be prevented",
-                    found=f"options {first} and {second}",
-                    hint="Use anyOf, or tell them apart by a required property with a const.",
-                )
+    asked = options
+    if "type" in node:
+        asked = [{"type": node["type"], "allOf": [option]} for option in options]
+    n_compared = 0 if are_told_apart(asked, resolve, shared) else len(asked)
+    for first, second in combinations(range(n_compared), 2):
+        go_on()
+        if not are_disjoint(asked[first], asked[second], resolve, shared):
+            raise document.refused(
+                f"{pointer}/oneOf",
+                "a value may meet two options, which cannot be prevented",
+                found=f"options {first} and {second}",
+                hint="Use anyOf, or tell them apart by a required property with a const.",
+            )
     del node["oneOf"]
     if "anyOf" in node:
         node.setdefault("allOf", []).append({"anyOf": options})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 _MOST_KEPT = 64  # structures that are ready for other answers
 _SECONDS = 10.0  # to make one
 _MOST_STATES = 50_000  # of a lexer, of 1 to 2 kB each
+_MOST_ITEMS = 20_000  # of a row of the parser; what schemas have is limited before
 
 # What llguidance marks the names of control tokens with: no text has this byte.
 _CONTROL = b"\xff"
@@ -170,7 +170,10 @@ class Structures:
             if key is not None and (kept := self._kept.pop(key, None)) is not None:
                 self._kept[key] = kept
                 return kept
-        structure = self._compiled(make(), where)
+        try:
+            structure = self._compiled(make(), where)
+        except RecursionError:
+            raise SettingError(f"{where} is nested too deep") from None
         with self._keeping:
             if key is not None:
                 self._kept[key] = structure
@@ -181,7 +184,9 @@ class Structures:
     def _compiled(self, grammar: str, where: str) -> Structure:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
+        limits = LLParserLimits(
+            max_lexer_states=_MOST_STATES, max_items_in_row=_MOST_ITEMS, verbose_errors=False
+        )
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             reason = _reason(matcher.get_error())
@@ -229,9 +234,4 @@ class _Tokens:
 
 def _reason(message: str) -> str:
     """The first thing that llguidance says about an error."""
-    if row := _FULL_ROW.search(message):
-        return f"{row[1]} alternatives at one place, at most {row[2]}: fewer optional properties"
     return message.strip().split("\n")[0]
-
-
-_FULL_ROW = re.compile(r"Current row has (\d+) items; max is (\d+)")

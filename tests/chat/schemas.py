@@ -55,6 +55,7 @@ SCHEMAS: dict[str, dict[str, Any] | bool] = {
     "const fraction": {"const": 1.5},
     "const object": {"const": {"foo": "bar", "baz": ["bax", 1]}},
     "const array": {"const": [{"foo": "bar"}]},
+    "const of forty digits": {"const": 10**40},
     "const null": {"const": None},
     "const false": {"const": False},
     "const with umlauts": {"const": "Zürich, 東京 🗼"},
@@ -74,6 +75,7 @@ SCHEMAS: dict[str, dict[str, Any] | bool] = {
     "multiple within a range": {
         "type": "integer", "multipleOf": 5, "minimum": 12, "maximum": 104,
     },
+    "multiple of five halves": {"type": "number", "multipleOf": 2.5},
     "multiple of a half": {"type": "number", "multipleOf": 0.5},
     "large bounds": {"type": "integer", "minimum": 0, "maximum": 18446744073709551615},
     "bounds in a format": {"type": "integer", "format": "uint8"},
@@ -87,6 +89,11 @@ SCHEMAS: dict[str, dict[str, Any] | bool] = {
     "pattern at the end": {"type": "string", "pattern": "xyz$", "maxLength": 9},
     "pattern of alternatives": {"type": "string", "pattern": "^(foo|ba[rz])*$"},
     "pattern with digits": {"type": "string", "pattern": "^\\d{3}\\s\\w+$"},
+    "pattern of words": {"type": "string", "pattern": "^\\w{1,3}\\W\\S\\D$"},
+    "pattern of what is no word": {"type": "string", "pattern": "^[^\\w\\s]{1,4}$"},
+    "pattern of names": {"type": "object", "patternProperties": {"^\\w{1,4}$": INTEGER},
+                         "additionalProperties": False},
+    "pattern of brackets": {"type": "string", "pattern": "^[ab[]{1,3}]$"},
     "pattern with a length": {"type": "string", "pattern": "^[ab]*$", "minLength": 5,
                               "maxLength": 8},
     "pattern with quotes": {"type": "string", "pattern": '^"[^"\\\\]*"$'},
@@ -196,6 +203,11 @@ SCHEMAS: dict[str, dict[str, Any] | bool] = {
     "oneOf of types": {"oneOf": [INTEGER, STRING, {"type": "null"}]},
     "oneOf of ranges": {"oneOf": [{"type": "integer", "maximum": 3},
                                   {"type": "integer", "minimum": 10}]},
+    "oneOf in a type": {"type": "object", "required": ["k"], "oneOf": [
+        {"properties": {"k": {"const": "a"}, "n": INTEGER}}, {"properties": {"k": {"const": "b"}}},
+    ]},
+    "oneOf of three hundred": {"oneOf": [
+        closed({"k": {"const": f"v{number}"}, "n": INTEGER}) for number in range(300)]},
     "oneOf told apart": {"oneOf": [CAT, DOG]},
     "oneOf of references": {"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
                             "$defs": {"cat": CAT, "dog": DOG}},
@@ -230,6 +242,8 @@ SCHEMAS: dict[str, dict[str, Any] | bool] = {
                     "definitions": {"a": SHORT}},
     "a list that refers to itself": NODE,
     "a tree": TREE,
+    "allOf doubled sixteen times": {"$ref": "#/$defs/d16", "$defs": {"d0": INTEGER, **{
+        f"d{n + 1}": {"allOf": [{"$ref": f"#/$defs/d{n}"}] * 2} for n in range(16)}}},
     "two that refer to each other": {
         "$ref": "#/$defs/even",
         "$defs": {

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,13 @@ def test_answers_of_different_forms_are_made_at_the_same_time(model: Model) -> N
 NODE = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
 MANY = [{"anyOf": [closed({f"a{i}_{j}": INTEGER}) for j in range(8)]} for i in range(8)]
 
+
+def chained(link: Callable[[str], Any], n: int = 3000) -> dict[str, Any]:
+    """Definitions of which each refers to the next."""
+    links = {f"d{at + 1}": link(f"#/$defs/d{at}") for at in range(n)}
+    return {"$ref": f"#/$defs/d{n}", "$defs": {"d0": INTEGER, **links}}
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "a word as a type": (
         obj({"a": {"type": "strin"}}), "no valid JSON Schema at /properties/a/type",
@@ -203,7 +210,47 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a product of alternatives": ({"allOf": MANY}, "schema too large"),
     "many properties that may be left out": (
         obj({f"p{number}": INTEGER for number in range(600)}, required=[]),
-        "2407 alternatives at one place, at most 2000: fewer optional properties",
+        "too many properties in a row that may be left out, found 600, expected at most 490",
+    ),
+    "thousands of properties that may be left out": (
+        closed({"a": obj({f"p{number}": INTEGER for number in range(5000)})}),
+        "left out at /properties/a, found 5,000",
+    ),
+    "many properties that may be left out, in alternatives": (
+        closed({"a": {"anyOf": [obj({f"p{option}_{number}": INTEGER for number in range(300)})
+                                for option in range(3)]}}),
+        "too many alternatives of anyOf or oneOf at one place at /properties/a, found 7,201",
+    ),
+    "a chain of references": (chained(lambda to: {"$ref": to}), "a chain of 3,002"),
+    "a chain of optional properties": (chained(lambda to: obj({"a": {"$ref": to}})), "6,002"),
+    "a chain of alternatives": (
+        chained(lambda to: {"anyOf": [INTEGER, {"$ref": to}]}, 700), "nested too deep",
+    ),
+    "draft 3": (
+        {"$schema": "http://json-schema.org/draft-03/schema#", "divisibleBy": 4},
+        "unknown draft at /\\$schema, found .*draft-03.*, expected draft-04, ",
+    ),
+    "a draft that nobody knows": ({"$schema": "http://a.b/c"}, "at /\\$schema, found 'http://a"),
+    "two anchors of one name": (
+        {"$ref": "#a", "$defs": {"x": {"$anchor": "a", **INTEGER}, "y": {"$anchor": "a"}}},
+        "two schemas have one anchor at /\\$defs/., found 'a'",
+    ),
+    "multiples of a tenth": (
+        closed({"n": {"type": "number", "multipleOf": 0.1}}),
+        "multipleOf .* float64 .* at /properties/n, found 0.1, expected a whole number, or 0.5",
+    ),
+    "multiples of a large number": (
+        {"type": "integer", "multipleOf": 10**9 + 7}, "multipleOf .*found 1000000007",
+    ),
+    "a large integer in an enum": (
+        {"enum": [1, {"a": [2**64]}]}, "integer in enum .* found 18446744073709551616",
+    ),
+    "a possessive repetition": (
+        {"type": "string", "pattern": "^a++a$"}, "pattern cannot .*possessive",
+    ),
+    "schemas that depend on themselves": (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"dependentSchemas": {"x": {"$ref": "#/$defs/a"}}}}},
+        "refers to itself for the same value at /\\$defs/a",
     ),
     "too deep": ({"items": json.loads('{"items":' * 200 + "{}" + "}" * 200)}, "nested too deep"),
     "too large": ({"enum": list(range(200_000))}, "too large"),
@@ -220,7 +267,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a lookahead": (
         obj({"a": {"type": "string", "pattern": "^(?=a)b"}}), "pattern cannot .* at /properties/a",
     ),
-    "a backreference": ({"type": "string", "pattern": r"(a)\1"}, "backreferences"),
+    "a backreference": ({"type": "string", "pattern": r"(a)\1"}, "a backreference"),
     "patterns of names that overlap": (
         {"type": "object", "patternProperties": {"^a": INTEGER, "b$": SHORT}}, "not disjoint",
     ),
