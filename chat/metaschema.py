@@ -39,7 +39,7 @@ def _validator(name: object) -> Any:
     default = Draft202012Validator
     kind = default
     if isinstance(name, str):
-        kind = validator_for({"$schema": name}, default=None)  # type: ignore[arg-type]
+        kind = validator_for({"$schema": name}, default=None)
         if kind is None or kind is Draft3Validator:
             raise KeyError(name)
     return default(_flat_metaschema()) if kind is default else kind(kind.META_SCHEMA)

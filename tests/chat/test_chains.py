@@ -33,7 +33,7 @@ def test_no_path_is_longer(graph: list[list[int]]) -> None:
 
 
 def test_properties_that_may_be_left_out_are_counted_in_a_row() -> None:
-    names = {name: {} for name in "abcde"}
+    names: dict[str, dict[str, str]] = {name: {} for name in "abcde"}
     assert optional_run([{"properties": names}]) == 5
     assert optional_run([{"properties": names, "required": ["b"]}]) == 3
     assert (
