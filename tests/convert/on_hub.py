@@ -42,7 +42,7 @@ def opened(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         threading.Event().wait(0.01)
