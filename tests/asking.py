@@ -71,8 +71,8 @@ def resident_bytes() -> int:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another thread does, a minute at most."""
-    deadline = time.monotonic() + 60
+    """Wait for something that another thread does, ten minutes at most: the machine may be busy."""
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
