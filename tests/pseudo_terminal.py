@@ -34,9 +34,15 @@ CONTROL_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[^\[])")
 
 
 class Terminal:
-    """A pseudo-terminal of 100 columns with the command on it."""
+    """A pseudo-terminal of 100 columns with the command on it.
 
-    def __init__(self, *arguments: object, term: str, state: Path, rows: int = 30) -> None:
+    Args:
+        before: Python that the process runs before the command.
+    """
+
+    def __init__(
+        self, *arguments: object, term: str, state: Path, rows: int = 30, before: str = ""
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
         # Nobody answers the question where the cursor is.
@@ -47,7 +53,7 @@ class Terminal:
             "PROMPT_TOOLKIT_NO_CPR": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", AT_A_TERMINAL + LLAMA4, *map(str, arguments)],
+            [sys.executable, "-c", AT_A_TERMINAL + before + LLAMA4, *map(str, arguments)],
             stdin=slave,
             stdout=slave,
             stderr=slave,

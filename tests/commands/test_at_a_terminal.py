@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,23 @@ from tests.pseudo_terminal import READY, TAKEN, OpenTerminal, Terminal
 # Fixed, because a random model may end any answer: this one goes on for thousands of tokens.
 LONG = ("--seed", 1)
 
+# So that a conversion goes on for seconds after its first number is on the screen.
+SLOW_DISK = """
+import os, time
+write = os.pwrite
+def slow(*what):
+    time.sleep(0.1)
+    return write(*what)
+os.pwrite = slow
+"""
+
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
     opened: list[Terminal] = []
 
-    def start(*arguments: object, term: str = "xterm", rows: int = 30) -> Terminal:
-        opened.append(Terminal(*arguments, term=term, state=tmp_path / "state", rows=rows))
+    def start(*arguments: object, term: str = "xterm", **settings: Any) -> Terminal:
+        opened.append(Terminal(*arguments, term=term, state=tmp_path / "state", **settings))
         return opened[-1]
 
     yield start
@@ -35,8 +46,9 @@ def test_ctrl_c_leaves_a_conversion_to_be_gone_on_with(
     out = tmp_path / "out"
     out.mkdir()
     one = terminal(
-        "convert", scout_checkpoint, "-o", out / "model.gguf", "--recipe", "q4_k_m", "-t", 1
-    )
+        "convert", scout_checkpoint, "-o", out / "model.gguf", "--recipe", "q4_k_m", "-t", 1,
+        before=SLOW_DISK,
+    )  # fmt: skip
     one.wait_for("0%")
     one.press("\x03")
     exit_code, text = one.wait_for_end()
