@@ -33,12 +33,14 @@ from tests.gguf_maker import tiny_model
 FOUR = EngineSettings(
     n_ctx=1024, n_batch=128, n_ubatch=64, n_outputs=16, n_threads=1, n_parallel=4, cache_ram=0
 )
-# As in test_engine: what other batches, so another order of sums and f16 in the cache, may change.
-CLOSE = 0.01
+# What other batches, so another order of sums and f16 in the cache, may change. Flash attention on
+# the CPU sums in f16 where fewer than 64 tokens are decoded: of 3,300 rows at up to 330 tokens, by
+# whether others were read in the same batch, one in 70 was off by more than 0.01, and none by more
+# than 0.02. Another prompt is off by 1.
+CLOSE = 0.05
 
-# Flash attention on the CPU sums in f16 where fewer than 64 tokens are decoded: one sequence alone
-# is off by 0.012 at 500 tokens and by 0.24 at 6,000, by whether its last token is decoded alone.
-# Without it 0.0008 at most was seen, at any length up to 20,000. Another prompt is off by 1.
+# At 6,000 tokens it is 0.24. Without flash attention 0.0008 at most was seen, at any length up to
+# 20,000.
 VERY_CLOSE = 0.003
 
 
