@@ -53,6 +53,7 @@ from llama4_edge import convert
 from llama4_edge.convert import output, slabs
 
 source, target = sys.argv[1], Path(sys.argv[2])
+journal = Path(sys.argv[2] + ".partial.json")
 slabs.SLAB_BYTES = slabs.ROW_SLAB_BYTES = 40_000
 output.COMMIT_SECONDS = 0.0
 convert(source, target, threads=1, dry_run=True)  # imports what planning needs
@@ -77,6 +78,9 @@ for number in range(20):
         def progress(step):
             seen.append(step)
             if len(seen) == n_slabs:
+                # Once a slab is safe, which takes long on a slow disk; or at any moment.
+                while number % 2 and not json.loads(journal.read_text())["slabs_done"]:
+                    time.sleep(0.001)
                 killed(seconds)
         if not n_slabs:
             killed(seconds)
