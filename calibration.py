@@ -219,7 +219,11 @@ def _check_target(target: Path) -> None:
     if target.exists() or target.is_symlink():
         raise OutputError(f"{target} exists", hint="Give another name, or move it away.")
     if not target.parent.is_dir():
-        raise OutputError(f"{target} cannot be written", found=f"no directory {target.parent}")
+        raise OutputError(
+            f"{target} cannot be written",
+            found=f"no directory {target.parent}",
+            hint="Make the directory first.",
+        )
 
 
 # --- reading

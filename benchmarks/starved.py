@@ -1,14 +1,14 @@
 """How many tokens an expert needs for statistics of its own, and what helps one that saw fewer.
 
-    python -m benchmarks.starved [--lessons 400]
+    python -m benchmarks.starved [CHECKPOINT] [--lessons 400]
 
-The demo model reads lessons of the kind that it was trained on. What an expert's columns are
-multiplied with is estimated from the few tokens of some of these, and compared with all that the
-expert saw: the error is the root mean square of the estimate's logarithm, weighted, its level left
-out, because encoders look at nothing but proportions. "others" is the mean of the other experts of
-the layer, "flat" the same number for every column; "own" what the expert saw, and "own and" what it
-saw beside so many tokens' worth of the others' mean or of a flat one. `quant/starved.py` has what
-follows.
+The model, the demo model unless another of its kind is given, reads lessons of the kind that it was
+trained on. An expert's matrices are encoded in Q4_K, weighed with an estimate of what their columns
+are multiplied with, from the few tokens of some of these lessons: what is lost, weighed with all
+that the expert saw, relative to what is lost where the estimate is just that. "others" is the mean
+of the other experts of the layer, "flat" the same number for every column; "own" what the expert
+saw, and "own and" what it saw beside so many tokens' worth of the others' mean or of a flat one.
+`quant/starved.py` has what follows.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGUFReader
+from gguf.quants import dequantize
 
 from demo.training import MODEL
 from demo.training.lessons.mixture import lesson
 from llama4_edge import Model, convert
+from llama4_edge.quant.encode import decode_blocks, encode_rows
+from llama4_edge.quant.types import TYPES
 from llama4_edge.runtime.activations import ActivationSums, Total
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 
-SEEN = (8, 16, 32, 64, 128, 256, 512)
-BESIDE = (16, 32, 64)
-DRAWS = 20
+SEEN = (2, 4, 8, 16, 32, 64, 128)
+BESIDE = (1, 2, 4, 8, 32)
+DRAWS = 3
+EXPERTS = 8  # of a layer, at most
+ENCODING = TYPES["Q4_K"]
 
 
 def main() -> None:
@@ -42,14 +48,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=MODEL)
     parser.add_argument("--lessons", type=int, default=400)
+    arguments = parser.parse_args()
     with TemporaryDirectory(prefix="starved-") as directory:
-        path = Path(directory) / "demo.gguf"
-        convert(MODEL, path, recipe="bf16", vision=False)
-        pieces = list(each_lesson(path, parser.parse_args().lessons))
-    for name in sorted(pieces[0]):
-        if "ffn_gate_exps" not in name:  # which has the input of ffn_up_exps
-            print_table(name, [piece[name] for piece in pieces])
+        path = Path(directory) / "model.gguf"
+        convert(arguments.checkpoint, path, recipe="bf16", vision=False)
+        pieces = list(each_lesson(path, arguments.lessons))
+        matrices = {
+            tensor.name: np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+            for tensor in GGUFReader(path).tensors
+            if tensor.name in pieces[0]
+        }
+    for kind in ("ffn_up_exps", "ffn_down_exps"):  # that of ffn_gate_exps is multiplied as ffn_up's
+        names = [name for name in matrices if kind in name]
+        tables = [losses(matrices[name], [piece[name] for piece in pieces]) for name in names]
+        print_table(f"{kind} of {len(names)} layers", tables)
 
 
 def each_lesson(path: Path, count: int) -> Iterator[dict[str, Total]]:
@@ -72,31 +86,44 @@ def each_lesson(path: Path, count: int) -> Iterator[dict[str, Total]]:
     sums.close()
 
 
-def print_table(name: str, pieces: list[Total]) -> None:
-    """The errors of each estimate, means over experts and draws."""
+def losses(matrix: Floats, pieces: list[Total]) -> dict[tuple[str, int], list[float]]:
+    """Of a tensor's experts with each estimate, by its name and how many tokens an expert saw."""
     sums = np.sum([piece.sums for piece in pieces], axis=0)
     counts = np.sum([piece.counts for piece in pieces], axis=0)
-    errors: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
-    for expert, count in enumerate(counts):
-        truth = sums[expert] / count
-        others = (sums.sum(0) - sums[expert]) / (counts.sum() - count)
+    found: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    for expert in np.flatnonzero(counts > 8 * max(SEEN))[:EXPERTS]:
+        truth = sums[expert] / counts[expert]
+        others = (sums.sum(0) - sums[expert]) / (counts.sum() - counts[expert])
         flat = np.full_like(others, others.mean())
-        errors["others", 0].append(error(others, truth))
-        errors["flat", 0].append(error(flat, truth))
+        least = loss(matrix[expert], truth, truth)
         for seen in SEEN:
+            found["others", seen].append(loss(matrix[expert], others, truth) / least)
+            found["flat", seen].append(loss(matrix[expert], flat, truth) / least)
             for own, n in draws(pieces, expert, seen):
-                errors["own", seen].append(error(own / n, truth))
+                found["own", seen].append(loss(matrix[expert], own / n, truth) / least)
                 for k in BESIDE:
                     for word, mean in (("others'", others), ("flat", flat)):
                         estimate = (own + k * mean) / (n + k)
-                        errors[f"own and {k} {word}", seen].append(error(estimate, truth))
-    print(f"\n{name}: {counts.min():,} to {counts.max():,} tokens an expert")
-    for word in ("others", "flat"):
-        print(f"  {word:<18}{fmean(errors[word, 0]):8.3f}")
-    print("  " + "tokens seen".ljust(18) + "".join(f"{seen:8}" for seen in SEEN))
-    words = ["own", *(f"own and {k} {word}" for word in ("others'", "flat") for k in BESIDE)]
-    for word in words:
-        print(f"  {word:<18}" + "".join(f"{fmean(errors[word, seen]):8.3f}" for seen in SEEN))
+                        lost = loss(matrix[expert], estimate, truth) / least
+                        found[f"own and {k} {word}", seen].append(lost)
+    return found
+
+
+def loss(matrix: Floats, importance: Floats, truth: Floats) -> float:
+    """What an encoder that weighs with `importance` loses, weighed with `truth`."""
+    rows = np.ascontiguousarray(matrix, np.float32)
+    data, decoded = np.empty(ENCODING.nbytes(rows.shape), np.uint8), np.empty_like(rows)
+    encode_rows(rows, ENCODING, data, np.ascontiguousarray(importance, np.float32))
+    decode_blocks(data, ENCODING, decoded)
+    return float((np.square(decoded - rows) * truth).sum())
+
+
+def print_table(title: str, tables: list[dict[tuple[str, int], list[float]]]) -> None:
+    """The losses with each estimate, means over experts and draws."""
+    print(f"\n{title}\n  " + "tokens seen".ljust(18) + "".join(f"{seen:8}" for seen in SEEN))
+    for word in dict.fromkeys(word for word, _ in tables[0]):
+        means = [fmean(lost for table in tables for lost in table[word, seen]) for seen in SEEN]
+        print(f"  {word:<18}" + "".join(f"{mean:8.3f}" for mean in means), flush=True)
 
 
 def draws(pieces: list[Total], expert: int, least: int) -> Iterator[tuple[Floats, int]]:
@@ -110,13 +137,6 @@ def draws(pieces: list[Total], expert: int, least: int) -> Iterator[tuple[Floats
             if count >= least:
                 break
         yield total, count
-
-
-def error(estimate: Floats, truth: Floats) -> float:
-    """Of the logarithm, root mean square, weighted with the truth and without its level."""
-    logarithm = np.log((estimate + 1e-12) / (truth + 1e-12))
-    logarithm -= np.average(logarithm, weights=truth)
-    return float(np.sqrt(np.average(np.square(logarithm), weights=truth)))
 
 
 if __name__ == "__main__":

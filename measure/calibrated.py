@@ -121,7 +121,9 @@ def of_model(importance: Importance, info: ModelInfo) -> Importance:
             raise ModelFileError(
                 f"{importance.name} is of another model than {info.path}",
                 found=f"{found} of {brief(name)}",
-                expected=f"those of a tensor of {' x '.join(map(str, shape))}",
+                expected=f"those of a tensor of {' x '.join(map(str, shape))}"
+                if name in shapes
+                else "only tensors of this model",
                 hint="Merge statistics of the same model.",
             )
         tensors[name] = shaped

@@ -1,9 +1,9 @@
 """Experts that saw too few tokens for statistics of their own, and what stands in for these.
 
-Below 16 to 64 tokens, as tensors go, the mean of an expert's own squares is a worse estimate than
-that of all others of its layer; and where 32 tokens of the others' are added to what an expert saw,
-the estimate is best, or nearly, however many these were (``benchmarks/starved.py``, on the demo
-model). So that is done for experts that saw fewer than 32.
+With fewer than 32 tokens, an expert's own statistics are better with a little of the others'
+beside: 4 tokens' worth where columns are alike, and 1 where they are not; and worse with more. From
+there on it changes what is lost by a hundredth at most (``benchmarks/starved.py``: what Q4_K loses
+of the demo model, and of one with 32 experts). So that is done for experts that saw fewer than 32.
 
 The columns of an expert's gate and up matrices are those of the residual stream, which all experts
 share: column by column the others' mean is added. Those of its down matrix are its own neurons, to
@@ -23,7 +23,7 @@ from .importance import Activations, Floats, Importance, Starved
 FEWEST = 32
 """Tokens of an expert that has statistics of its own."""
 
-_ADDED = 32  # tokens of the others'
+_ADDED_ALIKE, _ADDED_UNLIKE = 4, 1  # tokens of the others'
 _EXPERTS = re.compile(r"blk\.(\d{1,9})\.ffn_(?:gate|up|down)_exps\.weight")
 
 
@@ -66,11 +66,13 @@ def _substituted(name: str, one: Activations) -> Activations:
     starved = np.flatnonzero(measured.counts < FEWEST)
     if len(measured.counts) < 2 or not len(starved) or not measured.counts.any():
         return measured
+    alike = "ffn_down" not in name
+    added = _ADDED_ALIKE if alike else _ADDED_UNLIKE
     sums, counts = measured.sums.copy(), measured.counts.copy()
     for expert in starved.tolist():
         count = measured.counts[expert]
-        added = _ADDED * _mean_of_others(measured, expert, alike="ffn_down" not in name)
-        mean = (measured.sums[expert] + added) / np.float32(count + _ADDED)
+        others = np.float32(added) * _mean_of_others(measured, expert, alike=alike)
+        mean = (measured.sums[expert] + others) / np.float32(count + added)
         # llama.cpp takes a count of 0 for no statistics.
         counts[expert] = max(count, 1)
         sums[expert] = mean * np.float32(counts[expert])
