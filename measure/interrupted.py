@@ -64,7 +64,8 @@ class KeptState:
                     else f"{self._path} is of a calibration with other settings",
                     found=state.of.get(name) if name == "settings" else None,
                     expected=digest if name == "settings" else None,
-                    hint="Calibrate as then to go on, or remove it to begin anew.",
+                    hint="Give the same text, chunks and settings to go on, or remove it to begin "
+                    "anew.",
                 )
         return state
 
