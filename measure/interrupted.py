@@ -97,7 +97,7 @@ class KeptState:
             held = not lock(self._descriptor, self._path)
             # Who had it may have put a newer file in its place, or removed it, since.
             held = held or not os.path.samestat(os.fstat(self._descriptor), self._path.stat())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._release()
             raise _unwritable(self._path, error) from error
         if held:
@@ -123,9 +123,11 @@ def write_output(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name[:200]}.new")
     try:
         write_atomically(path, data, temporary=temporary)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def _unwritable(path: Path, error: OSError | ValueError) -> OutputError:
+    if not isinstance(error, OSError):  # no file can have such a name
+        return OutputError(f"{path} cannot be written", found=str(error))
     return OutputError(f"{path} cannot be written", found=error.strerror, hint=disk_hint(error))
