@@ -31,7 +31,7 @@ from typing import IO, Any
 from benchmarks.card_sets import TASKS, Item, Task
 from llama4_edge import AsyncModel, Model
 from llama4_edge.errors import ContextFullError, ImageError, Llama4EdgeError, SettingError
-from llama4_edge.measure.results import wilson
+from llama4_edge.measure.divergence import wilson
 from llama4_edge.runtime.files.model_file import ModelInfo, check_model_file
 from llama4_edge.system.files import sync, write_atomically
 from llama4_edge.units import seconds_text

@@ -38,8 +38,8 @@ from llama4_edge.chat.prompt import Prompt
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.convert.vision import VISION_TYPES, assign_vision_types, vision_targets
 from llama4_edge.convert.vision_config import parse_vision
-from llama4_edge.measure.divergence import Divergence, Prediction, Statistics
-from llama4_edge.measure.results import ModelResult, wilson
+from llama4_edge.measure.divergence import Divergence, Prediction, Statistics, wilson
+from llama4_edge.measure.results import ModelResult
 from llama4_edge.planner.geometry import Geometry, open_geometry
 from llama4_edge.runtime.settings import EngineSettings, KVTypes, kv_text
 from llama4_edge.units import bytes_text

@@ -10,7 +10,7 @@ files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import ceil, exp, floor, inf, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ RANGE = 16.0
 """Nats below the likeliest token, or below certainty, that are looked at."""
 
 _STEPS = 65535
+_LARGEST = 709.0  # of what exp() has a number for
+_Z = 1.96  # standard errors to either side, for 95%
 
 
 @dataclass(frozen=True)
@@ -138,34 +140,70 @@ class Divergence:
         ratio_error = sqrt(
             max(nll.error**2 + base.error**2 - 2 * _covariance(self.nll, self.nll_reference), 0)
         )
-        ratio = exp(nll.value - base.value)
-        squared = _Mean.of(self.p_difference.astype(np.float64) ** 2)
+        kl, squared = _Mean.of(self.kl), _Mean.of(self.p_difference.astype(np.float64) ** 2)
         rms = sqrt(squared.value)
-        top = float(np.mean(self.same_top, dtype=np.float64))
-        count = len(self.kl)
+        ordered = np.sort(self.kl)
         return Statistics(
-            perplexity=Estimate(exp(nll.value), exp(nll.value) * nll.error),
-            perplexity_ratio=Estimate(ratio, ratio * ratio_error),
-            kl_mean=_Mean.of(self.kl).estimate,
-            kl_median=_quantile(self.kl, 0.5),
-            kl_p99=_quantile(self.kl, 0.99),
-            kl_max=float(self.kl.max()),
-            same_top=Estimate(top, sqrt(top * (1 - top) / max(count - 1, 1))),
-            rms_p_difference=Estimate(rms, 0.5 / rms * squared.error if rms else 0.0),
+            perplexity=Estimate.of_logarithm(nll.value, nll.error),
+            perplexity_ratio=Estimate.of_logarithm(nll.value - base.value, ratio_error),
+            kl_mean=Estimate.of_positive(kl.value, kl.error),
+            kl_median=_quantile(ordered, 0.5),
+            kl_p99=_quantile(ordered, 0.99),
+            kl_max=float(ordered[-1]),
+            same_top=Estimate.of_share(int(self.same_top.sum(dtype=np.float64)), len(self.kl)),
+            rms_p_difference=Estimate.of_positive(rms, 0.5 / rms * squared.error if rms else 0.0),
+            kl_median_interval=_quantile_interval(ordered, 0.5),
+            kl_p99_interval=_quantile_interval(ordered, 0.99),
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over the tokens of a text, and its standard error."""
+    """What is estimated from the tokens of a text, and its standard error.
+
+    Args:
+        interval: in which the true value lies with 95% confidence, if tokens were independent.
+    """
 
     value: float
     error: float
+    interval: tuple[float, float]
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """In which the true value lies with 95% confidence, if tokens were independent."""
-        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+    @classmethod
+    def of_logarithm(cls, mean: float, error: float) -> Estimate:
+        """Of what a mean of logarithms is the logarithm of, as perplexity."""
+        value = _exp(mean)
+        interval = _exp(mean - _Z * error), _exp(mean + _Z * error)
+        return cls(value, value * error, interval)
+
+    @classmethod
+    def of_positive(cls, value: float, error: float) -> Estimate:
+        """Of what is not negative: the interval is that of its logarithm.
+
+        A mean of what is not negative is no smaller than its standard error. Rounding can leave a
+        divergence of almost nothing at or below 0, or below its error: its interval is that of the
+        mean itself, from 0 on.
+        """
+        if value > 0 and error <= value * (1 + 1e-6):
+            factor = exp(_Z * error / value)
+            return cls(value, error, (value / factor, value * factor))
+        return cls(value, error, (min(value, max(value - _Z * error, 0.0)), value + _Z * error))
+
+    @classmethod
+    def of_share(cls, count: int, total: int) -> Estimate:
+        """Of the share that `count` of `total` are."""
+        share = count / total
+        error = sqrt(share * (1 - share) / max(total - 1, 1))
+        return cls(share, error, wilson(count, total))
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """The 95% interval of the share that `count` of `total` are (E. B. Wilson, 1927)."""
+    z, share = _Z, count / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    # Neither end rounds to another side of the share.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 @dataclass(frozen=True)
@@ -178,6 +216,8 @@ class Statistics:
         kl_mean, kl_median, kl_p99, kl_max: of the divergence at each token, in nats.
         same_top: the share of tokens where both find the same one likeliest.
         rms_p_difference: the root mean square of what the probability of the right token changed.
+        kl_median_interval, kl_p99_interval: in which the true ones lie with 95% confidence, if
+            tokens were independent. Of the largest there is none.
     """
 
     perplexity: Estimate
@@ -188,12 +228,14 @@ class Statistics:
     kl_max: float
     same_top: Estimate
     rms_p_difference: Estimate
+    kl_median_interval: tuple[float, float]
+    kl_p99_interval: tuple[float, float]
 
 
 def perplexity(nll: Floats) -> Estimate:
     """The perplexity that minus the logarithms of tokens' probabilities give."""
     mean = _Mean.of(nll)
-    return Estimate(exp(mean.value), exp(mean.value) * mean.error)
+    return Estimate.of_logarithm(mean.value, mean.error)
 
 
 @dataclass(frozen=True)
@@ -209,10 +251,6 @@ class _Mean:
         count = len(wide)
         return cls(mean, sqrt(variance / (count - 1)) if variance > 0 and count > 1 else 0.0)
 
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(self.value, self.error)
-
 
 def _covariance(a: Floats, b: Floats) -> float:
     """Of the means of two measures of the same tokens."""
@@ -221,14 +259,26 @@ def _covariance(a: Floats, b: Floats) -> float:
     return both / max(len(left) - 1, 1)
 
 
-def _quantile(values: Floats, share: float) -> float:
+def _quantile(ordered: Floats, share: float) -> float:
     """Between the two values that are nearest, in llama-perplexity's precision."""
-    ordered = np.sort(values)
-    place = np.float32(share) * np.float32(len(values) - 1)
+    last = len(ordered) - 1
+    place = np.float32(share) * np.float32(last)
     below = int(place)
     part = np.float32(place - np.float32(below))
-    above = ordered[min(below + 1, len(values) - 1)]
+    above = ordered[min(below + 1, last)]
     return float((np.float32(1) - part) * ordered[below] + part * above)
+
+
+def _quantile_interval(ordered: Floats, share: float) -> tuple[float, float]:
+    """The values as far to either side as the count of those below it may differ from `share`."""
+    last = len(ordered) - 1
+    half = _Z * sqrt(len(ordered) * share * (1 - share))
+    low, high = floor(share * last - half), ceil(share * last + half)
+    return float(ordered[max(low, 0)]), float(ordered[min(high, last)])
+
+
+def _exp(logarithm: float) -> float:
+    return exp(logarithm) if logarithm < _LARGEST else inf
 
 
 def _largest(logits: Floats) -> np.float32:

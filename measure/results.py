@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from ..runtime.settings import KVTypes, kv_text
-from .divergence import Estimate, Statistics
+from .divergence import Estimate, Statistics, wilson
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,6 @@ class Accuracy:
         same = sum(map(int.__eq__, chosen, reference))
         count = len(answers)
         return cls(right / count, wilson(right, count), same / count, tuple(chosen))
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (E. B. Wilson, 1927)."""
-    z, share = 1.96, right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,9 @@ class ModelResult:
             record["kl"] = {
                 **_named("mean", found.kl_mean),
                 "median": found.kl_median,
+                "median_interval": list(found.kl_median_interval),
                 "p99": found.kl_p99,
+                "p99_interval": list(found.kl_p99_interval),
                 "max": found.kl_max,
             }
             record |= _named("same_top", found.same_top)

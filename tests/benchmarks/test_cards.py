@@ -14,7 +14,7 @@ from benchmarks.card_demo import write_sets
 from benchmarks.card_sets import TASKS, Item
 from benchmarks.cards import Score, main, table
 from demo.training import MODEL
-from llama4_edge.measure.results import wilson
+from llama4_edge.measure.divergence import wilson
 from tests.fixtures import MakeGGUF, MakeProjector, Once
 
 Run = Callable[..., int]

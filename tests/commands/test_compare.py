@@ -46,7 +46,8 @@ def test_json_has_the_figures_by_name(scout_bf16: Path, scout_int4: Path) -> Non
     (candidate,) = record["candidates"]
     assert candidate["model"] == str(scout_int4)
     assert set(candidate["kl"]) == {
-        "mean", "mean_error", "mean_interval", "median", "p99", "max"
+        "mean", "mean_error", "mean_interval", "median", "median_interval", "p99", "p99_interval",
+        "max",
     }  # fmt: skip
     low, high = candidate["kl"]["mean_interval"]
     assert low < candidate["kl"]["mean"] < high

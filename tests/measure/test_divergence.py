@@ -86,8 +86,57 @@ def test_errors_are_those_of_a_mean() -> None:
     assert found.value == pytest.approx(np.exp(2.5))
     assert found.error == pytest.approx(np.exp(2.5) * np.sqrt(1.25 / 3))
     assert found.interval == pytest.approx(
-        (found.value - 1.96 * found.error, found.value + 1.96 * found.error)
+        np.exp([2.5 - 1.96 * np.sqrt(1.25 / 3), 2.5 + 1.96 * np.sqrt(1.25 / 3)])
     )
+
+
+def test_no_interval_has_what_cannot_be() -> None:
+    rng = np.random.default_rng(1)
+    count = 40
+    kl = np.zeros(count, np.float32)
+    kl[7] = 3  # an error as large as the mean
+    found = Divergence(
+        nll=rng.gamma(0.1, 60, count).astype(np.float32),
+        nll_reference=rng.gamma(0.1, 60, count).astype(np.float32),
+        kl=kl,
+        p_difference=(kl / 3).astype(np.float32),
+        same_top=np.ones(count, np.float32),
+    ).statistics()
+    for one in (found.perplexity, found.perplexity_ratio, found.kl_mean, found.rms_p_difference):
+        low, high = one.interval
+        assert 0 < low < one.value < high
+        assert low * high == pytest.approx(one.value**2)
+    assert found.perplexity.error > found.perplexity.value  # so that a sum would end below 0
+    assert found.kl_mean.interval == pytest.approx((0.075 / 7.0993, 0.075 * 7.0993), rel=1e-3)
+    assert found.same_top.interval == pytest.approx((0.91237, 1), abs=1e-5)  # Wilson's of 40 of 40
+
+
+def test_the_interval_of_nothing_but_rounding_begins_at_nothing() -> None:
+    noise = np.array([3e-7, -3e-7, 2e-7, -1e-7], np.float32)
+    zeros = np.zeros(4, np.float32)
+    ones = np.ones(4, np.float32)
+    found = Divergence(ones, ones, noise, zeros, ones).statistics()
+    low, high = found.kl_mean.interval
+    assert found.kl_mean.error > found.kl_mean.value > low == 0
+    assert high == pytest.approx(found.kl_mean.value + 1.96 * found.kl_mean.error)
+    below = Divergence(ones, ones, -np.abs(noise), zeros, ones).statistics().kl_mean
+    assert below.value < 0 and below.interval[0] == below.value
+    assert found.rms_p_difference.interval == (0, 0)
+
+
+def test_a_perplexity_that_no_number_holds_is_infinite() -> None:
+    found = perplexity(np.array([1e4, 2e4], np.float32))
+    assert found.value == np.inf and found.interval[1] == np.inf
+
+
+def test_quantiles_have_intervals_of_the_values_that_were_measured() -> None:
+    count = 1000
+    ordered = np.arange(count, dtype=np.float32)
+    zeros = np.zeros(count, np.float32)
+    found = Divergence(zeros, zeros, np.random.default_rng(2).permutation(ordered), zeros, zeros)
+    statistics = found.statistics()
+    assert statistics.kl_median_interval == (468, 531)  # 1.96 · √(1000 / 4) places
+    assert statistics.kl_p99_interval == (982, 996)
 
 
 def test_statistics_take_the_whole_text() -> None:
