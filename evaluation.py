@@ -59,6 +59,7 @@ DEFAULT_CHUNK = 512
 
 _QUESTION_CONTEXT = 4096  # tokens, for a question and a choice
 _MIN_CONTEXT = 8  # tokens: half of a chunk is context, and statistics want some of the others
+_END_OF_TURN = "<|eot|>"
 _MOST_OUTPUTS = 256  # rows of logits at a time, 197 MiB of Llama 4's
 
 
@@ -300,6 +301,7 @@ def _first_result(
 ) -> ModelResult:
     """Let the reference predict, and keep it."""
     text = kept.text
+    _check_questions(model, name, questions)
     steps = _Steps(name, text.n_chunks + len(questions), report)
     nll = np.empty((text.n_chunks, text.n_predicted), np.float32)
     for number in range(text.n_chunks):
@@ -342,6 +344,7 @@ def _compared(
     results = []
     for one in others:
         with _opened(one, text.n_ctx, questions, machine) as model:
+            _check_questions(model, one.name, questions)
             steps = _Steps(one.name, text.n_chunks + len(questions), report)
             statistics = _statistics(model, one.name, kept, steps) if text.n_chunks else None
             results.append(
@@ -458,15 +461,44 @@ def _accuracy(
     return Accuracy.of(chosen, [one.answer for one in questions], reference or chosen)
 
 
+def _check_questions(model: Model, name: str, questions: Sequence[Question]) -> None:
+    """Before the text is read, which may take hours: each question fits, with each choice.
+
+    Raises:
+        SettingError: one does not.
+    """
+    most = model.engine.settings.n_ctx
+    for number, question in enumerate(questions, 1):
+        before, answers = _tokens_of(model, question)
+        count = len(before) + max(map(len, answers))
+        if count > most:
+            raise SettingError(
+                f"question {number} is too long for {name}",
+                found=f"{count:,} tokens with a choice",
+                expected=f"at most {most:,}",
+            )
+
+
 def _choice(model: Model, question: Question) -> int:
     """The number of the choice that the model finds likeliest after the question."""
-    if model.info.chat_template is None:
-        before = model.tokenize(question.text + " ", add_bos=True)
-    else:
-        before = list(model.chat_prompt([{"role": "user", "content": question.text}]).token_ids)
+    before, answers = _tokens_of(model, question)
     likelihoods = []
-    for choice in question.choices:
-        answer = model.tokenize(choice)
-        scores = model.score([*before, *answer])[len(before) - 1 :]
+    for answer in answers:
+        scores = model.score([*before, *answer])[max(len(before) - 1, 0) :]
         likelihoods.append(sum(one.logprob for one in scores))
     return int(np.argmax(likelihoods))
+
+
+def _tokens_of(model: Model, question: Question) -> tuple[list[int], list[list[int]]]:
+    """Those of a question and of each choice.
+
+    In a chat format a choice is a whole message, with its end: without it one that others begin
+    with would never be less likely than they. Otherwise a text goes on, after a space.
+    """
+    if model.info.chat_template is None:
+        before = model.tokenize(question.text, add_bos=True)
+        return before, [model.tokenize(f" {choice}") for choice in question.choices]
+    before = list(model.chat_prompt([{"role": "user", "content": question.text}]).token_ids)
+    end = model.vocabulary.control_tokens.get(_END_OF_TURN)
+    ending = [] if end is None else [end]
+    return before, [[*model.tokenize(choice), *ending] for choice in question.choices]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
     from .results import Comparison
 
 # Where a name may stand, in points from what it names: the first place that is free is taken.
-_PLACES = [(right, up) for up in (9, -9, 21, -21, 33, -33) for right in (7, -7)]
+_PLACES = sorted(
+    (
+        (right, up)
+        for right in (9, -9, 24, -24, 48, -48)
+        for up in (0, 10, -10, 20, -20, 32, -32, 46, -46, 62, -62, 80, -80)
+        if up or abs(right) == 9
+    ),
+    key=lambda place: hypot(*place),
+)
+_NEAR = 20  # points: a name farther away has a line to what it names
+_LINE = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+_POINT = 4  # pixels around a point that no name covers
 _GIB = 2**30
 _MIB = 2**20
 
@@ -39,9 +51,11 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
     unit, name = (_GIB, "GiB") if max(size for size, *_ in points) >= _GIB else (_MIB, "MiB")
     with saved_figure(path, 1, 1, (7.4, 4.8)) as (_, ((axes,),)):
         for size, mean, _ in points:
+            low, high = mean.interval
             axes.errorbar(
-                size / unit, mean.value, yerr=1.96 * mean.error, fmt="o", color="#0072B2", capsize=3
-            )
+                size / unit, mean.value, yerr=[[mean.value - low], [high - mean.value]],
+                fmt="o", markersize=5, color="#0072B2", capsize=3,
+            )  # fmt: skip
         axes.set_yscale("log")
         axes.set_xlabel(f"size of the file, {name}")
         axes.set_ylabel("mean KL divergence, nats a token")
@@ -54,20 +68,32 @@ def plot(found: Comparison, path: str | os.PathLike[str]) -> None:
 
 
 def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Name the points, (label, x, y), each beside its own where no other name is."""
+    """Name the points, (label, x, y), each near its own where no name and no point is."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.tight_layout()
+    axes.figure.canvas.draw()  # from here on it stays as it is laid out
     inside = axes.get_window_extent()
-    taken: list[Any] = []
-    for label, *point in points:
+    taken = [
+        Bbox.from_bounds(x, y, 0, 0).padded(_POINT)
+        for x, y in axes.transData.transform([point for _, *point in points])
+    ]
+    for label, *point in sorted(points, key=lambda one: one[1:]):
         for right, up in _PLACES:
             text = axes.annotate(
-                label, point, xytext=(right, up), textcoords="offset points",
+                label, point, xytext=(right, up), textcoords="offset points", fontsize=9,
                 ha="left" if right > 0 else "right", va="center",
             )  # fmt: skip
             box = text.get_window_extent()
-            if box.x0 >= inside.x0 and box.x1 <= inside.x1 and not box.count_overlaps(taken):
+            free = not box.count_overlaps(taken)
+            if free and inside.contains(*box.min) and inside.contains(*box.max):
+                if hypot(right, up) > _NEAR:
+                    axes.annotate(
+                        "", point, xytext=(right, up), textcoords="offset points", arrowprops=_LINE
+                    )
                 break
             text.remove()
         else:  # there is no room for it
-            text = axes.annotate(label, point, xytext=(7, 9), textcoords="offset points")
+            text = axes.annotate(label, point, xytext=(9, 9), textcoords="offset points")
             box = text.get_window_extent()
-        taken.append(box)
+        taken.append(box.padded(3))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ..errors import SettingError
 from ..ranges import as_path, as_tuple, check_text, check_whole
-from ..untrusted import Reader, Record
+from ..untrusted import Reader, Record, shown
 
 _MAX_BYTES = 1 << 28
-_MAX_CHOICES = 26
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Question:
     """A question, its choices, and the number of the right one.
 
     Raises:
-        SettingError: there are less than two choices, or the answer is none of them.
+        SettingError: there are less than two choices, one is empty or there twice, or the answer is
+            none of them.
     """
 
     text: str
@@ -36,12 +37,14 @@ class Question:
         for choice in choices:
             check_text("choices", choice)
         object.__setattr__(self, "choices", choices)
-        if not 2 <= len(choices) <= _MAX_CHOICES or "" in choices:
+        if len(choices) < 2:
             raise SettingError(
-                "a question has no choice",
-                found=f"{len(choices)} choices",
-                expected=f"2 to {_MAX_CHOICES} texts",
+                "choices are too few", found=len(choices), expected="two texts, or more"
             )
+        for place, choice in enumerate(choices):
+            if not choice or choice in choices[:place]:
+                kind = "there twice" if choice else "empty"
+                raise SettingError(f"choices[{place}] is {kind}", found=shown(choice))
         check_whole("answer", self.answer, 0, len(choices) - 1)
 
 
@@ -53,9 +56,9 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """
     reader = Reader(SettingError, _MAX_BYTES)
     name = as_path("path", path)
-    lines = reader.text(name).splitlines()
     questions = []
-    for number, line in enumerate(lines, 1):
+    # JSON's strings may have other ends of lines in them, as U+2028.
+    for number, line in enumerate(reader.text(name).split("\n"), 1):
         if line.strip():
             where = f"{name}, line {number}"
             questions.append(_question(reader.as_record(reader.parse(line, where), where)))
@@ -65,14 +68,13 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
 
 
 def _question(record: Record) -> Question:
-    choices = record.texts("choices")
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
+    text, choices = record.text("question"), record.texts("choices")
     given = record.fields.get("answer")
-    if isinstance(given, str) and len(given) == 1 and given in letters:
-        answer = letters.index(given)
+    if isinstance(given, str) and len(given) == 1 and given in _LETTERS[: len(choices)]:
+        answer = _LETTERS.index(given)
     else:
         answer = record.integer("answer", 0, max(len(choices) - 1, 0))
     try:
-        return Question(record.text("question"), choices, answer)
+        return Question(text, choices, answer)
     except SettingError as error:
         raise SettingError(f"{record.name}: {error}") from None

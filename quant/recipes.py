@@ -204,13 +204,25 @@ def _check_names(recipe: Recipe, tensors: Sequence[TensorSpec]) -> None:
 
 def recipe_notes(recipe: Recipe, tensors: Sequence[TensorSpec]) -> list[str]:
     """What is to be said about a recipe of somebody's, and the tensors that it was applied to."""
-    names = [spec.name for spec in tensors if is_typed(spec)]
-    regexes = ((rule.pattern, rule.compiled()) for rule in recipe.rules if not rule.is_name)
-    unused = [pattern for pattern, regex in regexes if not any(map(regex.search, names))]
+    left = {spec.name for spec in tensors if is_typed(spec)}
+    names, unused, late = sorted(left), [], []
+    for rule in recipe.rules:
+        search = rule.compiled().search
+        found = {name for name in names if search(name)}
+        if not found:
+            unused.append(rule.pattern)
+        elif not found & left:
+            late.append(rule.pattern)
+        left -= found
     notes = [f"types as {recipe.path} says: {recipe.summary}"] if recipe.path else []
-    if unused:
-        shown = ", ".join(map(brief, unused[:_SHOWN])) + (", …" if len(unused) > _SHOWN else "")
-        notes.append(f"found in no tensor, of recipe {recipe.name}: {shown}")
+    for patterns, reason in (
+        (unused, "found in no tensor"),
+        (late, "found only in tensors that earlier patterns decide"),
+    ):
+        if patterns:
+            shown = ", ".join(map(brief, patterns[:_SHOWN]))
+            more = ", …" if len(patterns) > _SHOWN else ""
+            notes.append(f"{reason}, of recipe {recipe.name}: {shown}{more}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -210,6 +211,41 @@ def test_a_file_of_questions_is_read_line_by_line(tmp_path: Path) -> None:
     ]
 
 
+def test_lines_of_questions_end_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    question = Question("a\u2028b\x85c", tuple(f"choice {n}\x1c" for n in range(100)), 99)
+    record = {"question": question.text, "choices": question.choices, "answer": 99}
+    path.write_bytes(json.dumps(record, ensure_ascii=False).encode() + b"\r\n")
+    assert read_questions(path) == [question]
+
+
+def test_a_choice_is_a_whole_answer(scout_bf16: Path) -> None:
+    from llama4_edge import Model
+
+    question = Question("Where?", ("in", "in the"), 0)
+    right = compared(scout_bf16, text=None, questions=[question]).reference.accuracy
+    with Model(scout_bf16, n_ctx=64, n_threads=1) as model:
+        before = list(model.chat_prompt([{"role": "user", "content": "Where?"}]).token_ids)
+        likelihoods = [
+            sum(
+                one.logprob
+                for one in model.score(
+                    [*before, *model.tokenize(f"{choice}<|eot|>", special=True)]
+                )[len(before) - 1 :]
+            )
+            for choice in question.choices
+        ]
+    assert right is not None and right.chosen == (likelihoods.index(max(likelihoods)),)
+
+
+def test_a_question_that_is_too_long_is_named_before_the_text_is_read(scout_bf16: Path) -> None:
+    steps: list[CompareProgress] = []
+    questions = [Question("Short?", ("a", "b"), 0), Question("Long? " * 5000, ("a", "b"), 0)]
+    with pytest.raises(SettingError, match=r"question 2 is too long for .*at most"):
+        compared(scout_bf16, questions=questions, progress=steps.append)
+    assert not steps
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -217,7 +253,13 @@ def test_a_file_of_questions_is_read_line_by_line(tmp_path: Path) -> None:
         ("nonsense", "line 1 is not JSON"),
         ("[]", "an object|a JSON object"),
         ('{"choices": ["a", "b"], "answer": 0}', "no question"),
-        ('{"question": "x", "choices": ["a"], "answer": 0}', "2 to 26"),
+        (
+            '{"question": "x", "choices": ["a"], "answer": 0}',
+            "line 1: choices are too few, found 1",
+        ),
+        ('{"question": "x", "choices": ["a", ""], "answer": 0}', r"line 1: choices\[1\] is empty"),
+        ('{"question": "x", "choices": ["a", "a"], "answer": 1}', r"choices\[1\] is there twice"),
+        ('{"question": 1, "choices": ["a", "b"], "answer": 0}', "^[^ ]*, line 1 has an invalid qu"),
         ('{"question": "x", "choices": ["a", "b"], "answer": 2}', "invalid answer"),
         ('{"question": "x", "choices": ["a", "b"], "answer": "C"}', "invalid answer"),
         ('{"question": "x", "choices": "ab", "answer": 0}', "a list"),

@@ -135,8 +135,8 @@ def test_quantiles_have_intervals_of_the_values_that_were_measured() -> None:
     zeros = np.zeros(count, np.float32)
     found = Divergence(zeros, zeros, np.random.default_rng(2).permutation(ordered), zeros, zeros)
     statistics = found.statistics()
-    assert statistics.kl_median_interval == (468, 531)  # 1.96 · √(1000 / 4) places
-    assert statistics.kl_p99_interval == (982, 996)
+    assert list(statistics.kl_median_interval) == [468, 531]  # 1.96 · √(1000 / 4) places
+    assert list(statistics.kl_p99_interval) == [982, 996]
 
 
 def test_statistics_take_the_whole_text() -> None:

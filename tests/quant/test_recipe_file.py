@@ -213,6 +213,16 @@ def test_a_pattern_that_is_found_nowhere_is_noted(tmp_path: Path) -> None:
     assert recipe_notes(RECIPES["int4"], MODEL) == []
 
 
+def test_a_pattern_that_decides_nothing_is_noted() -> None:
+    name = "blk.3.ffn_down_exps.weight"
+    types = [("_exps", "q3_k"), ("ffn_down_exps", "q4_k"), (name, "q6_k"), ("attn_q", "q4_k")]
+    recipe = make_recipe("mine", types, "q8_0")
+    assert typed(recipe)[name] == "Q3_K"
+    assert recipe_notes(recipe, MODEL) == [
+        f"found only in tensors that earlier patterns decide, of recipe mine: ffn_down_exps, {name}"
+    ]
+
+
 def test_a_file_s_type_is_that_of_most_numbers() -> None:
     recipe = make_recipe("mine", [("ffn", "iq4_xs")], "q8_0")
     assigned = assign_types(recipe, MODEL, n_layer=12, n_expert=16)
