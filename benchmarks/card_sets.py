@@ -317,8 +317,9 @@ def _parquet() -> Any:
 
 
 def _mmlu_pro(row: Record, _: Path) -> Item:
-    # Rows that had fewer than ten options are filled up with these.
-    options = tuple(option.strip() for option in row.texts("options") if option != "N/A")
+    options = tuple(option.strip() for option in row.texts("options"))
+    while options and options[-1] == "N/A":  # rows with fewer than ten are filled up with these
+        options = options[:-1]
     if row.fields.get("answer_index") is not None:
         answer = LETTERS[row.integer("answer_index", 0, max(len(options) - 1, 0))]
     else:

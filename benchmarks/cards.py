@@ -113,6 +113,10 @@ def run(arguments: argparse.Namespace, kept: Path) -> None:
     published = card_of(infos[0])
     names = [path.name for path in arguments.models]
     print(table(names, tasks, scores, published))
+    print(
+        f"\nAsked without examples, greedily, for at most {arguments.max_tokens:,} tokens an "
+        "answer; intervals and ± are of 95%. The card's scores are Meta's, of bf16."
+    )
     if arguments.json is not None:
         record = as_dict(arguments.models, tasks, scores, published)
         write_atomically(arguments.json, json.dumps(record, indent=1) + "\n")
@@ -167,10 +171,16 @@ def chosen_tasks(directory: Path, names: str | None) -> list[Task]:
 
 @dataclass
 class Score:
-    """What became of a task's questions: by group, whether each answer is right."""
+    """What became of a task's questions: by group, whether each answer is right.
+
+    Args:
+        unanswered: how many could not be asked.
+        cut: how many answers were not at their end when they had all the tokens they may have.
+    """
 
     groups: dict[str, list[bool]] = field(default_factory=dict)
     unanswered: int = 0
+    cut: int = 0
 
     def add(self, item: Item, right: bool) -> None:
         """Count a question."""
@@ -209,13 +219,18 @@ class Score:
         return self.value - math.sqrt(below) / count, self.value + math.sqrt(above) / count
 
     def difference(self, first: Score) -> tuple[float, float]:
-        """How much better this one is, and the half of the 95% interval, question by question."""
+        """How much better this one is, and the half of the 95% interval, question by question.
+
+        The variance is that of A. Agresti and Y. Min (2005), which is not 0 where both agree on
+        every question.
+        """
         total = variance = 0.0
         for name, group in self.groups.items():
             steps = [one - other for one, other in zip(group, first.groups[name], strict=True)]
-            mean = sum(steps) / len(steps)
-            total += mean
-            variance += sum((step - mean) ** 2 for step in steps) / len(steps) ** 2
+            gained, differing = sum(steps), sum(map(abs, steps))
+            total += gained / len(steps)
+            more = len(steps) + 2
+            variance += (differing + 1 - gained**2 / more) / more**2
         count = len(self.groups)
         return total / count, 1.96 * math.sqrt(variance) / count
 
@@ -365,6 +380,7 @@ class Asking:
             assert record is not None
             score.add(item, item.judged(record["answer"]).right)
             score.unanswered += "error" in record
+            score.cut += record.get("end") == "length"
         return score
 
 
@@ -435,7 +451,9 @@ def table(
         for score in (one[task.name] for one in scores):
             low, high = score.interval
             cell = f"{score.value:.1%} ({low:.1%} to {high:.1%})"
-            cells.append(cell + (f", {score.unanswered} not asked" if score.unanswered else ""))
+            for count, reason in ((score.unanswered, "not asked"), (score.cut, "cut off")):
+                cell += f", {count} {reason}" if count else ""
+            cells.append(cell)
         for score in (one[task.name] for one in scores[1:]):
             mean, half = score.difference(first)
             cells.append(f"{mean:+.1%} ± {half:.1%}")
@@ -461,6 +479,7 @@ def as_dict(
                     "right": score.right,
                     "questions": score.count,
                     "not_asked": score.unanswered,
+                    "cut_off": score.cut,
                     "groups": {
                         name: {"right": sum(group), "questions": len(group)}
                         for name, group in score.groups.items()

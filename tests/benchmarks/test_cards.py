@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def test_every_task_is_asked_and_scored(
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0] == f"| | questions | card | {models[1].name} |"
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:-2]] == [
         task.title for task in TASKS.values()
     ]
+    assert lines[-1].startswith("Asked without examples, greedily, for at most ")
     assert "MMMU: 3 of 3, 100.0% right" in printed.err and "questions/s" in printed.err
     record = json.loads((tmp_path / "out.json").read_text())
     assert set(record) == set(TASKS)
@@ -176,9 +178,9 @@ def test_intervals_are_wilsons_and_of_several_groups_combined() -> None:
 
 def test_differences_are_counted_question_by_question() -> None:
     first, same, other = _score(a="1100"), _score(a="1100"), _score(a="1001")
-    assert same.difference(first) == (0, 0)
+    assert same.difference(first) == (0, pytest.approx(1.96 / 6))  # not 0: they are four questions
     mean, half = other.difference(first)
-    assert mean == 0 and half == pytest.approx(1.96 * (2 / 16) ** 0.5)
+    assert mean == 0 and half == pytest.approx(1.96 * 3**0.5 / 6)
     worse, _ = _score(a="1000").difference(first)
     assert worse == -0.25
 
@@ -189,7 +191,11 @@ def test_the_published_scores_stand_beside_ours() -> None:
     lines = table(["bf16", "int4"], tasks, scores, cards.PUBLISHED["scout"]).splitlines()
     assert lines[0] == "| | questions | card | bf16 | int4 | int4, difference |"
     assert lines[2] == (
-        "| MMLU-Pro | 2 | 74.3% | 50.0% (9.5% to 90.5%) | 50.0% (9.5% to 90.5%) | +0.0% ± 0.0% |"
+        "| MMLU-Pro | 2 | 74.3% | 50.0% (9.5% to 90.5%) | 50.0% (9.5% to 90.5%) | +0.0% ± 49.0% |"
+    )
+    short = replace(scores[0]["mmlu-pro"], unanswered=1, cut=2)
+    assert "(9.5% to 90.5%), 1 not asked, 2 cut off |" in table(
+        ["bf16"], tasks[:1], [{"mmlu-pro": short}], {}
     )
     assert [line.split(" | ")[2] for line in lines[2:]] == [
         "74.3%", "57.2%", "69.4%", "52.2%", "70.7%"
