@@ -60,6 +60,7 @@ DEFAULT_CHUNK = 512
 _QUESTION_CONTEXT = 4096  # tokens, for a question and a choice
 _MIN_CONTEXT = 8  # tokens: half of a chunk is context, and statistics want some of the others
 _END_OF_TURN = "<|eot|>"
+_ROWS = 32  # predictions that are worked on together: up to 1.2 MB each, of a model that is unsure
 _MOST_OUTPUTS = 256  # rows of logits at a time, 197 MiB of Llama 4's
 
 
@@ -415,7 +416,9 @@ def _each_rows(
 
         def take(place: int, rows: Floats) -> None:
             first = place - text.first
-            work(first, rows[: text.n_predicted - first], pool)  # nothing follows the last token
+            rows = rows[: text.n_predicted - first]  # nothing follows the last token
+            for begin in range(0, len(rows), _ROWS):
+                work(first + begin, rows[begin : begin + _ROWS], pool)
 
         try:
             model.engine.each_logits(text.chunk(number), text.n_ctx - text.first, take)
@@ -458,7 +461,7 @@ def _accuracy(
     for question in questions:
         chosen.append(_choice(model, question))
         steps.done()
-    return Accuracy.of(chosen, [one.answer for one in questions], reference or chosen)
+    return Accuracy.of(chosen, [one.answer for one in questions], reference)
 
 
 def _check_questions(model: Model, name: str, questions: Sequence[Question]) -> None:

@@ -21,24 +21,24 @@ class Accuracy:
     Args:
         value: the share of right answers.
         interval: in which the true share lies with 95% confidence (Wilson's).
-        same: the share that is answered as the reference answers; 1 for the reference itself.
+        same: the share that is answered as the reference answers; None for the reference itself,
+            and where that is saved predictions, which know no answers.
         chosen: the number of the choice that it found likeliest, of each question.
     """
 
     value: float
     interval: tuple[float, float]
-    same: float
+    same: float | None
     chosen: tuple[int, ...]
 
     @classmethod
     def of(
-        cls, chosen: Sequence[int], answers: Sequence[int], reference: Sequence[int]
+        cls, chosen: Sequence[int], answers: Sequence[int], reference: Sequence[int] | None
     ) -> Accuracy:
-        """Of the choices of a model, of which the right ones and the reference's are known."""
-        right = sum(map(int.__eq__, chosen, answers))
-        same = sum(map(int.__eq__, chosen, reference))
-        count = len(answers)
-        return cls(right / count, wilson(right, count), same / count, tuple(chosen))
+        """Of the choices of a model, the right ones, and the reference's where they are known."""
+        right, count = sum(map(int.__eq__, chosen, answers)), len(answers)
+        same = None if reference is None else sum(map(int.__eq__, chosen, reference)) / count
+        return cls(right / count, wilson(right, count), same, tuple(chosen))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _cells(one: ModelResult, found: Comparison) -> list[str]:
             if right is None
             else [
                 f"{right.value:.1%} ({right.interval[0]:.1%} to {right.interval[1]:.1%})",
-                f"{right.same:.1%}",
+                "" if right.same is None else f"{right.same:.1%}",
             ]
         )
     return cells
