@@ -42,7 +42,7 @@ from llama4_edge.figures import check_figure
 from llama4_edge.measure.divergence_plot import plot
 from llama4_edge.quant.recipe_file import as_recipe
 
-RECIPES = "int8,int4,q4_k_m,q4_k_s,iq4_xs,int3,q3_k_m,q3_k_s,q2_k"
+RECIPES = "int8,q6_k,q5_k_m,q5_k_s,int4,q4_k_m,q4_k_s,iq4_xs,int3,q3_k_m,q3_k_s,q2_k"
 _PRESETS = ("scout", "maverick")
 
 
