@@ -178,7 +178,8 @@ def test_intervals_are_wilsons_and_of_several_groups_combined() -> None:
 
 def test_differences_are_counted_question_by_question() -> None:
     first, same, other = _score(a="1100"), _score(a="1100"), _score(a="1001")
-    assert same.difference(first) == (0, pytest.approx(1.96 / 6))  # not 0: they are four questions
+    mean, half = same.difference(first)
+    assert mean == 0 and half == pytest.approx(1.96 / 6)  # not 0: they are four questions
     mean, half = other.difference(first)
     assert mean == 0 and half == pytest.approx(1.96 * 3**0.5 / 6)
     worse, _ = _score(a="1000").difference(first)
