@@ -36,7 +36,7 @@ from .ranges import (
 
 if TYPE_CHECKING:
     from .convert.lora.base import Base
-    from .convert.output import Part
+    from .convert.part_layout import Part
     from .convert.report import Report
     from .measure.choice import Fit
     from .progress import Progress

@@ -19,7 +19,7 @@ from .convert.converter import open_source
 from .convert.from_gguf import GGUFSource, plan_model
 from .convert.importance import ImportanceMatrix, open_matrix
 from .convert.job import Job, planned_projector, prepare
-from .convert.output import Part
+from .convert.part_layout import Part
 from .convert.target import disk_shortage
 from .convert.vision import DEFAULT_VISION_TYPE, vision_type_named
 from .errors import SettingError

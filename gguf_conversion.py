@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .architecture import Hyperparameters
     from .convert.from_gguf import GGUFSource
     from .convert.job import Job
-    from .convert.output import Part
+    from .convert.part_layout import Part
     from .convert.report import Report
     from .convert.request import Request
     from .progress import Progress

@@ -34,7 +34,7 @@ from .config import ModelConfig, parse_config
 from .directories import cached_repository, is_listed
 from .kept import settle_recipe
 from .layout import lay_out
-from .output import plan_parts
+from .part_layout import plan_parts
 from .presets import PRESETS, Preset
 from .text_model import read_text_model
 from .tokenizer import read_vocabulary

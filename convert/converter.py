@@ -29,7 +29,8 @@ from .job import Job, prepare, source_keys
 from .kept import rounded_notes
 from .lora.base import base_in
 from .lora.merge import merge_into, open_adapters
-from .output import Part, PartialOutput, finish_interrupted, may_lack_names
+from .output import PartialOutput, finish_interrupted, may_lack_names
+from .part_layout import Part
 from .pipeline import Tally, run_pipeline
 from .presets import PRESETS
 from .report import Fallback, Report

@@ -43,7 +43,7 @@ from .importance import MATRIX_KEYS, ImportanceMatrix, check_recipe, matrix_use
 from .job import Job, all_slabs, identity_of, target_file
 from .metadata import RECIPE_FILE_KEY, RECIPE_KEY
 from .names import Target
-from .output import ALIGNMENT, Part, groups_of, padded_bytes, place_groups, plan_parts
+from .part_layout import ALIGNMENT, Part, groups_of, padded_bytes, place_groups, plan_parts
 from .request import Request
 from .shard_header import StoredTensor
 from .shards import LocalShards

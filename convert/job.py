@@ -23,7 +23,7 @@ from .importance import check_recipe, matrix_use
 from .kept import form_notes, settle_recipe
 from .layout import lay_out, lay_out_vision
 from .metadata import ROPE_FREQS, rope_factors
-from .output import Part, header_digest, plan_parts
+from .part_layout import Part, header_digest, plan_parts
 from .report import MatrixUse
 from .request import Request
 from .shard_header import StoredTensor

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import OutputError
 from ..system.files import is_directory, is_file
 from ..units import told_apart
-from .output import Part
+from .part_layout import Part
 from .shards import DiskNeed
 
 

@@ -24,7 +24,7 @@ from ..convert.gguf_writer import packed
 from ..convert.importance import ImportanceMatrix
 from ..convert.job import Job
 from ..convert.metadata import NO_TOKENIZER
-from ..convert.output import Part
+from ..convert.part_layout import Part
 from ..convert.request import Request
 from ..errors import OutputError, SettingError
 from ..planner import Plan

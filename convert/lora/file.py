@@ -28,7 +28,8 @@ from ...untrusted import brief
 from ..gguf_writer import GGUFWriter
 from ..job import target_file
 from ..numbers import encode_stored
-from ..output import Part, PartialOutput, plan_parts
+from ..output import PartialOutput
+from ..part_layout import Part, plan_parts
 from ..report import Report
 from ..slabs import Output
 from ..target import check_target, room_shortage

@@ -20,7 +20,7 @@ import llama4_edge
 from llama4_edge import convert
 from llama4_edge.convert import slabs
 from llama4_edge.convert.converter import inspect_checkpoint
-from llama4_edge.convert.output import Part
+from llama4_edge.convert.part_layout import Part
 from llama4_edge.convert.target import check_target
 from llama4_edge.errors import (
     CheckpointError,
