@@ -186,6 +186,10 @@ def _show_table(options: PlanOptions) -> int:
     if options.model is not None:
         check_name(options.model, "plan")
         settings["models"] = [options.model]
+    if options.plot is not None:
+        from ..figures import check_figure
+
+        check_figure(options.plot)
     cells = table(**settings)
     if options.plot is not None:
         from ..planner.plot import plot as draw
