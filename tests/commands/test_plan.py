@@ -14,7 +14,7 @@ import pytest
 
 from llama4_edge.planner import Plan
 from llama4_edge.runtime.workers.worker import local_workers
-from tests.command_line import Command
+from tests.command_line import Command, the_error
 
 
 def test_a_plan_shows_what_goes_where_and_why(llama4: Command) -> None:
@@ -109,6 +109,14 @@ def test_the_table_and_its_picture(llama4: Command, tmp_path: Path) -> None:
     cells = json.loads(llama4("plan", "scout", "--table", "--recipe", "int8", "--json").stdout)
     assert {cell["recipe"] for cell in cells} == {"int8"}
     assert cells[2]["gpu_bytes"] / 2**30 == pytest.approx(108.45, abs=0.01)
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_counted(
+    llama4: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama4_edge.planner.table.table", lambda **_: pytest.fail("counted"))
+    error = the_error(llama4("plan", "scout", "--plot", "absent/scout.png"))
+    assert "absent/scout.png" in error and "no directory absent" in error
 
 
 @pytest.mark.parametrize(
