@@ -8,32 +8,29 @@ dataclass, a pydantic model. What the model wrote is never evaluated. Knows no m
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import inspect
 import json
+import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from ..errors import SettingError
 from ..untrusted import shown
 from .arguments import problem_with
+from .docstrings import docstring_parts
 
 Convert = Callable[[Any], Any]
 """Makes of a value of JSON what a parameter is annotated with."""
 
 _PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _MAX_DEPTH = 20  # of annotations in annotations
-
-# A line of a docstring's Args section: the name, perhaps a type in brackets, and a colon.
-_ARGUMENT = re.compile(r"(?P<names>[*\w]+(?:\s*,\s*[*\w]+)*)\s*(?:\([^)]*\))?\s*:\s*(?P<text>.*)")
-_SECTION = re.compile(
-    r"(Args|Arguments|Parameters|Params|Returns?|Yields?|Raises|Examples?|Notes?|Attributes|"
-    r"Warnings?|See Also|References|Todo)\s*:\s*"
-)
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,11 @@ class Function:
             if parameter.name not in hints:
                 raise _refused(where, "no annotation", f"{parameter.name}: str, for example")
             schema, convert = describe(hints[parameter.name], where)
+            if parameter.default is None and problem_with(None, schema) is not None:
+                schema, convert = describe(
+                    typing.Optional[hints[parameter.name]],  # noqa: UP045
+                    where,
+                )
             if parameter.name in texts:
                 schema = {**schema, "description": texts[parameter.name]}
             if parameter.default is parameter.empty:
@@ -138,18 +140,24 @@ def describe(annotation: Any, where: str, depth: int = 0) -> tuple[dict[str, Any
         return {"type": "null"}, _same
     if annotation is Any or annotation is object:
         return {}, _same
+    if annotation in _TEXTS:
+        schema, make = _TEXTS[annotation]
+        return dict(schema), make
+    if isinstance(annotation, typing.NewType):
+        return describe(annotation.__supertype__, where, depth + 1)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
         schema, convert = describe(arguments[0], where, depth + 1)
-        text = next((one for one in arguments[1:] if isinstance(one, str)), None)
+        text = next(filter(None, map(_annotation_text, arguments[1:])), None)
         return ({**schema, "description": text} if text else schema), convert
     if origin is Literal:
-        return _choice(list(arguments), list(arguments), where)
+        values = [one.value if isinstance(one, enum.Enum) else one for one in arguments]
+        return _choice(values, list(arguments), where)
     if origin in (Union, types.UnionType):
         return _union(arguments, where, depth)
     if annotation in (list, dict, tuple, set, frozenset):
         origin = annotation
-    if origin in (list, Sequence, typing.Iterable, set, frozenset) or (
+    if origin in (list, Sequence, Iterable, Collection, set, frozenset) or (
         isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple
     ):
         return _array(origin, arguments, where, depth)
@@ -160,41 +168,6 @@ def describe(annotation: Any, where: str, depth: int = 0) -> tuple[dict[str, Any
     if isinstance(annotation, type):
         return _of_class(annotation, where, depth)
     raise _refused(where, _type_name(annotation), _CAN_BE)
-
-
-def docstring_parts(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of its function, and of each argument.
-
-    The description ends where the first section (``Args:``, ``Returns:``, ...) begins.
-    """
-    lines = inspect.cleandoc(text).split("\n")
-    starts = [at for at, line in enumerate(lines) if _SECTION.fullmatch(line)]
-    description = "\n".join(lines[: starts[0]] if starts else lines).strip()
-    arguments: dict[str, str] = {}
-    for at in starts:
-        if lines[at].strip(" :") in ("Args", "Arguments", "Parameters", "Params"):
-            following = next((other for other in starts if other > at), len(lines))
-            arguments.update(_argument_texts(lines[at + 1 : following]))
-    return description, arguments
-
-
-def _argument_texts(lines: list[str]) -> dict[str, str]:
-    """What an Args section says of each name; further lines of one are indented more."""
-    texts: dict[str, str] = {}
-    indents = [len(line) - len(line.lstrip()) for line in lines if line.strip()]
-    names: list[str] = []
-    for line in lines:
-        if line.strip() and not line.startswith(" "):
-            break
-        indent = len(line) - len(line.lstrip())
-        match = _ARGUMENT.fullmatch(line.strip())
-        if match and indent == min(indents):
-            names = [name.strip(" *") for name in match["names"].split(",")]
-            texts.update(dict.fromkeys(names, match["text"].strip()))
-        elif names and line.strip():
-            for name in names:
-                texts[name] = f"{texts[name]} {line.strip()}".strip()
-    return texts
 
 
 def _choice(values: list[Any], meant: list[Any], where: str) -> tuple[dict[str, Any], Convert]:
@@ -241,8 +214,6 @@ def _array(
     if items:
         schema["items"] = items
     make = origin if origin in (set, frozenset) else list
-    if make is not list:
-        schema["uniqueItems"] = True
     return schema, lambda value: make(map(convert, value))
 
 
@@ -353,9 +324,29 @@ def _bare(hint: Any) -> Any:
 
 def _annotated(function: Callable[..., Any]) -> Any:
     """What has the annotations: of an object that can be called, its method."""
+    function = inspect.unwrap(function)
     if inspect.isfunction(function) or inspect.ismethod(function):
-        return inspect.unwrap(function)
+        return function
     return type(function).__call__
+
+
+def _annotation_text(annotation: object) -> str | None:
+    """What an annotation says of a parameter: a string, or pydantic's Field, or a Doc."""
+    texts = (getattr(annotation, name, None) for name in ("description", "documentation"))
+    return next((one for one in (annotation, *texts) if isinstance(one, str)), None)
+
+
+def _moment(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+
+
+# Types that JSON has as texts.
+_TEXTS: dict[Any, tuple[dict[str, Any], Convert]] = {
+    datetime.date: ({"type": "string", "format": "date"}, datetime.date.fromisoformat),
+    datetime.datetime: ({"type": "string", "format": "date-time"}, _moment),
+    uuid.UUID: ({"type": "string", "format": "uuid"}, uuid.UUID),
+    pathlib.Path: ({"type": "string"}, pathlib.Path),
+}
 
 
 def _as_json(value: Any) -> tuple[Any] | None:
@@ -373,8 +364,8 @@ def _same(value: Any) -> Any:
 
 
 _CAN_BE = (
-    "str, int, float, bool, None, list, dict, tuple, set, Literal, an Enum, a union of these, a "
-    "TypedDict, a dataclass, or a pydantic model"
+    "str, int, float, bool, None, list, dict, tuple, set, date, datetime, UUID, Path, Literal, an "
+    "Enum, a union of these, a TypedDict, a dataclass, or a pydantic model"
 )
 
 

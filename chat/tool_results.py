@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
 import inspect
 import json
 import time
@@ -83,7 +84,7 @@ def failed(call: ToolCall, error: Exception, seconds: float = 0.0) -> ToolResult
     except Exception:  # of a stranger's class
         text = ""
     whole = f"Error: {name}{text}".rstrip(": ")
-    return ToolResult(call, whole[:_MAX_ERROR], error, seconds)
+    return ToolResult(call, _sound(whole[:_MAX_ERROR]), error, seconds)
 
 
 class CallError(ValueError):
@@ -93,8 +94,8 @@ class CallError(ValueError):
 def result_text(value: Any) -> str:
     """What a function gave back, as the model is told it: text as it is, the rest as JSON."""
     if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+        return _sound(value)
+    return _sound(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
 def runnable(tools: Sequence[Tool]) -> None:
@@ -123,12 +124,23 @@ def _function(call: ToolCall, tools: Sequence[Tool]) -> Function:
     return tool.function
 
 
+def _sound(text: str) -> str:
+    """A text without lone surrogates, which have no bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _plain(value: Any) -> Any:
     """What JSON has in place of a value of Python."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if callable(dump := getattr(value, "model_dump", None)):
         return dump(mode="json")
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes | bytearray):
+        return value.decode("utf-8", "replace")
+    if callable(listed := getattr(value, "tolist", None)):  # NumPy's
+        return listed()
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
     if isinstance(value, Iterator | AsyncIterator):

@@ -18,6 +18,7 @@ import click
 
 from ..errors import SettingError
 from ..terminal.console import note
+from ..terminal.visible import LONGEST_LINE
 from .declare import flag, option
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ class ToolCalls:
         from ..chat.tool_results import CallError, call_tool, failed
 
         text = _call_text(call)
-        # Whoever is asked sees all of it.
-        note(f"→ {text if self._ask is not None else _shortened(text)}")
+        if self._ask is None:
+            note(f"→ {_shortened(text)}")
+        else:
+            _show_all(f"→ {text}")
         if call.error is None and not self._may(call.name):
             result = failed(call, CallError("the user refused this call"))
         else:
@@ -126,6 +129,12 @@ def _call_text(call: ToolCall) -> str:
         return f"{call.name}({call.arguments_json}): {call.error}"
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
     return f"{call.name}({arguments})"
+
+
+def _show_all(text: str) -> None:
+    """Show a text in as many lines as it takes: whoever is asked sees all of it."""
+    for at in range(0, len(text), LONGEST_LINE):
+        note(text[at : at + LONGEST_LINE])
 
 
 def _shortened(text: str) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
+import functools
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Optional, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, Optional, TypedDict
 
+import numpy as np
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llama4_edge.chat.arguments import problem_with
 from llama4_edge.chat.tool_calls import ToolCall
@@ -19,6 +25,9 @@ from llama4_edge.errors import SettingError
 class Level(enum.Enum):
     LOW = "low"
     HIGH = "high"
+
+
+UserId = NewType("UserId", int)
 
 
 @dataclass
@@ -56,7 +65,15 @@ def described(annotation: Any) -> dict[str, Any]:
         (Any, {}),
         (list, {"type": "array"}),
         (list[int], {"type": "array", "items": {"type": "integer"}}),
-        (set[str], {"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
+        # Repetitions are dropped, and not refused.
+        (set[str], {"type": "array", "items": {"type": "string"}}),
+        (Iterable[int], {"type": "array", "items": {"type": "integer"}}),
+        (datetime.date, {"type": "string", "format": "date"}),
+        (datetime.datetime, {"type": "string", "format": "date-time"}),
+        (uuid.UUID, {"type": "string", "format": "uuid"}),
+        (Path, {"type": "string"}),
+        (UserId, {"type": "integer"}),
+        (Literal[Level.LOW, 3], {"enum": ["low", 3]}),
         (dict, {"type": "object"}),
         (dict[str, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
         (tuple[int, ...], {"type": "array", "items": {"type": "integer"}}),
@@ -311,7 +328,11 @@ def test_what_a_function_raises_is_a_short_result() -> None:
         (Point(1), '{"x": 1, "y": 1.0}'),
         (Order(amount=2), '{"amount": 2}'),
         ({2, 1}, None),
-        (Level.LOW, '"Level.LOW"'),
+        (Level.LOW, '"low"'),
+        ([Level.LOW, datetime.date(2024, 2, 29)], '["low", "2024-02-29"]'),
+        (b"caf\xc3\xa9", '"café"'),
+        ({"a": np.float32(1.5), "b": np.arange(3)}, '{"a": 1.5, "b": [0, 1, 2]}'),
+        ("a\ud800b", "a?b"),
     ],
 )
 def test_results_are_text_or_json(value: object, text: str | None) -> None:
@@ -321,6 +342,40 @@ def test_results_are_text_or_json(value: object, text: str | None) -> None:
     f.__annotations__ = {}
     content = call_tool(ToolCall("1", "f"), as_tools([f])).content
     assert content == (text or "[1, 2]")
+
+
+def test_texts_become_what_a_parameter_is_annotated_with() -> None:
+    def f(day: datetime.date, at: datetime.datetime, key: uuid.UUID, file: Path) -> list[str]:
+        return [type(one).__name__ for one in (day, at, key)] + [str(file.name), str(at.tzinfo)]
+
+    key = "12345678-1234-5678-1234-567812345678"
+    call = {"day": "2024-02-29", "at": "2024-02-29T01:02:03Z", "key": key, "file": "a/b.txt"}
+    content = call_tool(ToolCall("1", "f", call), as_tools([f])).content
+    assert content == '["date", "datetime", "UUID", "b.txt", "UTC"]'
+    wrong = call_tool(ToolCall("1", "f", {**call, "day": "tomorrow"}), as_tools([f]))
+    assert wrong.content == "Error: ValueError: Invalid isoformat string: 'tomorrow'"
+
+
+def test_a_default_of_none_may_be_said() -> None:
+    def f(n: int = None) -> int | None:  # type: ignore[assignment]  # noqa: RUF013
+        return n
+
+    [tool] = as_tools([f])
+    assert tool.parameters["properties"]["n"] == {"type": ["integer", "null"], "default": None}
+    assert call_tool(ToolCall("1", "f", {"n": None}), [tool]).content == "null"
+
+
+def test_a_function_that_is_wrapped_is_the_one_inside() -> None:
+    @functools.lru_cache
+    def f(n: int) -> int:
+        return n + 1
+
+    assert call_tool(ToolCall("1", "f", {"n": 1}), as_tools([f])).content == "2"
+
+
+def test_fields_of_pydantics_describe_a_parameter() -> None:
+    annotation = Annotated[str, Field(description="why")]
+    assert described(annotation) == {"type": "string", "description": "why"}
 
 
 def test_a_generator_is_no_result() -> None:

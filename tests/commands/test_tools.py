@@ -105,7 +105,7 @@ def test_each_call_is_shown_and_asked_about(
 def test_all_of_a_long_call_is_shown_to_whoever_is_asked(
     module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = f"{'x' * 2000} and more"
+    name = f"{'x' * 5000} and more {'y' * 5000}"
     long = ToolCall("1", "greet", {"name": name})
     _, ask = answering("y")
     ToolCalls(read_tools([module], may_ask=True), ask)(long)
