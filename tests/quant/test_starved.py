@@ -36,14 +36,14 @@ def test_an_expert_that_saw_nothing_gets_the_mean_of_the_others() -> None:
 
 def test_what_a_starved_expert_saw_counts_beside() -> None:
     found = substituted(UP, activations([*SEEN, [80, 16]], [*COUNTS, 8]))
-    expected = [(80 + 32 * 4) / 40, (16 + 32 * 6) / 40]
+    expected = [(80 + 4 * 4) / 12, (16 + 4 * 6) / 12]
     assert found.weights()[2].tolist() == pytest.approx(expected)
     assert found.counts.tolist() == [*COUNTS, 8]
 
 
 def test_columns_of_a_down_matrix_are_not_taken_from_other_experts() -> None:
     found = substituted(DOWN, activations([*SEEN, [80, 16]], [*COUNTS, 8]))
-    assert found.weights()[2].tolist() == pytest.approx([(80 + 32 * 5) / 40, (16 + 32 * 5) / 40])
+    assert found.weights()[2].tolist() == pytest.approx([(80 + 1 * 5) / 9, (16 + 1 * 5) / 9])
 
 
 def test_all_others_stay_as_they_were() -> None:
