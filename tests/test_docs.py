@@ -73,7 +73,7 @@ NOT_RUN = {
 # Other programs that the pages mention; what comes after them is not looked at.
 PROGRAMS = {
     "eval", "hf", "pip", "jq", "git", "pre-commit", "curl", "openssl", "aider", "claude", "lm_eval",
-    "docker",
+    "docker", "open-webui",
 }  # fmt: skip
 # Where the pages find `llama4 serve`.
 SERVER = "127.0.0.1:8080"
