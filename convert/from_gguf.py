@@ -34,7 +34,7 @@ from ..quant import (
     recipe_named,
     recipe_notes,
 )
-from ..quant.recipes import is_typed, keeping
+from ..quant.recipes import check_importance, is_typed, keeping
 from ..quant.types import TYPES
 from .forms import CODES, Weight
 from .forms.blocks import Blocks
@@ -276,7 +276,8 @@ def check_merged(source: GGUFSource, job: Job, *, requantize: bool) -> Job:
     """The job of a GGUF into which adapters were merged, with what is said of tensors they change.
 
     Raises:
-        RecipeError: one that keeps its type is rounded a second time, without `requantize`.
+        RecipeError: one that keeps its type is rounded a second time, without `requantize`; or it
+            is of a type that needs an importance matrix, which has nothing for it.
     """
     read = {tensor.name for tensor in job.tensors}
     decoded = [
@@ -288,6 +289,11 @@ def check_merged(source: GGUFSource, job: Job, *, requantize: bool) -> Job:
         and tensor.type.name not in _PLAIN
     ]
     notes = _rounding_notes(source, decoded, requantize=requantize)
+    names = {tensor.name for tensor in decoded}
+    check_importance(
+        [assigned for assigned in job.assignments if assigned.tensor.name in names],
+        [name for name in names if job.outputs[name].columns is not None],
+    )
     return replace(job, notes=(*job.notes, *notes))
 
 

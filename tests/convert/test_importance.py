@@ -197,6 +197,25 @@ def test_merged_weights_are_weighed_with_the_same_matrix(
     assert report.importance == expected.importance
 
 
+def test_merging_into_a_type_that_needs_a_matrix_needs_it_again(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(replace(SMALL, hidden=256, heads=4, head_dim=64))
+    name = "blk.0.attn_q.weight"
+    every = {f"blk.{layer}.attn_q.weight": (1, 256) for layer in range(SMALL.layers)}
+    matrix = write(tmp_path / "imatrix.gguf", every)
+    few, target = tmp_path / "few.gguf", tmp_path / "out.gguf"
+    convert(checkpoint, few, recipe="bf16", types=[(name, "iq2_xxs")], imatrix=matrix, vision=False)
+    adapter = write_peft(tmp_path / "a", halves("model.layers.0.self_attn.q_proj", 256, 256))
+    settings: dict[str, Any] = {"recipe": "keep", "requantize": True, "merge_lora": [adapter]}
+    with pytest.raises(RecipeError, match="iq2_xxs needs an importance matrix"):
+        convert(few, target, **settings)
+    assert not target.exists()
+    convert(few, target, **settings, imatrix=matrix)
+    changed = [tensor.name for tensor in diff(few, target).tensors]
+    assert changed == [name]
+
+
 def test_another_matrix_is_noticed_by_a_conversion_that_goes_on(
     checkpoint: Path, shapes: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
