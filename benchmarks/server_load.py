@@ -11,8 +11,9 @@ more than the queue takes.
 
 Every request must be answered, or refused with the status that it deserves: 429 with Retry-After
 where too many wait. After each half minute all sequences must be free, and a line a minute says
-what was seen and the resident memory; the last ones give the slope of the memory over the second
-half of the time. At the end SIGTERM must end the server with status 0. The exit status is 1 after
+what was seen, the resident memory, and that without what bounded caches keep (states of sequences,
+tiles of pictures, responses); the last ones give the slopes of both over the second half of the
+time. At the end SIGTERM must end the server with status 0. The exit status is 1 after
 anything else.
 """
 
@@ -51,6 +52,7 @@ _REQUEST_SECONDS = 600.0
 _FREE_SECONDS = 20.0
 _MAX_QUEUE = 16
 _MIB = 2**20
+_CACHES = ("states_bytes", "picture_tiles_bytes", "responses_stored_bytes")
 
 Act: TypeAlias = Callable[[random.Random], Awaitable[None]]
 Body: TypeAlias = dict[str, Any]
@@ -383,6 +385,13 @@ def resident(pid: int) -> int:
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 
+async def cached(client: httpx.AsyncClient) -> int:
+    """Bytes that the server's bounded caches keep."""
+    text = (await client.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return sum(int(float(values[f"llama4:{name}"])) for name in _CACHES)
+
+
 async def all_are_free(client: httpx.AsyncClient) -> bool:
     """Whether no sequence answers, soon after the last of those who ask went."""
     until = time.monotonic() + _FREE_SECONDS
@@ -404,7 +413,7 @@ async def run(process: subprocess.Popen[bytes], port: int, arguments: argparse.N
         traffic = Traffic(client, arguments.context, pictures=known["meta"]["vision"])
         await traffic.learn(40)
         begun = last = time.monotonic()
-        memory: list[tuple[float, int]] = []
+        memory: list[tuple[float, int, int]] = []
         busy = number = 0
         while time.monotonic() - begun < arguments.minutes * 60:
             seed = f"{arguments.seed} {number}"
@@ -412,11 +421,13 @@ async def run(process: subprocess.Popen[bytes], port: int, arguments: argparse.N
             busy += not await all_are_free(client)
             number += 1
             now = time.monotonic()
-            memory.append((now - begun, resident(process.pid)))
+            size = resident(process.pid)
+            memory.append((now - begun, size, size - await cached(client)))
             if now - last >= 60 or number == 1:
                 last = now
                 print(
                     f"{(now - begun) / 60:5.1f} min: {memory[-1][1] / _MIB:.1f} MiB resident, "
+                    f"{memory[-1][2] / _MIB:.1f} without caches, "
                     f"{traffic.seen.total()} requests: {dict(traffic.seen.most_common())}, {busy} "
                     f"times not all free, {len(traffic.faults)} faults",
                     flush=True,
@@ -427,14 +438,18 @@ async def run(process: subprocess.Popen[bytes], port: int, arguments: argparse.N
     return busy + len(traffic.faults)
 
 
-def show_memory(memory: list[tuple[float, int]]) -> None:
-    """The slope of the resident memory, in the second half of the time."""
-    times, sizes = np.array(memory[len(memory) // 2 :]).T
-    if len(times) > 2:
-        slope = float(np.polyfit(times / 3600, sizes / _MIB, 1)[0])
-        print(f"memory: {memory[0][1] / _MIB:.1f} MiB after the first wave, "
-              f"{memory[len(memory) // 2][1] / _MIB:.1f} in the middle, "
-              f"{memory[-1][1] / _MIB:.1f} at the end; {slope:+.1f} MiB an hour")  # fmt: skip
+def show_memory(memory: list[tuple[float, int, int]]) -> None:
+    """The slopes of the resident memory, in the second half of the time."""
+    values = np.array(memory)
+    values /= (3600, _MIB, _MIB)
+    middle = len(values) // 2
+    if len(values) - middle < 3:
+        return
+    for column, what in ((1, "resident"), (2, "without caches")):
+        slope = float(np.polyfit(values[middle:, 0], values[middle:, column], 1)[0])
+        first, half, last = values[[0, middle, -1], column]
+        print(f"memory, {what}: {first:.1f} MiB after the first wave, {half:.1f} in the middle, "
+              f"{last:.1f} at the end; {slope:+.1f} MiB an hour")  # fmt: skip
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from ..vision.seen import SEEN
 from .state import Served, Server
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -70,6 +71,10 @@ class Metrics:
             ("slots", "Requests that can be answered at the same time.", self._n_slots),
             ("slots_used", "Of these, how many are.", self._used_slots),
             ("model_loaded", "Whether the model is in memory.", self._is_loaded),
+            ("states_bytes", "Bytes of states of sequences in main memory: --cache-ram at most.",
+             self._states_bytes),
+            ("picture_tiles_bytes", "Bytes of pictures that are kept as the model sees them.",
+             lambda: SEEN.nbytes),
             ("responses_stored", "Responses that are kept.", lambda: len(self._server.responses)),
             ("responses_stored_bytes", "About the bytes that these take.",
              lambda: self._server.responses.nbytes),
@@ -113,6 +118,10 @@ class Metrics:
 
     def _used_slots(self) -> float:
         return sum(is_used for _, is_used in self._sequences())
+
+    def _states_bytes(self) -> float:
+        loaded = self._server.models.loaded
+        return 0 if loaded is None else loaded.model.engine.cache.nbytes
 
     def _is_loaded(self) -> float:
         return self._server.models.loaded is not None

@@ -41,6 +41,11 @@ class SeenPictures:
         self._n_bytes = 0
         self._lock = threading.Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tiles that are kept."""
+        return self._n_bytes
+
     def tiles(
         self, picture: PictureInput | ImageTiles, *, allow_download: bool = False
     ) -> ImageTiles:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llama4_edge import Model
+from llama4_edge.vision.seen import SEEN
 from tests.asking import until
 from tests.server.running import RunningServer, running_server
 
@@ -134,6 +136,14 @@ def check_metrics(demo: httpx.Client) -> None:
     demo.post("/v1/messages", json={**body, "model": "m", "stream": True})
     assert samples(demo)["first_token_seconds_count"] == after["first_token_seconds_count"] + 1
     assert after["process_resident_memory_bytes"] > 1e7
+
+
+def test_metrics_say_what_caches_keep(demo_model: Model) -> None:
+    with running_server(demo_model) as server, server.client() as demo:
+        SEEN.tiles(np.full((20, 30, 3), 117, np.uint8))
+        found = samples(demo)
+        assert found["picture_tiles_bytes"] == SEEN.nbytes >= 336 * 336 * 3
+        assert found["states_bytes"] == demo_model.engine.cache.nbytes
 
 
 def test_paths_that_are_not_there_are_one_series(demo: httpx.Client) -> None:
