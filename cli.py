@@ -29,7 +29,7 @@ COMMANDS = {
     "pull": "Fetch a GGUF from the Hugging Face Hub.",
     "split": "Divide a GGUF into parts, as llama-gguf-split does.",
     "merge": "Put the parts of a GGUF together into one file.",
-    "inspect": "Show what a GGUF, a checkpoint or a session holds.",
+    "inspect": "Show what a GGUF, checkpoint, session or imatrix holds.",
     "plan": "Show what fits where, before anything is loaded or downloaded.",
     "run": "Answer one prompt, on stdout.",
     "chat": "Talk with a model.",

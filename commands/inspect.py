@@ -33,7 +33,7 @@ class InspectOptions:
 
 @command(InspectOptions)
 def inspect(options: InspectOptions) -> int:
-    """Show what a GGUF, a checkpoint, a session or activation statistics hold.
+    """Show what a GGUF, checkpoint, session or imatrix holds.
 
     FILE is a GGUF, or a checkpoint directory: its metadata, and its tensors by role with their
     types, bytes and bits per weight; or a session: what was said, and what was read with which

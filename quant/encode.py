@@ -381,7 +381,11 @@ def encoder_version() -> str:
     Other versions, and other builds of one, may encode the same numbers to other bytes.
     """
     ggml = _ggml()
-    digest = hashlib.sha256(Path(ggml._name).read_bytes() + Path(_native()._name).read_bytes())
+    digest = hashlib.sha256()
+    for library in (ggml, _native()):
+        with Path(library._name).open("rb") as file:
+            while piece := file.read(1 << 16):
+                digest.update(piece)
     version, commit = ggml.ggml_version().decode(), ggml.ggml_commit().decode()
     return f"{version} ({commit}, {digest.hexdigest()[:16]})"
 
