@@ -26,19 +26,20 @@ def metaschema_error(schema: Any) -> ValidationError | None:
     from jsonschema.exceptions import best_match
 
     name = schema.get("$schema") if isinstance(schema, dict) else None
-    error: ValidationError | None = best_match(_validator(name).iter_errors(schema))
+    validator = _validator(name if isinstance(name, str) else None)
+    error: ValidationError | None = best_match(validator.iter_errors(schema))
     return error
 
 
 @lru_cache(maxsize=16)
-def _validator(name: object) -> Any:
+def _validator(name: str | None) -> Any:
     """What checks schemas of the draft with this name."""
     from jsonschema import Draft3Validator, Draft202012Validator
     from jsonschema.validators import validator_for
 
     default = Draft202012Validator
     kind = default
-    if isinstance(name, str):
+    if name is not None:
         kind = validator_for({"$schema": name}, default=None)
         if kind is None or kind is Draft3Validator:
             raise KeyError(name)

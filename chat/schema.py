@@ -273,7 +273,7 @@ def _check_patterns(document: Document, pointer: str, node: dict[str, Any]) -> N
             if problem := LLMatcher.validate_grammar(grammar):
                 reason = problem.strip().splitlines()[-1].removeprefix("error: ")
         except SettingError as error:
-            reason = str(error.found)
+            reason = str(error.found or error.problem.removeprefix(f"{document.where} "))
         if reason:
             raise document.refused(
                 pointer, f"a pattern cannot be enforced ({brief(reason, 120)})", shown(pattern)

@@ -165,6 +165,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"type": "array", "items": SHORT, "minItems": 2.0**53}, "is too large, found 9,007,199,254",
     ),
     "a draft that is no name": ({"$schema": True}, "no valid JSON Schema at /\\$schema"),
+    "a draft that is a list": ({"$schema": [{}]}, "no valid JSON Schema at /\\$schema"),
     "not JSON": (obj({"a": {"const": {1, 2}}}), "not JSON at /properties/a/const, found set"),
     "a name that is no string": ({1: 2}, "not JSON"),
     "infinity": ({"const": float("inf")}, "not JSON at /const"),
@@ -268,6 +269,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         obj({"a": {"type": "string", "pattern": "^(?=a)b"}}), "pattern cannot .* at /properties/a",
     ),
     "a backreference": ({"type": "string", "pattern": r"(a)\1"}, "a backreference"),
+    "too many repetitions": ({"type": "string", "pattern": "a{1000000}"}, "a part too often"),
     "patterns of names that overlap": (
         {"type": "object", "patternProperties": {"^a": INTEGER, "b$": SHORT}}, "not disjoint",
     ),
