@@ -18,6 +18,7 @@ from llama4_edge import (
     read_questions,
 )
 from llama4_edge.errors import DamagedTensorError, ModelFileError, OutputError, SettingError
+from llama4_edge.runtime.workers.worker import running_worker
 from tests.gguf_maker import TinyModel
 from tests.tiny_model import with_chat_tokens
 
@@ -60,6 +61,20 @@ def test_the_predictions_are_those_that_logits_give(scout_bf16: Path, scout_int4
     # Steps of 16 nats / 65,535; and other batches than those of `logits`.
     assert statistics.kl_mean.value == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=0.02)
     assert statistics.perplexity.value == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+def test_models_may_lie_on_several_machines(scout_bf16: Path, scout_int4: Path) -> None:
+    here = compared(scout_bf16, scout_int4, n_chunks=2)
+    with running_worker(port=0, n_threads=1) as worker:
+        there = compared(scout_bf16, scout_int4, n_chunks=2, workers=(worker.endpoint,))
+    one, other = here.candidates[0].statistics, there.candidates[0].statistics
+    assert one is not None and other is not None
+    # Not to the last digit: weights of a worker are not interleaved for this CPU.
+    assert other.kl_mean.value == pytest.approx(one.kl_mean.value, rel=0.1)
+    assert there.reference.perplexity is not None and here.reference.perplexity is not None
+    assert there.reference.perplexity.value == pytest.approx(
+        here.reference.perplexity.value, rel=1e-4
+    )
 
 
 def test_control_tokens_in_a_text_are_taken_for_themselves_where_that_is_asked_for(
