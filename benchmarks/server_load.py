@@ -12,9 +12,9 @@ more than the queue takes.
 Every request must be answered, or refused with the status that it deserves: 429 with Retry-After
 where too many wait. After each half minute all sequences must be free, and a line a minute says
 what was seen, the resident memory, and that without what bounded caches keep (states of sequences,
-tiles of pictures, responses); the last ones give the slopes of both over the second half of the
-time. At the end SIGTERM must end the server with status 0. The exit status is 1 after
-anything else.
+tiles of pictures, responses; features of pictures, a few hundred kilobytes each, are still in it);
+the last ones give the slopes of both over the second half of the time. At the end SIGTERM must end
+the server with status 0. The exit status is 1 after anything else.
 """
 
 from __future__ import annotations
