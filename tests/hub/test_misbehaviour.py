@@ -553,7 +553,7 @@ def test_a_damaged_environment_is_one_error(
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv(name, value)
     try:
-        with suppress(HubError):
+        with pytest.raises(HubError):
             find_repository(NAME)
     finally:
         close_session()

@@ -175,7 +175,9 @@ def test_two_requests_in_one_packet_are_both_answered(server: RunningServer) -> 
         connection.sendall(request_bytes(endless(max_tokens=2)) * 2)
         data = b""
         while data.count(b"HTTP/1.1 200") < 2 or not data.endswith(b"}"):
-            data += connection.recv(10_000)
+            piece = connection.recv(10_000)
+            assert piece, f"the connection ended after {data.count(b'HTTP/1.1 200')} answers"
+            data += piece
 
 
 def test_sixty_clients_at_once_are_answered_or_refused(server: RunningServer) -> None:
