@@ -63,6 +63,10 @@ def decode(path: Path) -> None:
     """Load the model on the CPU alone and decode a prompt, then one token."""
     bindings = llama()
     parameters = bindings.llama_model_default_params()
+    # With a GPU at hand, llama.cpp keeps weights in pinned memory and repacks none, and the GPU
+    # computes the prompt, even where it has no layers.
+    no_devices = (ctypes.c_void_p * 1)()
+    parameters.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     parameters.n_gpu_layers = 0
     parameters.use_extra_bufts = True
     settings = bindings.llama_context_default_params()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -184,3 +186,19 @@ def test_the_trial_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_trial_runs_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # With n_gpu_layers 0 and a GPU among the devices, no AMX kernel would be reached.
+    bindings, devices = library.llama(), []
+    load = bindings.llama_model_load_from_file
+
+    def record(path: bytes, parameters: Any) -> Any:
+        address = ctypes.cast(parameters.devices, ctypes.POINTER(ctypes.c_void_p))
+        devices.append(bool(address) and address[0] is None)
+        return load(path, parameters)
+
+    monkeypatch.setattr(bindings, "llama_model_load_from_file", record)
+    amx_probe.write_model(tmp_path / "trial.gguf")
+    amx_probe.decode(tmp_path / "trial.gguf")
+    assert devices == [True]
