@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Scout on one GPU, from a machine that has nothing but CUDA, a compiler, cmake, make and Python:
 #
-#   benchmarks/gpu.sh [options of benchmarks.gpu]         62 GiB of disk, about 40 minutes on an H100
+#   benchmarks/gpu.sh [options of benchmarks.gpu]         62 GiB of disk, minutes on an H100
 #   benchmarks/gpu.sh --trial                             anywhere: a loopback worker as the GPU
 #
 # Builds llama-cpp-python with CUDA into an environment of its own under benchmarks/out, and

@@ -89,20 +89,24 @@ def peer_environment() -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{before}" if before else libraries}
 
 
-def llama_bench(model: Path, *arguments: str, directory: Path = OUT) -> list[dict[str, Any]]:
-    """What llama-bench measures on `model`, a record a test."""
+def llama_bench(
+    model: Path, *arguments: str, directory: Path = OUT, timeout: float | None = None
+) -> list[dict[str, Any]]:
+    """What llama-bench measures on `model`, a record a test; TimeoutExpired after `timeout`."""
     command = [str(peer_tool("llama-bench", directory)), "-m", str(model), "-o", "json", *arguments]
-    return _records(command, peer_environment())
+    return _records(command, peer_environment(), timeout)
 
 
-def our_bench(model: Path, *arguments: str) -> list[dict[str, Any]]:
+def our_bench(model: Path, *arguments: str, timeout: float | None = None) -> list[dict[str, Any]]:
     """What `llama4 bench` measures, with the same arguments."""
     command = [str(Path(sys.executable).with_name("llama4")), "bench", str(model), "--json"]
-    return _records([*command, *arguments], dict(os.environ))
+    return _records([*command, *arguments], dict(os.environ), timeout)
 
 
-def _records(command: list[str], environment: dict[str, str]) -> list[dict[str, Any]]:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+def _records(
+    command: list[str], environment: dict[str, str], timeout: float | None
+) -> list[dict[str, Any]]:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         sys.exit(f"{shlex.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     records: list[dict[str, Any]] = json.loads(done.stdout)
