@@ -21,7 +21,11 @@ import pytest
 
 # A terminal's Ctrl-C reaches the processes whose controlling terminal it is.
 AT_A_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-LLAMA4 = "from llama4_edge.cli import main; main(prog_name='llama4')"
+LLAMA4 = "from llama4_edge.__main__ import main; main()"
+
+# An answer of the small checkpoints' random models that goes on until the context is full, always
+# the same one: it has none of the tokens that would end it.
+ENDLESS = ("-s", "1", *(word for end in (1001, 1007, 1008) for word in ("-l", f"{end}-inf")))
 
 # Far more than any step takes; only a step that never ends reaches it.
 PATIENCE = 120.0
@@ -38,6 +42,9 @@ class Terminal:
 
     Args:
         before: Python that the process runs before the command.
+
+    Attributes:
+        first_modes: the settings that the terminal had before the process began.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class Terminal:
     ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
+        self.first_modes = self.modes
         # Nobody answers the question where the cursor is.
         environment = {
             **os.environ,

@@ -11,28 +11,37 @@ from typing import Any
 import pytest
 
 from llama4_edge import convert
-from tests.pseudo_terminal import READY, TAKEN, OpenTerminal, Terminal
+from tests.pseudo_terminal import ENDLESS, READY, TAKEN, OpenTerminal, Terminal
 
-# Fixed, because a random model may end any answer: this one goes on for thousands of tokens.
-LONG = ("--seed", 1)
-
-# So that a conversion goes on for seconds after its first number is on the screen.
+# So that a conversion does not end before Ctrl-C: only its first numbers are written until then.
 SLOW_DISK = """
-import os, time
-write = os.pwrite
+import os, signal, time
+write, written, pressed = os.pwrite, [], []
+def press(*_):
+    pressed.append(True)
+    raise KeyboardInterrupt
 def slow(*what):
-    time.sleep(0.1)
+    written.append(what[2])
+    while len(written) > 4 and not pressed:
+        time.sleep(0.01)
     return write(*what)
+signal.signal(signal.SIGINT, press)
 os.pwrite = slow
 """
+
+# So that the first word after a question is the answer's, however long the prompt takes.
+NO_PROGRESS = "from llama4_edge.terminal import progress; progress._PATIENCE = 1e6\n"
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[OpenTerminal]:
     opened: list[Terminal] = []
 
-    def start(*arguments: object, term: str = "xterm", **settings: Any) -> Terminal:
-        opened.append(Terminal(*arguments, term=term, state=tmp_path / "state", **settings))
+    def start(
+        *arguments: object, term: str = "xterm", before: str = NO_PROGRESS, **settings: Any
+    ) -> Terminal:
+        state = tmp_path / "state"
+        opened.append(Terminal(*arguments, term=term, state=state, before=before, **settings))
         return opened[-1]
 
     yield start
@@ -67,7 +76,7 @@ def test_ctrl_c_leaves_a_calibration_to_be_gone_on_with(
     terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path
 ) -> None:
     text, output = tmp_path / "text.txt", tmp_path / "i.gguf"
-    text.write_text("What is said twice is heard once, and what is said once is not. " * 2000)
+    text.write_text("What is said twice is heard once, and what is said once is not. " * 20_000)
     words = ("calibrate", scout_bf16, "-f", text, "-o", output, "-c", 128, "-t", 1)
     one = terminal(*words)
     one.wait_for(r"perplexity [\d.]+ .*tokens/s")
@@ -79,7 +88,7 @@ def test_ctrl_c_leaves_a_calibration_to_be_gone_on_with(
 
 
 def test_a_chat_at_a_terminal(terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path) -> None:
-    chat = terminal("chat", scout_bf16, *LONG)
+    chat = terminal("chat", scout_bf16, *ENDLESS)
     chat.wait_for("32,768 tokens of context")
 
     # 1. Ctrl-C stops the answer, and the chat goes on.
@@ -140,7 +149,7 @@ def test_an_answer_is_followed_by_its_speed(
 def test_what_is_typed_during_an_answer_begins_the_next_message(
     terminal: OpenTerminal, scout_bf16: Path
 ) -> None:
-    chat = terminal("chat", scout_bf16, *LONG)
+    chat = terminal("chat", scout_bf16, *ENDLESS)
     chat.wait_for(READY)
     chat.press("Hello\r")
     chat.wait_for(TAKEN)
@@ -175,8 +184,8 @@ def test_the_prompt_shows_how_full_the_context_is(terminal: OpenTerminal, scout_
 @pytest.mark.parametrize("end", ["/quit", "answer", "prompt", "loading"])
 def test_the_terminal_is_left_as_it_was(terminal: OpenTerminal, scout_bf16: Path, end: str) -> None:
     model = scout_bf16.parent / "absent.gguf" if end == "loading" else scout_bf16
-    chat = terminal("chat", model, *LONG)
-    before = chat.modes
+    chat = terminal("chat", model, *ENDLESS)
+    before = chat.first_modes
     if end != "loading":
         chat.wait_for(READY)
         assert chat.modes != before
@@ -194,7 +203,7 @@ def test_the_terminal_is_left_as_it_was(terminal: OpenTerminal, scout_bf16: Path
 
 
 def test_three_rows_are_enough(terminal: OpenTerminal, scout_bf16: Path) -> None:
-    chat = terminal("chat", scout_bf16, *LONG, rows=3)
+    chat = terminal("chat", scout_bf16, *ENDLESS, rows=3)
     chat.wait_for(READY)
     chat.press("/help\r")
     assert "too small" not in chat.wait_for("list the commands")
@@ -203,7 +212,9 @@ def test_three_rows_are_enough(terminal: OpenTerminal, scout_bf16: Path) -> None
 def test_a_chat_at_a_terminal_says_when_it_drops_the_oldest(
     terminal: OpenTerminal, scout_bf16: Path, tmp_path: Path
 ) -> None:
-    chat = terminal("chat", scout_bf16, *LONG, "-c", 256, "-n", 40, "--when-full", "drop")
+    # The same token again and again, so that the answers are the same whatever computes them.
+    same = ("-l", "70+1000", "-n", 40)
+    chat = terminal("chat", scout_bf16, *same, "-c", 256, "--when-full", "drop")
     text = ""
     for number in range(6):
         text += chat.wait_for(READY)
@@ -223,15 +234,27 @@ def test_a_long_prompt_shows_how_far_it_is_read_and_ctrl_c_keeps_what_was(
 ) -> None:
     (tmp_path / "long.md").write_text("The fox jumps. " * 4_000, encoding="utf-8")
     chat = terminal(
-        "chat", scout_bf16, *LONG, "-c", 60_000, "-t", 1, "-b", 64, "--file", tmp_path / "long.md"
+        *("chat", scout_bf16, *ENDLESS, "-c", 60_000, "-t", 1, "-b", 64),
+        *("--file", tmp_path / "long.md"),
+        before="",
     )
     chat.wait_for(r"long.md: [\d,]+ tokens of 60,000")
-    counts = []
-    for _ in range(2):
+
+    def count() -> int:
+        """The next number but zero of tokens that are read."""
+        text = chat.wait_for(r"reading the prompt: [1-9][\d,]* of [\d,]+ tokens")
+        return int(re.findall(r"prompt: ([\d,]+) of", text)[-1].replace(",", ""))
+
+    def ask_and_stop(least: int) -> tuple[int, int]:
+        """The first number, and the last one, which is at least so many times the first."""
         chat.wait_for(READY)
         chat.press("Who?\r")
-        text = chat.wait_for(r"reading the prompt: [\d,]+ of [\d,]+ tokens")
-        counts.append(int(re.findall(r"prompt: ([\d,]+) of", text)[0].replace(",", "")))
+        first = last = count()
+        while last < least * first:
+            last = count()
         chat.press("\x03")
         chat.wait_for("Stopped before the answer began. The message is not kept")
-    assert 0 < counts[0] < counts[1]
+        return first, last
+
+    _, read = ask_and_stop(3)
+    assert read <= ask_and_stop(1)[0]

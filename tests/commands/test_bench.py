@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from click.testing import CliRunner, Result
 from llama4_edge.cli import main
 from llama4_edge.convert.presets import PRESETS
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.asking import until
+from tests.pseudo_terminal import PATIENCE
 from tests.small_config import SMALL
 
 Bench = Callable[..., Result]
@@ -150,15 +151,13 @@ def test_a_model_goes_where_the_plan_says_unless_flags_place_it(bench: Bench, co
 def test_ctrl_c_leaves_no_file(config: Path, tmp_path: Path) -> None:
     cache = tmp_path / "synthetic"
     command = [
-        sys.executable, "-c", "from llama4_edge.cli import main; main()", "bench",
+        sys.executable, "-m", "llama4_edge", "bench",
         "--synthetic", str(config), "-t", "1", "-r", "1000000", "--dir", str(cache),
     ]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (cache.is_dir() and any(cache.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: (cache.is_dir() and any(cache.iterdir())) or child.poll() is not None)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=PATIENCE)
     assert (child.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted"
     assert list(cache.iterdir()) == []

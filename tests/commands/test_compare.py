@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -113,6 +114,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         ],
         capture_output=True,
         text=True,
+        # Of a module that nobody has imported yet, Python would leave the beginning to all others.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert done.returncode == 1

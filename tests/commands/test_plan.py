@@ -15,6 +15,7 @@ import pytest
 from llama4_edge.planner import Plan
 from llama4_edge.runtime.workers.worker import local_workers
 from tests.command_line import Command, the_error
+from tests.pseudo_terminal import PATIENCE
 
 
 def test_a_plan_shows_what_goes_where_and_why(llama4: Command) -> None:
@@ -177,9 +178,23 @@ def test_run_follows_the_plan_where_no_flag_places_the_model(
     assert not any("tokens of f16: RPC0 " in line for line in placed.stderr.splitlines())
 
 
+# A table that is counted again and again.
+ENDLESS_TABLE = """
+from importlib import import_module
+module = import_module("llama4_edge.planner.table")
+table = module.table
+def endless(**settings):
+    while True:
+        table(**settings)
+module.table = endless
+from llama4_edge.__main__ import main
+main()
+"""
+
+
 def test_an_interrupt_ends_it_soon_and_whole(tmp_path: Path) -> None:
     # It must not be lost in one of the many calls that llama.cpp makes back into Python.
-    command = [sys.executable, "-c", "from llama4_edge.cli import main; main()", "plan", "--table"]
+    command = [sys.executable, "-c", ENDLESS_TABLE, "plan", "--table"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     ) as process:
@@ -189,7 +204,7 @@ def test_an_interrupt_ends_it_soon_and_whole(tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
 
 

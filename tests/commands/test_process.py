@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.pseudo_terminal import LLAMA4, PATIENCE
-
-# Fixed, because a random model may end any answer: this one goes on for thousands of tokens.
-LONG = ("--seed", 1)
+from tests.pseudo_terminal import ENDLESS, LLAMA4, PATIENCE
 
 
 def piped(*arguments: object) -> subprocess.Popen[bytes]:
+    """The command, which waits for its reader as soon as it is 4 KiB ahead."""
     return subprocess.Popen(
         [sys.executable, "-c", LLAMA4, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,
+        pipesize=4096,
     )
 
 
 def test_ctrl_c_ends_run_with_130_and_keeps_what_was_printed(scout_bf16: Path) -> None:
-    with piped("run", scout_bf16, "Hello", *LONG) as process:
+    with piped("run", scout_bf16, "Hello", *ENDLESS) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -97,7 +97,11 @@ def test_a_pipe_that_was_left_alone_is_mentioned(
     scout_bf16: Path, prompt: list[str], note: bytes
 ) -> None:
     command = [sys.executable, "-c", LLAMA4, "run", str(scout_bf16), *prompt, "-n", "1"]
-    done = subprocess.run(command, input=b"a document", capture_output=True)
+    reader, writer = os.pipe()
+    os.write(writer, b"a document")
+    os.close(writer)
+    with os.fdopen(reader) as document:
+        done = subprocess.run(command, stdin=document, capture_output=True)
     assert (done.returncode, done.stderr) == (0, note)
 
 
@@ -108,7 +112,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 def test_a_reader_that_leaves_ends_run_quietly(scout_bf16: Path) -> None:
-    with piped("run", scout_bf16, "Hello", *LONG) as process:
+    with piped("run", scout_bf16, "Hello", *ENDLESS) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.stdout.close()

@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.asking import until
 from tests.command_line import Command, the_error
+from tests.pseudo_terminal import PATIENCE
 from tests.tiny_model import never_ending
 
 CHAT = "/v1/chat/completions"
@@ -51,9 +52,13 @@ class Serving:
     def client(self, url: str, **settings: Any) -> httpx.Client:
         return httpx.Client(base_url=url, timeout=60, trust_env=False, **settings)
 
+    def client_at(self, path: Path) -> httpx.Client:
+        """A client of a Unix socket, where the server waits that is a few hundred lines ahead."""
+        return self.client("http://any.name", transport=httpx.HTTPTransport(uds=str(path)))
+
     def ended(self) -> tuple[int, str]:
         """Its exit code, and what it said on stderr."""
-        _, err = self.process.communicate(timeout=60)
+        _, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, err
 
 
@@ -128,11 +133,11 @@ def test_answers_go_on_after_sigterm_and_no_new_ones_begin(endless: Path) -> Non
         assert server.ended() == (0, "")
 
 
-def test_what_does_not_end_in_the_grace_period_is_told_so(endless: Path) -> None:
-    with serving(endless, "--port", 0, "-c", "16k", "--grace", 0) as server:
-        url = server.until("listening")["url"]
+def test_what_does_not_end_in_the_grace_period_is_told_so(endless: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with serving(endless, "--socket", path, "-c", "16k", "--grace", 0) as server:
         server.until("ready")
-        with server.client(url) as client, client.stream("POST", CHAT, json=ENDLESS) as answer:
+        with server.client_at(path) as client, client.stream("POST", CHAT, json=ENDLESS) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.process.send_signal(signal.SIGINT)
@@ -141,12 +146,13 @@ def test_what_does_not_end_in_the_grace_period_is_told_so(endless: Path) -> None
         assert server.ended()[0] == 0
 
 
-def test_the_second_ctrl_c_ends_it_at_once(endless: Path) -> None:
-    with serving(endless, "--port", 0, "-c", "16k", "--grace", 600) as server:
-        url = server.until("listening")["url"]
+def test_the_second_ctrl_c_ends_it_at_once(endless: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with serving(endless, "--socket", path, "-c", "16k", "--grace", 600) as server:
         server.until("ready")
-        with server.client(url) as client, client.stream("POST", CHAT, json=ENDLESS) as answer:
-            next(answer.iter_lines())
+        with server.client_at(path) as client, client.stream("POST", CHAT, json=ENDLESS) as answer:
+            lines = answer.iter_lines()  # which end the connection when they are forgotten
+            next(lines)
             server.process.send_signal(signal.SIGINT)
             server.until("stopping")
             server.process.send_signal(signal.SIGINT)
@@ -162,12 +168,11 @@ def test_a_unix_socket_is_its_owners_alone_and_gone_at_the_end(
     with serving(endless, "--socket", path) as server:
         server.until("ready")
         assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-        transport = httpx.HTTPTransport(uds=str(path))
-        with server.client("http://any.name", transport=transport) as client:
+        with server.client_at(path) as client:
             assert client.post(CHAT, json=HI).status_code == 200
         second = subprocess.run(
             [sys.executable, "-m", "llama4_edge", "serve", str(endless), "--socket", str(path)],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         assert (second.returncode, "another server listens on" in second.stderr) == (1, True)
         server.process.send_signal(signal.SIGTERM)
@@ -233,10 +238,7 @@ def test_an_idle_model_is_freed_and_loaded_again(endless: Path, tmp_path: Path) 
         server.until("ready")
         with server.client(url) as client:
             first = client.post(CHAT, json=HI).json()
-            deadline = time.monotonic() + 60
-            while client.get("/health").json()["model"] != "unloaded":
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            until(lambda: client.get("/health").json()["model"] == "unloaded")
             assert client.get("/v1/models").json()["data"][0]["meta"]["n_ctx"] == 512
             second = client.post(CHAT, json=HI).json()
         assert first["choices"] == second["choices"]

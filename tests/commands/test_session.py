@@ -252,7 +252,8 @@ def started(model: Path, *arguments: object, **settings: Any) -> subprocess.Pope
     command = [sys.executable, "-m", "llama4_edge", "chat", model, "--session", "a.l4s", *arguments]
     pipe = subprocess.PIPE
     words = list(map(str, command))
-    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, **settings)
+    # It waits for its reader as soon as it is 4 KiB ahead.
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, pipesize=4096, **settings)
 
 
 def wait_for_answer(process: subprocess.Popen[bytes]) -> None:
@@ -315,6 +316,7 @@ def test_a_full_disk_is_an_error_a_message_and_the_chat_goes_on(
     limit = len(before) + 10
     process = started(
         tiny_path, *RUN,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     out, err = process.communicate(b"Second\nThird\n")

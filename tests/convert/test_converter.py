@@ -332,6 +332,7 @@ def test_a_write_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path) -> 
     output = tmp_path / "o.gguf"
     done = subprocess.run(
         [sys.executable, "-c", script, str(checkpoint), str(output)],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
