@@ -79,21 +79,22 @@ def _measured(descriptor: int, size: int, piece: int) -> ReadRate:
         ThreadPoolExecutor(threads, "read-rate") as pool,
     ):
         address = np.frombuffer(mapping, dtype=np.uint8).ctypes.data
-        while time.perf_counter() - begun < _LONG_ENOUGH:
+        while True:
             place = random.randrange(size - piece + 1)
             forget_cached(descriptor, max(place - _AROUND, 0), piece + 2 * _AROUND)
-            if _is_cached(descriptor, place + piece // 2):
-                continue
-            edges = np.linspace(place, place + piece, threads + 1).astype(int).tolist()
-            parts = [(address + begin, address + end) for begin, end in pairwise(edges)]
-            started = time.perf_counter()
-            errors = [error for error in pool.map(_populate, parts) if error]
-            seconds += time.perf_counter() - started
-            if errno.EINVAL in errors:
-                return _unmeasured("Linux is older than 5.14")
-            if errors:
-                raise OSError(errors[0], os.strerror(errors[0]))
-            count += piece
+            if not _is_cached(descriptor, place + piece // 2):
+                edges = np.linspace(place, place + piece, threads + 1).astype(int).tolist()
+                parts = [(address + begin, address + end) for begin, end in pairwise(edges)]
+                started = time.perf_counter()
+                errors = [error for error in pool.map(_populate, parts) if error]
+                seconds += time.perf_counter() - started
+                if errno.EINVAL in errors:
+                    return _unmeasured("Linux is older than 5.14")
+                if errors:
+                    raise OSError(errors[0], os.strerror(errors[0]))
+                count += piece
+            if time.perf_counter() - begun >= _LONG_ENOUGH:
+                break
     if not count:
         return _unmeasured("the file stays in memory: it lies there, or somebody uses it")
     return ReadRate(int(count / seconds), "measured now, by mapping parts of the file")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,20 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+@contextmanager
+def halted(engine: Engine) -> Iterator[None]:
+    """The engine makes no tokens while the block runs, however long that takes."""
+    there, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        there.set()
+        go_on.wait(600)
+
+    engine._handles.thread.post(wait)
+    until(there.is_set)
+    try:
+        yield
+    finally:
+        go_on.set()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import pickle
-import time
+import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.handles import Handles
 from llama4_edge.runtime.sequence import Piece
-from tests.asking import until
+from tests.asking import halted, until
 from tests.tiny_model import never_ending
 
 _T = TypeVar("_T")
@@ -76,17 +77,16 @@ def test_two_hundred_tasks_are_answered_as_alone(sync: Model, model: AsyncModel)
     assert sum(one != two for one, two in zip(found, expected, strict=True)) <= 2
 
 
-def test_the_loop_goes_on_while_an_answer_is_made(model: AsyncModel) -> None:
-    async def work() -> int:
-        answer = asyncio.create_task(model.generate("Hello", sampling=WILD))
-        ticks = 0
-        while not answer.done():
-            await asyncio.sleep(0.001)
-            ticks += 1
-        assert len(answer.result().tokens) == 252
-        return ticks
+def test_the_loop_goes_on_while_an_answer_is_made(sync: Model, model: AsyncModel) -> None:
+    async def work() -> None:
+        with halted(sync.engine):  # who waited for the answer here would wait until this ends
+            answer = asyncio.create_task(model.generate("Hello", sampling=WILD))
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+            assert not answer.done()
+        assert len((await answer).tokens) == 252
 
-    assert run(work()) > 1  # the first comes when it has ended, if it keeps the loop
+    run(work())
 
 
 def test_a_task_that_is_cancelled_ends_its_answers(sync: Model, model: AsyncModel) -> None:
@@ -112,9 +112,7 @@ def test_a_task_that_is_cancelled_ends_its_answers(sync: Model, model: AsyncMode
 
     streams: list[AsyncStream] = []
     run(work())
-    deadline = time.monotonic() + 60
-    while sync.engine.scheduler._running:
-        assert time.monotonic() < deadline
+    until(lambda: not sync.engine.scheduler._running)
     assert {stream.completion.finish_reason for stream in streams} <= {None, "length"}
 
 
@@ -135,13 +133,18 @@ def test_a_stream_is_closed_by_its_block_and_when_it_is_forgotten(
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["cancelled", "failed"])
-def test_a_stream_whose_task_ended_early_is_kept_by_nothing(model: AsyncModel, fails: bool) -> None:
+def test_a_stream_whose_task_ended_early_is_kept_by_nothing(
+    sync: Model, model: AsyncModel, fails: bool
+) -> None:
     """A server reads the answers of each request in tasks, of which many end so."""
+    halt = ExitStack()
 
     async def read(stream: AsyncStream, begun: asyncio.Event) -> None:
         async for _ in stream:
             if fails:
                 raise RuntimeError
+            if not begun.is_set():  # with fewer than all tokens: it is not read to its end
+                halt.enter_context(halted(sync.engine))
             begun.set()
 
     async def left() -> AsyncStream | None:
@@ -158,7 +161,8 @@ def test_a_stream_whose_task_ended_early_is_kept_by_nothing(model: AsyncModel, f
         gc.collect()
         return kept()
 
-    assert run(left()) is None
+    with halt:
+        assert run(left()) is None
 
 
 def test_a_stream_is_cancelled_from_another_task(model: AsyncModel) -> None:
@@ -237,17 +241,27 @@ def test_a_task_that_is_cancelled_ends_the_reading_of_its_prompt_within_a_batch(
     assert n_batches == 3
 
 
-def test_a_task_that_is_cancelled_ends_its_scoring(sync: Model, model: AsyncModel) -> None:
+def test_a_task_that_is_cancelled_ends_its_scoring(
+    sync: Model, model: AsyncModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def decode(handles: Handles, pieces: Sequence[Piece]) -> bool:
+        begun.set()
+        assert go_on.wait(600)
+        return sequence_module.decode(handles, pieces)
+
     async def work() -> None:
         tasks = [asyncio.create_task(model.score([5] * 250)) for _ in range(40)]
-        while not sync.engine.scheduler._running:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait)
         for task in tasks:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert asyncio.CancelledError in {type(one) for one in outcomes}
+        go_on.set()
+        assert {type(one) for one in outcomes} == {asyncio.CancelledError}
         assert len(await model.score([5] * 10)) == 9
 
+    monkeypatch.setattr(scheduler_module, "decode", decode)
     run(work())
     assert not sync.engine.scheduler._running
     assert not sync.engine.scheduler._waiting
@@ -267,19 +281,23 @@ def test_several_answers_to_one_prompt_follow_each_others_seeds(
     run(work())
 
 
-def test_a_cancellation_that_comes_with_a_piece_is_not_forgotten(model: AsyncModel) -> None:
+def test_a_cancellation_that_comes_with_a_piece_is_not_forgotten(
+    sync: Model, model: AsyncModel
+) -> None:
     async def work() -> None:
         for turns in [*range(5)] * 4:
-            stream = await model.generate("Hello", sampling=WILD, stream=True)
-            task = asyncio.create_task(text_of(stream))
-            await asyncio.sleep(0)
+            with halted(sync.engine):
+                stream = await model.generate("Hello", sampling=WILD, stream=True)
+                task = asyncio.create_task(text_of(stream))
+                await asyncio.sleep(0)  # it waits for a piece
             while not stream._event.is_set():
                 await asyncio.sleep(0)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            with halted(sync.engine):  # with fewer than all tokens, none of which is read yet
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
 
     run(work())
 

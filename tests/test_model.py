@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama4_edge import Completion, Conversation, Message, Model, Sampling
+from llama4_edge import Completion, Conversation, Message, Model, Sampling, Stream
 from llama4_edge.chat.prompt import Messages
 from llama4_edge.errors import (
     ContextFullError,
@@ -25,6 +25,7 @@ from llama4_edge.errors import (
     TemplateError,
 )
 from llama4_edge.runtime.drafts import Costs
+from tests.asking import halted, until
 from tests.gguf_maker import BOOL, N_VOCAB, U32, Value
 from tests.tiny_model import never_ending, with_chat_tokens
 
@@ -328,7 +329,8 @@ def test_an_interrupted_stream_is_over_and_the_model_goes_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    # Halted with fewer than all tokens, so that there is something to wait for.
+    with halted(endless.engine), monkeypatch.context() as patch:
         patch.setattr(endless.engine.scheduler, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pieces.extend(stream)
@@ -343,30 +345,36 @@ def test_a_signal_handler_closes_the_stream_it_interrupts_and_cannot_read_it(
 ) -> None:
     monkeypatch.setattr("llama4_edge.runtime.scheduler.BURST_SECONDS", 60.0)
     whole = endless.generate("Hello", max_tokens=60, sampling=WILD)
-    stream = endless.generate("Hello", max_tokens=60, sampling=WILD, stream=True)
     token_bytes = endless.vocabulary.token_bytes
     main = threading.main_thread().ident
     assert main is not None
     asked = threading.Event()
     chosen: list[int] = []
+    opened: list[Stream] = []
+
+    def is_waited_for() -> bool:
+        return any(one._request.awaited and not one._text.ready for one in opened)
 
     def interrupting(token: int, **_: bool) -> bytes:
         chosen.append(token)
         if len(chosen) == 10:  # in the middle of a burst
+            until(is_waited_for)
             signal.pthread_kill(main, signal.SIGALRM)
-            assert asked.wait(30)
+            assert asked.wait(600)
         return token_bytes(token)
 
     def handler(*_: object) -> None:
         try:
-            getattr(stream, asks)()
+            getattr(opened[0], asks)()
         finally:
             asked.set()
 
-    monkeypatch.setattr(endless.vocabulary, "token_bytes", interrupting)
     before = signal.signal(signal.SIGALRM, handler)
+    monkeypatch.setattr(endless.vocabulary, "token_bytes", interrupting)
     pieces: list[str] = []
     try:
+        stream = endless.generate("Hello", max_tokens=60, sampling=WILD, stream=True)
+        opened.append(stream)
         if asks == "close":
             pieces.extend(stream)
         else:
@@ -520,8 +528,8 @@ def test_a_stream_that_ended_in_an_error_is_kept_by_nothing(endless: Model) -> N
     assert kept() is None
 
 
-def test_closing_lets_a_thread_go_that_waits_for_its_turn(tiny_path: Path) -> None:
-    model = Model(tiny_path, n_ctx=256, n_threads=1)
+def test_closing_lets_a_thread_go_that_waits_for_its_turn(endless: Model) -> None:
+    model = Model(endless.info.path, n_ctx=256, n_threads=1)
     stream = model.generate("Hello", sampling=WILD, stream=True)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(model.generate, "Other")
@@ -583,23 +591,34 @@ def test_a_closed_stream_lets_the_thread_go_that_reads_it(several: Model) -> Non
 
 def test_ctrl_c_ends_the_request_of_its_thread_alone(several: Model) -> None:
     expected = several.generate("Other", max_tokens=200, sampling=WILD).text
+    main, scheduler = threading.main_thread(), several.engine.scheduler
+
+    def is_waited_for() -> bool:
+        """Whether the main thread waits for a token that is not there."""
+        every = [*scheduler._running, *scheduler._waiting, *scheduler._arrived]
+        return any(one.owner is main and one.awaited and not one.unread for one in every)
+
+    def press() -> None:
+        with halted(several.engine):
+            until(is_waited_for)
+            assert main.ident is not None
+            signal.pthread_kill(main.ident, signal.SIGINT)
+
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
             others = [
                 pool.submit(several.generate, "Other", max_tokens=200, sampling=WILD)
                 for _ in range(3)
             ]
-            main = threading.main_thread().ident
-            assert main is not None
-            timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+            pressing = threading.Timer(0.05, press)
             with pytest.raises(KeyboardInterrupt):
-                timer.start()
+                pressing.start()
                 while True:
                     several.generate("Hello", sampling=WILD)
-            timer.join()
+            pressing.join()
             assert [len(other.result(60).tokens) for other in others] == [200] * 3
     assert several.generate("Other", max_tokens=200, sampling=WILD).text == expected
-    assert not several.engine.scheduler._running
+    assert not scheduler._running
 
 
 def test_several_answers_to_one_prompt_read_it_once(several: Model) -> None:
@@ -673,8 +692,8 @@ def test_times_are_measured(endless: Model) -> None:
     assert completion.decode_seconds > 0.0
 
 
-def test_a_closed_model_refuses_everything(tiny_path: Path) -> None:
-    model = Model(tiny_path, n_ctx=256, n_threads=1)
+def test_a_closed_model_refuses_everything(endless: Model) -> None:
+    model = Model(endless.info.path, n_ctx=256, n_threads=1)
     stream = model.generate("Hello", stream=True)
     model.close()
     model.close()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from llama4_edge.chat.alternatives import Alternatives, optional_run
 from llama4_edge.chat.chains import longest_chain
+from tests.fuzzing import ORDINARY
 
 
 def test_a_chain_a_ring_and_both() -> None:
@@ -20,6 +21,7 @@ def test_a_chain_a_ring_and_both() -> None:
 GRAPHS = st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=7, max_size=7)
 
 
+@ORDINARY
 @given(GRAPHS)
 def test_no_path_is_longer(graph: list[list[int]]) -> None:
     following = {str(at): [str(one) for one in ones] for at, ones in enumerate(graph)}

@@ -13,6 +13,9 @@ from llama4_edge.chat.making import GivenUpError, Makers, go_on
 from llama4_edge.errors import BusyError, SettingError
 from tests.asking import until
 
+# Seconds, which nothing takes that ends.
+PATIENCE = 600.0
+
 
 class Endless:
     """Things to make that end when they are told to."""
@@ -24,7 +27,7 @@ class Endless:
     def stubborn(self) -> None:
         """As native code does: it looks at nothing."""
         self.begun.release()
-        self.ending.wait(30)
+        self.ending.wait(PATIENCE)
 
     def polite(self) -> None:
         """As our own code does."""
@@ -55,19 +58,19 @@ def threads() -> int:
 
 def test_what_is_made_is_the_result_and_what_is_raised_too() -> None:
     makers = Makers()
-    assert makers.begin(lambda: 5, "regex").result(30) == 5
+    assert makers.begin(lambda: 5, "regex").result(PATIENCE) == 5
     with pytest.raises(ZeroDivisionError):
-        makers.begin(lambda: 1 // 0, "regex").result(30)
-    assert asyncio.run(makers.begin(lambda: 5, "regex").awaited(30)) == 5
+        makers.begin(lambda: 1 // 0, "regex").result(PATIENCE)
+    assert asyncio.run(makers.begin(lambda: 5, "regex").awaited(PATIENCE)) == 5
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(makers.begin(lambda: 1 // 0, "regex").awaited(30))
+        asyncio.run(makers.begin(lambda: 1 // 0, "regex").awaited(PATIENCE))
 
 
 def test_however_many_are_given_up_no_more_are_made_at_a_time(endless: Endless) -> None:
     makers = Makers()
     for _ in range(making.MOST_AT_ONCE):
         begun = makers.begin(endless.stubborn, "grammar")
-        assert endless.begun.acquire(timeout=30)
+        assert endless.begun.acquire(timeout=PATIENCE)
         with pytest.raises(SettingError, match="grammar takes too long to compile"):
             begun.result(0.01)
     for _ in range(50):
@@ -78,7 +81,7 @@ def test_however_many_are_given_up_no_more_are_made_at_a_time(endless: Endless) 
     assert threads() == making.MOST_AT_ONCE
     assert not endless.begun.acquire(blocking=False)  # none of those was begun
     endless.ending.set()
-    assert makers.begin(lambda: "goes on", "regex").result(30) == "goes on"
+    assert makers.begin(lambda: "goes on", "regex").result(PATIENCE) == "goes on"
 
 
 def test_what_waits_is_made_in_its_turn(endless: Endless) -> None:
@@ -86,9 +89,9 @@ def test_what_waits_is_made_in_its_turn(endless: Endless) -> None:
     ahead = [makers.begin(endless.stubborn, "regex") for _ in range(making.MOST_AT_ONCE)]
     last = makers.begin(lambda: "last", "regex")
     endless.ending.set()
-    assert last.result(30) == "last"
+    assert last.result(PATIENCE) == "last"
     for one in ahead:
-        one.result(30)
+        one.result(PATIENCE)
 
 
 def test_more_than_may_wait_are_refused_at_once(
@@ -98,39 +101,39 @@ def test_more_than_may_wait_are_refused_at_once(
     makers = Makers()
     for _ in range(making.MOST_AT_ONCE):
         makers.begin(endless.stubborn, "regex")
-        assert endless.begun.acquire(timeout=30)
+        assert endless.begun.acquire(timeout=PATIENCE)
     waiting = [makers.begin(lambda: 1, "regex") for _ in range(2)]
     with pytest.raises(BusyError, match="found 2 others that wait"):
         makers.begin(lambda: 1, "regex")
     endless.ending.set()
-    assert [one.result(30) for one in waiting] == [1, 1]
+    assert [one.result(PATIENCE) for one in waiting] == [1, 1]
 
 
 def test_our_own_code_ends_when_nobody_waits_any_more(endless: Endless) -> None:
     makers = Makers()
     begun = makers.begin(endless.polite, "schema")
-    assert endless.begun.acquire(timeout=30)
+    assert endless.begun.acquire(timeout=PATIENCE)
     with pytest.raises(SettingError):
         begun.result(0.01)
-    assert endless.gave_up.acquire(timeout=30)
+    assert endless.gave_up.acquire(timeout=PATIENCE)
 
 
 def test_a_task_that_is_cancelled_gives_up_what_it_waits_for(endless: Endless) -> None:
     makers = Makers()
 
     async def ask() -> None:
-        task = asyncio.ensure_future(makers.begin(endless.polite, "schema").awaited(30))
-        await asyncio.to_thread(endless.begun.acquire, timeout=30)
+        task = asyncio.ensure_future(makers.begin(endless.polite, "schema").awaited(PATIENCE))
+        await asyncio.to_thread(endless.begun.acquire, timeout=PATIENCE)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(ask())
-    assert endless.gave_up.acquire(timeout=30)
+    assert endless.gave_up.acquire(timeout=PATIENCE)
 
 
 def test_threads_end_when_there_is_nothing_to_make() -> None:
     makers = Makers()
     for _ in range(20):
-        assert makers.begin(lambda: 1, "regex").result(30) == 1
+        assert makers.begin(lambda: 1, "regex").result(PATIENCE) == 1
     until(lambda: threads() == 0)

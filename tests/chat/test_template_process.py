@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from llama4_edge.chat import template_process as module
-from llama4_edge.chat.rendering import ANSWER, TEXT, RenderingError, Template
+from llama4_edge.chat.rendering import ANSWER, REQUEST, TEXT, RenderingError, Template
 from llama4_edge.chat.template_process import TemplateProcess
 from llama4_edge.errors import TemplateError
 from tests.asking import until
@@ -43,13 +42,17 @@ def pid(process: TemplateProcess) -> int:
     return process._child._process.pid
 
 
+def lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != "zombie"
+    except psutil.NoSuchProcess:
+        return False
+
+
 def ended(number: int) -> bool:
-    """Whether a process has ended; it is waited for, for a minute."""
-    for _ in range(1200):
-        if not psutil.pid_exists(number) or psutil.Process(number).status() == "zombie":
-            return True
-        time.sleep(0.05)
-    return False
+    """Whether a process has ended; it is waited for."""
+    until(lambda: not lives(number))
+    return True
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -156,7 +159,9 @@ def test_a_signal_handler_renders_while_its_thread_does(
     answers = []
 
     def answer(*_: object) -> None:
-        answers.append(process.render({"x": "handler"}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "SECONDS", 60.0)
+            answers.append(process.render({"x": "handler"}))
 
     previous = signal.signal(signal.SIGALRM, answer)
     try:
@@ -180,7 +185,7 @@ def test_the_process_ends_with_the_template() -> None:
 
 
 MAKE = """
-import os, signal, sys
+import os, signal, sys, threading
 from llama4_edge.chat.template_process import TemplateProcess
 process = TemplateProcess(sys.argv[1])
 process.render({"x": "x"})
@@ -206,6 +211,8 @@ def test_a_computing_process_ends_with_python() -> None:
 
 def test_a_fork_starts_its_own() -> None:
     fork = """
+for thread in threading.enumerate()[1:]:  # beside which Python 3.12 warns of forks
+    thread.join()
 own = os.fork()
 if own == 0:
     assert process.render({"x": "forked"}) == "forked"
@@ -338,7 +345,10 @@ def test_jinja_is_found_where_this_process_finds_it(tmp_path: Path) -> None:
 def test_what_comes_back_is_checked(
     answer: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = f"import os, sys\nos.read(0, 9)\nos.write(1, {answer!r})\nsys.exit(3)"
+    # All of the request, which is written in two pieces.
+    size = REQUEST.size + len(SOURCE)
+    read = f"left = {size}\nwhile left:\n    left -= len(os.read(0, left))\n"
+    program = f"import os, sys\n{read}os.write(1, {answer!r})\nsys.exit(3)"
     monkeypatch.setattr(module, "_PROGRAM", program)
     with pytest.raises(TemplateError, match=message):
         TemplateProcess(SOURCE)

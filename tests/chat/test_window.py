@@ -14,6 +14,7 @@ from llama4_edge.chat.options import AnswerSettings
 from llama4_edge.chat.prompt import Prompts
 from llama4_edge.chat.window import prompt_of
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
+from tests.asking import until
 from tests.tiny_model import never_ending
 
 N_CTX = 256
@@ -206,14 +207,18 @@ def test_tasks_get_the_same(endless: Model) -> None:
     assert asyncio.run(in_tasks(endless, talk(3, 5))) == [6, 6, 6]
 
 
+def read_until_full(stream: Stream) -> None:
+    """Read a piece; what fits beside it is so little that it waits for no reader."""
+    next(stream)
+    until(lambda: stream._request.is_full)
+
+
 def test_an_answer_that_waits_to_go_on_can_be_closed(endless: Model) -> None:
     streams = [
         endless.chat(talk(3, 5), stream=True, when_full="drop", temperature=0.0) for _ in range(2)
     ]
     for stream in streams:
-        assert isinstance(stream, Stream)
-        while not stream._request.is_full:
-            next(stream)
+        read_until_full(stream)
     for stream in streams:
         stream.close()
         assert stream.completion.finish_reason is None
@@ -229,8 +234,7 @@ def test_answers_that_share_one_sequence_go_on_one_after_the_other(endless: Mode
         one, two = (
             model.chat(talk(3, 5), stream=True, temperature=0.0, when_full="drop") for _ in range(2)
         )
-        while not one._request.is_full:
-            next(one)
+        read_until_full(one)
         assert "".join(two) == answers[0].text
         with pytest.raises(EngineError, match="ended by a later request"):
             list(one)
@@ -239,8 +243,7 @@ def test_answers_that_share_one_sequence_go_on_one_after_the_other(endless: Mode
 def test_what_waits_to_go_on_ends_with_the_model(endless: Model) -> None:
     with Model(endless.info.path, n_ctx=N_CTX) as model:
         stream = model.chat(talk(3, 5), stream=True, temperature=0.0, when_full="drop")
-        while not stream._request.is_full:
-            next(stream)
+        read_until_full(stream)
     with pytest.raises(EngineError, match="the model was closed"):
         list(stream)
 

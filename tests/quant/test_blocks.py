@@ -20,6 +20,7 @@ from llama4_edge.quant.encode import (
     instruction_sets,
 )
 from llama4_edge.quant.types import TYPES, TensorType
+from tests.fuzzing import ORDINARY
 
 BLOCKS = sorted(
     tensor_type.name
@@ -59,7 +60,7 @@ NEAR = st.sampled_from([1.0, -1.0, 0.5, 0.25, -8.0, 7.5, 1e-3, -127.0, 113.0, 0.
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@settings(max_examples=60, deadline=None)
+@settings(ORDINARY, max_examples=60)
 @given(
     arrays(np.float32, (3, 256), elements=FINITE | NEAR, fill=NEAR),
     st.none() | arrays(np.float32, 256, elements=st.floats(0, 1e6, width=32), fill=st.just(1)),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llama4_edge.convert.forms.codes import E2M1, pairs
 from llama4_edge.convert.forms.fp8 import VALUES
 from llama4_edge.quant.encode import decode_codes
+from tests.fuzzing import ORDINARY
 
 TABLES = {"one of a byte": VALUES, "two of a byte": pairs(E2M1)}
 NAN = (0x7F, 0xFF)
@@ -64,7 +65,7 @@ def scales_for(
 
 @pytest.mark.parametrize("across", [False, True], ids=["along lines", "across lines"])
 @pytest.mark.parametrize("table", TABLES)
-@settings(max_examples=60, deadline=None)
+@settings(ORDINARY, max_examples=60)
 @given(
     lines=SIZES,
     items=SIZES,

@@ -239,6 +239,7 @@ def test_a_session_of_another_projector_has_its_pictures_read_anew(
 def test_pictures_are_cut_once_where_exchanges_leave(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forget(monkeypatch)
     n_cuts = 0
 
     def counted(pixels: Array) -> ImageTiles:
