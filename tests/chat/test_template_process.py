@@ -44,7 +44,7 @@ def pid(process: TemplateProcess) -> int:
 
 def lives(number: int) -> bool:
     try:
-        return psutil.Process(number).status() != "zombie"
+        return bool(psutil.Process(number).status() != "zombie")
     except psutil.NoSuchProcess:
         return False
 
