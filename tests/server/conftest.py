@@ -9,10 +9,21 @@ import httpx
 import pytest
 
 from llama4_edge import Model
+from llama4_edge.chat import structure
+from llama4_edge.server import running, unread
 from tests.fixtures import MakeGGUF, MakeProjector
 from tests.server.running import RunningServer, running_server
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "Llama-4-Tiny"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, no client or thread is too slow by chance."""
+    monkeypatch.setattr(structure, "_SECONDS", 600.0)
+    monkeypatch.setattr(running, "_LAST_SECONDS", 600.0)
+    monkeypatch.setattr(unread, "_SECONDS", 600.0)
+    monkeypatch.setattr(unread, "_SILENT_SECONDS", 600.0)
 
 
 @pytest.fixture(scope="session")

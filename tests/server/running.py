@@ -41,12 +41,12 @@ class RunningServer:
         return parts.host, parts.port
 
     def client(self, **settings: object) -> httpx.Client:
-        """A client of it, with a timeout."""
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **settings)  # type: ignore[arg-type]
+        """A client of it, with a timeout for what would never end."""
+        return httpx.Client(base_url=self.url, timeout=600, trust_env=False, **settings)  # type: ignore[arg-type]
 
     def connect(self) -> socket.socket:
         """A bare connection to it."""
-        return socket.create_connection(self.address, timeout=30)
+        return socket.create_connection(self.address, timeout=600)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def running_server(
         finally:
             if thread.is_alive():
                 loop.call_soon_threadsafe(running.stop)
-            thread.join(60)
+            thread.join(600)
             assert not thread.is_alive()
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from llama4_edge.runtime.files.session_writer import SessionWriter
 from llama4_edge.server.keeper import ModelKeeper
 from llama4_edge.server.session_folder import SessionFolder, title_of
 from llama4_edge.server.settings import ServerSettings
+from tests.asking import until
 from tests.server.running import running_server
 
 RED = (
@@ -122,26 +122,19 @@ def test_a_model_that_is_unloaded_leaves_what_it_read(tiny_path: Path, folder: P
     keeper = ModelKeeper(lambda _: Model(tiny_path, n_ctx=512, n_threads=1), idle_seconds=1)
     settings = ServerSettings(sessions=folder)
     with running_server(keeper, settings) as server, server.client() as client:
-        wait_until(lambda: keeper.phase == "ready")
+        until(lambda: keeper.phase == "ready")
         made = create(client, "q")
         messages = said("q", "a" * 150, "q")
         body = {"version": made["version"], "messages": messages}
         client.put("/conversations/q", json=body).raise_for_status()
         ask(client, messages)
-        wait_until(lambda: keeper.phase == "unloaded")
+        until(lambda: keeper.phase == "unloaded")
         with SessionFile(folder / "q.l4s") as file:
             assert SessionSummary.of(file).tokens > 64
         # What needs no model does not load it.
         assert client.get("/conversations/q").json()["tokens"] is None
         assert names(client) == ["q"]
         assert keeper.phase == "unloaded"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_list_begins_with_what_was_changed_last(kept: httpx.Client, folder: Path) -> None:

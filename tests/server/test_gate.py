@@ -148,7 +148,11 @@ def test_pieces_of_an_answer_are_sent_at_once(guarded: RunningServer) -> None:
     with guarded.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(100)
-        (there,) = guarded.running.server_state.connections
-        accepted = there.transport.get_extra_info("socket")
+        # Those of tests before this one may not have ended yet.
+        (accepted,) = (
+            one.transport.get_extra_info("socket")
+            for one in guarded.running.server_state.connections
+            if one.transport.get_extra_info("peername") == connection.getsockname()
+        )
         # Without it, a piece waits up to 40 ms for the one before to be acknowledged.
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
@@ -16,6 +15,8 @@ from llama4_edge import Model
 from llama4_edge.server import running as running_module
 from llama4_edge.server.settings import ServerSettings
 from llama4_edge.server.state import Served
+from tests.asking import until
+from tests.server.holding import HeldEngine
 from tests.server.running import RunningServer, running_server
 from tests.tiny_model import never_ending
 
@@ -49,7 +50,7 @@ def served(server: RunningServer) -> Iterator[list[Served]]:
 @pytest.fixture(autouse=True)
 def nothing_is_asked(server: RunningServer) -> None:
     """What tests before this one asked has ended: `asked` counts what is under way."""
-    wait_until(lambda: server.server.queue.in_flight == 0)
+    until(lambda: server.server.queue.in_flight == 0)
 
 
 def request_bytes(body: dict[str, Any], path: str = CHAT) -> bytes:
@@ -58,23 +59,16 @@ def request_bytes(body: dict[str, Any], path: str = CHAT) -> bytes:
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def endless(**more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, **more}
 
 
 def asked(server: RunningServer, body: dict[str, Any], path: str = CHAT) -> socket.socket:
-    """A connection on which this was asked and is being answered."""
+    """A connection on which this was asked, and is not answered before the engine is let go on."""
     before = server.server.queue.in_flight
     connection = server.connect()
     connection.sendall(request_bytes(body, path))
-    wait_until(lambda: server.server.queue.in_flight > before)
+    until(lambda: server.server.queue.in_flight > before)
     return connection
 
 
@@ -82,18 +76,16 @@ def test_a_client_that_vanishes_in_its_prompt_frees_the_sequence(
     server: RunningServer, served: list[Served], model: Model
 ) -> None:
     prompt = {"prompt": [5 + number % 200 for number in range(N_CTX - 8)], "max_tokens": 4}
-    connection = asked(server, prompt, "/v1/completions")
     scheduler = model.engine.scheduler
     (sequence,) = scheduler._sequences
-    wait_until(lambda: len(sequence.tokens) > 10 * N_UBATCH)
-    connection.close()
-    wait_until(lambda: bool(served))
-    seen = len(sequence.tokens)
-    wait_until(lambda: not scheduler.uses(sequence))
-    held = len(model.engine.tokens)
-    # The ubatch that was under way when its end was noticed, and perhaps the next one's beginning.
-    assert held <= seen + 2 * N_UBATCH
-    assert held < N_CTX - 8
+    with HeldEngine(model) as engine:
+        connection = asked(server, prompt, "/v1/completions")
+        engine.step_until(lambda: scheduler.uses(sequence) and len(sequence.tokens) > 10 * N_UBATCH)
+        connection.close()
+        until(lambda: bool(served))
+        seen = len(sequence.tokens)
+    until(lambda: not scheduler.uses(sequence))
+    assert len(model.engine.tokens) == seen < N_CTX - 8
     assert served[0].vanished
     assert server.server.queue.in_flight == 0
 
@@ -102,13 +94,16 @@ def test_a_client_that_vanishes_in_its_prompt_frees_the_sequence(
 def test_a_client_that_vanishes_in_its_answer_ends_it(
     server: RunningServer, served: list[Served], model: Model, stream: bool
 ) -> None:
-    connection = asked(server, endless(stream=stream))
-    (sequence,) = model.engine.scheduler._sequences
-    wait_until(lambda: len(sequence.tokens) > 30)
-    connection.close()
-    wait_until(lambda: bool(served))
-    wait_until(lambda: not model.engine.scheduler.uses(sequence))
-    assert len(model.engine.tokens) < N_CTX
+    scheduler = model.engine.scheduler
+    (sequence,) = scheduler._sequences
+    with HeldEngine(model) as engine:
+        connection = asked(server, endless(stream=stream))
+        engine.step_until(lambda: any(one.n_chosen > 30 for one in scheduler._running))
+        connection.close()
+        until(lambda: bool(served))
+        seen = len(sequence.tokens)
+    until(lambda: not scheduler.uses(sequence))
+    assert len(model.engine.tokens) == seen < N_CTX
     assert [record.vanished for record in served] == [True]
     with server.client() as client:
         answer = client.post(CHAT, json=endless(max_tokens=3)).json()
@@ -116,29 +111,31 @@ def test_a_client_that_vanishes_in_its_answer_ends_it(
 
 
 def test_a_client_that_vanishes_while_it_waits_leaves_the_queue(
-    server: RunningServer, served: list[Served]
+    server: RunningServer, served: list[Served], model: Model
 ) -> None:
-    first = asked(server, endless(stream=True))
-    asked(server, endless(stream=True)).close()
-    wait_until(lambda: len(served) == 1)
-    assert server.server.queue.in_flight == 1
-    first.close()
-    wait_until(lambda: server.server.queue.in_flight == 0)
+    with HeldEngine(model):
+        first = asked(server, endless(stream=True))
+        asked(server, endless(stream=True)).close()
+        until(lambda: len(served) == 1)
+        assert server.server.queue.in_flight == 1
+        first.close()
+        until(lambda: server.server.queue.in_flight == 0)
 
 
 def test_more_than_may_wait_are_refused_and_told_when_to_come_again(
-    server: RunningServer,
+    server: RunningServer, model: Model
 ) -> None:
-    waiting = [asked(server, endless(stream=True)) for _ in range(3)]
-    with server.client() as client:
-        answer = client.post(CHAT, json=endless())
-        assert answer.status_code == 429
-        assert answer.json()["error"]["code"] == "queue_full"
-        assert 1 <= int(answer.headers["retry-after"]) <= 60
-        assert client.get("/health").status_code == 200
-    for connection in waiting:
-        connection.close()
-    wait_until(lambda: server.server.queue.in_flight == 0)
+    with HeldEngine(model):
+        waiting = [asked(server, endless(stream=True)) for _ in range(3)]
+        with server.client() as client:
+            answer = client.post(CHAT, json=endless())
+            assert answer.status_code == 429
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert client.get("/health").status_code == 200
+        for connection in waiting:
+            connection.close()
+        until(lambda: server.server.queue.in_flight == 0)
 
 
 def test_a_client_that_reads_too_slowly_loses_its_connection(
@@ -153,9 +150,9 @@ def test_a_client_that_reads_too_slowly_loses_its_connection(
         # More at once than the sockets and the server hold.
         body = {"prompt": "x" * 3000, "echo": True, "n": 128, "stream": True}
         connection.sendall(request_bytes(body, "/v1/completions"))
-        wait_until(lambda: bool(served))
+        until(lambda: bool(served))
         assert served[0].vanished
-        wait_until(lambda: server.server.queue.in_flight == 0)
+        until(lambda: server.server.queue.in_flight == 0)
 
 
 def test_a_client_that_sends_no_request_loses_its_connection(
@@ -191,7 +188,7 @@ def test_sixty_clients_at_once_are_answered_or_refused(server: RunningServer) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert {answer.status_code for answer in answers} <= {200, 429}
     texts = {
         answer.json()["choices"][0]["message"]["content"]

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 
-from llama4_edge.server import running
 from tests.server.running import RunningServer
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /health HTTP/1.1\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, the client has its time to read."""
-    monkeypatch.setattr(running, "_LAST_SECONDS", 60.0)
 
 
 def answer_to(server: RunningServer, data: bytes) -> tuple[int, dict[str, Any]]:

@@ -15,11 +15,11 @@ EXPERTS_ANSWER = "Scout has 16 experts."
 
 def openai_client(server: RunningServer, **settings: Any) -> OpenAI:
     """A client that tries once, unless it is told otherwise."""
-    given = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **settings}
+    given = {"api_key": "none", "max_retries": 0, "timeout": 600.0, **settings}
     return OpenAI(base_url=f"{server.url}/v1", **given)
 
 
 def async_openai_client(server: RunningServer, **settings: Any) -> AsyncOpenAI:
     """The same, awaited."""
-    given = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **settings}
+    given = {"api_key": "none", "max_retries": 0, "timeout": 600.0, **settings}
     return AsyncOpenAI(base_url=f"{server.url}/v1", **given)

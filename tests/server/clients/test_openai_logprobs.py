@@ -49,7 +49,8 @@ def test_a_streams_probabilities_are_those_of_the_whole_answer(openai: OpenAI) -
     ]
     expected = whole.choices[0].logprobs.content
     assert [token.token for token in streamed] == [token.token for token in expected]
-    # Not to the last bit: of the second prompt all but the last token was read before.
+    # Not to the last bit: of the second prompt all but the last token was read before, and where
+    # few tokens are read in a batch, flash attention on the CPU sums in f16.
     assert [token.logprob for token in streamed] == pytest.approx(
-        [token.logprob for token in expected], abs=1e-4
+        [token.logprob for token in expected], abs=1e-3
     )
