@@ -43,7 +43,7 @@ class ReadRate:
 
 
 def read_rate(path: str | os.PathLike[str], piece: int) -> ReadRate:
-    """Read pieces from all over a file, as often as 0.4 seconds allow.
+    """Read pieces from all over a file, once at least, and as often as 0.4 seconds allow.
 
     A piece is mapped, and its parts are wanted by several threads at the same time. What the kernel
     reads beside it, before and behind, takes its time and does not count.

@@ -35,6 +35,21 @@ def test_a_rate_is_that_of_reading_the_file_in_half_a_second(tmp_path: Path) -> 
 
 
 @linux_only
+def test_a_piece_is_read_however_late_it_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(1 << 20) * 80)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    monkeypatch.setattr(disk, "_LONG_ENOUGH", 0.0)
+    rate = read_rate(path, PIECE)
+    if rate.bytes_per_second is None and "older" in rate.source:
+        pytest.skip(rate.source)
+    assert rate.source == "measured now, by mapping parts of the file"
+
+
+@linux_only
 @pytest.mark.parametrize(
     ("size", "reason"),
     [(2**20, "the file is too small"), (2**30, "the file is mostly holes")],
