@@ -23,9 +23,12 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from llama4_edge.hub import repository as hub_client
+from llama4_edge.hub import transfer
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".pth")
 _CHUNK = 1 << 16
+# Of the client, which on a busy machine may wait long for what comes.
+_PATIENCE = 600
 
 
 @dataclass
@@ -172,6 +175,11 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServ
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", _PATIENCE)
+        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(_PATIENCE))  # of a process of its own
+        monkeypatch.setattr(hub_client, "_LISTING_SECONDS", _PATIENCE)
+        for name in ("HEADERS_SECONDS", "STALL_SECONDS", "_ERROR_SECONDS"):
+            monkeypatch.setattr(transfer, name, _PATIENCE)
         monkeypatch.setattr(hub_client, "WAITS", (0.0,) * len(hub_client.WAITS))
         yield server
         close_session()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -39,11 +37,3 @@ def opened(
         checkpoint.shards,
         sorted({tensor.file for tensor in checkpoint.tensors.values()}),
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came to that")

@@ -15,13 +15,15 @@ import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from llama4_edge import convert
+from llama4_edge.convert import hub as hub_shards
 from llama4_edge.convert import output
 from llama4_edge.convert.hub import HubShards, open_repository
 from llama4_edge.errors import HubError, OutputError
 from llama4_edge.runtime.files.gguf_file import read_gguf
+from tests.asking import until
 from tests.hub_server import Fault, HubServer
 
-from .on_hub import NAME, SHARDS, blobs, cached_files, opened, shard, wait_until
+from .on_hub import NAME, SHARDS, blobs, cached_files, opened, shard
 
 # What comes out ----------------------------------------------------------------------------------
 
@@ -36,13 +38,22 @@ def test_the_file_is_that_of_a_local_directory_to_the_byte(
 
 
 def test_no_more_than_two_shards_lie_on_the_disk(published: HubServer, tmp_path: Path) -> None:
-    seen = []
+    seen: list[int] = []
 
-    def count(*_: object) -> None:
-        seen.append(len(blobs("*.llama4-edge*")))
+    def held() -> int:
+        return len(blobs("*.llama4-edge*"))
+
+    def count() -> None:
+        seen.append(held())
+
+    def progress(_: object) -> None:
+        if 2 not in seen:
+            # One shard is worked on, and the next one comes meanwhile, however late.
+            until(lambda: held() == 2)
+        count()
 
     published.on_request = count
-    convert(NAME, tmp_path / "out.gguf", threads=1, progress=count)
+    convert(NAME, tmp_path / "out.gguf", threads=1, progress=progress)
     assert max(seen) == 2
     assert (blobs("*.llama4-edge*"), cached_files()) == ([], [])
 
@@ -184,11 +195,11 @@ def test_the_next_shard_comes_while_one_is_worked_on_and_the_one_after_waits(
     _, shards, paths = opened()
     shards.expect(paths)
     shards.acquire(paths[0])
-    wait_until(paths[1].is_file)
+    until(paths[1].is_file)
     before = published.sent(shard(3))
     assert [path.is_file() for path in paths] == [True, True, False, False, False, False]
     shards.release(paths[0])
-    wait_until(paths[2].is_file)
+    until(paths[2].is_file)
     assert published.sent(shard(3)) > before
     assert [path.is_file() for path in paths] == [False, True, True, False, False, False]
     shards.close()
@@ -228,14 +239,14 @@ def test_shards_of_a_killed_run_are_used_or_swept(published: HubServer) -> None:
     _, killed, paths = opened()
     killed.expect(paths)
     killed.acquire(paths[0])
-    wait_until(paths[1].is_file)
+    until(paths[1].is_file)
     killed.close()
     published.requests.clear()
     _, shards, _ = opened()
     shards.expect(paths[1:])
     assert not paths[0].is_file()
     shards.acquire(paths[1])
-    wait_until(paths[2].is_file)
+    until(paths[2].is_file)
     assert published.sent(shard(2)) == 0
     assert [path.is_file() for path in paths] == [False, True, True, False, False, False]
     shards.close()
@@ -256,12 +267,12 @@ def test_shards_that_a_run_left_further_on_do_not_keep_those_before_from_coming(
     _, broken_off, paths = opened()
     broken_off.expect(paths[2:])
     broken_off.acquire(paths[2])
-    wait_until(paths[3].is_file)
+    until(paths[3].is_file)
     broken_off.close()
     _, shards, _ = opened()
     shards.expect(paths)
     assert asked_for(shards, paths[0])
-    wait_until(paths[1].is_file)
+    until(paths[1].is_file)
     assert [path.is_file() for path in paths] == [True, True, False, False, False, False]
     shards.close()
 
@@ -270,7 +281,7 @@ def test_shards_that_were_left_at_another_commit_are_used(published: HubServer) 
     _, broken_off, paths = opened()
     broken_off.expect(paths)
     broken_off.acquire(paths[0])
-    wait_until(paths[1].is_file)
+    until(paths[1].is_file)
     broken_off.close()
     entries = published.repositories[NAME].entries
     files = {name: entry.data for name, entry in entries.items()}
@@ -284,7 +295,10 @@ def test_shards_that_were_left_at_another_commit_are_used(published: HubServer) 
     shards.close()
 
 
-def test_nothing_is_on_its_way_any_more_once_the_shards_are_closed(published: HubServer) -> None:
+def test_nothing_is_on_its_way_any_more_once_the_shards_are_closed(
+    published: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_shards, "_PARTING_SECONDS", 600.0)
     before = threading.enumerate()
     _, shards, paths = opened()
     published.on_request = lambda: time.sleep(0.3)

@@ -16,9 +16,10 @@ from llama4_edge.convert import hub as convert_hub
 from llama4_edge.convert.hub import SMALL_FILES, open_repository
 from llama4_edge.errors import HubError
 from llama4_edge.hub.cache import STAGED_SUFFIX
+from tests.asking import until
 from tests.hub_server import HubServer
 
-from .on_hub import NAME, blobs, cached_files, opened, shard, wait_until
+from .on_hub import NAME, blobs, cached_files, opened, shard
 
 
 @pytest.fixture
@@ -42,14 +43,14 @@ def test_without_links_shards_of_a_killed_run_are_used_or_swept(
     _, killed, paths = opened()
     killed.expect(paths)
     killed.acquire(paths[0])
-    wait_until(paths[1].is_file)
+    until(paths[1].is_file)
     killed.close()
     published.requests.clear()
     _, shards, _ = opened()
     shards.expect(paths[1:])
     assert not paths[0].is_file()
     shards.acquire(paths[1])
-    wait_until(paths[2].is_file)
+    until(paths[2].is_file)
     assert published.sent(shard(2)) == 0
     shards.release(paths[1])
     shards.release(paths[2])

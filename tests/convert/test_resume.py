@@ -48,7 +48,9 @@ convert(sys.argv[1], sys.argv[2], threads=1, progress=hold if sys.argv[3:] else 
 # the clock that kills it by itself, so that no moment comes too late, however busy the machine is.
 KILL_AT_RANDOM = """
 import hashlib, json, os, random, signal, sys, time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from llama4_edge import convert
 from llama4_edge.convert import output, slabs
 
@@ -62,7 +64,7 @@ convert(source, target, threads=1, dry_run=True)
 planning = time.monotonic() - started
 written = []
 convert(source, target, threads=1, progress=lambda _: written.append(time.monotonic()))
-a_slab = (written[-1] - written[0]) / len(written)
+a_slab = median(later - earlier for earlier, later in pairwise(written))
 target.unlink()
 
 def killed(seconds):
@@ -82,6 +84,8 @@ for number in range(20):
                 while number % 2 and not json.loads(journal.read_text())["slabs_done"]:
                     time.sleep(0.001)
                 killed(seconds)
+                if number % 2:
+                    signal.pause()  # before the end, however late that moment comes
         if not n_slabs:
             killed(seconds)
         convert(source, target, threads=1, progress=progress)

@@ -91,7 +91,7 @@ def llama4(hub: HubServer, disk: Path, tmp_path: Path) -> Llama4:
         }
         return subprocess.run(
             [sys.executable, "-m", "llama4_edge", *map(str, words)],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     return run  # type: ignore[return-value]
