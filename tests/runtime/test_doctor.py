@@ -36,6 +36,7 @@ def _programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **output: str) ->
         (directory / name).write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{text}END\n")
         (directory / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(directory))
+    monkeypatch.setattr("llama4_edge.runtime.hardware._TIMEOUT", 600.0)
     monkeypatch.delenv("CUDACXX", raising=False)
     return directory
 
@@ -157,8 +158,8 @@ def test_the_drivers_own_tool_names_its_gpus(
 def test_a_tool_that_fails_or_hangs_has_seen_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama4_edge.runtime.hardware._TIMEOUT", 0.2)
     directory = _programs(tmp_path, monkeypatch, **{"nvidia-smi": NVIDIA_SMI, "rocminfo": ""})
+    monkeypatch.setattr("llama4_edge.runtime.hardware._TIMEOUT", 0.2)
     with (directory / "nvidia-smi").open("a") as script:
         script.write("exit 9\n")
     (directory / "rocminfo").write_text("#!/bin/sh\nread _ < /dev/zero\n")

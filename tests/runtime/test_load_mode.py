@@ -44,7 +44,7 @@ except Llama4EdgeError as error:
 
 def load(path: Path, mode: LoadMode, limit: int) -> list[object]:
     command = [sys.executable, "-c", LOAD, str(path), mode, str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found = json.loads(done.stdout)
     assert isinstance(found, list)
     return found

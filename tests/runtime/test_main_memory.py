@@ -74,17 +74,21 @@ def test_weights_that_are_not_mapped_have_to_fit() -> None:
     )
 
 
-def test_a_model_that_is_copied_answers_as_one_that_is_mapped(scout_int4: Path) -> None:
+def test_a_model_that_is_copied_answers_as_one_that_is_mapped(
+    scout_int4: Path, tmp_path: Path
+) -> None:
     """Its weights are anonymous memory then, and no part of the file is mapped."""
+    path = tmp_path / "own.gguf"  # which no other test has mapped
+    shutil.copy(scout_int4, path)
     tokens = list(range(100, 140))
     logits, weights, mapped = [], [], []
     modes: tuple[LoadMode, ...] = ("auto", "mmap", "none", "dio")
     for mode in modes:
         settings = EngineSettings(n_ctx=512, n_threads=1, load_mode=mode, use_extra_bufts=False)
-        need = host_need(scout_int4, settings)
-        with Engine(scout_int4, settings) as engine:
+        need = host_need(path, settings)
+        with Engine(path, settings) as engine:
             logits.append(engine.logits(tokens))
-            mapped.append(str(scout_int4) in Path("/proc/self/maps").read_text())
+            mapped.append(str(path) in Path("/proc/self/maps").read_text())
             weights.append((need.weights, engine.memory().on("CPU").weights))
     for other in logits[1:]:
         np.testing.assert_array_equal(logits[0], other)

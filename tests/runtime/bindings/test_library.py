@@ -97,8 +97,10 @@ def test_a_failing_log_handler_does_not_escape_from_the_callback() -> None:
 
 def test_ctrl_c_inside_the_callback_arrives_afterwards() -> None:
     done = _in_child(
-        "import logging, signal, time\n"
+        "import logging, signal, threading, time\n"
         "from llama4_edge.runtime.bindings import library\n"
+        "back, interrupt = threading.Event(), library._interrupt_main\n"
+        "library._interrupt_main = lambda: (back.wait(), interrupt())\n"
         "class Interrupted(logging.Handler):\n"
         "    def emit(self, record):\n"
         "        library.logger.removeHandler(self)\n"
@@ -110,9 +112,10 @@ def test_ctrl_c_inside_the_callback_arrives_afterwards() -> None:
         "        b'/no/model', library.llama().llama_model_default_params())\n"
         "    print('back')\n"
         "    start = time.monotonic()\n"
-        "    time.sleep(30)\n"
+        "    back.set()\n"
+        "    time.sleep(300)\n"
         "except KeyboardInterrupt:\n"
-        "    print('interrupted', 'while asleep' if time.monotonic() - start < 20 else 'late')\n"
+        "    print('interrupted', 'while asleep' if time.monotonic() - start < 200 else 'late')\n"
     )
     assert (done.stdout, done.stderr) == ("back\ninterrupted while asleep\n", "")
 

@@ -325,14 +325,21 @@ with SessionFile(path) as file: state = file.read_state()
 chance, seen = random.Random(0), set()
 talks = [TALK.user("x" * 20_000), TALK]
 for kill in range(20):
+    done, doing = os.pipe()
     if not (child := os.fork()):
         while True:
             for number, talk in enumerate(talks):
                 write(path, state if number else None, talk)
+                os.write(doing, b"x")
                 append(path, b'{"keep": 0, "messages": []}')
-    time.sleep(chance.uniform(0.01, 0.15))
+                os.write(doing, b"x")
+    for _ in range(chance.randrange(6)):
+        os.read(done, 1)
+    time.sleep(chance.uniform(0.0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(done)
+    os.close(doing)
     with SessionFile(path) as file:
         assert file.fault is None, file.fault
         kept, messages = file.read_state(), conversation_in(file).messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import replace
@@ -25,6 +27,8 @@ from llama4_edge.runtime.workers import connection as connection_module
 from llama4_edge.runtime.workers.handshake import greet
 from llama4_edge.runtime.workers.remote import connect
 from llama4_edge.runtime.workers.worker import Worker, local_workers, running_worker
+from tests.asking import until
+from tests.tiny_model import never_ending
 
 from .test_worker import LLAMA4
 
@@ -63,6 +67,41 @@ def read_for_ever(engine: Engine) -> None:
     while True:
         engine.clear()
         engine.prefill(PROMPT)
+
+
+def state_of(process: int | str) -> str:
+    """What the kernel says that a process does, or a thread of this one: "T" where it is stopped,
+    "S" where it waits."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop_in_the_middle(
+    engine: Engine, worker: Worker, patch: pytest.MonkeyPatch, then: Callable[[], object], at: int
+) -> None:
+    """Stop the worker before the `at`-th decoding, and do something once that waits for it."""
+    llama = engine._handles.llama
+    decode, counts = llama.llama_decode, itertools.count(1)
+    thread = f"self/task/{engine._handles.thread._thread.native_id}"
+
+    def wait() -> None:
+        n_seen = 0  # A thread that waits for Python's lock is not seen so often.
+        while n_seen < 20:
+            n_seen = n_seen + 1 if state_of(thread) == "S" else 0
+            time.sleep(0.005)
+        then()
+
+    def stopping(*arguments: object) -> object:
+        if next(counts) == at:
+            worker.process.send_signal(signal.SIGSTOP)
+            until(lambda: state_of(worker.process.pid) == "T")
+            threading.Thread(target=wait, daemon=True).start()
+        return decode(*arguments)
+
+    patch.setattr(llama, "llama_decode", stopping)
 
 
 Use = Callable[[Engine], None]
@@ -164,11 +203,12 @@ def test_a_worker_that_is_silent_for_long_is_not_given_up(
 ) -> None:
     """A stopped one looks like one that computes: its machine answers for it."""
     monkeypatch.setattr(connection_module, "_KEEPALIVE", QUICK_KEEPALIVE)
-    monkeypatch.setattr(connection_module, "_UNACKNOWLEDGED_FOR", 1.0)
+    # (Longer than between two questions whether it is there, and shorter than it is stopped.)
+    monkeypatch.setattr(connection_module, "_UNACKNOWLEDGED_FOR", 2.0)
     with Engine(tiny_path, on(worker)) as engine:
         expected = engine.logits(PROMPT[:20])
         worker.process.send_signal(signal.SIGSTOP)
-        after(3.0, lambda: worker.process.send_signal(signal.SIGCONT))
+        after(4.0, lambda: worker.process.send_signal(signal.SIGCONT))
         assert (engine.logits(PROMPT[:20]) == expected).all()
 
 
@@ -178,7 +218,7 @@ def test_a_machine_that_vanished_is_an_error(
 ) -> None:
     monkeypatch.setattr(connection_module, "_KEEPALIVE", QUICK_KEEPALIVE)
     monkeypatch.setattr(
-        connection_module, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 1000.0
+        connection_module, "_UNACKNOWLEDGED_FOR", 1.0 if not acknowledged else 100.0
     )
     engine = Engine(tiny_path, on(worker))
     (connection,) = engine._handles.workers._connections
@@ -186,8 +226,7 @@ def test_a_machine_that_vanished_is_an_error(
     assert link is not None
     if acknowledged:
         # It has heard all and computes; its answer does not arrive, and it is asked in vain.
-        worker.process.send_signal(signal.SIGSTOP)
-        after(0.5, lambda: drop_everything(link))
+        stop_in_the_middle(engine, worker, monkeypatch, lambda: drop_everything(link), at=1)
     else:
         drop_everything(link)
     with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
@@ -203,9 +242,8 @@ def test_ctrl_c_gives_up_a_worker_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 0.2)
     engine = Engine(tiny_path, on(worker))
+    stop_in_the_middle(engine, worker, monkeypatch, interrupt, at=4)
     with pytest.raises(KeyboardInterrupt):
-        after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
-        after(0.6, lambda: os.kill(os.getpid(), signal.SIGINT))
         use(engine)
     with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
         engine.prefill(PROMPT[:5])
@@ -218,22 +256,27 @@ def test_a_second_ctrl_c_does_not_wait(
 ) -> None:
     monkeypatch.setattr(thread, "PATIENCE", 1000.0)
     engine = Engine(tiny_path, on(worker))
+
+    def twice() -> None:
+        interrupt()
+        until(lambda: engine._handles.thread.stopping)
+        interrupt()
+
+    stop_in_the_middle(engine, worker, monkeypatch, twice, at=4)
     with pytest.raises(KeyboardInterrupt):
-        after(0.3, lambda: worker.process.send_signal(signal.SIGSTOP))
-        for seconds in (0.6, 0.9):
-            after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
         use(engine)
     assert engine._handles.workers.lost
 
 
 @pytest.mark.parametrize("use", USES)
 def test_ctrl_c_leaves_a_living_worker_as_it_is(
-    tiny_path: Path, unharmed: Worker, use: Use
+    tiny_path: Path, unharmed: Worker, monkeypatch: pytest.MonkeyPatch, use: Use
 ) -> None:
+    monkeypatch.setattr(thread, "PATIENCE", 600.0)
     with Engine(tiny_path, on(unharmed)) as engine:
         expected = engine.logits(PROMPT[:20])
         with pytest.raises(KeyboardInterrupt):
-            after(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+            after(0.3, interrupt)
             use(engine)
         assert (engine.logits(PROMPT[:20]) == expected).all()
 
@@ -314,7 +357,7 @@ def run(code: str, path: Path, worker: Worker) -> subprocess.CompletedProcess[st
         [sys.executable, "-c", _PREAMBLE + code, *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
 
 
@@ -343,10 +386,11 @@ def test_a_process_ends_as_it_wants_to_whatever_became_of_its_worker(
 
 
 def test_run_ends_with_one_line_of_error_when_its_worker_dies(
-    tiny_path: Path, worker: Worker
+    tmp_path: Path, worker: Worker
 ) -> None:
+    model = never_ending().write(tmp_path / "endless.gguf")
     command = subprocess.Popen(
-        [*LLAMA4, "run", tiny_path, "hi", "--raw", "-t", "1", "--workers", worker.endpoint],
+        [*LLAMA4, "run", model, "hi", "--raw", "-t", "1", "--workers", worker.endpoint],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,9 @@ from llama4_edge.runtime.workers import simulated_gpus as module
 from llama4_edge.runtime.workers.remote import connect
 from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus
 from llama4_edge.runtime.workers.worker import local_workers
+from tests.asking import until
+
+from .test_worker import runs
 
 
 def test_a_simulated_gpu_takes_what_a_worker_takes(tiny_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_process_behind_them_ends_with_this_one_even_when_it_is_killed() -> 
     program = (
         "from llama4_edge.runtime.workers.simulated_gpus import simulated_gpus; "
         "simulated_gpus(['A']); "
-        "print('up', flush=True); import time; time.sleep(60)"
+        "print('up', flush=True); import time; time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -116,15 +118,4 @@ def test_the_process_behind_them_ends_with_this_one_even_when_it_is_killed() -> 
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
     assert children
-    deadline = time.monotonic() + 30.0
-    while any(_runs(pid) for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _runs(pid: str) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    until(lambda: not any(runs(int(pid)) for pid in children))
