@@ -60,6 +60,29 @@ def answer(engine: Engine, request: Request) -> list[int]:
     return ended(engine, request).text[request.n_prompt :]
 
 
+def held(engine: Engine) -> list[Request]:
+    """The requests that have not ended, as the engine's thread sees them between two batches."""
+    scheduler = engine.scheduler
+    return engine.in_thread(lambda: [*scheduler._running, *scheduler._waiting, *scheduler._arrived])
+
+
+@contextmanager
+def paused(engine: Engine) -> Iterator[None]:
+    """A block in which the engine's thread does nothing: what is asked there begins together."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go_on.wait(600)
+
+    engine._handles.thread.post(work)
+    try:
+        assert begun.wait(600)
+        yield
+    finally:
+        go_on.set()
+
+
 def resident_bytes() -> int:
     """The main memory of this process that is in use, without what only waits to be used again.
 

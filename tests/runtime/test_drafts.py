@@ -299,8 +299,9 @@ def test_the_tokens_are_those_that_are_chosen_without_drafts(engine: Engine, nam
 
 @pytest.mark.usefixtures("free")
 def test_steps_in_one_call_and_drafts_take_turns(engine: Engine) -> None:
-    plain = asked(engine, words(5), 500, GREEDY)
-    request = asked(engine, words(5), 500, GREEDY, drafts=True)
+    # (In the first hundred no two tokens are so likely that rounding could choose.)
+    plain = asked(engine, words(5, seed=23), 500, GREEDY)
+    request = asked(engine, words(5, seed=23), 500, GREEDY, drafts=True)
     assert request.accepted_tokens > 50
     pairs = enumerate(zip(plain.text, request.text, strict=True))
     if differing := [index for index, (token, other) in pairs if token != other]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
@@ -18,7 +19,7 @@ from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.placement import Placement
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
-from tests.asking import resident_bytes
+from tests.asking import resident_bytes, until
 from tests.gguf_maker import N_VOCAB, tiny_model
 
 # One thread: the machine that runs the tests may be busy, and ggml's threads wait by spinning.
@@ -44,13 +45,6 @@ def distance(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
 def engine(tiny_path: Path) -> Iterator[Engine]:
     with Engine(tiny_path, SMALL) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def forgetful(request: pytest.FixtureRequest) -> None:
-    """No test starts from what another one left in the shared engine's cache."""
-    if "engine" in request.fixturenames:
-        request.getfixturevalue("engine").clear()
 
 
 def test_logits_of_all_positions_equal_those_of_token_after_token(engine: Engine) -> None:
@@ -281,28 +275,33 @@ def test_the_end_tokens_are_llama_cpps(engine: Engine) -> None:
     assert ends == [N_VOCAB - 3, N_VOCAB - 2, N_VOCAB - 1]
 
 
-def interrupt_after(seconds: float) -> threading.Timer:
-    timer = threading.Timer(
-        seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
-    )
-    timer.start()
-    return timer
-
-
 def test_an_interrupt_stops_a_long_prompt_and_leaves_the_engine_usable(tiny_path: Path) -> None:
-    # One call of 16384 tokens, which takes many seconds: it has to be stopped inside.
+    # One call of 16384 tokens, which takes many seconds: it is stopped inside, between two of the
+    # operations before which ggml asks whether it is to go on.
     settings = replace(SMALL, n_ctx=16384, n_batch=16384, n_ubatch=512)
     tokens = random_tokens(16384)
+    n_asked = 0
     with Engine(tiny_path, settings) as engine:
+        handles, thread = engine._handles, engine._handles.thread
         expected = engine.logits(tokens[:40])[-1]
         engine.clear()
+
+        def is_to_stop(_: object) -> bool:
+            nonlocal n_asked
+            n_asked += 1
+            if n_asked == 2000:
+                os.kill(os.getpid(), signal.SIGINT)
+                until(lambda: thread.stopping)
+            return thread._stop_text.value != b""
+
+        callback = handles.llama.ggml_abort_callback(is_to_stop)
+        handles.llama.llama_set_abort_callback(handles.context, callback, None)
         with pytest.raises(KeyboardInterrupt):
-            timer = interrupt_after(0.5)
             engine.prefill(tokens)
-        timer.join()
         held = engine.tokens
         assert held == tuple(tokens[: len(held)])
-        assert len(held) < len(tokens)
+        assert 0 < len(held) < len(tokens)
+        assert n_asked == 2000
         # What is held is really there: the answer after it is that of a fresh pass.
         assert engine.prefill([*held, 7]) == len(held)
         resumed = engine.last_logits()

@@ -27,7 +27,17 @@ from llama4_edge.runtime.handles import Handles
 from llama4_edge.runtime.request import RUN_AHEAD, Request
 from llama4_edge.runtime.sequence import Piece
 from llama4_edge.runtime.settings import EngineSettings
-from tests.asking import WILD, answer, ask, ended, random_tokens, resident_bytes, until
+from tests.asking import (
+    WILD,
+    answer,
+    ask,
+    ended,
+    held,
+    paused,
+    random_tokens,
+    resident_bytes,
+    until,
+)
 from tests.gguf_maker import tiny_model
 
 # What is kept in main memory is in `test_cache`: here, no test finds what another one has read.
@@ -49,24 +59,6 @@ VERY_CLOSE = 0.003
 def engine(tiny_path: Path) -> Iterator[Engine]:
     with Engine(tiny_path, FOUR) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test finds the shared engine with nothing read, and leaves it without requests."""
-    shared = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
-    if shared is not None:
-        shared.clear()
-        assert not any(n_tokens for n_tokens, _ in shared.sequences)
-    yield
-    if shared is not None:
-        until(lambda: not held(shared))
-
-
-def held(engine: Engine) -> list[Request]:
-    """The requests that have not ended, as the engine's thread sees them between two batches."""
-    scheduler = engine.scheduler
-    return engine.in_thread(lambda: [*scheduler._running, *scheduler._waiting, *scheduler._arrived])
 
 
 def samplers(engine: Engine) -> list[Sampler]:
@@ -212,27 +204,6 @@ def test_prompts_share_a_batch_equally_and_leave_nothing_of_it_empty(
     for request in requests:
         answer(engine, request)
     assert sorted(batches.all[0].values()) == [10, 18, 18, 18]
-
-
-def paused(engine: Engine) -> Any:
-    """A block in which the engine's thread does nothing."""
-    return _Paused(engine)
-
-
-class _Paused:
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._go_on, self._begun = engine, threading.Event(), threading.Event()
-
-    def __enter__(self) -> None:
-        def work() -> None:
-            self._begun.set()
-            assert self._go_on.wait(600)
-
-        self._engine._handles.thread.post(work)
-        assert self._begun.wait(600)
-
-    def __exit__(self, *_: object) -> None:
-        self._go_on.set()
 
 
 def test_requests_begin_in_the_order_in_which_they_came(engine: Engine) -> None:

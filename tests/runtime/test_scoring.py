@@ -22,10 +22,17 @@ from llama4_edge.runtime.logprobs import TokenLogprobs
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.sequence import CachedSequence, Piece
 from llama4_edge.runtime.settings import EngineSettings
-from tests.asking import answer, ask, random_tokens
+from tests.asking import answer, ask, paused, random_tokens
 
+# (Flash attention on the CPU sums in f16 where fewer than 64 tokens are read at a time.)
 SETTINGS = EngineSettings(
-    n_ctx=512, n_batch=128, n_ubatch=64, n_outputs=16, n_threads=1, n_parallel=3
+    n_ctx=512,
+    n_batch=128,
+    n_ubatch=64,
+    n_outputs=16,
+    n_threads=1,
+    n_parallel=3,
+    flash_attention="off",
 )
 GREEDY = Sampling(temperature=0.0)
 
@@ -37,13 +44,6 @@ CLOSE = 0.01
 def engine(tiny_path: Path) -> Iterator[Engine]:
     with Engine(tiny_path, SETTINGS) as loaded:
         yield loaded
-
-
-@pytest.fixture(autouse=True)
-def forgetful(request: pytest.FixtureRequest) -> None:
-    """No test starts from what another one left in the shared engine."""
-    if "engine" in request.fixturenames:
-        request.getfixturevalue("engine").clear()
 
 
 @pytest.fixture
@@ -169,14 +169,15 @@ def test_several_are_scored_in_one_batch_beside_answers_that_stay_the_same(
     engine: Engine, pieces: list[list[Piece]]
 ) -> None:
     texts = [random_tokens(90, 2), random_tokens(130, 3)]
-    prompt = random_tokens(20)
+    prompt = random_tokens(20, 94)  # no two tokens are so likely that rounding could choose
     alone = answer(engine, ask(engine, prompt, 200, GREEDY))
     rows = [engine.logits(text) for text in texts]
     pieces.clear()
-    beside = ask(engine, prompt, 200, GREEDY)
     scorings = [engine.scoring(text, 2) for text in texts]
-    for scoring in scorings:
-        engine.scheduler.submit(scoring)
+    with paused(engine):
+        beside = ask(engine, prompt, 200, GREEDY)
+        for scoring in scorings:
+            engine.scheduler.submit(scoring)
     for scoring, text, row in zip(scorings, texts, rows, strict=True):
         engine.scheduler.wait(scoring, lambda scoring=scoring: scoring.ended)  # type: ignore[misc]
         assert_scores(scoring.result(), text, row)
@@ -235,7 +236,7 @@ def test_nan_ends_the_scoring_and_nothing_else(
         row = last_logits(self, before)
         return np.full_like(row, np.nan) if len(self.tokens) > 50 else row
 
-    prompt = random_tokens(10)
+    prompt = random_tokens(10, 13)  # no two tokens are so likely that rounding could choose
     alone = answer(engine, ask(engine, prompt, 30, GREEDY))
     monkeypatch.setattr(CachedSequence, "last_logits", damaged)
     beside = ask(engine, prompt, 30, GREEDY)

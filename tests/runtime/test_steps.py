@@ -28,6 +28,7 @@ from llama4_edge.runtime.engine import Engine
 from llama4_edge.runtime.request import Request
 from llama4_edge.runtime.sampling import Sampling
 from llama4_edge.runtime.settings import EngineSettings
+from tests.asking import paused, until
 from tests.gguf_maker import tiny_model
 
 THREE = EngineSettings(n_ctx=512, n_batch=128, n_ubatch=64, n_threads=1, n_parallel=3)
@@ -84,10 +85,11 @@ def asked(
         engine.request(prompt, sampling, count, taker, paced=False, ignores_ends=ignores_ends)
         for prompt, taker in zip(prompts, takers, strict=True)
     ]
-    for request in requests:
-        engine.scheduler.submit(request)
-    for request in requests:
-        engine.scheduler.wait(request, lambda request=request: request.ended)  # type: ignore[misc]
+    with paused(engine):
+        for request in requests:
+            engine.scheduler.submit(request)
+    # Who waits for a request has the engine look around, which ends a call of several steps.
+    until(lambda: all(request.ended for request in requests))
     return requests
 
 
@@ -170,7 +172,7 @@ def test_what_is_remembered_is_what_llama_cpp_holds(engine: Engine, taken: list[
 
     following = engine.request(prompt, GREEDY, None, accept)
     engine.scheduler.submit(following)
-    engine.scheduler.wait(following, lambda: following.ended)
+    until(lambda: following.ended)
     assert following.reused_tokens == len(request.text)
     assert np.abs(engine.logits(prompt)[-1] - rows[0]).max() < 0.01
 
