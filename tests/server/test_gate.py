@@ -151,7 +151,7 @@ def test_pieces_of_an_answer_are_sent_at_once(guarded: RunningServer) -> None:
         # Those of tests before this one may not have ended yet.
         (accepted,) = (
             one.transport.get_extra_info("socket")
-            for one in guarded.running.server_state.connections
+            for one in list(guarded.running.server_state.connections)
             if one.transport.get_extra_info("peername") == connection.getsockname()
         )
         # Without it, a piece waits up to 40 ms for the one before to be acknowledged.

@@ -66,7 +66,7 @@ def check(case: schemathesis.Case[Any], server: RunningServer) -> None:
             body[name] = MOST_TOKENS
         if isinstance(body.get("prompt"), list):
             body["prompt"] = body["prompt"][:MOST_PROMPTS]
-    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=60)
+    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=600)
 
 
 @SOME.parametrize()

@@ -68,7 +68,7 @@ def test_curl_sees_413(small: RunningServer, headers: list[str]) -> None:
     options = [option for header in headers for option in ("-H", header)]
     done = subprocess.run(
         ["curl", "-sS", "--noproxy", "*", *options, "--data-binary", "@-", small.url + CHAT],
-        input=b"x" * SIZE, capture_output=True, timeout=60, check=True,
+        input=b"x" * SIZE, capture_output=True, timeout=600, check=True,
     )  # fmt: skip
     assert "at most 2.0 KiB" in json.loads(done.stdout)["error"]["message"]
 

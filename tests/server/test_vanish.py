@@ -49,8 +49,9 @@ def served(server: RunningServer) -> Iterator[list[Served]]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_asked(server: RunningServer) -> None:
-    """What tests before this one asked has ended: `asked` counts what is under way."""
-    until(lambda: server.server.queue.in_flight == 0)
+    """What tests before this one asked has ended, and was told: `asked` counts what is under way,
+    and `served` is what is told."""
+    until(lambda: not server.running.server_state.tasks)
 
 
 def request_bytes(body: dict[str, Any], path: str = CHAT) -> bytes:

@@ -68,7 +68,7 @@ class Script:
 
     def request(self) -> dict[str, Any]:
         """The next request that came."""
-        return self.requests.get(timeout=20)
+        return self.requests.get(timeout=600)
 
     async def _reply(self, request: Request) -> Response:
         steps = self._steps

@@ -45,7 +45,7 @@ class Shown:
 
     def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 600
         while not is_so():
             assert time.monotonic() < end
             self.page.wait_for_timeout(20)
@@ -64,7 +64,7 @@ def show(browser: Any, url: str, script: Script, **context: Any) -> Iterator[Sho
     """The page in a browser that has never seen it."""
     script.forget()
     tab = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **context})
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(600_000)
     page = tab.new_page()
     shown = Shown(page, url, script)
     page.on("pageerror", lambda error: shown.faults.append(str(error)))

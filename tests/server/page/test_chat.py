@@ -66,7 +66,7 @@ def test_an_answer_is_stopped(shown: Shown, how: str) -> None:
     else:
         shown.page.click("#stop")
     shown.wait_for_end()
-    assert shown.script.hung_up.wait(20)
+    assert shown.script.hung_up.wait(600)
     assert shown.messages() == ["Go on for long", "One, two"]
     assert shown.find(".assistant .ending").inner_text() == "Stopped"
     assert shown.focused() == "text"
@@ -204,7 +204,7 @@ def test_a_busy_server_is_asked_again(shown: Shown) -> None:
     shown.script.refuse(429, "Too many wait.", "queue_full", Retry_After="7")
     shown.find(NOTICE).wait_for()
     assert "Try again in 7 seconds." in shown.find(NOTICE).inner_text()
-    shown.script.requests.get()
+    shown.script.request()
     shown.page.click("#notice button >> text=Try again")
     assert texts(shown.script.request()) == [("user", "Hello")]
     shown.script.answer("Hi")
@@ -386,7 +386,8 @@ def test_a_conversation_is_renamed_and_deleted(keeping: Shown, tmp_path: Path) -
 def test_a_change_in_another_window_is_not_overwritten(keeping: Shown, tmp_path: Path) -> None:
     keeping.ask("One?")
     wait_for_name(keeping, "One")
-    keeping.page.wait_for_timeout(200)
+    path = tmp_path / "talks" / "One.l4s"
+    keeping.until(lambda: len(Conversation.load(path).messages) == 2)
     other = keeping.page.context.new_page()
     other.goto(f"{keeping.url}/#One")
     other.wait_for_selector(".assistant")
@@ -395,7 +396,7 @@ def test_a_change_in_another_window_is_not_overwritten(keeping: Shown, tmp_path:
     keeping.script.request()
     keeping.script.answer("Yes")
     other.wait_for_selector("#send:not([hidden])")
-    other.wait_for_timeout(300)
+    keeping.until(lambda: len(Conversation.load(path).messages) == 4)
     keeping.ask("From here")
     keeping.find(NOTICE).wait_for()
     assert "was changed meanwhile" in keeping.find(NOTICE).inner_text()
