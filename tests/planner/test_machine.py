@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama4_edge.errors import SettingError
+from llama4_edge.planner import machine
 from llama4_edge.planner.gpus import GPUS, gpus_named, known_gpu
 from llama4_edge.planner.machine import (
     ASSUMED_RAM_BANDWIDTH,
@@ -131,7 +132,10 @@ def test_this_machine_has_its_workers_as_gpus(two_workers: tuple[str, ...]) -> N
     assert not machine.described
 
 
-def test_the_bandwidth_of_main_memory_is_measured_once() -> None:
+def test_the_bandwidth_of_main_memory_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The best of all passes, however long one of them takes on a busy machine.
+    monkeypatch.setattr(machine, "_LONG_ENOUGH", 600.0)
+    ram_bandwidth.cache_clear()
     measured = ram_bandwidth()
     # Slower than a disk or faster than any socket would be a fault in measuring.
     assert 10**8 < measured < 2 * 10**12

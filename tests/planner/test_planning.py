@@ -511,13 +511,10 @@ def test_the_time_of_a_picture_is_its_operations_at_the_rate_of_this_processor(
     adapter = 4 * (256 * 96 + 96 * 96 + 96 * 256)
     assert images.operations == 2 * (16 * 588 * 64 + 3 * layer + adapter)
     assert images.seconds == pytest.approx(4 * images.operations / 5e8)
-    assert planned_matrix_rate() > 1e8
-
-
-def planned_matrix_rate() -> float:
-    from llama4_edge.planner.machine import matrix_rate
-
-    return matrix_rate()
+    # The best of all products, however long one of them takes on a busy machine.
+    monkeypatch.setattr(machine, "_LONG_ENOUGH", 600.0)
+    machine.matrix_rate.cache_clear()
+    assert machine.matrix_rate() > 1e8
 
 
 def test_rows_of_logits_that_one_call_returns_are_counted() -> None:

@@ -116,6 +116,7 @@ def test_a_command_to_copy_is_neither_folded_nor_cut(monkeypatch: pytest.MonkeyP
     screen = Screen()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "dumb")  # 80 columns, without styles
+    monkeypatch.delenv("COLUMNS", raising=False)
     show(diagnosis_view(diagnosis))
     lines = [line.rstrip() for line in screen.getvalue().splitlines()]
     assert f"  {command}" in lines
