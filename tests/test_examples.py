@@ -30,7 +30,7 @@ def run(name: str, *arguments: object, stdin: str = "") -> list[str]:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -17,6 +17,7 @@ from llama4_edge.chat.automaton import Automaton
 from llama4_edge.chat.forms import Form
 from llama4_edge.chat.gbnf import Tokens, read_grammar
 from llama4_edge.chat.lexemes import lark_grammar
+from llama4_edge.chat.making import Making
 from llama4_edge.chat.options import AnswerSettings
 from llama4_edge.chat.structure import Structures
 from llama4_edge.chat.tools import as_tools
@@ -103,14 +104,27 @@ def test_what_grows_beyond_measure_at_once_is_refused(structures: Structures) ->
 
 
 def test_what_takes_too_long_to_compile_is_refused(structures: Structures) -> None:
-    waits = threading.Event()
-    with (
-        patch.object(structure_module, "_SECONDS", 0.5),
-        patch.object(structure_module, "translated", lambda *_: waits.wait(60)),
-        pytest.raises(SettingError, match="regex takes too long to compile"),
-    ):
-        structures.of(Form("regex", "slow", "regex"))
-    waits.set()
+    begun, waits = threading.Event(), threading.Event()
+    result = Making.result
+
+    def slow(*_: object) -> None:
+        begun.set()
+        waits.wait(PATIENCE)
+
+    def once_begun(making: Making[Any], seconds: float) -> Any:
+        assert begun.wait(PATIENCE)
+        return result(making, seconds)
+
+    try:
+        with (
+            patch.object(structure_module, "_SECONDS", 0.1),
+            patch.object(structure_module, "translated", slow),
+            patch.object(Making, "result", once_begun),
+            pytest.raises(SettingError, match=r"regex takes too long to compile, expected 0\.1 s"),
+        ):
+            structures.of(Form("regex", "slow", "regex"))
+    finally:
+        waits.set()
 
 
 def test_lexemes_that_cannot_be_taken_for_each_other_are_not_compared(
