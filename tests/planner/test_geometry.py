@@ -209,7 +209,8 @@ def test_without_proc_the_header_has_a_name_until_the_plan_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(Path, "exists", lambda _: False)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: "proc" not in path.parts and exists(path))
     with open_geometry("scout") as scout:
         assert [path / "header.gguf" for path in tmp_path.iterdir()] == [scout.path]
         settings = EngineSettings(n_ctx=256, use_extra_bufts=False)
