@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from dataclasses import replace
 from pathlib import Path
@@ -137,14 +139,24 @@ def test_a_worker_that_dies_in_the_middle_is_an_error_that_names_it(
     engine.close()
 
 
+def lasting_port() -> int:
+    """A free port below those that programs get which ask for any, as other tests do meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+
+
 def test_the_process_goes_on_without_the_worker_and_with_it_once_it_is_back(
-    tiny_path: Path, worker: Worker
+    tiny_path: Path,
 ) -> None:
-    engine = Engine(tiny_path, on(worker))
-    worker.process.kill()
-    worker.process.wait()
-    with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
-        engine.logits(PROMPT[:5])
+    with running_worker(port=lasting_port(), n_threads=1) as worker:
+        engine = Engine(tiny_path, on(worker))
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(WorkerError, match=LOST.format(worker.endpoint)):
+            engine.logits(PROMPT[:5])
     assert usable(tiny_path, SMALL)
     with local_workers(1) as others:
         assert usable(tiny_path, replace(SMALL, workers=others))
