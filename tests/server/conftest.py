@@ -21,7 +21,8 @@ DEMO = Path(__file__).resolve().parents[2] / "demo" / "Llama-4-Tiny"
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, no client or thread is too slow by chance."""
     monkeypatch.setattr(structure, "_SECONDS", 600.0)
-    monkeypatch.setattr(running, "_LAST_SECONDS", 600.0)
+    for name in ("_HEAD_SECONDS", "_STALL_SECONDS", "_LAST_SECONDS"):
+        monkeypatch.setattr(running, name, 600.0)
     monkeypatch.setattr(unread, "_SECONDS", 600.0)
     monkeypatch.setattr(unread, "_SILENT_SECONDS", 600.0)
 
