@@ -48,10 +48,10 @@ def served(server: RunningServer) -> Iterator[list[Served]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_asked(server: RunningServer) -> None:
+def nothing_is_asked(server: RunningServer, model: Model) -> None:
     """What tests before this one asked has ended, and was told: `asked` counts what is under way,
     and `served` is what is told."""
-    until(lambda: not server.running.server_state.tasks)
+    until(lambda: not (server.running.server_state.tasks or model.engine.scheduler._running))
 
 
 def request_bytes(body: dict[str, Any], path: str = CHAT) -> bytes:
