@@ -22,7 +22,10 @@ path = sys.argv[1]
 def wild(seed=0):
     return le.Sampling(temperature=2.0, top_k=0, top_p=1.0, seed=seed)
 def opened(n_threads=1):
-    return le.Model(path, n_ctx=1024, n_batch=512, n_threads=n_threads, cache_ram=0)
+    # (Flash attention on the CPU sums in f16 where only a prompt's last token is read again.)
+    return le.Model(
+        path, n_ctx=1024, n_batch=512, n_threads=n_threads, cache_ram=0, flash_attention="off"
+    )
 def answer(model, number=0):
     return model.generate([5 + number] * 40, max_tokens=20, sampling=wild(number)).tokens
 def answer_for_ever(model):
@@ -221,7 +224,7 @@ try:
 except EngineError as error:
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(error.problem)
-print(set(answers) == {alone}, answer(model, 1) == alone)
+print(set(answers) == {alone}, [answer(model, one) for one in (0, 1)][1] == alone)
 """
     expected = "this stream was ended by a later request to the same model\nTrue True\n"
     assert run(program, path) == (0, expected, "")
