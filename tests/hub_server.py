@@ -113,8 +113,7 @@ class HubServer:
         class Handler(_Handler):
             server_of = hub
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.cdn_url = f"http://localhost:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
@@ -189,6 +188,12 @@ def _entry(name: str, data: bytes) -> Entry:
     if name.endswith(LFS_SUFFIXES):
         return Entry(name, data, hashlib.sha256(data).hexdigest(), data)
     return Entry(name, data, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), data)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # As many as a client begins at once: one more would be dropped, and come a second later.
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):
