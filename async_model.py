@@ -9,7 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
@@ -116,19 +123,89 @@ class AsyncStream(Answer, AsyncIterator[str]):
 
     async def _wait(self) -> None:
         """Until there is a piece, or the end."""
-        await _until(self._engine, self._request, self._event, lambda: self._has_news)
+        await _until(self._engine, [self._request], self._event, lambda: self._has_news)
+
+    def _taken(self) -> list[AnswerEvent]:
+        """All that is there, and the end where that is next.
+
+        Raises:
+            BaseException: what ended the answer, where nothing was there before.
+        """
+        taken: list[AnswerEvent] = []
+        try:
+            while (piece := self._take()) is not None:
+                taken.append(piece)
+        except StopIteration:
+            taken.append(AnswerEnded(self.completion))
+        except BaseException:
+            if not taken:
+                raise
+        return taken
+
+
+async def taken_together(
+    streams: Sequence[AsyncStream],
+) -> AsyncGenerator[list[tuple[int, list[AnswerEvent]]], None]:
+    """What happens in some answers: what is there at once, by the numbers of the answers.
+
+    All of them are closed at the end, however it comes.
+
+    Args:
+        streams: answers of one model that nobody else reads.
+
+    Raises:
+        EngineError: what ended one of them.
+    """
+    news = asyncio.Event()
+    tell = _teller(asyncio.get_running_loop(), news)
+    for stream in streams:
+        stream._request.notify = tell
+    left = dict(enumerate(streams))
+    try:
+        while left:
+            taken = [(number, events) for number, one in left.items() if (events := one._taken())]
+            for number, events in taken:
+                if isinstance(events[-1], AnswerEnded):
+                    del left[number]
+            if taken:
+                yield taken
+                continue
+            for stream in left.values():
+                if stream._is_full:
+                    await asyncio.to_thread(stream._go_on)
+            await _until(
+                streams[0]._engine,
+                [stream._request for stream in left.values()],
+                news,
+                lambda: any(stream._has_news for stream in left.values()),
+                reads_all=True,
+            )
+    finally:
+        for stream in streams:
+            stream.close()
 
 
 async def _until(
-    engine: Engine, request: Request, event: asyncio.Event, is_there: Callable[[], bool]
+    engine: Engine,
+    requests: Sequence[Request],
+    event: asyncio.Event,
+    is_there: Callable[[], bool],
+    *,
+    reads_all: bool = False,
 ) -> None:
-    """Wait for what a request brings, of which the event tells."""
+    """Wait for what some requests bring, of which the event tells.
+
+    Args:
+        reads_all: whether the task reads others while it waits for one of them.
+    """
     scheduler = engine.scheduler
-    scheduler.awaits(request, *_reader())
+    reader, goes_on = _reader()
+    for request in requests:
+        scheduler.awaits(request, request.news if reads_all else reader, goes_on)
     try:
         while True:
             event.clear()
-            if scheduler.expects(request, is_there):
+            if scheduler.expects(requests, is_there):
                 return
             scheduler.check()
             # Until Python 3.12 wait_for forgets a cancellation that comes with the event.
@@ -138,7 +215,8 @@ async def _until(
             finally:
                 look.cancel()
     finally:
-        request.awaited = 0
+        for request in requests:
+            request.awaited = 0
 
 
 def _reader() -> tuple[object, Callable[[], bool]]:
@@ -239,7 +317,7 @@ class AsyncModel:
         scoring.notify = _teller(asyncio.get_running_loop(), event)
         try:
             engine.scheduler.submit(scoring)
-            await _until(engine, scoring, event, lambda: scoring.ended)
+            await _until(engine, [scoring], event, lambda: scoring.ended)
         finally:
             engine.scheduler.cancel(scoring)
         return scoring.result()

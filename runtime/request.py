@@ -91,6 +91,7 @@ class Request:
         self.n_logprobs = n_logprobs
         self.logprobs: list[TokenLogprobs] = []  # there before the token itself is
         self.is_full = self.resumed = False
+        self.is_held_up = False  # the engine passed it over; see `holds_up`
         self.next_prompt: Sequence[int] | None = None  # after which it is resumed; None ends it
         self.n_before = 0  # tokens of the answer when it was resumed last
         self.sequence: CachedSequence | None = None
@@ -140,6 +141,17 @@ class Request:
     def is_paused(self) -> bool:
         """Whether it does not go on before its reader does."""
         return self.is_full or (self.paced and self.unread >= RUN_AHEAD)
+
+    def holds_up(self) -> bool:
+        """In the engine's thread: whether it is paused, and its reader is to say when it goes on.
+
+        A reader takes what is there and then looks whether it is held up: noted before it is looked
+        at once more, it is seen by one of both.
+        """
+        self.is_held_up = self.is_paused
+        if self.is_held_up:
+            self.is_held_up = self.is_paused
+        return self.is_held_up
 
     @property
     def waits_to_be_resumed(self) -> bool:

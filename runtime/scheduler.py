@@ -31,8 +31,9 @@ from .sequence import CachedSequence, Piece, decode, take_steps, with_rows
 from .turns import Turns
 
 BURST_SECONDS = 0.005
-"""How long tokens are chosen before they are handed on, at most: a person sees no delay. Waking a
-thread of an idle machine takes up to 0.2 ms, as long as a token of a small model."""
+"""How long tokens are chosen before they are handed on, about: a person sees no delay, and tokens
+that take as long are handed on one by one. Waking a thread of an idle machine takes up to 0.2 ms,
+as long as a token of a small model."""
 
 _BURST_PART_EACH = 0.4  # of it for each that is answered: what is done for one costs all of them
 
@@ -75,6 +76,7 @@ class Scheduler:
         self._arrived: deque[Request] = deque()
         self._changed = False
         self._posted_at = -math.inf  # when the `_serve` was posted that has not begun yet
+        self._looked_at = -math.inf
         self._waits = itertools.count(1)
         # Only the engine's thread changes these.
         self._waiting: list[Request] = []
@@ -112,18 +114,26 @@ class Scheduler:
         """Have the engine's thread see what has changed."""
         self._changed = True
         self._thread.ask_attention()
-        now = time.monotonic()
+        self._looked_at = now = time.monotonic()
         # Who is interrupted between these lines posts nothing; those who wait look again.
         if now - self._posted_at > _LOST_AFTER:
             self._posted_at = now
             self._thread.post(lambda: self._serve(now))
 
-    def expects(self, request: Request, is_there: Callable[[], bool]) -> bool:
-        """Whether something is there; if not, its reader has read all of it and waits for more."""
+    def expects(self, requests: Sequence[Request], is_there: Callable[[], bool]) -> bool:
+        """Whether something is there; if not, their reader has read all and waits for more."""
         if is_there():
             return True
-        request.take()
-        self.look()
+        for request in requests:
+            request.take()
+        # The thread is left alone while it goes on by itself: a look costs a part of a token.
+        if (
+            self._waiting
+            or self._arrived
+            or any(request.is_held_up for request in requests)
+            or time.monotonic() - self._looked_at > _LOST_AFTER
+        ):
+            self.look()
         return is_there()
 
     def awaits(self, request: Request, owner: object, is_alive: Callable[[], bool]) -> None:
@@ -140,7 +150,7 @@ class Scheduler:
         thread = threading.current_thread()
         self.awaits(request, thread, thread.is_alive)
         try:
-            self._thread.wait(request.news, lambda: self.expects(request, is_there))
+            self._thread.wait(request.news, lambda: self.expects([request], is_there))
         finally:
             request.awaited = 0
 
@@ -311,7 +321,7 @@ class Scheduler:
                 [
                     request
                     for request in self._running
-                    if request.decodes and not request.is_paused and self._can_go_on(request)
+                    if request.decodes and not request.holds_up() and self._can_go_on(request)
                 ]
             )
         ]
@@ -414,7 +424,7 @@ class Scheduler:
             else:
                 request.prefill_seconds += now - begun
             if n_chosen and request not in ended:
-                self._hand_on(request, n_chosen, now)
+                self._hand_on(request, now, seconds)
         for request in ended:
             self._end(request, request.error)
         for request, _ in batch:
@@ -467,7 +477,7 @@ class Scheduler:
             if not goes_on:
                 self._end(request, request.error)
             elif n_taken:
-                self._hand_on(request, request.n_chosen, now)
+                self._hand_on(request, now, (now - begun) / n_steps)
         return True
 
     @property
@@ -489,11 +499,18 @@ class Scheduler:
             limits.append(RUN_AHEAD - request.unread)
         return min(limits)
 
-    def _hand_on(self, request: Request, n_chosen: int, now: float) -> None:
-        """Let its reader see what is there, if it is time for that."""
-        if n_chosen == 1:
+    def _hand_on(self, request: Request, now: float, step_seconds: float) -> None:
+        """Let its reader see what is there, unless the next token is as near to the time for it.
+
+        Args:
+            step_seconds: what a token takes.
+        """
+        if request.n_chosen == 1:
             self._changed = True  # others may have waited for its prompt to be read
-        elif now - request.notified_at < self._burst_seconds and 2 * request.unread < RUN_AHEAD:
+        elif (
+            now + step_seconds / 2 - request.notified_at < self._burst_seconds
+            and 2 * request.unread < RUN_AHEAD
+        ):
             return
         if request.paced:
             request.notified_at = now

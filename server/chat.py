@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..async_model import AsyncStream
+from ..async_model import AsyncStream, taken_together
 from ..chat.answer import Completion
 from ..chat.events import AnswerEnded, AnswerEvent, TextPiece, ToolCallBegun, ToolCallPiece
 from ..chat.tools import Tool, as_tools
@@ -16,7 +16,7 @@ from ..errors import SettingError
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
 from .errors import ApiError
-from .events import events_of, merged, runs
+from .events import merged
 from .logprobs import chat_logprobs
 from .messages import messages_of
 from .pieces import json_answer
@@ -136,10 +136,10 @@ class _Writer:
         numbers = range(len(self._streams))
         first = '{"role":"assistant","content":""}'
         yield b"".join(self._chunk(number, first) for number in numbers)
-        async for events in events_of(self._streams):
+        async for taken in taken_together(self._streams):
             self._call.record.note_first()
             yield b"".join(
-                self._written(index, event) for index, run in runs(events) for event in merged(run)
+                self._written(number, event) for number, events in taken for event in merged(events)
             )
         if self._call.body.includes_usage:
             timings = timings_of([self._completions[number] for number in numbers])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from ..async_model import AsyncModel, AsyncStream
+from ..async_model import AsyncModel, AsyncStream, taken_together
 from ..chat.answer import Completion
 from ..chat.events import AnswerEnded, AnswerEvent, TextPiece
 from ..chat.prompt import Prompt
@@ -21,7 +21,7 @@ from ..runtime.logprobs import TokenLogprobs
 from .chunks import Head, compact, failure_event
 from .endpoint import Call, Endpoint
 from .errors import ApiError
-from .events import events_of, merged, runs
+from .events import merged
 from .logprobs import TextLogprobs
 from .pieces import json_answer
 from .schema.answers import CompletionAnswer
@@ -229,10 +229,10 @@ class _Writer:
             # With log probabilities it is as long as the prompt.
             if echo := await asyncio.to_thread(self._echo, number):
                 yield echo
-        async for events in events_of(self._streams):
+        async for taken in taken_together(self._streams):
             self._call.record.note_first()
             yield b"".join(
-                self._written(index, event) for index, run in runs(events) for event in merged(run)
+                self._written(number, event) for number, events in taken for event in merged(events)
             )
         if self._call.body.includes_usage:
             done = [self._completions[number] for number in range(len(self._streams))]

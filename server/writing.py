@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 from starlette.responses import JSONResponse, Response
 
-from ..async_model import AsyncStream
+from ..async_model import AsyncStream, taken_together
 from ..chat.answer import Completion
 from ..chat.events import AnswerEnded, AnswerEvent
 from .chunks import compact
 from .endpoint import Call
 from .errors import ApiError
-from .events import events_of
 from .stream import COMMENT, EventStream
 
 Event = dict[str, Any]
@@ -47,8 +46,8 @@ class Writer(Protocol):
 
 async def whole_answer(call: Call[Any], stream: AsyncStream, writer: Writer) -> Response:
     """The answer in one piece."""
-    async for batch in events_of([stream]):
-        for _, event in batch:
+    async for ((_, events),) in taken_together([stream]):
+        for event in events:
             if isinstance(event, AnswerEnded):
                 call.record.note(event.completion)
                 list(writer.ended(event.completion))
@@ -79,14 +78,14 @@ async def _events(
     has_begun = False
     if opened := b"".join(map(encoded, writer.opened())):
         yield opened
-    async for batch in events_of([stream]):
+    async for ((_, events),) in taken_together([stream]):
         call.record.note_first()
         written: list[Event] = []
         if not has_begun:
             # What of the prompt was there already is known when it was read.
             written += writer.begun(stream.prompt_progress[1], stream.reused_tokens)
             has_begun = True
-        for _, event in batch:
+        for event in events:
             if isinstance(event, AnswerEnded):
                 call.record.note(event.completion)
                 written += writer.ended(event.completion)

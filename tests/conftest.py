@@ -33,6 +33,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "300")
 # transformers asks the hub about models by name; these have none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# They count devices and compare with the CPU; workers on the loopback interface are their GPUs.
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
 # Some tests press Ctrl-C, which a process ignores that a shell started in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # And some hang up, which a process ignores that was started with nohup.

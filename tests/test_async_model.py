@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 import pytest
 
 from llama4_edge import AsyncModel, AsyncStream, Model, Sampling, TokenLogprobs
+from llama4_edge.async_model import taken_together
+from llama4_edge.chat.events import AnswerEnded, TextPiece
 from llama4_edge.errors import ContextFullError, EngineError, SettingError
 from llama4_edge.runtime import scheduler as scheduler_module
 from llama4_edge.runtime import sequence as sequence_module
 from llama4_edge.runtime.handles import Handles
+from llama4_edge.runtime.request import RUN_AHEAD
 from llama4_edge.runtime.sequence import Piece
 from tests.asking import halted, until
 from tests.tiny_model import never_ending
@@ -277,6 +280,45 @@ def test_several_answers_to_one_prompt_follow_each_others_seeds(
         texts = [await text_of(stream) for stream in streams]
         assert texts == [one.text for one in answers]
         assert texts == [one.text for one in sync.chat("Hello", n=3, max_tokens=8, sampling=WILD)]
+
+    run(work())
+
+
+@pytest.mark.parametrize("n_parallel", [1, 4])
+def test_answers_that_are_read_together_share_the_sequences(path: Path, n_parallel: int) -> None:
+    """None is given up for another one of them, and each is more than it may run ahead."""
+
+    async def work(model: AsyncModel) -> tuple[list[str], list[str]]:
+        options: dict[str, Any] = {"max_tokens": 2 * RUN_AHEAD, "sampling": WILD}
+        alone = await model.generate("Hello", n=3, **options)
+        streams = await model.generate("Hello", n=3, stream=True, **options)
+        texts, ends = [""] * 3, [""] * 3
+        async for taken in taken_together(streams):
+            for number, events in taken:
+                for event in events:
+                    if isinstance(event, AnswerEnded):
+                        ends[number] = event.completion.text
+                    elif isinstance(event, TextPiece):
+                        texts[number] += event.text
+        assert texts == ends
+        return texts, [one.text for one in alone]
+
+    # (Flash attention on the CPU sums in f16 where only a prompt's last token is read again.)
+    with Model(
+        path, n_ctx=512, n_threads=1, n_parallel=n_parallel, cache_ram=0, flash_attention="off"
+    ) as model:
+        texts, alone = run(work(AsyncModel(model)))
+    assert [text[:40] for text in texts] == [text[:40] for text in alone]
+    assert len(set(texts)) == 3
+
+
+def test_answers_that_are_read_together_end_with_their_reader(model: AsyncModel) -> None:
+    async def work() -> None:
+        streams = await model.generate("Hello", n=3, stream=True, max_tokens=200, sampling=WILD)
+        async for _taken in (together := taken_together(streams)):
+            break
+        await together.aclose()
+        assert [stream.completion.finish_reason for stream in streams] == [None] * 3
 
     run(work())
 

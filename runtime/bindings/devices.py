@@ -7,11 +7,12 @@ For the CPU, whose backend ignores cgroup limits, the number is that of `system.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import SettingError, did_you_mean
+from ...errors import EngineError, SettingError, did_you_mean
 from ...system.memory import host_memory
 from .library import native_function
 
@@ -52,7 +53,8 @@ def list_devices() -> tuple[Device, ...]:
     """Every device of every loaded backend, in ggml's order.
 
     Raises:
-        EngineError: llama.cpp's library does not load.
+        EngineError: llama.cpp's library does not load, or CUDA was used before this process was
+            forked.
     """
     return tuple(describe(handle) for handle in _handles())
 
@@ -62,7 +64,7 @@ def offload_devices() -> tuple[NativeDevice, ...]:
     integrated ones.
 
     Raises:
-        EngineError: llama.cpp's library does not load.
+        EngineError: as `list_devices`.
     """
     by_type: dict[str, list[NativeDevice]] = {"gpu": [], "igpu": []}
     for handle in _handles():
@@ -106,15 +108,33 @@ def rpc_function(name: str, result: Any, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *arguments)(lookup(registry(b"RPC"), name.encode()))
 
 
+_process: int | None = None
+"""The process that asked for devices first, for which CUDA was made ready."""
+
+
 def _handles() -> tuple[int, ...]:
+    global _process
     count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
     get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(get(index) for index in range(count))
+    handles = tuple(get(index) for index in range(count))
+    _process = _process or os.getpid()
+    if _process != os.getpid() and any(_backend_of(handle) == "CUDA" for handle in handles):
+        # Any call of CUDA's would fail, and ggml end the process.
+        raise EngineError(
+            "CUDA cannot be used in a fork of a process that has used it",
+            hint='Start processes with the method "spawn".',
+        )
+    return handles
 
 
 def _type_of(handle: int) -> str:
     kind = native_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
     return _TYPES.get(kind, "unknown")
+
+
+def _backend_of(handle: int) -> str:
+    registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
+    return _text("ggml_backend_reg_name", registry(handle))
 
 
 def _name_of(handle: int) -> str:
@@ -128,7 +148,6 @@ def _text(function: str, argument: int) -> str:
 
 def describe(handle: int) -> Device:
     """The device of a ``ggml_backend_dev_t``."""
-    registry = native_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
     device_type = _type_of(handle)
     total, free, source = _reported_memory(handle)
     if device_type == "cpu":
@@ -138,7 +157,7 @@ def describe(handle: int) -> Device:
         name=_name_of(handle),
         description=_text("ggml_backend_dev_description", handle),
         type=device_type,
-        backend=_text("ggml_backend_reg_name", registry(handle)),
+        backend=_backend_of(handle),
         total_bytes=total,
         free_bytes=free,
         memory_source=source,

@@ -58,14 +58,14 @@ struct Choice {
 };
 
 // Decodes the tokens of `batch`, one for each sequence, chooses the next of each, and goes on with these: `most`
-// times, for `seconds`, until a token ends an answer, or until `stop` or `attention` is not 0. Writes what was chosen
+// times, for about `seconds` (the nearest number of steps), until a token ends an answer, or until `stop` or `attention` is not 0. Writes what was chosen
 // to `tokens`, [most][batch->n_tokens], to `n_decoded` how often it decoded without an error (once more than it chose
 // where logits are NaN), and to `status` what llama.cpp returned last. Returns how often it chose.
 int32_t llama4_edge_steps(const Llama *llama, Batch *batch, const Choice *choices, const int32_t *ends, int32_t n_ends,
                           int32_t most, double seconds, const volatile char *stop, const volatile char *attention,
                           int32_t *tokens, int32_t *n_decoded, int32_t *status) {
     using clock = std::chrono::steady_clock;
-    const auto until = clock::now() + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(seconds));
+    const auto begun = clock::now();
     const int32_t n = batch->n_tokens;
     std::vector<std::vector<Candidate>> candidates(n);
     for (int32_t i = 0; i < n; i++) candidates[i].resize(choices[i].chain ? choices[i].top_k : 1);
@@ -94,7 +94,8 @@ int32_t llama4_edge_steps(const Llama *llama, Batch *batch, const Choice *choice
             batch->pos[i]++;
         }
         step++;
-        if (ended || *stop || *attention || clock::now() >= until) return step;
+        const std::chrono::duration<double> passed = clock::now() - begun;
+        if (ended || *stop || *attention || passed.count() * (1 + 0.5 / step) >= seconds) return step;
     }
     return most;
 }

@@ -213,6 +213,14 @@ def test_a_bound_on_strix_halo_comes_with_the_share_that_was_measured(spark: Pla
     assert result.as_dict()["measured_share"] == {
         "low": 0.67, "high": 0.77, "what": share.what, "source": share.source
     }  # fmt: skip
+    one = plan("scout", recipe="int4", gpus="h100", n_ctx=32768)
+    empty, full = (
+        one.estimated_decode_tokens_per_second,
+        one.estimated_decode_tokens_per_second_full,
+    )
+    assert empty is not None and full is not None and one.measured_share is not None
+    assert round(78.4 / empty, 2) == one.measured_share.low
+    assert round(68.6 / full, 2) == one.measured_share.high
     # Nobody is known to have measured these.
     assert spark.measured_share is None
     assert spark.as_dict()["measured_share"] is None

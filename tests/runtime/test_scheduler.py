@@ -425,6 +425,38 @@ def test_a_request_goes_on_for_a_while_without_its_reader_and_then_waits(engine:
     assert len(answer(engine, slow)) == 500
 
 
+def test_who_reads_leaves_the_engine_alone_while_it_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look ends the call of C++ that makes several tokens."""
+    monkeypatch.setattr(scheduler_module, "_LOST_AFTER", 1e9)
+    lookers: list[threading.Thread] = []
+    look = engine.scheduler.look
+
+    def noted() -> None:
+        lookers.append(threading.current_thread())
+        look()
+
+    first = Held()
+    request = ask(engine, random_tokens(10), RUN_AHEAD // 2, accept=first, paced=True)
+    with first:
+        monkeypatch.setattr(engine.scheduler, "look", noted)
+    assert len(answer(engine, request)) == RUN_AHEAD // 2
+    assert threading.current_thread() not in lookers
+
+
+def test_what_is_held_up_goes_on_whenever_it_is_read(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of both threads is quicker: nothing but the reader wakes the engine."""
+    monkeypatch.setattr(scheduler_module, "_LOST_AFTER", 1e9)
+    for seed in range(3):
+        request = ask(engine, random_tokens(10, seed=seed), 900, paced=True)
+        if seed:
+            until(lambda held_up=request: held_up.is_held_up)  # type: ignore[misc]
+        assert len(answer(engine, request)) == 900
+
+
 def test_a_thread_that_waits_gives_up_what_it_does_not_read_if_all_do(engine: Engine) -> None:
     mine = [ask(engine, random_tokens(10, seed=seed), 500, paced=True) for seed in range(4)]
     until(lambda: all(one.is_paused for one in mine))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from llama4_edge.errors import EngineError
 from llama4_edge.runtime.bindings import devices
 from llama4_edge.runtime.bindings.devices import (
     NativeDevice,
@@ -29,6 +32,14 @@ def test_the_cpu_is_listed_with_the_memory_of_this_process() -> None:
     assert cpu.description
     assert (cpu.total_bytes, cpu.memory_source) == (host.total, host.source)
     assert cpu.free_bytes is not None and 0 < cpu.free_bytes <= host.total
+
+
+def test_a_fork_is_refused_the_cuda_that_its_parent_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_process", os.getppid())
+    assert [device.name for device in list_devices()] == ["CPU"]
+    monkeypatch.setattr(devices, "_backend_of", lambda _handle: "CUDA")
+    with pytest.raises(EngineError, match=r"in a fork of a process .* method \"spawn\""):
+        list_devices()
 
 
 @pytest.mark.parametrize(
