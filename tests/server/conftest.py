@@ -17,6 +17,12 @@ from tests.server.running import RunningServer, running_server
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "Llama-4-Tiny"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each of schemathesis's tests an id of its own: pytest-xdist runs one of each id."""
+    if hasattr(item, "operation_label") and item.parent is not None:
+        item._id = item.parent.id.child(item.name)
+
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, no client or thread is too slow by chance."""
