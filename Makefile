@@ -65,7 +65,7 @@ demo: $(RUN)
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 # Tests of threads, signals and processes share the machine with their neighbours: one that fails is
-# run again alone, in front of everybody. It still fails the run if it fails then.
+# named and run once more, alone. If it fails then too, the run has failed.
 test: $(VENV)/.test
 	@$(PYTEST) || { status=$$?; [ $$status -eq 1 ] || exit $$status; \
 	  echo "once more, alone: what failed beside others. What passes now is unsteady: mend it"; \

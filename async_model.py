@@ -201,6 +201,7 @@ async def _until(
     scheduler = engine.scheduler
     reader, goes_on = _reader()
     for request in requests:
+        # One that has an owner of its own is not given up for another that its reader waits for.
         scheduler.awaits(request, request.news if reads_all else reader, goes_on)
     try:
         while True:

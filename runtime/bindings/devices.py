@@ -117,7 +117,8 @@ def _handles() -> tuple[int, ...]:
     count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
     get = native_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     handles = tuple(get(index) for index in range(count))
-    _process = _process or os.getpid()
+    if _process is None:
+        _process = os.getpid()
     if _process != os.getpid() and any(_backend_of(handle) == "CUDA" for handle in handles):
         # Any call of CUDA's would fail, and ggml end the process.
         raise EngineError(

@@ -89,7 +89,7 @@ class Steps:
     ) -> Taken | None:
         """Decode and choose until something is to be done; None where C++ was not built.
 
-        That is at the latest after ``most`` steps or so many seconds, or when a token ends an
+        That is at the latest after ``most`` steps or about so many seconds, or when a token ends an
         answer.
 
         Args:

@@ -58,9 +58,10 @@ struct Choice {
 };
 
 // Decodes the tokens of `batch`, one for each sequence, chooses the next of each, and goes on with these: `most`
-// times, for about `seconds` (the nearest number of steps), until a token ends an answer, or until `stop` or `attention` is not 0. Writes what was chosen
-// to `tokens`, [most][batch->n_tokens], to `n_decoded` how often it decoded without an error (once more than it chose
-// where logits are NaN), and to `status` what llama.cpp returned last. Returns how often it chose.
+// times, for as many steps as end nearest to `seconds`, until a token ends an answer, or until `stop` or `attention`
+// is not 0. Writes what was chosen to `tokens`, [most][batch->n_tokens], to `n_decoded` how often it decoded without
+// an error (once more than it chose where logits are NaN), and to `status` what llama.cpp returned last. Returns how
+// often it chose.
 int32_t llama4_edge_steps(const Llama *llama, Batch *batch, const Choice *choices, const int32_t *ends, int32_t n_ends,
                           int32_t most, double seconds, const volatile char *stop, const volatile char *attention,
                           int32_t *tokens, int32_t *n_decoded, int32_t *status) {

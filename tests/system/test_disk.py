@@ -17,14 +17,20 @@ PIECE = 2**20
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is measured")
 
 
-@linux_only
-def test_a_rate_is_that_of_reading_the_file_in_half_a_second(tmp_path: Path) -> None:
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """80 MiB that are on the disk."""
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(1 << 20) * 80)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+    return path
+
+
+@linux_only
+def test_a_rate_is_that_of_reading_the_file_in_half_a_second(weights: Path) -> None:
     begun = time.perf_counter()
-    rate = read_rate(path, PIECE)
+    rate = read_rate(weights, PIECE)
     seconds = time.perf_counter() - begun
     if rate.bytes_per_second is None and "older" in rate.source:
         pytest.skip(rate.source)
@@ -36,14 +42,10 @@ def test_a_rate_is_that_of_reading_the_file_in_half_a_second(tmp_path: Path) -> 
 
 @linux_only
 def test_a_piece_is_read_however_late_it_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(os.urandom(1 << 20) * 80)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     monkeypatch.setattr(disk, "_LONG_ENOUGH", 0.0)
-    rate = read_rate(path, PIECE)
+    rate = read_rate(weights, PIECE)
     if rate.bytes_per_second is None and "older" in rate.source:
         pytest.skip(rate.source)
     assert rate.source == "measured now, by mapping parts of the file"
@@ -71,26 +73,23 @@ def test_a_file_that_is_not_there_gives_the_systems_reason(tmp_path: Path) -> No
 
 
 @linux_only
-def test_pages_that_stay_in_memory_are_not_taken_for_a_fast_disk(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(os.urandom(1 << 20) * 80)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-            assert sum(mapping[:: mmap.PAGESIZE]) > 0  # another user of every page
-            rate = read_rate(path, PIECE)
+def test_pages_that_stay_in_memory_are_not_taken_for_a_fast_disk(weights: Path) -> None:
+    with (
+        weights.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+    ):
+        assert sum(mapping[:: mmap.PAGESIZE]) > 0  # another user of every page
+        rate = read_rate(weights, PIECE)
     assert rate.bytes_per_second is None
     assert "stays in memory" in rate.source
 
 
 @linux_only
 def test_a_file_that_becomes_shorter_meanwhile_does_no_harm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(os.urandom(1 << 20) * 80)
-    monkeypatch.setattr(disk, "forget_cached", lambda *_: os.truncate(path, 0))
-    rate = read_rate(path, PIECE)
+    monkeypatch.setattr(disk, "forget_cached", lambda *_: os.truncate(weights, 0))
+    rate = read_rate(weights, PIECE)
     assert rate == ReadRate(None, "not measured because the file cannot be read: Bad address")
 
 

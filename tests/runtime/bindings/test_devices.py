@@ -35,7 +35,7 @@ def test_the_cpu_is_listed_with_the_memory_of_this_process() -> None:
 
 
 def test_a_fork_is_refused_the_cuda_that_its_parent_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_process", os.getppid())
+    monkeypatch.setattr(devices, "_process", os.getpid() + 1)
     assert [device.name for device in list_devices()] == ["CPU"]
     monkeypatch.setattr(devices, "_backend_of", lambda _handle: "CUDA")
     with pytest.raises(EngineError, match=r"in a fork of a process .* method \"spawn\""):
