@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import pytest
 
+from llama4_edge.errors import EngineError
 from llama4_edge.runtime.bindings import amx, amx_probe, library
 from llama4_edge.runtime.bindings.amx import AMXState, extra_buffers_are_safe, use_extra_bufts
 from llama4_edge.runtime.bindings.build import build_command
@@ -192,14 +193,14 @@ def test_the_trial_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_trial_runs_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # With n_gpu_layers 0 and a GPU among the devices, no AMX kernel would be reached.
     bindings, devices = library.llama(), []
-    load = bindings.llama_model_load_from_file
 
-    def record(path: bytes, parameters: Any) -> Any:
+    def record(_path: bytes, parameters: Any) -> None:
         address = ctypes.cast(parameters.devices, ctypes.POINTER(ctypes.c_void_p))
         devices.append(bool(address) and address[0] is None)
-        return load(path, parameters)
 
     monkeypatch.setattr(bindings, "llama_model_load_from_file", record)
     amx_probe.write_model(tmp_path / "trial.gguf")
-    amx_probe.decode(tmp_path / "trial.gguf")
+    # (Nothing is computed: where AMX cannot be used, that ends the process.)
+    with pytest.raises(EngineError, match="the trial model does not load"):
+        amx_probe.decode(tmp_path / "trial.gguf")
     assert devices == [True]
